@@ -1,0 +1,54 @@
+"""The stages of dvc.yaml, one module each: `python -m pipeline.train` reads params.yaml, calls lmlab, writes outputs.
+
+A queued or temporary experiment runs in a copy of the project while an editable install points at the original. So the
+`src` beside this folder goes first, and anything else that answers to `lmlab` is refused.
+"""
+
+import functools
+import json
+import sys
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TypeVar
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "src"))
+
+import typer  # noqa: E402
+
+import lmlab  # noqa: E402
+from lmlab import errors, lifeline, params, parts  # noqa: E402
+
+if not Path(lmlab.__file__).is_relative_to(ROOT):
+    raise ImportError(f"lmlab was imported from {lmlab.__file__}, not from {ROOT / 'src'}: run from the project's folder")
+sys.excepthook = errors.report
+
+P = TypeVar("P", bound=params.Params)
+
+
+def read_params(section: str, kind: type[P]) -> tuple[P, dict[str, parts.Choice]]:
+    """A section of params.yaml, and the parts its keys name."""
+    tree = params.read()
+    values = params.section(tree, section, kind)
+    return values, parts.choices(tree, section, values)
+
+
+def run_stage(command: Callable[..., dict[str, float] | None]) -> None:
+    """Run a stage's command: check all params first, stop if the parent dies, note the time in `data/timing`."""
+
+    @functools.wraps(command)
+    @errors.one_line
+    def stage(**paths: Any) -> None:
+        lifeline.stop_with_parent()
+        started = time.perf_counter()
+        import_module("lmlab.preflight").check(params.read())
+        facts = command(**paths) or {}
+        timing = Path("data/timing") / f"{command.__name__}.json"
+        timing.parent.mkdir(parents=True, exist_ok=True)
+        timing.write_text(json.dumps({"seconds": time.perf_counter() - started, **facts}, indent=2) + "\n")
+
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(stage)
+    app()

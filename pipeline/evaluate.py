@@ -1,0 +1,34 @@
+"""Stage `evaluate`: what the model is worth, on whole splits and beside references."""
+
+from pathlib import Path
+
+from lmlab.device import use_device
+from lmlab.evaluation import results as library
+from lmlab.evaluation.results import EvaluateParams
+from lmlab.files import read_json
+from lmlab.models import base as models
+from lmlab.shards import open_shards
+from lmlab.tokenizers import base as tokenizers
+from pipeline import read_params, run_stage
+
+
+def evaluate(
+    corpus: Path = Path("data/corpus"),
+    tokenizer: Path = Path("data/tokenizer"),
+    shards: Path = Path("data/shards"),
+    model: Path = Path("data/model"),
+    log: Path = Path("data/training"),
+    results: Path = Path("results"),
+) -> None:
+    """Score MODEL on the validation and test splits of SHARDS; write RESULTS."""
+    params, _ = read_params("evaluate", EvaluateParams)
+    fitted = tokenizers.load(tokenizer / "tokenizer.json")
+    split = open_shards(shards, tokenizer / "tokenizer.json")
+    trained, saved = models.load(model, use_device(params.device, params.threads))
+    library.check_model_fits(saved, split)
+    entropy = read_json(corpus / "manifest.json", made_by="download").get("entropy_bits_per_byte")
+    library.evaluate(params, trained, saved, split, fitted, log / "log.jsonl", entropy, results)
+
+
+if __name__ == "__main__":
+    run_stage(evaluate)

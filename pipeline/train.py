@@ -1,0 +1,25 @@
+"""Stage `train`: a model learns from the train split's shards."""
+
+from pathlib import Path
+
+from lmlab import training
+from lmlab.shards import open_shards
+from lmlab.tokenizers import base as tokenizers
+from lmlab.training import TrainParams
+from pipeline import read_params, run_stage
+
+
+def train(
+    shards: Path = Path("data/shards"),
+    tokenizer: Path = Path("data/tokenizer"),
+    model: Path = Path("data/model"),
+    log: Path = Path("data/training"),
+) -> dict[str, float]:
+    """Train on SHARDS; write the weights to MODEL and the log of the training to LOG."""
+    params, parts = read_params("train", TrainParams)
+    fitted = tokenizers.load(tokenizer / "tokenizer.json")
+    return training.train(params, parts, open_shards(shards, tokenizer / "tokenizer.json"), fitted, model, log)
+
+
+if __name__ == "__main__":
+    run_stage(train)

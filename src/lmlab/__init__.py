@@ -1,0 +1,3 @@
+"""lmlab: a laboratory for small language models built from scratch. README.md says where each thing lives."""
+
+__version__ = "0.1.0"

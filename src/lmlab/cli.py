@@ -1,0 +1,85 @@
+"""`lmlab`: what is not a stage of the pipeline. Heavy imports wait until a command needs them, so `--help` is quick."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lmlab import errors
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    help="A laboratory for small language models built from scratch. The pipeline itself runs with `dvc repro`.",
+)
+
+
+@app.command()
+@errors.one_line
+def parts() -> None:
+    """List every kind of part and every part of it, one line each."""
+    from lmlab import catalogue
+
+    for kind, members in catalogue.parts().items():
+        typer.echo(typer.style(kind, bold=True))
+        width = max(len(name) for name in members)
+        for name, line in members.items():
+            typer.echo(f"  {name:<{width}}  {line}")
+
+
+@app.command()
+@errors.one_line
+def check() -> None:
+    """Check params.yaml as every stage does before it starts, without running anything."""
+    from lmlab import params, preflight
+
+    preflight.check(params.read())
+    typer.echo("params.yaml is fine")
+
+
+@app.command()
+@errors.one_line
+def summary() -> None:
+    """Show what the last run gave: corpus, model, measures beside references, speed, a sample."""
+    from lmlab import summary as library
+
+    library.show()
+
+
+@app.command()
+@errors.one_line
+def sample(
+    prompt: Annotated[str, typer.Argument(help="The text to go on from; none starts a new one.")] = "",
+    tokens: Annotated[int, typer.Option(min=1, help="How many tokens to add at most.")] = 300,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="1: as the model believes; lower: safer; 0: the likeliest.")
+    ] = 0.8,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed draws another text.")] = 0,
+    model: Annotated[Path, typer.Option(help="The trained model's folder.")] = Path("data/model"),
+    tokenizer: Annotated[Path, typer.Option(help="Its tokenizer's folder.")] = Path("data/tokenizer"),
+) -> None:
+    """Let the trained model go on from PROMPT, printing as it generates."""
+    import torch
+
+    from lmlab import generation
+    from lmlab.files import sha256
+    from lmlab.models import base as models
+    from lmlab.tokenizers import base as tokenizers
+
+    fitted = tokenizers.load(tokenizer / "tokenizer.json")
+    trained, saved = models.load(model, torch.device("cpu"))
+    if saved.get("tokenizer_sha256") != sha256(tokenizer / "tokenizer.json"):
+        raise errors.UserError(f"{model} was trained with another tokenizer than {tokenizer}; run `dvc repro`")
+    sys.stdout.write(prompt)
+    for text in generation.sample_text(trained, fitted, prompt, tokens, temperature, seed):
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+def main() -> None:
+    """The console script."""
+    sys.excepthook = errors.report
+    app()

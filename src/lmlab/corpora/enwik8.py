@@ -1,0 +1,36 @@
+"""enwik8: the first 100,000,000 bytes of an English Wikipedia dump with its markup, by URL (Hutter Prize text)."""
+
+import io
+import zipfile
+from collections.abc import Iterator
+from typing import Any
+
+from lmlab import fetching
+from lmlab.corpora.base import PIECE_CHARACTERS, Corpus, Document
+from lmlab.params import Params
+
+ADDRESS = "http://mattmahoney.net/dc/enwik8.zip"
+SHA256 = "2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8"
+
+
+class Options(Params):
+    """This corpus has none."""
+
+
+class Enwik8(Corpus):
+    """One document, read in pieces."""
+
+    source = ADDRESS
+    licence = "Wikipedia's (CC BY-SA)"
+
+    def __init__(self, options: Options) -> None:
+        pass
+
+    def documents(self) -> Iterator[Document]:
+        archive = fetching.url(ADDRESS, SHA256, "enwik8.zip")
+        with zipfile.ZipFile(archive) as opened, opened.open("enwik8") as raw:
+            text = io.TextIOWrapper(raw, encoding="utf-8", newline="")
+            yield Document("enwik8", iter(lambda: text.read(PIECE_CHARACTERS), ""))
+
+    def facts(self) -> dict[str, Any]:
+        return {"archive_sha256": SHA256}

@@ -1,0 +1,105 @@
+"""A Markov source of chosen order: random letters whose exact entropy is known, so learning has a measured floor.
+
+Shannon (1948): the entropy rate is the entropy of the next letter given its state, averaged over the stationary
+distribution of the states.
+"""
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from lmlab.corpora.base import Corpus, Document
+from lmlab.params import Params
+
+ALPHABET = "abcdefghijklmnopqrstuvwxyz"
+MOST_STATES = 200_000
+
+
+class Options(Params):
+    """Options of the source."""
+
+    order: int = Field(ge=0)
+    letters: int = Field(ge=2, le=len(ALPHABET))
+    concentration: float = Field(gt=0)
+    documents: int = Field(ge=1)
+    characters: int = Field(ge=1)
+    seed: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Options":
+        if self.letters**self.order > MOST_STATES:
+            raise ValueError(f"letters ** order is {self.letters**self.order:,} states; at most {MOST_STATES:,} are kept")
+        if self.characters < self.order:
+            raise ValueError(f"characters should be at least order ({self.order})")
+        return self
+
+
+class Markov(Corpus):
+    """Documents of equal length; each starts in a state drawn from the stationary distribution."""
+
+    licence = "none needed: generated"
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.source = f"Markov source of order {options.order} over {options.letters} letters, seed {options.seed}"
+
+    @cached_property
+    def transitions(self) -> NDArray[np.float64]:
+        """P(next letter | state), shape (letters ** order, letters), rows drawn from a symmetric Dirichlet."""
+        options = self.options
+        chance = np.random.default_rng([options.seed, 0])
+        states = options.letters**options.order
+        return chance.dirichlet(np.full(options.letters, options.concentration), size=states)
+
+    @cached_property
+    def stationary(self) -> NDArray[np.float64]:
+        """The distribution over states that a step leaves as it is, shape (letters ** order,), by power iteration."""
+        letters, states = self.options.letters, len(self.transitions)
+        share = np.full(states, 1 / states)
+        for _ in range(100_000):
+            # a state's last letters, then one more: (a, b) -> (b, c), so the first letter is summed away
+            flow = share[:, None] * self.transitions
+            after = flow.reshape(letters, states).sum(axis=0) if states > 1 else share
+            if np.abs(after - share).sum() < 1e-14:
+                break
+            share = 0.5 * (after + share)  # the average cannot oscillate in a periodic chain
+        return share / share.sum()
+
+    def documents(self) -> Iterator[Document]:
+        options = self.options
+        chance = np.random.default_rng([options.seed, 1])
+        states = len(self.transitions)
+        state = chance.choice(states, size=options.documents, p=self.stationary)
+        text = np.empty((options.documents, options.characters), dtype=np.uint8)
+        for place in range(options.order):
+            text[:, place] = state // options.letters ** (options.order - 1 - place) % options.letters
+        cumulative = self.transitions.cumsum(axis=1)
+        for place in range(options.order, options.characters):
+            drawn = chance.random(options.documents)[:, None]
+            letter = np.minimum((cumulative[state] < drawn).sum(axis=1), options.letters - 1)
+            text[:, place] = letter
+            state = (state * options.letters + letter) % states
+        letters = np.frombuffer(ALPHABET.encode(), dtype=np.uint8)
+        for number, row in enumerate(letters[text]):
+            yield Document(f"markov-{number}", [row.tobytes().decode("ascii")])
+
+    def facts(self) -> dict[str, Any]:
+        return {"entropy_bits_per_byte": self.entropy()}
+
+    def entropy(self) -> float:
+        """Expected bits per character of a document whose start is drawn from the stationary distribution."""
+        of_state = _entropy(self.transitions)
+        rate = float(self.stationary @ of_state)
+        start = float(_entropy(self.stationary[None])[0])
+        options = self.options
+        return (start + (options.characters - options.order) * rate) / options.characters
+
+
+def _entropy(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Entropy in bits of each row of probabilities."""
+    logs = np.log2(rows, out=np.zeros_like(rows), where=rows > 0)
+    return np.asarray(-(rows * logs).sum(axis=1))

@@ -1,0 +1,36 @@
+"""text8: 100,000,000 characters of English Wikipedia cleaned to a-z and space, by URL."""
+
+import io
+import zipfile
+from collections.abc import Iterator
+from typing import Any
+
+from lmlab import fetching
+from lmlab.corpora.base import PIECE_CHARACTERS, Corpus, Document
+from lmlab.params import Params
+
+ADDRESS = "http://mattmahoney.net/dc/text8.zip"
+SHA256 = "6e890197040d37d85beb962ae1f041ff1d9a9ca8d20c7d99c85027eebf51dca7"
+
+
+class Options(Params):
+    """This corpus has none."""
+
+
+class Text8(Corpus):
+    """One document, read in pieces."""
+
+    source = ADDRESS
+    licence = "Wikipedia's (CC BY-SA)"
+
+    def __init__(self, options: Options) -> None:
+        pass
+
+    def documents(self) -> Iterator[Document]:
+        archive = fetching.url(ADDRESS, SHA256, "text8.zip")
+        with zipfile.ZipFile(archive) as opened, opened.open("text8") as raw:
+            text = io.TextIOWrapper(raw, encoding="utf-8", newline="")
+            yield Document("text8", iter(lambda: text.read(PIECE_CHARACTERS), ""))
+
+    def facts(self) -> dict[str, Any]:
+        return {"archive_sha256": SHA256}

@@ -1,0 +1,34 @@
+"""Documents in Parquet, as `download` leaves them: how they are stored, and reading them back as a stream.
+
+One file a split. A row is a part of a document of at most PART_CHARACTERS, cut at a line's end, so that no step ever needs
+more than a part in memory; part 0 begins a document.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lmlab.errors import UserError
+
+SPLITS = ("train", "validation", "test")
+PART_CHARACTERS = 1 << 20
+ROW_GROUP_BYTES = 4 << 20
+SCHEMA = pa.schema([("document", pa.int64()), ("part", pa.int32()), ("name", pa.string()), ("text", pa.large_string())])
+
+
+def read_parts(path: Path) -> Iterator[tuple[int, int, str]]:
+    """Stream (document, part, text) from one split's file."""
+    for batch in open_split(path).iter_batches(batch_size=64, columns=["document", "part", "text"]):
+        yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+
+
+def open_split(path: Path) -> pq.ParquetFile:
+    """Open one split's file. Raises UserError when it is missing or damaged."""
+    try:
+        return pq.ParquetFile(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; run `dvc repro download` to make it") from None
+    except (pa.ArrowInvalid, OSError):
+        raise UserError(f"{path} is damaged; run `dvc repro --force download` to make it again") from None

@@ -1,0 +1,37 @@
+"""What a text costs without any neural network: a reading of a model's loss says little until these stand beside it.
+
+Every reference sees the train split's stream of ids and is charged for the same tokens of the same split as the model.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmlab.evaluation.kneser_ney import KneserNey
+
+Stream = NDArray[np.unsignedinteger[Any]]
+
+
+def uniform(stream: Stream, document: int) -> float:
+    """Nats of a stream's text when each of the `document` ids that stand for text is equally likely."""
+    return float((stream != document).sum() * np.log(document))
+
+
+def unigram(train: Stream, stream: Stream, document: int) -> float:
+    """Nats under the frequencies of the train split's text, with one added to each count."""
+    counts = np.bincount(train, minlength=document + 1)[:document] + 1
+    text = stream[stream != document]
+    return float(-np.log(counts / counts.sum())[text].sum())
+
+
+class NGram:
+    """An interpolated Kneser-Ney n-gram over a train stream, for several splits."""
+
+    def __init__(self, train: Stream, document: int, order: int) -> None:
+        self.document = document
+        self.model = KneserNey(train, document + 1, order)
+
+    def nats(self, stream: Stream) -> float:
+        """Nats of a stream's text; document tokens give context and cost nothing, as for the model."""
+        return float(self.model.nats(stream)[stream != self.document].sum())

@@ -1,0 +1,156 @@
+"""What `evaluate` writes: the measures of a trained model beside references, small text files that Git keeps."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from lmlab import generation
+from lmlab.errors import UserError
+from lmlab.evaluation import references
+from lmlab.evaluation.scoring import Score, bits_per_byte, score
+from lmlab.files import whole_file, write_json
+from lmlab.models.base import LanguageModel
+from lmlab.params import Params
+from lmlab.shards import Shards
+from lmlab.tokenizers.base import Tokenizer
+
+MOST_CURVE_ROWS = 1000
+
+
+class EvaluateParams(Params):
+    """The section `evaluate`."""
+
+    stride: int = Field(ge=1)
+    ngram_order: int = Field(ge=1, le=12)
+    ngram_megatokens: float = Field(gt=0)
+    prompts: list[str]
+    sample_tokens: int = Field(ge=0)
+    temperature: float = Field(ge=0)
+    seed: int = Field(ge=0)
+    device: Literal["cpu", "cuda", "mps"]
+    threads: int = Field(ge=1)
+
+
+def evaluate(
+    params: EvaluateParams,
+    model: LanguageModel,
+    saved: dict[str, Any],
+    shards: Shards,
+    tokenizer: Tokenizer,
+    log: Path,
+    entropy: float | None,
+    folder: Path,
+) -> dict[str, Any]:
+    """Score the validation and test splits, fit the references, draw samples; write all of it and return the metrics.
+
+    `entropy` is the exact entropy of a synthetic corpus in bits per byte, None for any other.
+    """
+    stride = min(params.stride, model.context)
+    splits = [split for split in ("validation", "test") if shards.count(split, "tokens")]
+    metrics: dict[str, Any] = {}
+    scores: dict[str, Score] = {}
+    for split in splits:
+        scored = score(model, shards.stream(split), shards.document, model.context, stride, f"evaluate: {split}")
+        scores[split] = scored
+        metrics[split] = _measures(scored, shards.count(split, "bytes"))
+    metrics["references"] = _references(params, shards, splits)
+    if entropy is not None:
+        metrics["references"]["source_entropy"] = entropy
+    metrics |= {"window": model.context, "stride": stride, "parameters": saved["parameters"]}
+    metrics["tokens_seen"] = saved["tokens"]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "metrics.json", metrics)
+    _write_curves(log, folder)
+    _write_csv(folder / "loss_by_position.csv", _by_position(scores))
+    _write_csv(folder / "calibration.csv", _calibration(scores["validation"]))
+    with whole_file(folder / "samples.md") as partial:
+        partial.write_text(_samples(params, model, tokenizer), encoding="utf-8")
+    return metrics
+
+
+def check_model_fits(saved: dict[str, Any], shards: Shards) -> None:
+    """Raise UserError when a model was trained with another tokenizer than the shards were made with."""
+    if saved.get("tokenizer_sha256") != shards.manifest["tokenizer_sha256"] or saved["vocabulary"] != shards.vocabulary:
+        raise UserError(
+            "data/model was trained with another tokenizer than data/shards was made with; run `dvc repro train`"
+        )
+
+
+def _measures(scored: Score, size: int) -> dict[str, float]:
+    return {
+        "bits_per_byte": bits_per_byte(scored.nats, size),
+        "nats_per_token": scored.nats_per_token,
+        "perplexity": math.exp(scored.nats_per_token),
+        "accuracy": scored.accuracy,
+        "calibration_error": scored.calibration_error,
+        "tokens": scored.tokens,
+        "bytes": size,
+    }
+
+
+def _references(params: EvaluateParams, shards: Shards, splits: list[str]) -> dict[str, Any]:
+    """Bits per byte of each reference on each split; fitted to the whole train split or its first `ngram_megatokens`."""
+    train = shards.stream("train")[: int(params.ngram_megatokens * 1e6)]
+    ngram = references.NGram(train, shards.document, params.ngram_order)
+    answers: dict[str, Any] = {}
+    for split in splits:
+        stream, size = shards.stream(split), shards.count(split, "bytes")
+        nats = {
+            "uniform": references.uniform(stream, shards.document),
+            "unigram": references.unigram(train, stream, shards.document),
+            "kneser_ney": ngram.nats(stream),
+        }
+        answers[split] = {name: bits_per_byte(value, size) for name, value in nats.items()}
+    return {**answers, "kneser_ney_order": params.ngram_order, "train_tokens": len(train)}
+
+
+def _write_curves(log: Path, folder: Path) -> None:
+    """The training log as two tables that plots can be drawn from, thinned to at most MOST_CURVE_ROWS rows."""
+    try:
+        rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError:
+        raise UserError(f"{log} is missing; run `dvc repro train` to make it") from None
+    except json.JSONDecodeError:
+        raise UserError(f"{log} is damaged; run `dvc repro --force train` to make it again") from None
+    for name, marker in (("training", "train_nats"), ("validation", "validation_nats")):
+        kept = [row for row in rows if marker in row]
+        every = -(-len(kept) // MOST_CURVE_ROWS) or 1
+        _write_csv(folder / f"{name}.csv", pd.DataFrame(kept[::-1][::every][::-1]))
+
+
+def _by_position(scores: dict[str, Score]) -> pd.DataFrame:
+    """Mean loss at each position of the window, 1 being the first, one column a split."""
+    with np.errstate(invalid="ignore"):
+        columns = {f"{split}_nats": pd.Series(scored.nats_at / scored.tokens_at) for split, scored in scores.items()}
+    table = pd.DataFrame(columns)
+    table.insert(0, "position", table.index + 1)
+    return table.dropna()
+
+
+def _calibration(scored: Score) -> pd.DataFrame:
+    """For each bin of confidence that was used: how sure the model was on average, and how often it was right."""
+    used = scored.calls > 0
+    calls = scored.calls[used]
+    shares = {"confidence": scored.confidence[used] / calls, "accuracy": scored.right[used] / calls, "predictions": calls}
+    return pd.DataFrame(shares)
+
+
+def _write_csv(path: Path, table: pd.DataFrame) -> None:
+    with whole_file(path) as partial:
+        table.to_csv(partial, index=False, lineterminator="\n")
+
+
+def _samples(params: EvaluateParams, model: LanguageModel, tokenizer: Tokenizer) -> str:
+    """A page of generated text, one block for each prompt."""
+    page = [f"# Samples\n\nTemperature {params.temperature}, seed {params.seed}, {params.sample_tokens} tokens each.\n"]
+    for prompt in params.prompts:
+        text = generation.sample_text(model, tokenizer, prompt, params.sample_tokens, params.temperature, params.seed)
+        title = f"After `{prompt}`" if prompt else "From nothing"
+        fence = "~~~~~~"
+        page.append(f"## {title}\n\n{fence}text\n{prompt}{''.join(text).rstrip()}\n{fence}\n")
+    return "\n".join(page)

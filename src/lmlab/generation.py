@@ -1,0 +1,65 @@
+"""Text from a model, one token at a time, remembering what it has read (a key-value cache in attention)."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lmlab.models.base import LanguageModel
+from lmlab.tokenizers.base import Tokenizer
+
+MOST_HELD_BACK = 16
+"""A character may need several tokens; text that is still not whole after this many is shown as it is."""
+
+
+def sample_ids(model: LanguageModel, prompt: list[int], count: int, temperature: float, seed: int) -> Iterator[int]:
+    """Yield `count` ids that follow the prompt, drawn with a generator of their own.
+
+    `temperature` 0 takes the likeliest token each time. Up to the model's context the distribution is that of the full
+    forward pass; beyond it the memory forgets the oldest tokens.
+    """
+    device = next(model.parameters()).device
+    chance = torch.Generator().manual_seed(seed)
+    memory = model.new_memory()
+    was_training = model.training
+    model.eval()
+    try:
+        tokens = torch.tensor([prompt[-model.context :]], device=device)
+        for _ in range(count):
+            with torch.no_grad():
+                logits_V = model(tokens, memory)[0, -1].float().cpu()
+            chosen = _draw(logits_V, temperature, chance)
+            yield chosen
+            tokens = torch.tensor([[chosen]], device=device)
+    finally:
+        model.train(was_training)
+
+
+def _draw(logits_V: Tensor, temperature: float, chance: torch.Generator) -> int:
+    if temperature == 0:
+        return int(logits_V.argmax())
+    return int(torch.multinomial(nn.functional.softmax(logits_V / temperature, dim=-1), 1, generator=chance))
+
+
+def sample_text(
+    model: LanguageModel, tokenizer: Tokenizer, prompt: str, count: int, temperature: float, seed: int
+) -> Iterator[str]:
+    """Yield the text that follows the prompt as it grows, whole characters at a time; it ends where a document does."""
+    start = [tokenizer.document, *tokenizer.encode(prompt).tolist()]
+    held: list[int] = []
+    for chosen in sample_ids(model, start, count, temperature, seed):
+        if chosen == tokenizer.document:
+            break
+        held.append(chosen)
+        text = tokenizer.decode(_ids(held))
+        if not text.endswith("\ufffd") or len(held) >= MOST_HELD_BACK:
+            yield text
+            held = []
+    if held:
+        yield tokenizer.decode(_ids(held))
+
+
+def _ids(values: list[int]) -> np.ndarray[Any, np.dtype[np.uint32]]:
+    return np.array(values, dtype=np.uint32)

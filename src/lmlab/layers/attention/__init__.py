@@ -1,0 +1,1 @@
+"""How a token sees the tokens before it: one module per attention."""

@@ -1,0 +1,1 @@
+"""What is computed at each position alone: one module per feed-forward layer."""

@@ -1,0 +1,26 @@
+"""Two linear maps with a squared rectifier between (So et al. 2021, "Primer")."""
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from lmlab.layers.feed_forward.base import FeedForward
+from lmlab.params import Params
+
+
+class Options(Params):
+    """Options of the layer."""
+
+    expansion: float = Field(gt=0)
+
+
+class ReLUSquared(FeedForward):
+    """out(max(up(x), 0)²)."""
+
+    def __init__(self, options: Options, width: int) -> None:
+        super().__init__()
+        hidden = max(1, round(options.expansion * width))
+        self.up = nn.Linear(width, hidden, bias=False)
+        self.out = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.out(nn.functional.relu(self.up(x_BTD)).square())

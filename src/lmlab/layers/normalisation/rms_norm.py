@@ -1,0 +1,26 @@
+"""Root-mean-square normalisation (Zhang & Sennrich 2019): divide by the root of the mean square, times a learned gain."""
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from lmlab.layers.normalisation.base import Normalisation
+from lmlab.params import Params
+
+
+class Options(Params):
+    """Options of the normalisation."""
+
+    epsilon: float = Field(gt=0)
+
+
+class RMSNorm(Normalisation):
+    """x / sqrt(mean(x²) + epsilon) * gain."""
+
+    def __init__(self, options: Options, width: int) -> None:
+        super().__init__()
+        self.epsilon = options.epsilon
+        self.gain = nn.Parameter(torch.ones(width))
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return nn.functional.rms_norm(x_BTD, (x_BTD.shape[-1],), self.gain, self.epsilon)

@@ -1,0 +1,1 @@
+"""How a loss becomes gradients: one module per learning rule."""

@@ -1,0 +1,94 @@
+"""What a language model is, how one is saved and loaded, and the loss of predicting the next token."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lmlab.errors import UserError
+from lmlab.files import read_json, whole_folder, write_json
+from lmlab.layers.memory import Memory
+from lmlab.parts import Choice, recall
+
+SPOILT = "run `dvc repro --force train` to make it again"
+
+
+class LanguageModel(nn.Module, ABC):
+    """Tokens in, logits of the next token out. It knows nothing of how it is trained.
+
+    Final classes take `(options, vocabulary, context, **inner parts)`. Changing token t leaves the logits before t as
+    they were, bit for bit.
+    """
+
+    vocabulary: int
+    context: int
+    """The number of tokens it is trained to see at a time."""
+    blocks: nn.ModuleList
+    """Each maps (x_BTD, memory) to x_BTD."""
+    readout: nn.Linear
+    """The last linear map, width to vocabulary."""
+
+    @abstractmethod
+    def embed(self, tokens_BT: Tensor, start: int = 0) -> Tensor:
+        """Token ids at positions start, start + 1, ... as vectors x_BTD."""
+
+    @abstractmethod
+    def head(self, x_BTD: Tensor) -> Tensor:
+        """The last block's output as logits_BTV."""
+
+    def forward(self, tokens_BT: Tensor, memory: list[Memory] | None = None) -> Tensor:
+        """logits_BTV; with a memory (from `new_memory`) the tokens go on where the last call ended."""
+        x_BTD = self.embed(tokens_BT, memory[0].seen if memory else 0)
+        for number, block in enumerate(self.blocks):
+            x_BTD = block(x_BTD, memory[number] if memory else None)
+        for of_block in memory or []:
+            of_block.seen += tokens_BT.shape[1]
+        return self.head(x_BTD)
+
+    def new_memory(self) -> list[Memory]:
+        """An empty memory for generation, one for each block (or a single one for a model without blocks)."""
+        return [Memory() for _ in range(max(1, len(self.blocks)))]
+
+
+def next_token_loss(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    """Mean cross-entropy in nats per token, a scalar in float32."""
+    return nn.functional.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten())
+
+
+def build(choice: Choice, vocabulary: int, context: int) -> LanguageModel:
+    """The chosen model, its weights drawn from torch's global generator."""
+    model: LanguageModel = choice.build(vocabulary=vocabulary, context=context)
+    return model
+
+
+def parameter_count(model: nn.Module) -> int:
+    """How many numbers are learned; a tied weight counts once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def save(folder: Path, choice: Choice, model: LanguageModel, facts: dict[str, Any]) -> None:
+    """Write `weights.safetensors` and `model.json` (what it is built from, and `facts` about its training)."""
+    with whole_folder(folder) as made:
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        save_file(weights, made / "weights.safetensors")
+        shape = {"vocabulary": model.vocabulary, "context": model.context, "parameters": parameter_count(model)}
+        write_json(made / "model.json", {"model": choice.record(), **shape, **facts})
+
+
+def load(folder: Path, device: torch.device) -> tuple[LanguageModel, dict[str, Any]]:
+    """The saved model in evaluation mode, and its `model.json`. Raises UserError when either file is missing or damaged."""
+    saved = read_json(folder / "model.json", made_by="train")
+    weights = folder / "weights.safetensors"
+    if not weights.exists():
+        raise UserError(f"{weights} is missing; run `dvc repro train` to make it")
+    try:
+        model = build(recall("models", saved["model"]), saved["vocabulary"], saved["context"])
+        model.load_state_dict(load_file(weights))
+    except (SafetensorError, RuntimeError, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{folder} is damaged or of another version of the model ({reason}); {SPOILT}") from None
+    return model.to(device).eval(), saved

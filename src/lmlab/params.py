@@ -1,0 +1,89 @@
+"""params.yaml as frozen, typed, strict objects. This is the only module that reads the file.
+
+Each section's class lives beside the code it steers (`TrainParams` in training.py, say) and derives from `Params`.
+A typo, a missing key or a wrong type ends in one line that names the key and the nearest right one.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from lmlab.errors import UserError
+
+Tree = Mapping[str, Any]
+"""The whole of params.yaml as nested mappings."""
+
+
+class Params(BaseModel):
+    """Base of every section and of every part's `Options`: unknown keys and wrong types are refused, nothing is hidden."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+
+
+P = TypeVar("P", bound=Params)
+
+
+def read(path: Path = Path("params.yaml")) -> Tree:
+    """Parse the file in YAML 1.2, the dialect DVC itself uses (so `3e-4` is a number and `on` is text)."""
+    try:
+        tree = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; run from the project's top folder") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} should hold sections such as `train:`, but is empty or a list")
+    return tree
+
+
+def block(tree: Tree, dotted: str) -> Tree:
+    """The mapping at `a.b.c`, empty where the key is absent or has no value."""
+    at: Any = tree
+    for depth, key in enumerate(dotted.split(".")):
+        if not isinstance(at, dict):
+            where = ".".join(dotted.split(".")[:depth])
+            raise UserError(f"params.yaml: {where} should be a block of keys, not {at!r}")
+        at = at.get(key)
+        if at is None:
+            return {}
+    if not isinstance(at, dict):
+        raise UserError(f"params.yaml: {dotted} should be a block of keys, not {at!r}")
+    return at
+
+
+def section(tree: Tree, dotted: str, kind: type[P]) -> P:
+    """The block at `dotted` as a `kind`; raises UserError naming the first key that is wrong."""
+    try:
+        return kind.model_validate(dict(block(tree, dotted)))
+    except ValidationError as error:
+        raise UserError(f"params.yaml: {_explain(error, dotted, kind)}") from None
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """A hint that names the known word closest to `word`, or all there are."""
+    known = sorted(words)
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {close[0]}?" if close else f"known here: {', '.join(known) or 'none'}"
+
+
+def _explain(error: ValidationError, dotted: str, kind: type[Params]) -> str:
+    # A mistyped key is also a missing one: the unknown key is the one that says what happened.
+    faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
+    fault = faults[0]
+    key = ".".join([dotted, *(str(step) for step in fault["loc"])])
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 and fault["type"] != "extra_forbidden" else ""
+    match fault["type"]:
+        case "extra_forbidden":
+            return f"{key} is not a known key; {nearest(str(fault['loc'][-1]), kind.model_fields)}"
+        case "missing":
+            return f"{key} is missing; add it under {dotted}{more}"
+        case "value_error":
+            return f"{key}: {fault['msg'].removeprefix('Value error, ')}{more}"
+        case _:
+            asked = fault["msg"].replace("Input should be", "should be", 1)
+            return f"{key} {asked}, not {fault['input']!r}{more}"

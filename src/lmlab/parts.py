@@ -1,0 +1,105 @@
+"""Parts: everything an experiment may swap is one module, chosen by its name.
+
+A kind of part is a package of lmlab (`corpora`, `tokenizers`, `layers.attention`, ...); a part is a module in it that
+holds one final class, named as the module is (`multi_head` holds `MultiHead`), and an `Options` model beside it. Its
+options stand in params.yaml under the same path: `layers.attention.multi_head`. Only the chosen module is imported, so
+that DVC can name exactly the files a run depends on, and a part that is broken harms no run that does not use it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from lmlab.errors import UserError
+from lmlab.params import Params, Tree, nearest, section
+
+_PACKAGE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Marks a key whose value names a part: `model: Annotated[str, OneOf("models")]`."""
+
+    kind: str
+
+
+def kinds() -> list[str]:
+    """Every kind of part, as the dotted path that params.yaml and the package tree share: folders that have a base.py."""
+    bases = sorted(_PACKAGE.rglob("base.py"))
+    return [".".join(base.parent.relative_to(_PACKAGE).parts) for base in bases]
+
+
+def names(kind: str) -> list[str]:
+    """The parts of a kind, found from the file names alone: nothing is imported."""
+    folder = _PACKAGE.joinpath(*kind.split("."))
+    return sorted(path.stem for path in folder.glob("*.py") if path.stem not in ("__init__", "base"))
+
+
+def find(kind: str, name: str, key: str = "") -> tuple[type[Any], type[Params]]:
+    """Import a part: its class and its `Options`. `key` is what asked for it, for the error message."""
+    if name not in names(kind):
+        asked = f"{key}: " if key else ""
+        raise UserError(f"params.yaml: {asked}there is no {name!r} in {kind}; {nearest(name, names(kind))}")
+    module = import_module(f"lmlab.{kind}.{name}")
+    wanted = name.replace("_", "")
+    classes = [value for value in vars(module).values() if isinstance(value, type) and value.__module__ == module.__name__]
+    matching = [cls for cls in classes if cls.__name__.lower() == wanted]
+    if len(matching) != 1 or not issubclass(getattr(module, "Options", type), Params):
+        raise TypeError(f"{module.__name__} should hold a class named like the module and a Params model named Options")
+    return matching[0], module.Options
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A part picked by name, with its options, and the parts it is itself built from."""
+
+    kind: str
+    name: str
+    options: Params
+    inner: dict[str, "Choice"] = field(default_factory=dict)
+
+    @cached_property
+    def part(self) -> type[Any]:
+        """The part's class."""
+        return find(self.kind, self.name)[0]
+
+    def build(self, *args: Any, **kwargs: Any) -> Any:
+        """Make the part: its class called with its options, what the caller gives, and its inner choices by name."""
+        return self.part(self.options, *args, **kwargs, **self.inner)
+
+    def record(self) -> dict[str, Any]:
+        """The choice as plain values for JSON; `recall` is the inverse."""
+        inner = {key: choice.record() for key, choice in self.inner.items()}
+        return {"name": self.name, "options": self.options.model_dump(), "inner": inner}
+
+
+def recall(kind: str, record: dict[str, Any]) -> Choice:
+    """The choice that `Choice.record` wrote down. Raises UserError if its part or options are no longer what they were."""
+    _, options_model = find(kind, record["name"])
+    options = section({"saved": record["options"]}, "saved", options_model)
+    marked = dict(_marked(options_model))
+    inner = {key: recall(marked[key], value) for key, value in record["inner"].items()}
+    return Choice(kind, record["name"], options, inner)
+
+
+def choose(tree: Tree, kind: str, name: str, key: str = "") -> Choice:
+    """The part `name` with the options that params.yaml gives it, and so on for the parts its options name."""
+    _, options_model = find(kind, name, key)
+    dotted = f"{kind}.{name}"
+    options = section(tree, dotted, options_model)
+    return Choice(kind, name, options, choices(tree, dotted, options))
+
+
+def choices(tree: Tree, dotted: str, params: Params) -> dict[str, Choice]:
+    """Every part that a section's keys name (those marked `OneOf`), by key."""
+    return {key: choose(tree, kind, getattr(params, key), f"{dotted}.{key}") for key, kind in _marked(type(params))}
+
+
+def _marked(model: type[Params]) -> Iterator[tuple[str, str]]:
+    for key, info in model.model_fields.items():
+        for mark in info.metadata:
+            if isinstance(mark, OneOf):
+                yield key, mark.kind

@@ -1,0 +1,61 @@
+"""Refuses a params.yaml that cannot work, before any stage starts: all sections, whichever stage is about to run.
+
+It can only refuse, never change what a stage writes; so it is not among the dependencies of any stage in dvc.yaml, and
+the stages load it by name.
+"""
+
+import torch
+
+from lmlab import params, parts
+from lmlab.collecting import DownloadParams
+from lmlab.errors import UserError
+from lmlab.evaluation.results import EvaluateParams
+from lmlab.models import base as models
+from lmlab.params import Params, Tree
+from lmlab.sharding import ShardParams
+from lmlab.tokenizers.base import TokenizerParams
+from lmlab.training import TrainParams
+
+SECTIONS: dict[str, type[Params]] = {
+    "download": DownloadParams,
+    "tokenizer": TokenizerParams,
+    "shard": ShardParams,
+    "train": TrainParams,
+    "evaluate": EvaluateParams,
+}
+SOME_VOCABULARY = 256
+
+
+def check(tree: Tree) -> None:
+    """Raise UserError naming the first key that is wrong, or the first combination that is impossible."""
+    kinds = parts.kinds()
+    _check_names(tree, "", [*SECTIONS, *kinds])
+    for kind in kinds:
+        known = parts.names(kind)
+        for name in params.block(tree, kind):
+            if name not in known:
+                raise UserError(f"params.yaml: {kind}.{name} is no part of lmlab; {params.nearest(str(name), known)}")
+    sections = {name: params.section(tree, name, model) for name, model in SECTIONS.items()}
+    chosen = {name: parts.choices(tree, name, section) for name, section in sections.items()}
+    chosen["download"]["corpus"].build()
+    train, evaluate = sections["train"], sections["evaluate"]
+    assert isinstance(train, TrainParams)
+    assert isinstance(evaluate, EvaluateParams)
+    with torch.device("meta"):
+        models.build(chosen["train"]["model"], SOME_VOCABULARY, train.context)
+    if evaluate.stride > train.context:
+        raise UserError(
+            f"params.yaml: evaluate.stride ({evaluate.stride}) is larger than train.context ({train.context}), so some"
+            f" tokens would never be scored; set it to {train.context} or less"
+        )
+
+
+def _check_names(tree: Tree, at: str, dotted: list[str]) -> None:
+    """Every key down to the kinds of parts is one that something reads."""
+    known = {name.split(".")[0] for name in dotted}
+    for key, value in tree.items():
+        if key not in known:
+            raise UserError(f"params.yaml: {at}{key} is not a known key; {params.nearest(str(key), known)}")
+        deeper = [name.split(".", 1)[1] for name in dotted if name.startswith(f"{key}.")]
+        if deeper and isinstance(value, dict):
+            _check_names(value, f"{at}{key}.", deeper)

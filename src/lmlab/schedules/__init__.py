@@ -1,0 +1,1 @@
+"""How the learning rate moves over a run: one module per schedule."""

@@ -1,0 +1,1 @@
+"""How text becomes numbers: one module per tokenizer."""

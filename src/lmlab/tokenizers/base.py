@@ -1,0 +1,112 @@
+"""What a tokenizer is, and how one is saved as a single JSON file a person can read."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmlab.errors import UserError
+from lmlab.files import read_json, write_json
+from lmlab.params import Params
+from lmlab.parts import Choice, OneOf, find
+
+Ids = NDArray[np.unsignedinteger[Any]]
+"""A one-dimensional array of token ids."""
+
+
+class TokenizerParams(Params):
+    """The section `tokenizer`."""
+
+    name: Annotated[str, OneOf("tokenizers")]
+
+
+class Tokenizer(ABC):
+    """Text to ids and back. Final classes: fitted by `fit`, rebuilt by `from_state`.
+
+    Ids below `document` stand for text; `document` is the one special token, put before each document and never part
+    of the text. A model over this tokenizer has `vocabulary` outputs.
+    """
+
+    token_bytes: list[bytes]
+    """The raw bytes each id stands for; empty for those that stand for no text of their own."""
+
+    @classmethod
+    @abstractmethod
+    def fit(cls, options: Any, texts: Iterable[str]) -> Self:
+        """Learn the vocabulary from the train split's texts, given as a stream."""
+
+    @abstractmethod
+    def encode(self, text: str) -> Ids:
+        """The ids of any text, known characters or not; without the document token."""
+
+    @abstractmethod
+    def decode(self, ids: Ids) -> str:
+        """The text of any ids, the inverse of `encode`; what no text gives becomes U+FFFD, the document token nothing."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """What was fitted, as plain values for JSON."""
+
+    @classmethod
+    @abstractmethod
+    def from_state(cls, state: dict[str, Any]) -> Self:
+        """The inverse of `state`."""
+
+    @property
+    def document(self) -> int:
+        """The id of the document token: the last one."""
+        return len(self.token_bytes) - 1
+
+    @property
+    def vocabulary(self) -> int:
+        """How many ids there are, the document token included."""
+        return len(self.token_bytes)
+
+
+def fit(choice: Choice, texts: Iterable[str]) -> Tokenizer:
+    """Fit the chosen tokenizer. Raises UserError when there is no text at all."""
+    tokenizer: Tokenizer = choice.part.fit(choice.options, texts)
+    return tokenizer
+
+
+def save(choice: Choice, tokenizer: Tokenizer, path: Path) -> None:
+    """Write `tokenizer.json`."""
+    shared = {"tokenizer": choice.name, "vocabulary": tokenizer.vocabulary, "document": tokenizer.document}
+    write_json(path, {**shared, **tokenizer.state()})
+
+
+def load(path: Path) -> Tokenizer:
+    """Read `tokenizer.json`. Raises UserError when it is missing, damaged or of a tokenizer that is no more."""
+    saved = read_json(path, made_by="tokenizer")
+    try:
+        part, _ = find("tokenizers", saved["tokenizer"])
+        tokenizer: Tokenizer = part.from_state(saved)
+        intact = tokenizer.vocabulary == saved["vocabulary"]
+    except (KeyError, TypeError, ValueError):
+        intact = False
+    if not intact:
+        raise UserError(f"{path} is damaged; run `dvc repro --force tokenizer` to make it again")
+    return tokenizer
+
+
+def report(tokenizer: Tokenizer, texts: Iterable[str]) -> dict[str, Any]:
+    """Vocabulary and compression over a stream of texts: bytes and characters per token."""
+    tokens = size = characters = 0
+    seen = np.zeros(tokenizer.vocabulary, dtype=np.int64)
+    for text in texts:
+        ids = tokenizer.encode(text)
+        tokens += len(ids)
+        size += len(text.encode("utf-8"))
+        characters += len(text)
+        seen += np.bincount(ids, minlength=tokenizer.vocabulary)
+    return {
+        "vocabulary": tokenizer.vocabulary,
+        "used": int((seen > 0).sum()),
+        "tokens": tokens,
+        "bytes": size,
+        "characters": characters,
+        "bytes_per_token": size / tokens,
+    }

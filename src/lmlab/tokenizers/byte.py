@@ -1,0 +1,37 @@
+"""Bytes: every text in UTF-8 is a sequence of 256 ids, and nothing is unknown."""
+
+from collections.abc import Iterable
+from typing import Any, Self
+
+import numpy as np
+
+from lmlab.params import Params
+from lmlab.tokenizers.base import Ids, Tokenizer
+
+
+class Options(Params):
+    """This tokenizer has none."""
+
+
+class Byte(Tokenizer):
+    """Id = byte; 256 is the document token."""
+
+    def __init__(self) -> None:
+        self.token_bytes = [bytes([value]) for value in range(256)] + [b""]
+
+    @classmethod
+    def fit(cls, options: Options, texts: Iterable[str]) -> Self:
+        return cls()
+
+    def encode(self, text: str) -> Ids:
+        return np.frombuffer(text.encode("utf-8", "surrogatepass"), dtype=np.uint8)
+
+    def decode(self, ids: Ids) -> str:
+        return ids[ids < 256].astype(np.uint8).tobytes().decode("utf-8", "replace")
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Self:
+        return cls()

@@ -1,0 +1,85 @@
+"""Characters: one id for each character of the train split; a character never seen there is spelled out.
+
+Its spelling is the `unseen` token and then its code point in base n + 1, most significant digit first, written with the
+ids 0..n themselves (n characters and the `unseen` token), always as many digits as the largest code point needs. So
+every text comes back whole, the vocabulary grows by one id only, and what the spelling costs is paid in ordinary tokens.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmlab.errors import UserError
+from lmlab.params import Params
+from lmlab.tokenizers.base import Ids, Tokenizer
+
+CODE_POINTS = 0x110000
+
+
+class Options(Params):
+    """This tokenizer has none."""
+
+
+class Character(Tokenizer):
+    """Ids 0..n-1 are the characters in the order of their code points, n is `unseen`, n+1 the document token."""
+
+    def __init__(self, characters: list[str]) -> None:
+        self.unseen = len(characters)
+        self.base = self.unseen + 1
+        self.digits = next(count for count in range(1, 22) if self.base**count >= CODE_POINTS)
+        self.token_bytes = [character.encode("utf-8", "surrogatepass") for character in characters] + [b"", b""]
+        self._points = np.array([ord(character) for character in characters], dtype=np.uint32)
+        self._type = np.min_scalar_type(self.unseen)
+        # one slot for each code point up to the largest known, and one for all beyond
+        self._ids = np.full(int(self._points.max()) + 2, self.unseen, dtype=self._type)
+        self._ids[self._points] = np.arange(self.unseen)
+
+    @classmethod
+    def fit(cls, options: Options, texts: Iterable[str]) -> Self:
+        characters: set[str] = set()
+        for text in texts:
+            characters.update(text)
+        if not characters:
+            raise UserError("the train split holds no text to fit a tokenizer to; run `dvc repro download`")
+        return cls(sorted(characters))
+
+    def encode(self, text: str) -> Ids:
+        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+        ids = self._ids[np.minimum(points, len(self._ids) - 1)]
+        places = np.flatnonzero(ids == self.unseen)
+        if not len(places):
+            return ids
+        weights = self.base ** np.arange(self.digits - 1, -1, -1)
+        spelled = points[places, None].astype(np.int64) // weights % self.base
+        return np.insert(ids, np.repeat(places + 1, self.digits), spelled.ravel().astype(self._type))
+
+    def decode(self, ids: Ids) -> str:
+        ids = ids[ids != self.document]
+        if not (ids == self.unseen).any():
+            return _text(self._points[ids])
+        points, at, values = [], 0, ids.tolist()
+        while at < len(values):
+            if values[at] != self.unseen:
+                points.append(int(self._points[values[at]]))
+                at += 1
+                continue
+            digits = values[at + 1 : at + 1 + self.digits]
+            point = 0
+            for digit in digits:
+                point = point * self.base + digit
+            points.append(point if len(digits) == self.digits and point < CODE_POINTS else 0xFFFD)
+            at += 1 + self.digits
+        return _text(np.array(points, dtype=np.uint32))
+
+    def state(self) -> dict[str, Any]:
+        return {"unseen": self.unseen, "characters": [chr(point) for point in self._points]}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Self:
+        return cls(state["characters"])
+
+
+def _text(points: NDArray[np.uint32]) -> str:
+    return points.tobytes().decode("utf-32-le", "surrogatepass")

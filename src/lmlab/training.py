@@ -1,0 +1,251 @@
+"""The training loop: gradients from the learning rule, clipped, applied by the optimizer at the schedule's rate.
+
+What a run ends in depends on its params, code and shards alone. It may be killed at any moment: started again it goes on
+from its last checkpoint and writes the same bytes as a run that was never stopped. Times go to the caller, not to the log.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+
+from lmlab import checkpoint, generation
+from lmlab.batches import Batches
+from lmlab.device import use_device
+from lmlab.errors import UserError
+from lmlab.evaluation.scoring import bits_per_byte, score
+from lmlab.learning_rules.base import LearningRule
+from lmlab.models import base as models
+from lmlab.models.base import LanguageModel
+from lmlab.optimizers.base import parameter_groups
+from lmlab.params import Params
+from lmlab.parts import Choice, OneOf
+from lmlab.progress import ProgressBar
+from lmlab.schedules.base import Schedule
+from lmlab.shards import Shards
+from lmlab.tokenizers.base import Tokenizer
+
+
+class TrainParams(Params):
+    """The section `train`."""
+
+    model: Annotated[str, OneOf("models")]
+    learning_rule: Annotated[str, OneOf("learning_rules")]
+    optimizer: Annotated[str, OneOf("optimizers")]
+    schedule: Annotated[str, OneOf("schedules")]
+    steps: int = Field(ge=1)
+    batch: int = Field(ge=1)
+    accumulate: int = Field(ge=1)
+    context: int = Field(ge=2)
+    clip: float = Field(ge=0)
+    seed: int = Field(ge=0)
+    data_seed: int = Field(ge=0)
+    pool_megatokens: float = Field(gt=0)
+    precision: Literal["float32", "bfloat16"]
+    device: Literal["cpu", "cuda", "mps"]
+    threads: int = Field(ge=1)
+    log_every: int = Field(ge=1)
+    validate_every: int = Field(ge=0)
+    sample_every: int = Field(ge=0)
+    checkpoint_seconds: float = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _divides(self) -> "TrainParams":
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch ({self.batch}) should be a multiple of accumulate ({self.accumulate})")
+        return self
+
+
+SAMPLE_TOKENS = 200
+SAMPLE_TEMPERATURE = 0.8
+
+
+@dataclass
+class Run:
+    """Everything that changes during training. `state` and `restore` carry all of it over a restart."""
+
+    model: LanguageModel
+    rule: LearningRule
+    optimizer: torch.optim.Optimizer
+    log: list[dict[str, Any]]
+    step: int = 0
+    loss_sum: float = 0.0
+    """Sum of the losses since the last line of the log, and their number."""
+    loss_count: int = 0
+    seconds: float = 0.0
+    """Spent in training steps alone, over all starts of the run."""
+    validation_seconds: float = 0.0
+
+    def state(self) -> dict[str, Any]:
+        """A tree of tensors and plain values."""
+        device = next(self.model.parameters()).device
+        generators = {"cpu": torch.get_rng_state()}
+        if device.type == "cuda":
+            generators["cuda"] = torch.cuda.get_rng_state(device)
+        counters = {key: getattr(self, key) for key in self._COUNTERS}
+        return {
+            "model": self.model.state_dict(),
+            "rule": self.rule.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generators": generators,
+            "log": self.log,
+            **counters,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+        self.model.load_state_dict(state["model"])
+        self.rule.load_state_dict(state["rule"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["generators"]["cpu"])
+        if "cuda" in state["generators"]:
+            torch.cuda.set_rng_state(state["generators"]["cuda"])
+        self.log[:] = state["log"]
+        for key in self._COUNTERS:
+            setattr(self, key, state[key])
+
+    _COUNTERS = ("step", "loss_sum", "loss_count", "seconds", "validation_seconds")
+
+
+def train(
+    params: TrainParams,
+    parts: dict[str, Choice],
+    shards: Shards,
+    tokenizer: Tokenizer,
+    model_folder: Path,
+    log_folder: Path,
+) -> dict[str, float]:
+    """Train, write the model and the log (`log.jsonl`), and return what it took in seconds and tokens.
+
+    Raises UserError when the loss stops being a number, naming the step and the last good checkpoint.
+    """
+    device = use_device(params.device, params.threads)
+    batches = Batches(shards, params.batch, params.context, params.data_seed, int(params.pool_megatokens * 1e6))
+    torch.manual_seed(params.seed)
+    model = models.build(parts["model"], shards.vocabulary, params.context).to(device)
+    rule = parts["learning_rule"].build(model).to(device)
+    groups = parameter_groups(model)
+    run = Run(model, rule, parts["optimizer"].build(groups), log=[])
+    schedule: Schedule = parts["schedule"].build(params.steps)
+    for group in run.optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+
+    chosen = {key: choice.record() for key, choice in parts.items()}
+    scratch = checkpoint.scratch_folder(
+        checkpoint.run_key({"params": params.model_dump(), "parts": chosen, "shards": shards.fingerprint})
+    )
+    sizes = ", ".join(f"{name} {sum(p.numel() for p in group):,}" for name, group in groups.items())
+    print(f"train: {models.parameter_count(model):,} parameters ({sizes}); {batches.tokens:,} tokens of text", flush=True)
+    if saved := checkpoint.load(scratch):
+        run.restore(saved)
+        print(f"train: going on from step {run.step:,}", flush=True)
+
+    _loop(params, run, schedule, batches, shards, tokenizer, scratch, log_folder)
+
+    facts = {"tokenizer_sha256": shards.manifest["tokenizer_sha256"], "steps": run.step, "seed": params.seed}
+    models.save(model_folder, parts["model"], model, {**facts, "tokens": run.step * params.batch * params.context})
+    checkpoint.discard(scratch)
+    tokens = run.step * params.batch * params.context
+    return {
+        "training_seconds": run.seconds,
+        "validation_seconds": run.validation_seconds,
+        "tokens_per_second": tokens / run.seconds if run.seconds else 0.0,
+    }
+
+
+def _loop(
+    params: TrainParams, run: Run, schedule: Schedule, batches: Batches, shards: Shards, tokenizer: Tokenizer,
+    scratch: Path, log_folder: Path,
+) -> None:  # fmt: skip
+    validation = shards.stream("validation")
+    saved_step, saved_at = run.step, time.monotonic()
+    per_step = params.batch * params.context
+    with _Log(log_folder / "log.jsonl", run.log) as log, ProgressBar("train", params.steps, "steps", run.step) as bar:
+        while run.step < params.steps:
+            started = time.perf_counter()
+            loss, norm, rate = _step(params, run, schedule, batches)
+            run.seconds += time.perf_counter() - started
+            run.step += 1
+            if not (loss == loss and abs(loss) < float("inf") and abs(norm) < float("inf")):
+                kept = f"step {saved_step:,} in {scratch / checkpoint.FILE}" if saved_step else "none was saved yet"
+                raise UserError(
+                    f"training broke down at step {run.step:,}: loss {loss}, gradient norm {norm}; last good checkpoint:"
+                    f" {kept}; try a lower optimizers.*.learning_rate, more warm-up or a train.clip of 1"
+                )
+            run.loss_sum, run.loss_count = run.loss_sum + loss, run.loss_count + 1
+            last = run.step == params.steps
+            seen = {"step": run.step, "tokens": run.step * per_step}
+            if run.step % params.log_every == 0 or last:
+                mean, run.loss_sum, run.loss_count = run.loss_sum / run.loss_count, 0.0, 0
+                log.add({**seen, "train_nats": mean, "learning_rate": rate, "gradient_norm": norm})
+                bar.advance(0, f"loss {mean:.3f}, {run.step * per_step / run.seconds:,.0f} tokens/s")
+            if last or (params.validate_every and run.step % params.validate_every == 0):
+                started = time.perf_counter()
+                scored = score(run.model, validation, shards.document, params.context, params.context)
+                bits = bits_per_byte(scored.nats, shards.count("validation", "bytes"))
+                log.add({**seen, "validation_nats": scored.nats_per_token, "validation_bits_per_byte": bits})
+                run.validation_seconds += time.perf_counter() - started
+                bar.say(f"train: step {run.step:,}: validation {scored.nats_per_token:.4f} nats/token, {bits:.4f} bits/byte")
+            if params.sample_every and (run.step % params.sample_every == 0 or last):
+                text = "".join(
+                    generation.sample_text(run.model, tokenizer, "", SAMPLE_TOKENS, SAMPLE_TEMPERATURE, params.seed)
+                )
+                log.add({**seen, "sample": text})
+                bar.say("\n".join(f"    {line}" for line in text.strip().splitlines()[:6]))
+            bar.advance(1)
+            if not last and time.monotonic() - saved_at >= params.checkpoint_seconds:
+                checkpoint.save(scratch, run.state())
+                saved_step, saved_at = run.step, time.monotonic()
+
+
+def _step(params: TrainParams, run: Run, schedule: Schedule, batches: Batches) -> tuple[float, float, float]:
+    """One update; returns the loss in nats per token, the norm of the gradient before clipping, and the learning rate."""
+    model, optimizer = run.model, run.optimizer
+    device = next(model.parameters()).device
+    model.train()
+    factor = schedule.factor(run.step)
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+    tokens_BT, targets_BT = batches.at(run.step)
+    loss = 0.0
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=params.precision == "bfloat16"):
+        for tokens, targets in zip(tokens_BT.chunk(params.accumulate), targets_BT.chunk(params.accumulate), strict=True):
+            loss += float(run.rule.assign_gradients(model, tokens.to(device), targets.to(device))) / params.accumulate
+    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    if params.accumulate > 1:
+        for parameter in parameters:
+            assert parameter.grad is not None
+            parameter.grad /= params.accumulate
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, params.clip or float("inf")))
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss, norm, float(optimizer.param_groups[0]["lr"])
+
+
+class _Log:
+    """Lines of JSON, on disk as soon as they are added; a resumed run begins with those up to its checkpoint."""
+
+    def __init__(self, path: Path, rows: list[dict[str, Any]]) -> None:
+        self.path, self.rows = path, rows
+
+    def __enter__(self) -> "_Log":
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(self.path, "w", encoding="utf-8")
+        for row in self.rows:
+            self._write(row)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        self._write(row)
+
+    def _write(self, row: dict[str, Any]) -> None:
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
