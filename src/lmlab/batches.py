@@ -33,8 +33,8 @@ class _Pool:
 
     @cached_property
     def offset(self) -> int:
-        spare = min(self.context, self.length - self.context)
-        return int(np.random.default_rng(self.seed).integers(spare))
+        """Where the first window begins: anywhere below a context that leaves room for one window and its target."""
+        return int(np.random.default_rng(self.seed).integers(min(self.context, self.length - self.context)))
 
     @property
     def windows(self) -> int:
@@ -49,7 +49,8 @@ class Batches:
     """The train split of some shards as batches. `at(step)` gives tokens and targets, each int64 of shape (B, T)."""
 
     def __init__(self, shards: Shards, batch: int, context: int, seed: int, pool_tokens: int) -> None:
-        self.shards, self.batch, self.context, self.seed, self.pool_tokens = shards, batch, context, seed, pool_tokens
+        self.shards, self.batch, self.context, self.seed = shards, batch, context, seed
+        self.pool_tokens = max(pool_tokens, context + 1)  # every pool has at least one window
         self.groups = shards.row_groups("train")
         self.tokens = sum(group.length for group in self.groups)
         if self.tokens < context + 1:
@@ -59,7 +60,7 @@ class Batches:
             )
         self._epoch, self._first_window = 0, 0
         self._pools = self._deal(0)
-        self._loaded: tuple[list[int], Ids] | None = None
+        self._loaded: tuple[list[RowGroup], Ids] | None = None
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
         """The batch of a step: windows step * B .. step * B + B - 1 of the endless sequence of shuffled windows."""
@@ -106,9 +107,8 @@ class Batches:
         return [_Pool(groups, self.context, [self.seed, epoch, number]) for number, groups in enumerate(pools)]
 
     def _load(self, pool: _Pool) -> Ids:
-        """A pool's ids; the last one asked for is kept."""
-        if self._loaded is None or self._loaded[0] != pool.seed:
-            same = self._loaded is not None and len(self._pools) == 1 and len(self.groups) == 1
-            ids = self._loaded[1] if same and self._loaded else np.concatenate([self.shards.read(g) for g in pool.groups])
-            self._loaded = (pool.seed, ids)
+        """A pool's ids; those last asked for are kept."""
+        if self._loaded is None or self._loaded[0] != pool.groups:
+            self._loaded = None  # the old ones go first, so that never two pools are held
+            self._loaded = pool.groups, np.concatenate([self.shards.read(group) for group in pool.groups])
         return self._loaded[1]

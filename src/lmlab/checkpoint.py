@@ -45,7 +45,7 @@ def scratch_folder(key: str) -> Path:
 def save(folder: Path, state: dict[str, Any]) -> None:
     """Write `state`, a tree of dicts and lists with tensors and plain values as leaves, whole or not at all."""
     tensors: dict[str, Tensor] = {}
-    skeleton = _take_out(state, "", tensors)
+    skeleton = _take_out(state, tensors)
     with whole_file(folder / FILE) as partial:
         save_file(tensors, partial, metadata={"state": json.dumps(skeleton)})
 
@@ -67,15 +67,17 @@ def discard(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _take_out(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+def _take_out(value: Any, tensors: dict[str, Tensor]) -> Any:
     """The tree with each tensor replaced by its name in `tensors`, and each dict by its pairs (JSON keys are text only)."""
     if isinstance(value, Tensor):
-        tensors[path] = value.detach().cpu().contiguous()
-        return {"tensor": path}
+        name = str(len(tensors))
+        # a copy, because safetensors refuses tensors that share memory, as tied weights do
+        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {"tensor": name}
     if isinstance(value, dict):
-        return {"dict": [[key, _take_out(item, f"{path}/{key}", tensors)] for key, item in value.items()]}
+        return {"dict": [[key, _take_out(item, tensors)] for key, item in value.items()]}
     if isinstance(value, list | tuple):
-        return {"list": [_take_out(item, f"{path}/{place}", tensors) for place, item in enumerate(value)]}
+        return {"list": [_take_out(item, tensors) for item in value]}
     return {"value": value}
 
 

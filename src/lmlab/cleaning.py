@@ -6,13 +6,14 @@ from collections import Counter
 
 _SPELLED = {
     "\u2018": "'", "\u2019": "'", "\u201a": "'", "\u201b": "'", "\u2032": "'", "\u00b4": "'",
+    "\u02bc": "'", "\u2039": "'", "\u203a": "'",
     "\u201c": '"', "\u201d": '"', "\u201e": '"', "\u2033": '"', "\u00ab": '"', "\u00bb": '"',
     "\u2010": "-", "\u2011": "-", "\u2012": "-", "\u2013": "-", "\u2212": "-", "\u2014": "--", "\u2015": "--",
     "\u2022": "*", "\u00b7": "*", "\u00d7": "x", "\u00f7": "/", "\u2044": "/", "\u20ac": "EUR", "\u00a3": "GBP",
     "\u00df": "ss", "\u1e9e": "SS", "\u00e6": "ae", "\u00c6": "AE", "\u0153": "oe", "\u0152": "OE",
     "\u00f8": "o", "\u00d8": "O", "\u0142": "l", "\u0141": "L", "\u0111": "d", "\u0110": "D",
     "\u00fe": "th", "\u00de": "Th", "\u00f0": "d", "\u00d0": "D", "\u0131": "i",
-    "\u2028": "\n", "\u2029": "\n\n", "\x0b": "\n", "\x0c": "\n",
+    "\u2028": "\n", "\u2029": "\n\n", "\x0b": "\n", "\x0c": "\n", "\x85": "\n",
 }  # fmt: skip
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _FOREIGN = re.compile(r"[^\n\t\x20-\x7e]")
@@ -20,10 +21,9 @@ _FOREIGN = re.compile(r"[^\n\t\x20-\x7e]")
 
 def to_ascii(character: str) -> str:
     """What stands for one character: a spelling of the same meaning, its letter without accents, or nothing."""
-    if character in _SPELLED:
-        return _SPELLED[character]
-    decomposed = unicodedata.normalize("NFKD", character)
-    return "".join(c for c in decomposed if not _FOREIGN.match(c))
+    decomposed = character if character in _SPELLED else unicodedata.normalize("NFKD", character)
+    spelled = "".join(_SPELLED.get(c, c) for c in decomposed)
+    return _FOREIGN.sub("", spelled)
 
 
 class Cleaner:

@@ -24,7 +24,7 @@ def parts() -> None:
 
     for kind, members in catalogue.parts().items():
         typer.echo(typer.style(kind, bold=True))
-        width = max(len(name) for name in members)
+        width = max(map(len, members), default=0)
         for name, line in members.items():
             typer.echo(f"  {name:<{width}}  {line}")
 

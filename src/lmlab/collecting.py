@@ -33,7 +33,7 @@ class DownloadParams(Params):
     split: Literal["tail", "document"]
     validation: float = Field(gt=0, lt=1)
     test: float = Field(ge=0, lt=1)
-    split_seed: int = Field(ge=0)
+    split_seed: int = Field(ge=0, lt=2**64)
 
     @model_validator(mode="after")
     def _leaves_text_to_train_on(self) -> "DownloadParams":
@@ -56,7 +56,7 @@ def build(params: DownloadParams, corpus: Corpus, folder: Path) -> dict[str, Any
         rows = _deal_by_tail(everything, measured.characters, params) if params.split == "tail" else (
             _deal_by_document(everything, measured, params)
         )  # fmt: skip
-        counts = _write_splits(rows, made)
+        counts = write_splits(rows, made)
         everything.unlink()
         if not counts["train"]["characters"] or not counts["validation"]["characters"]:
             raise UserError(
@@ -188,7 +188,10 @@ def _deal_by_tail(path: Path, characters: NDArray[np.int64], params: DownloadPar
 
 
 def _deal_by_document(path: Path, measured: Measured, params: DownloadParams) -> Iterator[_Row]:
-    """Whole documents are held out, chosen by a seeded hash of their text, so equal texts land in the same split."""
+    """Whole documents are held out, chosen by a seeded hash of their text, so equal texts land in the same split.
+
+    The largest is always trained on: held out, it could leave next to nothing to learn from.
+    """
     distinct, which = np.unique(measured.hashes, return_inverse=True)
     wanted = 2 + (params.test > 0)
     if len(distinct) < wanted:
@@ -197,17 +200,19 @@ def _deal_by_document(path: Path, measured: Measured, params: DownloadParams) ->
             " set download.split: tail"
         )
     size = np.bincount(which, weights=measured.characters)
-    share = (size.cumsum() - size / 2) / size.sum()  # where each document's middle lies, in the order of the hashes
+    order = np.argsort(size == size.max(), kind="stable")  # that of the hashes, but for the largest
+    share = np.empty(len(size))
+    share[order] = (size[order].cumsum() - size[order] / 2) / size.sum()  # where each document's middle lies
     split = np.where(share < params.validation, 1, np.where(share < params.validation + params.test, 2, 0))
-    split[0] = 1
+    split[order[0]], split[order[-1]] = 1, 0
     if params.test > 0 and not (split == 2).any():
-        split[np.flatnonzero(split != 1)[0]] = 2
-    split[-1] = 0
+        split[order[-2]] = 2
     for document, part, name, text in _read_everything(path):
         yield SPLITS[split[which[document]]], document, part, name, text
 
 
-def _write_splits(rows: Iterable[_Row], folder: Path) -> dict[str, dict[str, int]]:
+def write_splits(rows: Iterable[_Row], folder: Path) -> dict[str, dict[str, int]]:
+    """Write one file a split from its rows, in order; return the documents, characters and bytes of each split."""
     counts = {split: {"documents": 0, "characters": 0, "bytes": 0} for split in SPLITS}
     writers = {split: _Rows(folder / f"{split}.parquet") for split in SPLITS}
     for split, document, part, name, text in rows:

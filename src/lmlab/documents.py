@@ -5,6 +5,7 @@ more than a part in memory; part 0 begins a document.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,16 +20,18 @@ SCHEMA = pa.schema([("document", pa.int64()), ("part", pa.int32()), ("name", pa.
 
 
 def read_parts(path: Path) -> Iterator[tuple[int, int, str]]:
-    """Stream (document, part, text) from one split's file."""
-    for batch in open_split(path).iter_batches(batch_size=64, columns=["document", "part", "text"]):
-        yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+    """Stream (document, part, text) from one split's file. Raises UserError when it is missing or damaged."""
+    with readable(path):
+        for batch in pq.ParquetFile(path).iter_batches(batch_size=64, columns=["document", "part", "text"]):
+            yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
-def open_split(path: Path) -> pq.ParquetFile:
-    """Open one split's file. Raises UserError when it is missing or damaged."""
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Whatever goes wrong with reading `path` in this block becomes a UserError that says how to make it again."""
     try:
-        return pq.ParquetFile(path)
+        yield
     except FileNotFoundError:
         raise UserError(f"{path} is missing; run `dvc repro download` to make it") from None
-    except (pa.ArrowInvalid, OSError):
+    except (pa.ArrowException, OSError):
         raise UserError(f"{path} is damaged; run `dvc repro --force download` to make it again") from None

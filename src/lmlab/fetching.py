@@ -4,10 +4,13 @@ The cache is the user's own (`LMLAB_CACHE` moves it). A file enters it whole and
 download by URL goes on where it stopped.
 """
 
+import fcntl
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import requests
@@ -75,20 +78,31 @@ def url(address: str, digest: str, name: str) -> Path:
     if _is_verified(kept, digest):
         return kept
     kept.parent.mkdir(parents=True, exist_ok=True)
-    partial = kept.with_name(f"{name}.part")
-    try:
-        _download(address, partial)
-    except requests.RequestException as error:
-        reason = type(error).__name__
-        raise UserError(
-            f"{address} could not be fetched ({reason}); connect to the network and run again, what has arrived is kept"
-        ) from None
-    found = sha256(partial)
-    if found != digest:
-        partial.unlink()
-        raise UserError(f"{address}: the download's sha256 is {found}, expected {digest}; it was deleted")
-    os.replace(partial, kept)
+    with _alone(kept):
+        if _is_verified(kept, digest):
+            return kept  # another process was fetching it
+        partial = kept.with_name(f"{name}.part")
+        try:
+            _download(address, partial)
+        except requests.RequestException as error:
+            reason = type(error).__name__ if error.response is None else f"HTTP status {error.response.status_code}"
+            raise UserError(
+                f"{address} could not be fetched ({reason}); connect to the network and run again, what has arrived is kept"
+            ) from None
+        found = sha256(partial)
+        if found != digest:
+            partial.unlink()
+            raise UserError(f"{address}: the download's sha256 is {found}, expected {digest}; it was deleted")
+        os.replace(partial, kept)
     return kept
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Wait until no other process is here for `path`: two that wrote to one unfinished download would spoil it."""
+    with open(path.with_name(f"{path.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # ends with the process, however that ends
+        yield
 
 
 def _download(address: str, partial: Path) -> None:

@@ -1,7 +1,6 @@
 """Text from a model, one token at a time, remembering what it has read (a key-value cache in attention)."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from lmlab.models.base import LanguageModel
 from lmlab.tokenizers.base import Tokenizer
 
-MOST_HELD_BACK = 16
+MOST_HELD_BACK = 24
 """A character may need several tokens; text that is still not whole after this many is shown as it is."""
 
 
@@ -18,7 +17,7 @@ def sample_ids(model: LanguageModel, prompt: list[int], count: int, temperature:
     """Yield `count` ids that follow the prompt, drawn with a generator of their own.
 
     `temperature` 0 takes the likeliest token each time. Up to the model's context the distribution is that of the full
-    forward pass; beyond it the memory forgets the oldest tokens.
+    forward pass; beyond it the memory forgets the oldest tokens. Raises FloatingPointError when a logit is no number.
     """
     device = next(model.parameters()).device
     chance = torch.Generator().manual_seed(seed)
@@ -38,9 +37,12 @@ def sample_ids(model: LanguageModel, prompt: list[int], count: int, temperature:
 
 
 def _draw(logits_V: Tensor, temperature: float, chance: torch.Generator) -> int:
+    below_V = (logits_V - logits_V.max()).double()  # so that no temperature, however low, makes a logit infinite
+    if below_V.isnan().any():
+        raise FloatingPointError("the model's logits are no numbers")
     if temperature == 0:
-        return int(logits_V.argmax())
-    return int(torch.multinomial(nn.functional.softmax(logits_V / temperature, dim=-1), 1, generator=chance))
+        return int(below_V.argmax())
+    return int(torch.multinomial(nn.functional.softmax(below_V / temperature, dim=-1), 1, generator=chance))
 
 
 def sample_text(
@@ -53,13 +55,13 @@ def sample_text(
         if chosen == tokenizer.document:
             break
         held.append(chosen)
-        text = tokenizer.decode(_ids(held))
+        text = _text(tokenizer, held)
         if not text.endswith("\ufffd") or len(held) >= MOST_HELD_BACK:
             yield text
             held = []
     if held:
-        yield tokenizer.decode(_ids(held))
+        yield _text(tokenizer, held)
 
 
-def _ids(values: list[int]) -> np.ndarray[Any, np.dtype[np.uint32]]:
-    return np.array(values, dtype=np.uint32)
+def _text(tokenizer: Tokenizer, ids: list[int]) -> str:
+    return tokenizer.decode(np.array(ids, dtype=np.uint32))

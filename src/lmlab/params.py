@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from lmlab.errors import UserError
 
@@ -22,7 +22,7 @@ Tree = Mapping[str, Any]
 class Params(BaseModel):
     """Base of every section and of every part's `Options`: unknown keys and wrong types are refused, nothing is hidden."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 P = TypeVar("P", bound=Params)
@@ -34,7 +34,10 @@ def read(path: Path = Path("params.yaml")) -> Tree:
         tree = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing; run from the project's top folder") from None
-    except (YAMLError, UnicodeDecodeError) as error:
+    except MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{path}{line}: {', '.join(filter(None, [error.context, error.problem]))}") from None
+    except (YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that does not exist
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path} should hold sections such as `train:`, but is empty or a list")
@@ -59,7 +62,7 @@ def block(tree: Tree, dotted: str) -> Tree:
 def section(tree: Tree, dotted: str, kind: type[P]) -> P:
     """The block at `dotted` as a `kind`; raises UserError naming the first key that is wrong."""
     try:
-        return kind.model_validate(dict(block(tree, dotted)))
+        return kind.model_validate({str(key): value for key, value in block(tree, dotted).items()})
     except ValidationError as error:
         raise UserError(f"params.yaml: {_explain(error, dotted, kind)}") from None
 

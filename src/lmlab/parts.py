@@ -41,8 +41,8 @@ def names(kind: str) -> list[str]:
 def find(kind: str, name: str, key: str = "") -> tuple[type[Any], type[Params]]:
     """Import a part: its class and its `Options`. `key` is what asked for it, for the error message."""
     if name not in names(kind):
-        asked = f"{key}: " if key else ""
-        raise UserError(f"params.yaml: {asked}there is no {name!r} in {kind}; {nearest(name, names(kind))}")
+        asked = f"params.yaml: {key}: " if key else ""
+        raise UserError(f"{asked}there is no {name!r} in {kind}; {nearest(name, names(kind))}")
     module = import_module(f"lmlab.{kind}.{name}")
     wanted = name.replace("_", "")
     classes = [value for value in vars(module).values() if isinstance(value, type) and value.__module__ == module.__name__]

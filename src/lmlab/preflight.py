@@ -4,7 +4,11 @@ It can only refuse, never change what a stage writes; so it is not among the dep
 the stages load it by name.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
+from torch.overrides import TorchFunctionMode
 
 from lmlab import params, parts
 from lmlab.collecting import DownloadParams
@@ -41,13 +45,25 @@ def check(tree: Tree) -> None:
     train, evaluate = sections["train"], sections["evaluate"]
     assert isinstance(train, TrainParams)
     assert isinstance(evaluate, EvaluateParams)
-    with torch.device("meta"):
+    with torch.device("meta"), _NothingDrawn():
         models.build(chosen["train"]["model"], SOME_VOCABULARY, train.context)
     if evaluate.stride > train.context:
         raise UserError(
             f"params.yaml: evaluate.stride ({evaluate.stride}) is larger than train.context ({train.context}), so some"
             f" tokens would never be scored; set it to {train.context} or less"
         )
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Leaves out drawing first weights, which means nothing without storage and makes torch load its compiler (2 s)."""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function.__name__ in ("normal_", "trunc_normal_", "uniform_", "kaiming_uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
 
 
 def _check_names(tree: Tree, at: str, dotted: list[str]) -> None:

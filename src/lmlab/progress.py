@@ -26,7 +26,7 @@ class ProgressBar:
             self._live = Progress(*columns, console=self._console)
             self._task = self._live.add_task(title, total=total or None, completed=done, note="")
         self._started = self._printed = time.monotonic()
-        self._start = done
+        self._start = self._told = done
 
     def __enter__(self) -> Self:
         if self._live:
@@ -36,7 +36,7 @@ class ProgressBar:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._live:
             self._live.stop()
-        elif kind is None and self.done:
+        elif kind is None and self.done != self._told:
             self._print()
 
     def advance(self, amount: int, note: str | None = None) -> None:
@@ -56,7 +56,7 @@ class ProgressBar:
             print(text, flush=True)
 
     def _print(self) -> None:
-        self._printed = time.monotonic()
+        self._printed, self._told = time.monotonic(), self.done
         elapsed = self._printed - self._started
         rate = (self.done - self._start) / elapsed if elapsed > 0 else 0.0
         left = f", {(self.total - self.done) / rate:.0f} s left" if rate and self.total > self.done else ""

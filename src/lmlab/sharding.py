@@ -6,6 +6,7 @@ the corpus.
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from lmlab import lifeline
-from lmlab.documents import SPLITS, open_split
+from lmlab.documents import SPLITS, readable
 from lmlab.files import sha256, whole_folder, write_json
 from lmlab.params import Params
 from lmlab.progress import ProgressBar
@@ -72,7 +73,8 @@ def build(params: ShardParams, corpus: Path, tokenizer_folder: Path, folder: Pat
 
 def _plan(split: str, source: Path, folder: Path, tokenizer: Path, params: ShardParams) -> Iterator[_Work]:
     """Consecutive row groups, about `megabytes` of text to a shard."""
-    metadata = open_split(source).metadata
+    with readable(source):
+        metadata = pq.read_metadata(source)
     text = metadata.schema.to_arrow_schema().get_field_index("text")
     group: list[int] = []
     size, number = 0, 0
@@ -94,9 +96,18 @@ def _write_all(work: list[_Work], processes: int) -> list[list[dict[str, int]]]:
             return groups
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(processes, context, initializer=lifeline.stop_with_parent) as pool:
-            for result in pool.map(_write_shard, work):
-                groups.append(result)
-                bar.advance(1)
+            # what ignores Ctrl-C when it is started goes on to: it is for the parent to answer, in one line
+            answer = signal.signal(signal.SIGINT, signal.SIG_IGN)
+            results = [pool.submit(_write_shard, item) for item in work]
+            signal.signal(signal.SIGINT, answer)
+            try:
+                for result in results:
+                    groups.append(result.result())
+                    bar.advance(1)
+            except BaseException:
+                for worker in multiprocessing.active_children():
+                    worker.terminate()  # or the pool would wait for shards that nobody wants any more
+                raise
         return groups
 
 
@@ -112,10 +123,13 @@ def _write_shard(work: _Work) -> list[dict[str, int]]:
     schema = pa.schema(
         [("document", pa.int64()), ("part", pa.int32()), ("bytes", pa.int64()), ("tokens", pa.large_list(ids_type))]
     )
-    source, groups = open_split(work.source), []
+    groups = []
+    with readable(work.source):
+        source = pq.ParquetFile(work.source)
     with pq.ParquetWriter(work.target, schema, compression="zstd") as writer:
         for index in work.row_groups:
-            read = source.read_row_group(index, columns=["document", "part", "text"])
+            with readable(work.source):
+                read = source.read_row_group(index, columns=["document", "part", "text"])
             texts = read.column("text").to_pylist()
             ids = [tokenizer.encode(text) for text in texts]
             sizes = [len(text.encode("utf-8")) for text in texts]

@@ -73,7 +73,10 @@ class Shards:
         rows = table.column("tokens").combine_chunks()
         ids = rows.values.to_numpy().astype(self.ids_type)
         starts = rows.offsets.to_numpy()[:-1][table.column("part").to_numpy() == 0]
-        return np.insert(ids, starts, self.document)
+        stream = np.insert(ids, starts, self.document)
+        if len(stream) != group.length:
+            raise UserError(f"{group.file} is not the one its manifest describes; {SPOILT}")
+        return stream
 
     def stream(self, split: str) -> Ids:
         """All ids of a split, each document preceded by the document token."""
@@ -87,13 +90,14 @@ def open_shards(folder: Path, tokenizer_file: Path) -> Shards:
     try:
         files = [file for split in manifest["splits"].values() for file in split["files"]]
         fits = manifest["tokenizer_sha256"] == sha256(tokenizer_file)
+        shards = Shards(folder, manifest, np.min_scalar_type(manifest["vocabulary"] - 1))
         for file in files:
             if sha256(folder / file["name"]) != file["sha256"]:
                 raise UserError(f"{folder / file['name']} was changed or cut short since it was written; {SPOILT}")
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing; run `dvc repro shard` to make it") from None
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, AttributeError):
         raise UserError(f"{folder / 'manifest.json'} is damaged; {SPOILT}") from None
     if not fits:
         raise UserError(f"{folder} was made with another tokenizer than {tokenizer_file}; run `dvc repro shard`")
-    return Shards(folder, manifest, np.min_scalar_type(manifest["vocabulary"] - 1))
+    return shards

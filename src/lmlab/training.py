@@ -5,8 +5,10 @@ from its last checkpoint and writes the same bytes as a run that was never stopp
 """
 
 import json
+import math
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,7 +29,7 @@ from lmlab.parts import Choice, OneOf
 from lmlab.progress import ProgressBar
 from lmlab.schedules.base import Schedule
 from lmlab.shards import Shards
-from lmlab.tokenizers.base import Tokenizer
+from lmlab.tokenizers.base import Ids, Tokenizer
 
 
 class TrainParams(Params):
@@ -86,6 +88,8 @@ class Run:
         generators = {"cpu": torch.get_rng_state()}
         if device.type == "cuda":
             generators["cuda"] = torch.cuda.get_rng_state(device)
+        if device.type == "mps":
+            generators["mps"] = torch.mps.get_rng_state()
         counters = {key: getattr(self, key) for key in self._COUNTERS}
         return {
             "model": self.model.state_dict(),
@@ -104,6 +108,8 @@ class Run:
         torch.set_rng_state(state["generators"]["cpu"])
         if "cuda" in state["generators"]:
             torch.cuda.set_rng_state(state["generators"]["cuda"])
+        if "mps" in state["generators"]:
+            torch.mps.set_rng_state(state["generators"]["mps"])
         self.log[:] = state["log"]
         for key in self._COUNTERS:
             setattr(self, key, state[key])
@@ -161,43 +167,24 @@ def _loop(
     params: TrainParams, run: Run, schedule: Schedule, batches: Batches, shards: Shards, tokenizer: Tokenizer,
     scratch: Path, log_folder: Path,
 ) -> None:  # fmt: skip
-    validation = shards.stream("validation")
     saved_step, saved_at = run.step, time.monotonic()
-    per_step = params.batch * params.context
     with _Log(log_folder / "log.jsonl", run.log) as log, ProgressBar("train", params.steps, "steps", run.step) as bar:
+        record = _Record(params, run, shards, tokenizer, log, bar)
         while run.step < params.steps:
             started = time.perf_counter()
             loss, norm, rate = _step(params, run, schedule, batches)
             run.seconds += time.perf_counter() - started
             run.step += 1
-            if not (loss == loss and abs(loss) < float("inf") and abs(norm) < float("inf")):
+            try:
+                record.after_step(loss, norm, rate)
+            except FloatingPointError as error:
                 kept = f"step {saved_step:,} in {scratch / checkpoint.FILE}" if saved_step else "none was saved yet"
                 raise UserError(
-                    f"training broke down at step {run.step:,}: loss {loss}, gradient norm {norm}; last good checkpoint:"
-                    f" {kept}; try a lower optimizers.*.learning_rate, more warm-up or a train.clip of 1"
-                )
-            run.loss_sum, run.loss_count = run.loss_sum + loss, run.loss_count + 1
-            last = run.step == params.steps
-            seen = {"step": run.step, "tokens": run.step * per_step}
-            if run.step % params.log_every == 0 or last:
-                mean, run.loss_sum, run.loss_count = run.loss_sum / run.loss_count, 0.0, 0
-                log.add({**seen, "train_nats": mean, "learning_rate": rate, "gradient_norm": norm})
-                bar.advance(0, f"loss {mean:.3f}, {run.step * per_step / run.seconds:,.0f} tokens/s")
-            if last or (params.validate_every and run.step % params.validate_every == 0):
-                started = time.perf_counter()
-                scored = score(run.model, validation, shards.document, params.context, params.context)
-                bits = bits_per_byte(scored.nats, shards.count("validation", "bytes"))
-                log.add({**seen, "validation_nats": scored.nats_per_token, "validation_bits_per_byte": bits})
-                run.validation_seconds += time.perf_counter() - started
-                bar.say(f"train: step {run.step:,}: validation {scored.nats_per_token:.4f} nats/token, {bits:.4f} bits/byte")
-            if params.sample_every and (run.step % params.sample_every == 0 or last):
-                text = "".join(
-                    generation.sample_text(run.model, tokenizer, "", SAMPLE_TOKENS, SAMPLE_TEMPERATURE, params.seed)
-                )
-                log.add({**seen, "sample": text})
-                bar.say("\n".join(f"    {line}" for line in text.strip().splitlines()[:6]))
+                    f"training broke down at step {run.step:,}: {error}; last good checkpoint: {kept}; try a lower"
+                    " optimizers.*.learning_rate, more warm-up or a train.clip of 1"
+                ) from None
             bar.advance(1)
-            if not last and time.monotonic() - saved_at >= params.checkpoint_seconds:
+            if run.step < params.steps and time.monotonic() - saved_at >= params.checkpoint_seconds:
                 checkpoint.save(scratch, run.state())
                 saved_step, saved_at = run.step, time.monotonic()
 
@@ -249,3 +236,53 @@ class _Log:
     def _write(self, row: dict[str, Any]) -> None:
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
+
+
+@dataclass
+class _Record:
+    """What goes into the log and on the screen after a step: loss, validation and samples, each when it is due."""
+
+    params: TrainParams
+    run: Run
+    shards: Shards
+    tokenizer: Tokenizer
+    log: _Log
+    bar: ProgressBar
+
+    def after_step(self, loss: float, norm: float, rate: float) -> None:
+        """Raises FloatingPointError when a loss, or what the model would say next, is no number."""
+        params, run = self.params, self.run
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise FloatingPointError(f"loss {loss}, gradient norm {norm}")
+        run.loss_sum, run.loss_count = run.loss_sum + loss, run.loss_count + 1
+        last = run.step == params.steps
+        seen = {"step": run.step, "tokens": run.step * params.batch * params.context}
+        if last or run.step % params.log_every == 0:
+            mean, run.loss_sum, run.loss_count = run.loss_sum / run.loss_count, 0.0, 0
+            self.log.add({**seen, "train_nats": mean, "learning_rate": rate, "gradient_norm": norm})
+            self.bar.advance(0, f"loss {mean:.3f}, {seen['tokens'] / run.seconds:,.0f} tokens/s")
+        if last or (params.validate_every and run.step % params.validate_every == 0):
+            self._validate(seen)
+        if params.sample_every and (last or run.step % params.sample_every == 0):
+            self._sample(seen)
+
+    @cached_property
+    def _validation(self) -> Ids:
+        return self.shards.stream("validation")
+
+    def _validate(self, seen: dict[str, int]) -> None:
+        run, context = self.run, self.params.context
+        started = time.perf_counter()
+        scored = score(run.model, self._validation, self.shards.document, context, context)
+        if not math.isfinite(scored.nats):
+            raise FloatingPointError(f"validation loss {scored.nats}")
+        bits = bits_per_byte(scored.nats, self.shards.count("validation", "bytes"))
+        self.log.add({**seen, "validation_nats": scored.nats_per_token, "validation_bits_per_byte": bits})
+        run.validation_seconds += time.perf_counter() - started
+        self.bar.say(f"train: step {run.step:,}: validation {scored.nats_per_token:.4f} nats/token, {bits:.4f} bits/byte")
+
+    def _sample(self, seen: dict[str, int]) -> None:
+        model, seed = self.run.model, self.params.seed
+        text = "".join(generation.sample_text(model, self.tokenizer, "", SAMPLE_TOKENS, SAMPLE_TEMPERATURE, seed))
+        self.log.add({**seen, "sample": text})
+        self.bar.say("\n".join(f"    {line}" for line in text.strip().splitlines()[:6]))

@@ -34,6 +34,7 @@ EDITIONS = {
 }
 VERSION = "0.0.2"
 _VERSE_MARK = re.compile(r"\\\d+:\d+\\")
+_GAP = re.compile("  +")
 
 
 class Options(Params):
@@ -73,6 +74,7 @@ def second_argument(source: str) -> str:
 
 
 def clean(text: str) -> str:
-    """Drop verse marks, stray backslashes and editors' brackets; a backquote is an apostrophe."""
+    """Drop verse marks, stray backslashes and editors' brackets; a backquote is an apostrophe, a gap one space."""
     text = _VERSE_MARK.sub(" ", text).replace("\\", "").replace("`", "'")
-    return text.replace("[", "").replace("]", "").strip() + "\n"
+    text = text.replace("[", "").replace("]", "")
+    return _GAP.sub(" ", text).strip() + "\n"

@@ -10,7 +10,7 @@ from lmlab.corpora.base import PIECE_CHARACTERS, Corpus, Document
 from lmlab.params import Params
 
 ADDRESS = "http://mattmahoney.net/dc/enwik8.zip"
-SHA256 = "2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8"
+SHA256 = "547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc"  # of the archive, not of the text in it
 
 
 class Options(Params):

@@ -6,9 +6,11 @@ watched; after editing them run `dvc repro --force download`.
 
 import glob
 import json
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -38,21 +40,15 @@ class Local(Corpus):
     def documents(self) -> Iterator[Document]:
         readers = {".txt": self._text, ".jsonl": self._jsonl, ".parquet": self._parquet}
         for path in self._paths():
-            if path.suffix not in readers:
+            if path.suffix.lower() not in readers:
                 raise UserError(f"{path}: only .txt, .jsonl and .parquet can be read; narrow corpora.local.files")
-            try:
-                yield from readers[path.suffix](path)
-            except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{path} is not UTF-8 (byte {error.object[error.start]:#04x} after {error.start:,} bytes of the piece"
-                    " read); convert it, for example with `iconv -f latin1 -t utf-8`"
-                ) from None
+            yield from readers[path.suffix.lower()](path)
 
     def facts(self) -> dict[str, Any]:
         return {"files": [{"path": str(path), "sha256": sha256(path)} for path in self._paths()]}
 
     def _paths(self) -> list[Path]:
-        paths = sorted(Path(match) for match in glob.glob(self.pattern, recursive=True))
+        paths = sorted({Path(match) for match in glob.glob(os.path.expanduser(self.pattern), recursive=True)})
         paths = [path for path in paths if path.is_file() and path.name != "README.md"]
         if not paths:
             raise UserError(
@@ -62,17 +58,16 @@ class Local(Corpus):
         return paths
 
     def _text(self, path: Path) -> Iterator[Document]:
-        with open(path, encoding="utf-8", newline="") as file:
-            yield Document(path.stem, iter(lambda: file.read(PIECE_CHARACTERS), ""))
+        yield Document(path.stem, _pieces(path))
 
     def _jsonl(self, path: Path) -> Iterator[Document]:
-        with open(path, encoding="utf-8") as lines:
+        with _opened(path, newline=None) as lines:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     continue
                 try:
                     value = json.loads(line)[self.column]
-                except (json.JSONDecodeError, KeyError, TypeError):
+                except (ValueError, KeyError, TypeError):
                     raise UserError(f"{path}, line {number}: not a JSON object with the key {self.column!r}") from None
                 if not isinstance(value, str):
                     raise UserError(f"{path}, line {number}: {self.column!r} is not text")
@@ -81,14 +76,33 @@ class Local(Corpus):
     def _parquet(self, path: Path) -> Iterator[Document]:
         try:
             file = pq.ParquetFile(path)
-        except pa.ArrowInvalid:
-            raise UserError(f"{path} is not a Parquet file") from None
+        except (pa.ArrowInvalid, OSError):
+            raise UserError(f"{path} is not a Parquet file, or damaged") from None
         if self.column not in file.schema_arrow.names:
             raise UserError(f"{path} has no column {self.column!r}; it has {', '.join(file.schema_arrow.names)}")
         number = 0
-        for batch in file.iter_batches(columns=[self.column], batch_size=256):
-            for value in batch.column(0):
-                number += 1
-                if not isinstance(value.as_py(), str):
-                    raise UserError(f"{path}, row {number}: {self.column!r} is not text")
-                yield Document(f"{path.stem}-{number}", [value.as_py()])
+        try:
+            for batch in file.iter_batches(columns=[self.column], batch_size=256):
+                for value in batch.column(0).to_pylist():
+                    number += 1
+                    if not isinstance(value, str):
+                        raise UserError(f"{path}, row {number}: {self.column!r} is not text")
+                    yield Document(f"{path.stem}-{number}", [value])
+        except (pa.ArrowInvalid, OSError):
+            raise UserError(f"{path} is damaged behind row {number}") from None
+
+
+@contextmanager
+def _opened(path: Path, newline: str | None) -> Iterator[TextIO]:
+    """A text file without the byte order mark that some editors write. Raises UserError where it is not UTF-8."""
+    try:
+        with open(path, encoding="utf-8-sig", newline=newline) as file:
+            yield file
+    except UnicodeDecodeError as error:
+        found = f"byte {error.object[error.start]:#04x}"
+        raise UserError(f"{path} is not UTF-8 ({found}); convert it, e.g. with `iconv -f latin1 -t utf-8`") from None
+
+
+def _pieces(path: Path) -> Iterator[str]:
+    with _opened(path, newline="") as file:
+        yield from iter(lambda: file.read(PIECE_CHARACTERS), "")

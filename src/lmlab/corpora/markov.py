@@ -1,7 +1,7 @@
 """A Markov source of chosen order: random letters whose exact entropy is known, so learning has a measured floor.
 
-Shannon (1948): the entropy rate is the entropy of the next letter given its state, averaged over the stationary
-distribution of the states.
+Shannon (1948): the entropy rate is the entropy of the next letter given its state, averaged over the distribution of
+the states.
 """
 
 from collections.abc import Iterator
@@ -17,12 +17,15 @@ from lmlab.params import Params
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 MOST_STATES = 200_000
+SETTLING_STEPS = 1_000
+SETTLED = 1e-13
+"""Summed over the states, how little a step changes a distribution that counts as stationary."""
 
 
 class Options(Params):
     """Options of the source."""
 
-    order: int = Field(ge=0)
+    order: int = Field(ge=0, le=17)
     letters: int = Field(ge=2, le=len(ALPHABET))
     concentration: float = Field(gt=0)
     documents: int = Field(ge=1)
@@ -39,7 +42,7 @@ class Options(Params):
 
 
 class Markov(Corpus):
-    """Documents of equal length; each starts in a state drawn from the stationary distribution."""
+    """Documents of equal length; each starts in a state drawn from `start`."""
 
     licence = "none needed: generated"
 
@@ -56,31 +59,39 @@ class Markov(Corpus):
         return chance.dirichlet(np.full(options.letters, options.concentration), size=states)
 
     @cached_property
-    def stationary(self) -> NDArray[np.float64]:
-        """The distribution over states that a step leaves as it is, shape (letters ** order,), by power iteration."""
-        letters, states = self.options.letters, len(self.transitions)
-        share = np.full(states, 1 / states)
-        for _ in range(100_000):
-            # a state's last letters, then one more: (a, b) -> (b, c), so the first letter is summed away
-            flow = share[:, None] * self.transitions
-            after = flow.reshape(letters, states).sum(axis=0) if states > 1 else share
-            if np.abs(after - share).sum() < 1e-14:
+    def start(self) -> NDArray[np.float64]:
+        """The distribution of a document's first state, shape (letters ** order,): stationary, or nearly.
+
+        Power iteration; a source that hardly ever leaves some states would take too long to settle altogether.
+        """
+        share = np.full(len(self.transitions), 1 / len(self.transitions))
+        for _ in range(SETTLING_STEPS):
+            after = self.step(share)
+            if np.abs(after - share).sum() < SETTLED:
                 break
             share = 0.5 * (after + share)  # the average cannot oscillate in a periodic chain
         return share / share.sum()
+
+    def step(self, share: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The distribution over states one letter after `share`, both of shape (letters ** order,)."""
+        if len(share) == 1:
+            return share
+        # a state's letters, then one more: (a, b) -> (b, c), so the first letter is summed away
+        flow = share[:, None] * self.transitions
+        return np.asarray(flow.reshape(self.options.letters, len(share)).sum(axis=0))
 
     def documents(self) -> Iterator[Document]:
         options = self.options
         chance = np.random.default_rng([options.seed, 1])
         states = len(self.transitions)
-        state = chance.choice(states, size=options.documents, p=self.stationary)
+        state = chance.choice(states, size=options.documents, p=self.start)
         text = np.empty((options.documents, options.characters), dtype=np.uint8)
         for place in range(options.order):
             text[:, place] = state // options.letters ** (options.order - 1 - place) % options.letters
         cumulative = self.transitions.cumsum(axis=1)
         for place in range(options.order, options.characters):
             drawn = chance.random(options.documents)[:, None]
-            letter = np.minimum((cumulative[state] < drawn).sum(axis=1), options.letters - 1)
+            letter = np.minimum((cumulative[state] <= drawn).sum(axis=1), options.letters - 1)
             text[:, place] = letter
             state = (state * options.letters + letter) % states
         letters = np.frombuffer(ALPHABET.encode(), dtype=np.uint8)
@@ -91,12 +102,18 @@ class Markov(Corpus):
         return {"entropy_bits_per_byte": self.entropy()}
 
     def entropy(self) -> float:
-        """Expected bits per character of a document whose start is drawn from the stationary distribution."""
+        """Exact expected bits per character of a document: of its first state, then of each letter given its state."""
         of_state = _entropy(self.transitions)
-        rate = float(self.stationary @ of_state)
-        start = float(_entropy(self.stationary[None])[0])
-        options = self.options
-        return (start + (options.characters - options.order) * rate) / options.characters
+        share = self.start
+        bits = float(_entropy(share[None])[0])
+        for left in range(self.options.characters - self.options.order, 0, -1):
+            after = self.step(share)
+            if np.abs(after - share).sum() < SETTLED:
+                bits += left * float(share @ of_state)
+                break
+            bits += float(share @ of_state)
+            share = after
+        return bits / self.options.characters
 
 
 def _entropy(rows: NDArray[np.float64]) -> NDArray[np.float64]:

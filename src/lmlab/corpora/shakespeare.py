@@ -22,7 +22,8 @@ NINE = (
 )  # fmt: skip
 LAST_LINE_OF_NINE = "Whiles thou art waking.\n"
 _PARAGRAPH_END = re.compile(r"\n\s*\n")
-_DIRECTION = re.compile(r"\\\[[^\]]*\]|_[^_]*_")
+# \[Exit], _Exit_ and, in one play, *Exit*: one asterisk, since two are a speaker's
+_DIRECTION = re.compile(r"\\\[[^\]]*\]|_[^_]*_|(?<!\*)\*(?!\*)[^*]*(?<!\*)\*(?!\*)")
 _SPEAKER = re.compile(r"\*\*(.+?)\*\*")
 
 

@@ -10,7 +10,7 @@ from lmlab.corpora.base import PIECE_CHARACTERS, Corpus, Document
 from lmlab.params import Params
 
 ADDRESS = "http://mattmahoney.net/dc/text8.zip"
-SHA256 = "6e890197040d37d85beb962ae1f041ff1d9a9ca8d20c7d99c85027eebf51dca7"
+SHA256 = "a6640522afe85d1963ad56c05b0ede0a0c000dddc9671758a6cc09b7a38e5232"  # of the archive, not of the text in it
 
 
 class Options(Params):

@@ -38,11 +38,11 @@ class TinyStories(Corpus):
             for line in lines:
                 if line.strip() != END_OF_STORY:
                     story.append(line)
-                    continue
-                yield Document(f"story-{number}", ["".join(story).strip() + "\n"])
-                number, story = number + 1, []
-        if "".join(story).strip():
-            yield Document(f"story-{number}", ["".join(story).strip() + "\n"])
+                elif text := "".join(story).strip():
+                    yield Document(f"story-{number}", [text + "\n"])
+                    number, story = number + 1, []
+        if text := "".join(story).strip():
+            yield Document(f"story-{number}", [text + "\n"])
 
     def facts(self) -> dict[str, Any]:
         return {"archive_sha256": SHA256[self.file]}

@@ -53,7 +53,10 @@ class Score:
 
 
 def windows(length: int, window: int, stride: int) -> Iterator[tuple[int, int]]:
-    """(start, first target to score) of each window over `length` targets; together they score each exactly once."""
+    """(start, first target to score) of each window over `length` targets; together they score each exactly once.
+
+    `stride` is at most `window`, or targets between windows would be left out.
+    """
     scored = 0
     for start in range(0, max(1, length), stride):
         begin = max(0, min(start, length - window))
@@ -74,7 +77,8 @@ def score(
 ) -> Score:
     """Score a stream of ids that begins with a document token. Shows a progress bar when given a title.
 
-    Works on the model's own device and leaves its training mode as it was.
+    Works on the model's own device and leaves its training mode as it was. Raises FloatingPointError when a logit is no
+    number.
     """
     device = next(model.parameters()).device
     ids = torch.from_numpy(stream.astype(np.int64))
@@ -88,7 +92,7 @@ def score(
     was_training = model.training
     model.eval()
     at_once = max(1, SCORED_TOKENS_AT_ONCE // width)
-    bar = ProgressBar(title, length, "tokens") if title else None
+    bar = ProgressBar(title, int((stream[1:] != document).sum()), "tokens") if title else None
     with bar if bar else torch.no_grad():
         for first in range(0, len(places), at_once):
             some = places[first : first + at_once]
@@ -111,7 +115,9 @@ def _add(result: Score, logits_BTV: torch.Tensor, targets_BT: torch.Tensor, fres
     scored = is_text & (torch.arange(targets_BT.shape[1], device=fresh_B.device) >= fresh_B[:, None])
     result.tokens += int(scored.sum())
     result.nats += float(nats_BT[scored].sum())
-    result.nats_at += (nats_BT * is_text).sum(0).cpu().numpy()
+    if np.isnan(result.nats):
+        raise FloatingPointError("the model's logits are no numbers")
+    result.nats_at += nats_BT.where(is_text, 0.0).sum(0).cpu().numpy()  # a model may call document tokens impossible
     result.tokens_at += is_text.sum(0).cpu().numpy()
     top = logs_BTV[scored].max(-1)
     sure = top.values.double().exp().clamp(max=1.0).cpu().numpy()

@@ -55,8 +55,9 @@ class LanguageModel(nn.Module, ABC):
 
 
 def next_token_loss(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """Mean cross-entropy in nats per token, a scalar in float32."""
-    return nn.functional.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten())
+    """Mean cross-entropy in nats per token, a scalar in float32, or in float64 where the model is."""
+    precise = torch.promote_types(logits_BTV.dtype, torch.float32)
+    return nn.functional.cross_entropy(logits_BTV.flatten(0, 1).to(precise), targets_BT.flatten())
 
 
 def build(choice: Choice, vocabulary: int, context: int) -> LanguageModel:
@@ -73,7 +74,10 @@ def parameter_count(model: nn.Module) -> int:
 def save(folder: Path, choice: Choice, model: LanguageModel, facts: dict[str, Any]) -> None:
     """Write `weights.safetensors` and `model.json` (what it is built from, and `facts` about its training)."""
     with whole_folder(folder) as made:
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        # copies, because safetensors refuses tensors that share memory, as tied weights do
+        weights = {
+            name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in model.state_dict().items()
+        }
         save_file(weights, made / "weights.safetensors")
         shape = {"vocabulary": model.vocabulary, "context": model.context, "parameters": parameter_count(model)}
         write_json(made / "model.json", {"model": choice.record(), **shape, **facts})
@@ -88,7 +92,7 @@ def load(folder: Path, device: torch.device) -> tuple[LanguageModel, dict[str, A
     try:
         model = build(recall("models", saved["model"]), saved["vocabulary"], saved["context"])
         model.load_state_dict(load_file(weights))
-    except (SafetensorError, RuntimeError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+    except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError, AttributeError, UserError) as error:
+        reason = " ".join(str(error).removeprefix("params.yaml: ").split())[:200]
         raise UserError(f"{folder} is damaged or of another version of the model ({reason}); {SPOILT}") from None
     return model.to(device).eval(), saved

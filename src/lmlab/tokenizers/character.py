@@ -16,6 +16,7 @@ from lmlab.params import Params
 from lmlab.tokenizers.base import Ids, Tokenizer
 
 CODE_POINTS = 0x110000
+REPLACEMENT = 0xFFFD
 
 
 class Options(Params):
@@ -69,7 +70,7 @@ class Character(Tokenizer):
             point = 0
             for digit in digits:
                 point = point * self.base + digit
-            points.append(point if len(digits) == self.digits and point < CODE_POINTS else 0xFFFD)
+            points.append(point if len(digits) == self.digits and point < CODE_POINTS else REPLACEMENT)
             at += 1 + self.digits
         return _text(np.array(points, dtype=np.uint32))
 
@@ -78,8 +79,11 @@ class Character(Tokenizer):
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Self:
+        if not state["characters"]:
+            raise ValueError("a vocabulary without characters")
         return cls(state["characters"])
 
 
 def _text(points: NDArray[np.uint32]) -> str:
-    return points.tobytes().decode("utf-32-le", "surrogatepass")
+    # half surrogates are code points, but no text: what holds one cannot be printed
+    return points.tobytes().decode("utf-32-le", "replace")

@@ -23,17 +23,13 @@ class MultiHead(Attention):
 
     def __init__(self, options: Options, width: int, context: int, position: Position) -> None:
         super().__init__()
-        if width % options.heads:
-            fitting = [heads for heads in range(1, width + 1) if width % heads == 0 and width // heads % 2 == 0]
-            near = min(fitting or [1], key=lambda heads: abs(heads - options.heads))
+        if width % (2 * options.heads):
+            fitting = [heads for heads in range(1, width + 1) if width % (2 * heads) == 0]
+            near = min(fitting, key=lambda heads: abs(heads - options.heads), default=0)
             raise UserError(
                 f"params.yaml: layers.attention.multi_head.heads: {options.heads} heads do not divide the model's width"
-                f" {width}; {near} would"
-            )
-        if width // options.heads % 2:
-            raise UserError(
-                f"params.yaml: layers.attention.multi_head.heads: {options.heads} heads of a model of width {width} are"
-                f" {width // options.heads} wide; the width of a head should be even"
+                f" {width} into heads of an even width; "
+                + (f"{near} would" if near else f"no number does, so make the width a multiple of {2 * options.heads}")
             )
         self.heads, self.context = options.heads, context
         self.normalise = options.normalise_queries_and_keys
@@ -68,7 +64,8 @@ class MultiHead(Attention):
     def _remember(self, memory: Memory, k_BHTK: Tensor, v_BHTK: Tensor) -> tuple[Tensor, Tensor]:
         """Append to what is remembered; beyond the context the oldest are forgotten."""
         if memory.seen:
-            k_BHTK = torch.cat((memory.tensors["keys"], k_BHTK), dim=-2)[..., -self.context :, :]
-            v_BHTK = torch.cat((memory.tensors["values"], v_BHTK), dim=-2)[..., -self.context :, :]
+            kept = max(self.context, k_BHTK.shape[-2])  # each of the new tokens sees itself at least
+            k_BHTK = torch.cat((memory.tensors["keys"], k_BHTK), dim=-2)[..., -kept:, :]
+            v_BHTK = torch.cat((memory.tensors["values"], v_BHTK), dim=-2)[..., -kept:, :]
         memory.tensors["keys"], memory.tensors["values"] = k_BHTK, v_BHTK
         return k_BHTK, v_BHTK

@@ -1,0 +1,87 @@
+"""DVC as its users use it: experiments in the workspace, queued and temporary, comparisons, remotes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.pipeline
+
+
+def shown(workspace: Any) -> dict[str, dict[str, Any]]:
+    """`dvc exp show` as rows by experiment name."""
+    rows = json.loads(workspace.run("dvc", "exp", "show", "--json").stdout)
+    experiments: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        for experiment in row.get("experiments") or []:
+            experiments[experiment["name"]] = experiment["revs"][0]["data"]
+    return experiments
+
+
+def bits(data: dict[str, Any]) -> float:
+    return float(data["metrics"]["results/metrics.json"]["data"]["validation"]["bits_per_byte"])
+
+
+def test_experiments_in_the_workspace_queued_and_temporary_agree(workspace: Any) -> None:
+    """The same variant run in each of the three ways has the same result, and the workspace is untouched by two of them."""
+    before = workspace.json("results/metrics.json")
+    workspace.run("dvc", "exp", "run", "--temp", "-n", "temporary", "-S", "train.seed=5")
+    workspace.run("dvc", "exp", "run", "--queue", "-n", "queued", "-S", "train.seed=5")
+    workspace.run("dvc", "queue", "start", "-j", "1")
+    workspace.run("dvc", "queue", "logs", "queued", "--follow")
+    assert workspace.json("results/metrics.json") == before
+    workspace.run("dvc", "exp", "run", "-n", "direct", "-S", "train.seed=5")
+    rows = shown(workspace)
+    assert set(rows) == {"temporary", "queued", "direct"}
+    assert len({bits(row) for row in rows.values()}) == 1
+    assert bits(rows["direct"]) != before["validation"]["bits_per_byte"]
+    assert bits(rows["direct"]) == workspace.json("results/metrics.json")["validation"]["bits_per_byte"]
+
+    changed = json.loads(workspace.run("dvc", "metrics", "diff", "--json").stdout)
+    assert changed["results/metrics.json"]["validation.bits_per_byte"]["diff"] != 0
+    specification = workspace.run("dvc", "plots", "diff", "HEAD", "workspace", "--json").stdout
+    assert "validation_nats" in specification
+    assert "learning_rate" in specification
+
+
+def test_queued_and_temporary_experiments_run_their_own_copy_of_the_code(workspace: Any) -> None:
+    """Code edited in the workspace is what a temporary experiment runs, though lmlab is installed from elsewhere."""
+    source = workspace.path("src/lmlab/evaluation/results.py")
+    text = source.read_text()
+    assert '"tokens_seen"' in text
+    source.write_text(text.replace('"tokens_seen"', '"tokens_seen_by_the_copy"'))
+    workspace.run("dvc", "exp", "run", "--temp", "-n", "mine")
+    metrics = shown(workspace)["mine"]["metrics"]["results/metrics.json"]["data"]
+    assert "tokens_seen_by_the_copy" in metrics
+    assert "tokens_seen" in workspace.json("results/metrics.json")
+
+
+def test_push_and_pull_bring_a_clone_to_the_same_state(workspace: Any, tmp_path: Path) -> None:
+    workspace.run("dvc", "remote", "add", "-d", "shelf", str(tmp_path / "shelf"))
+    workspace.run("git", "commit", "-qam", "a remote")
+    workspace.run("dvc", "push")
+    clone = type(workspace)(tmp_path / "clone", workspace.home)
+    workspace.run("git", "clone", "-q", str(workspace.folder), str(clone.folder))
+    clone.run("dvc", "pull")
+    weights = "data/model/weights.safetensors"
+    assert clone.path(weights).read_bytes() == workspace.path(weights).read_bytes()
+    assert clone.reruns("--no-run-cache") == set()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.stpes=9", "Could not override 'train.stpes'"),  # DVC's own answer
+        ("+train.stpes=9", "train.stpes is not a known key; did you mean steps?"),
+        ("train.steps=many", "train.steps should be a valid integer, not 'many'"),
+        ("evaluate.stride=99", "evaluate.stride (99) is larger than train.context (16)"),
+        ("train.model=transfomer", "transfomer.py"),  # DVC's own answer: there is no such file
+    ],
+)
+def test_a_bad_override_is_refused_before_any_work(workspace: Any, override: str, message: str) -> None:
+    done = workspace.run("dvc", "exp", "run", "--temp", "-S", override, check=False)
+    assert done.returncode != 0
+    assert message in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "steps, " not in done.stdout, "training had begun"

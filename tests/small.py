@@ -1,0 +1,83 @@
+"""Every part of the project made small: its own params.yaml with a few numbers lowered, and all ways to combine parts."""
+
+import functools
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lmlab import params, parts
+from lmlab.models import base as models
+from lmlab.models.base import LanguageModel
+from lmlab.parts import Choice
+
+torch.set_num_threads(1)
+
+VOCABULARY, CONTEXT = 11, 8
+LOWERED = {"layers": 2, "width": 16, "heads": 2, "warmup": 3}
+
+
+@functools.cache
+def _as_it_is() -> params.Tree:
+    return params.read(Path(__file__).parent.parent / "params.yaml")
+
+
+def tree(**changes: Any) -> dict[str, Any]:
+    """The project's params, lowered, with some options set to other values wherever a part has an option of that name."""
+
+    def lowered(node: Any) -> Any:
+        if not isinstance(node, dict):
+            return node
+        return {
+            key: wanted[key] if key in wanted and not isinstance(value, dict) else lowered(value)
+            for key, value in node.items()
+        }
+
+    wanted = {**LOWERED, **changes}
+    return {key: lowered(value) for key, value in _as_it_is().items()}
+
+
+def variants(kind: str, **changes: Any) -> list[Choice]:
+    """Every part of a kind with every combination of the parts it is built from."""
+    return [choice for name in parts.names(kind) for choice in _combined(kind, name, tree(**changes))]
+
+
+def _combined(kind: str, name: str, lowered: dict[str, Any]) -> Iterator[Choice]:
+    plain = parts.choose(lowered, kind, name)
+    inner_kinds = {key: inner.kind for key, inner in plain.inner.items()}
+    for names in itertools.product(*(parts.names(inner) for inner in inner_kinds.values())):
+        chosen = dict(zip(inner_kinds, names, strict=True))
+        inner = {key: parts.choose(lowered, inner_kinds[key], value) for key, value in chosen.items()}
+        yield Choice(kind, name, plain.options.model_copy(update=chosen), inner)
+
+
+def title(choice: Choice) -> str:
+    """A name for a test's output: the part and those in it."""
+    return "-".join([choice.name, *(title(inner) for inner in choice.inner.values())])
+
+
+def model(choice: Choice, seed: int = 0, vocabulary: int = VOCABULARY, context: int = CONTEXT) -> LanguageModel:
+    """A model as training would begin with it."""
+    torch.manual_seed(seed)
+    return models.build(choice, vocabulary, context)
+
+
+def rough(choice: Choice, seed: int = 0, vocabulary: int = VOCABULARY, context: int = CONTEXT) -> LanguageModel:
+    """A model in double precision with weights so large that every part of it shows in the logits."""
+    made = model(choice, seed, vocabulary, context).double().eval()
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return made
+
+
+def some_model(**changes: Any) -> Choice:
+    """The model that params.yaml names."""
+    lowered = tree(**changes)
+    return parts.choose(lowered, "models", lowered["train"]["model"])
+
+
+def tokens(batch: int, time: int, seed: int = 0, vocabulary: int = VOCABULARY) -> torch.Tensor:
+    """Random ids of shape (batch, time)."""
+    return torch.randint(vocabulary, (batch, time), generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,131 @@
+"""A tree of values comes back as it was saved, or not at all."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lmlab import checkpoint
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool]
+
+
+@st.composite
+def tensors(draw: st.DrawFn) -> Tensor:
+    shape = draw(st.lists(st.integers(0, 3), max_size=3))
+    return (torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 3).to(draw(st.sampled_from(DTYPES)))
+
+
+plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+keys = st.text(max_size=4) | st.integers() | st.sampled_from(["a/b", "a", "b", "1", "tensor", "dict", "list", "value", ""])
+trees = st.recursive(plain | tensors(), lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=4))
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor):
+        alike = isinstance(other, Tensor) and one.dtype == other.dtype and one.shape == other.shape
+        return alike and torch.equal(one, other)
+    if isinstance(one, dict):
+        # keys keep their type and order
+        return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return isinstance(other, list) and len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, float) and math.isnan(one):
+        return isinstance(other, float) and math.isnan(other)
+    return type(one) is type(other) and bool(one == other)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(state=st.dictionaries(keys, trees, max_size=4))
+def test_a_tree_comes_back_as_it_was(tmp_path: Path, state: dict[Any, Any]) -> None:
+    checkpoint.save(tmp_path, state)
+    assert same(state, checkpoint.load(tmp_path))
+
+
+def test_names_that_look_alike_are_told_apart(tmp_path: Path) -> None:
+    state = {"a/b": torch.ones(1), "a": {"b": torch.zeros(1)}, "1": torch.full((1,), 2.0), 1: torch.full((1,), 3.0)}
+    checkpoint.save(tmp_path, state)
+    assert same(state, checkpoint.load(tmp_path))
+
+
+def test_tensors_that_share_memory_or_are_turned_round_come_back(tmp_path: Path) -> None:
+    whole = torch.arange(12.0).view(3, 4)
+    state = {"one": whole, "same": whole, "row": whole[1], "turned": whole.T, "learned": torch.nn.Parameter(whole)}
+    checkpoint.save(tmp_path, state)
+    loaded = checkpoint.load(tmp_path)
+    assert loaded
+    assert loaded["turned"].tolist() == whole.T.tolist()
+    assert loaded["row"].tolist() == whole[1].tolist()
+    assert loaded["same"].tolist() == loaded["learned"].tolist() == whole.tolist()
+
+
+def test_the_state_of_a_tied_model_and_its_optimizer_comes_back(tmp_path: Path) -> None:
+    model = small.model(small.some_model(tied=True))
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    model(small.tokens(2, 4)).sum().backward()
+    optimizer.step()
+    state = {"model": dict(model.state_dict()), "optimizer": optimizer.state_dict(), "chance": torch.get_rng_state()}
+    checkpoint.save(tmp_path, state)
+    loaded = checkpoint.load(tmp_path)
+    assert loaded
+    assert same(state["model"], loaded["model"])
+    assert same(state["optimizer"]["state"], loaded["optimizer"]["state"])
+    assert torch.equal(state["chance"], loaded["chance"])
+
+
+@pytest.mark.parametrize("spoil", [lambda data: data[:-1], lambda data: data[:5], lambda data: b"", lambda data: b"x" * 99])
+def test_a_file_that_is_not_whole_counts_as_none(tmp_path: Path, spoil: Any) -> None:
+    assert checkpoint.load(tmp_path) is None
+    checkpoint.save(tmp_path, {"a": torch.ones(5)})
+    file = tmp_path / checkpoint.FILE
+    file.write_bytes(spoil(file.read_bytes()))
+    assert checkpoint.load(tmp_path) is None
+
+
+@pytest.mark.parametrize("metadata", [None, {"other": "1"}, {"state": "{"}, {"state": '{"tensor": "7"}'}, {"state": "3"}])
+def test_a_file_of_another_kind_counts_as_none(tmp_path: Path, metadata: dict[str, str] | None) -> None:
+    save_file({"a": torch.ones(1)}, tmp_path / checkpoint.FILE, metadata=metadata)
+    assert checkpoint.load(tmp_path) is None
+
+
+def test_an_interrupted_save_leaves_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.save(tmp_path, {"step": 1})
+
+    def interrupted(tensors: Any, path: Path, metadata: Any) -> None:
+        Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(tmp_path, {"step": 2})
+    assert checkpoint.load(tmp_path) == {"step": 1}
+    assert [path.name for path in tmp_path.iterdir()] == [checkpoint.FILE]
+    checkpoint.discard(tmp_path)
+    checkpoint.discard(tmp_path)
+    assert not tmp_path.exists()
+
+
+def test_a_runs_key_is_made_of_what_decides_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = checkpoint.run_key({"steps": 1, "parts": {"a": 1, "b": 2}})
+    assert key == checkpoint.run_key({"parts": {"b": 2, "a": 1}, "steps": 1})
+    assert key != checkpoint.run_key({"steps": 2, "parts": {"a": 1, "b": 2}})
+    monkeypatch.setattr(
+        checkpoint, "sha256", lambda path: f"edited {path.name}" if path.name == "params.py" else "as it was"
+    )
+    edited = checkpoint.run_key({"steps": 1})
+    monkeypatch.setattr(checkpoint, "sha256", lambda path: "as it was")
+    assert edited != checkpoint.run_key({"steps": 1})
+
+
+def test_the_scratch_lies_in_the_project_also_for_a_copy_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    assert checkpoint.scratch_folder("k") == Path(".scratch/train-k")
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    assert checkpoint.scratch_folder("k") == tmp_path / ".scratch" / "train-k"

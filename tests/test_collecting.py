@@ -1,0 +1,222 @@
+import random
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lmlab import collecting, documents
+from lmlab.collecting import DownloadParams
+from lmlab.corpora.base import Corpus, Document
+from lmlab.documents import SPLITS
+from lmlab.errors import UserError
+
+TAIL = DownloadParams(corpus="here", ascii=True, split="tail", validation=0.1, test=0.05, split_seed=0)
+WHOLE = TAIL.model_copy(update={"split": "document"})
+
+
+class Here(Corpus):
+    """Documents given as lists of pieces; an error among them is raised when it is reached."""
+
+    source = "a test"
+    licence = "none"
+
+    def __init__(self, pieces: Sequence[Sequence[str] | BaseException]) -> None:
+        self.pieces = pieces
+
+    def documents(self) -> Iterator[Document]:
+        for number, pieces in enumerate(self.pieces):
+            if isinstance(pieces, BaseException):
+                raise pieces
+            yield Document(f"text-{number}", iter(pieces))
+
+    def facts(self) -> dict[str, Any]:
+        return {"fact": 1}
+
+
+def build(params: DownloadParams, folder: Path, *pieces: Sequence[str]) -> dict[str, Any]:
+    return collecting.build(params, Here(pieces), folder)
+
+
+def splits(folder: Path) -> dict[str, dict[int, str]]:
+    """Each split's documents by number, their parts joined; parts and documents come in order."""
+    read: dict[str, dict[int, str]] = {}
+    for split in SPLITS:
+        joined: dict[int, str] = {}
+        parts: dict[int, int] = {}
+        for document, part, text in documents.read_parts(folder / f"{split}.parquet"):
+            assert text
+            assert part == parts.get(document, -1) + 1
+            assert not joined or document >= max(joined)
+            parts[document] = part
+            joined[document] = joined.get(document, "") + text
+        read[split] = joined
+    return read
+
+
+def words(count: int, seed: int = 0) -> str:
+    chance = random.Random(seed)
+    return "".join(chance.choice(["to ", "be ", "or ", "not\n"]) for _ in range(count))
+
+
+def test_the_ends_of_the_text_are_held_out_and_nothing_is_lost(tmp_path: Path) -> None:
+    texts = [words(400, seed) for seed in range(5)]
+    manifest = build(TAIL, tmp_path / "corpus", *([text] for text in texts))
+    read = splits(tmp_path / "corpus")
+    whole = "".join(texts)
+    joined = {split: "".join(read[split].values()) for split in SPLITS}
+    assert joined["test"] + joined["train"] + joined["validation"] == whole
+    assert abs(len(joined["validation"]) - 0.1 * len(whole)) <= 1
+    assert abs(len(joined["test"]) - 0.05 * len(whole)) <= 1
+    for split in SPLITS:
+        facts = manifest["splits"][split]
+        assert facts["documents"] == len(read[split])
+        assert facts["characters"] == len(joined[split])
+        assert facts["bytes"] == len(joined[split].encode())
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(
+    pieces=st.lists(st.lists(st.text("a\r\né", max_size=9), max_size=6), min_size=1, max_size=6),
+    part=st.integers(1, 9),
+    validation=st.sampled_from([0.01, 0.1, 0.5]),
+    test=st.sampled_from([0.0, 0.05, 0.3]),
+)
+def test_however_it_is_cut_the_text_is_whole(
+    tmp_path: Path, pieces: list[list[str]], part: int, validation: float, test: float
+) -> None:
+    params = TAIL.model_copy(update={"ascii": False, "validation": validation, "test": test})
+    whole = "".join(re.sub("\r\n?", "\n", "".join(document)) for document in pieces)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(collecting, "PART_CHARACTERS", part)
+        patch.setattr(collecting, "ROW_GROUP_BYTES", 3 * part)
+        try:
+            manifest = build(params, tmp_path / "corpus", *pieces)
+        except UserError:
+            assert len(whole) < 5  # too small to be split
+            return
+    read = splits(tmp_path / "corpus")
+    assert "".join("".join(read[split].values()) for split in ("test", "train", "validation")) == whole
+    assert sum(row["count"] for row in manifest["cleaned"]) == len(re.findall("\r\n?", "\0".join(map("".join, pieces))))
+
+
+def test_long_documents_come_in_parts_cut_behind_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collecting, "PART_CHARACTERS", 100)
+    text = words(2000) + "x" * 350 + "\n" + words(100)
+    build(TAIL, tmp_path / "corpus", [text[:1234], text[1234:]])
+    parts = [part for _, _, part in documents.read_parts(tmp_path / "corpus" / "train.parquet")]
+    assert max(map(len, parts)) <= 100
+    assert sum(not part.endswith("\n") for part in parts) <= 5  # the 350 letters, and the end
+
+
+def test_the_manifest_says_what_cleaning_changed(tmp_path: Path) -> None:
+    manifest = build(TAIL, tmp_path / "corpus", ["caf", "é\r", "\n" + "a" * 100])
+    assert manifest["cleaned"] == [
+        {"character": "\r\n", "code_point": "U+000D U+000A", "became": "\n", "count": 1},
+        {"character": "é", "code_point": "U+00E9", "became": "e", "count": 1},
+    ]
+    assert (manifest["corpus"], manifest["source"], manifest["licence"], manifest["fact"]) == ("here", "a test", "none", 1)
+
+
+def test_whole_documents_are_held_out_and_equal_ones_stay_together(tmp_path: Path) -> None:
+    texts = [words(40, seed % 60) for seed in range(100)]  # 40 of them twice
+    manifest = build(WHOLE, tmp_path / "corpus", *([text] for text in texts))
+    read = splits(tmp_path / "corpus")
+    assert sorted(number for split in SPLITS for number in read[split]) == list(range(100))
+    held = {split: set(read[split].values()) for split in SPLITS}
+    for split in SPLITS:
+        assert all(texts[number] == text for number, text in read[split].items())
+    assert not held["train"] & held["validation"]
+    assert not held["train"] & held["test"]
+    assert not held["validation"] & held["test"]
+    total = sum(manifest["splits"][split]["characters"] for split in SPLITS)
+    assert abs(manifest["splits"]["validation"]["characters"] / total - 0.1) < 0.04
+    assert abs(manifest["splits"]["test"]["characters"] / total - 0.05) < 0.04
+
+
+def test_another_split_seed_holds_out_others(tmp_path: Path) -> None:
+    texts = [[words(40, seed)] for seed in range(40)]
+    held = []
+    for seed in (0, 0, 1, 2**64 - 1):
+        build(WHOLE.model_copy(update={"split_seed": seed}), tmp_path / "corpus", *texts)
+        held.append(sorted(splits(tmp_path / "corpus")["validation"]))
+    assert held[0] == held[1]
+    assert len({tuple(numbers) for numbers in held}) == 3
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("lengths", [(10, 10, 10), (10, 10, 900), (300, 300, 400), (1, 1, 1, 997)])
+def test_few_documents_give_each_split_one_and_train_the_largest(
+    tmp_path: Path, seed: int, lengths: tuple[int, ...]
+) -> None:
+    texts = [[chr(97 + number) * length] for number, length in enumerate(lengths)]
+    for validation, test in ((0.1, 0.05), (0.01, 0.01), (0.6, 0.3)):
+        params = WHOLE.model_copy(update={"split_seed": seed, "validation": validation, "test": test})
+        build(params, tmp_path / "corpus", *texts)
+        read = splits(tmp_path / "corpus")
+        assert all(read[split] for split in SPLITS)
+        assert max(lengths) in map(len, read["train"].values())
+
+
+@pytest.mark.parametrize("params", [TAIL, WHOLE])
+def test_no_test_split_leaves_the_rest(tmp_path: Path, params: DownloadParams) -> None:
+    texts = [[words(40, seed)] for seed in range(20)]
+    manifest = build(params.model_copy(update={"test": 0.0}), tmp_path / "corpus", *texts)
+    assert manifest["splits"]["test"]["documents"] == 0
+    read = splits(tmp_path / "corpus")
+    assert read["test"] == {}
+    assert sum(len(text) for split in SPLITS for text in read[split].values()) == sum(len(text) for (text,) in texts)
+
+
+def test_the_same_text_gives_the_same_bytes(tmp_path: Path) -> None:
+    texts = [[words(400, seed), "é"] for seed in range(9)]
+    for params in (TAIL, WHOLE):
+        build(params, tmp_path / "one", *texts)
+        build(params, tmp_path / "two", *texts)
+        names = [path.name for path in sorted((tmp_path / "one").iterdir())]
+        assert names == ["manifest.json", "test.parquet", "train.parquet", "validation.parquet"]
+        for name in names:
+            assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("params", "pieces", "hint"),
+    [
+        (TAIL, [], "the corpus here is empty"),
+        (TAIL, [[], [""], ["中"]], "the corpus here is empty"),
+        (TAIL, [["a"]], "too small to be split"),
+        (WHOLE, [["one document only\n" * 50]], "1 different document.*download.split: tail"),
+        (WHOLE, [["twice\n"], ["twice\n"], ["other\n"]], "2 different document"),
+        (TAIL, [["fine\n" * 50], UserError("the source broke")], "the source broke"),
+        (TAIL, [["fine\n" * 50], KeyboardInterrupt("Ctrl-C")], "Ctrl-C"),
+    ],
+)
+def test_an_error_leaves_what_was_there(tmp_path: Path, params: DownloadParams, pieces: Any, hint: str) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    (folder / "old").write_text("kept")
+    with pytest.raises((UserError, KeyboardInterrupt), match=hint):
+        collecting.build(params, Here([list(p) if isinstance(p, list) else p for p in pieces]), folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
+    assert [path.name for path in folder.iterdir()] == ["old"]
+
+
+def test_splits_that_leave_nothing_to_train_on_are_refused() -> None:
+    with pytest.raises(ValueError, match="leave nothing to train on"):
+        DownloadParams(corpus="here", ascii=True, split="tail", validation=0.6, test=0.4, split_seed=0)
+
+
+def test_a_damaged_or_missing_split_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "corpus" / "train.parquet"
+    with pytest.raises(UserError, match=r"train\.parquet is missing; run `dvc repro download`"):
+        list(documents.read_parts(path))
+    build(TAIL, tmp_path / "corpus", [words(5000)])
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    for spoilt in (whole[:middle], whole[:middle] + bytes(200) + whole[middle + 200 :], b"", b"PAR1 and no more"):
+        path.write_bytes(spoilt)
+        with pytest.raises(UserError, match=r"train\.parquet is damaged; run `dvc repro --force download`"):
+            list(documents.read_parts(path))

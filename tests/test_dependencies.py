@@ -1,0 +1,116 @@
+"""dvc.yaml lists all the code that each stage imports, and no file that is not there."""
+
+import ast
+import itertools
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from lmlab import params, parts
+
+PROJECT = Path(__file__).resolve().parents[1]
+STAGES = YAML(typ="safe").load(PROJECT / "dvc.yaml")["stages"]
+# What may load code by name: parts.py the parts, whose files dvc.yaml names by their params, and the stages' wrapper the
+# check of params.yaml, which can refuse a run but never change what it writes.
+LOADS_BY_NAME = {"src/lmlab/parts.py", "pipeline/__init__.py"}
+
+
+def source(module: str) -> Path | None:
+    """The file of a first-party module, None for any other name."""
+    base = PROJECT.joinpath("src" if module.startswith("lmlab") else "", *module.split("."))
+    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
+
+
+def imported(path: Path) -> set[str]:
+    """Every first-party module a file imports anywhere in it, with the packages around it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.update([node.module, *(f"{node.module}.{alias.name}" for alias in node.names)])
+    packages = {".".join(name.split(".")[:depth]) for name in found for depth in range(1, name.count(".") + 2)}
+    return {name for name in packages if name.split(".")[0] in ("lmlab", "pipeline") and source(name)}
+
+
+def closure(modules: set[str]) -> set[str]:
+    """The files that importing these modules reads."""
+    seen: set[str] = set()
+    pending = set(modules)
+    while pending:
+        module = pending.pop()
+        path = source(module)
+        if path and str(path.relative_to(PROJECT)) not in seen:
+            seen.add(str(path.relative_to(PROJECT)))
+            pending |= imported(path)
+    return seen
+
+
+def resolved(stage: str) -> set[str]:
+    """A stage's dependencies with `${...}` replaced by the values in params.yaml."""
+    tree = params.read(PROJECT / "params.yaml")
+    answers = set()
+    for dependency in STAGES[stage]["deps"]:
+        while "${" in dependency:
+            before, _, rest = dependency.partition("${")
+            key, _, after = rest.partition("}")
+            block, _, name = key.rpartition(".")
+            dependency = before + params.block(tree, block)[name] + after
+        answers.add(dependency)
+    return answers
+
+
+def chosen_modules(stage: str) -> set[str]:
+    """The parts that a stage's dependencies name: each is loaded by name and brings imports of its own."""
+    names = {dep for dep in STAGES[stage]["deps"] if "${" in dep}
+    files = {dep for dep in resolved(stage) if dep.startswith("src/lmlab/")}
+    modules = {dep.removeprefix("src/").removesuffix(".py").replace("/", ".") for dep in files}
+    assert names, stage
+    return modules
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_lists_exactly_the_code_it_imports(stage: str) -> None:
+    listed = {dep for dep in resolved(stage) if dep.endswith(".py")}
+    needed = closure({f"pipeline.{stage}"} | chosen_modules(stage))
+    assert needed - listed == set(), "imported, but not among the stage's deps: an edit would go unnoticed"
+    assert {dep for dep in listed if not (PROJECT / dep).is_file()} == set()
+    kind_files = {dep for dep in STAGES[stage]["deps"] if "${" in dep}
+    direct = closure({f"pipeline.{stage}"} | {m for m in chosen_modules(stage) if _is_part(m)})
+    assert listed - direct == set(), "listed, but not imported: an edit would rerun the stage for nothing"
+    assert kind_files
+
+
+def _is_part(module: str) -> bool:
+    _, *kind, name = module.split(".")
+    return name in parts.names(".".join(kind)) if kind else False
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_part_a_stage_may_choose_has_its_imports_listed(stage: str) -> None:
+    """Another part of the same kind must not need code that the stage does not list."""
+    always = {dep for dep in STAGES[stage]["deps"] if dep.endswith(".py") and "${" not in dep}
+    for dependency in (dep for dep in STAGES[stage]["deps"] if "${" in dep):
+        folder = dependency.removeprefix("src/lmlab/").partition("/${")[0]
+        kind = folder.replace("/", ".")
+        for name in parts.names(kind):
+            own = f"src/lmlab/{folder}/{name}.py"
+            assert closure({f"lmlab.{kind}.{name}"}) - {own} <= always, f"{kind}.{name} in {stage}"
+
+
+def test_code_is_loaded_by_name_in_two_places_only() -> None:
+    for path in itertools.chain((PROJECT / "src").rglob("*.py"), (PROJECT / "pipeline").rglob("*.py")):
+        name = str(path.relative_to(PROJECT))
+        text = path.read_text()
+        assert ("import_module(" in text or "__import__(" in text) == (name in LOADS_BY_NAME), name
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_command_runs_the_copy_of_the_code_it_stands_in(stage: str) -> None:
+    assert STAGES[stage]["cmd"] == f"python -m pipeline.{stage}"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stage_scripts_are_thin(stage: str) -> None:
+    assert len((PROJECT / "pipeline" / f"{stage}.py").read_text().splitlines()) <= 45

@@ -1,0 +1,214 @@
+"""What every model keeps, with every combination of the layers it can be built from."""
+
+import json
+from pathlib import Path
+
+import pytest
+import small
+import torch
+from safetensors.torch import load_file, save_file
+from small import CONTEXT, VOCABULARY
+
+from lmlab import parts
+from lmlab.errors import UserError
+from lmlab.models import base as models
+from lmlab.models.base import next_token_loss
+from lmlab.parts import Choice
+
+CPU = torch.device("cpu")
+every_model = pytest.mark.parametrize("choice", small.variants("models"), ids=small.title)
+
+
+@every_model
+def test_logits_have_a_row_for_each_token_and_a_number_for_each_id(choice: Choice) -> None:
+    model = small.model(choice)
+    for batch, time in ((1, 1), (3, CONTEXT), (2, 5)):
+        assert model(small.tokens(batch, time)).shape == (batch, time, VOCABULARY)
+    assert (model.vocabulary, model.context) == (VOCABULARY, CONTEXT)
+
+
+@every_model
+@pytest.mark.parametrize("double", [True, False])
+def test_a_changed_token_leaves_the_logits_before_it_as_they_were(choice: Choice, double: bool) -> None:
+    model = small.rough(choice).to(torch.float64 if double else torch.float32)
+    before = small.tokens(2, CONTEXT)
+    logits = model(before)
+    for at in range(CONTEXT):
+        after = before.clone()
+        after[:, at] = (after[:, at] + 1) % VOCABULARY
+        changed = model(after)
+        assert torch.equal(changed[:, :at], logits[:, :at])
+        assert not torch.isclose(changed[:, at], logits[:, at]).all()
+        assert not torch.isclose(changed[:, -1], logits[:, -1]).all()  # and every token counts to the end
+
+
+@every_model
+@pytest.mark.parametrize("first", [1, 3, CONTEXT - 1])
+def test_reading_with_a_memory_gives_the_logits_of_reading_at_once(choice: Choice, first: int) -> None:
+    model = small.rough(choice)
+    tokens = small.tokens(2, CONTEXT)
+    memory = model.new_memory()
+    steps = [model(tokens[:, :first], memory)]
+    steps += [model(tokens[:, at : at + 1], memory) for at in range(first, CONTEXT)]
+    torch.testing.assert_close(torch.cat(steps, dim=1), model(tokens), rtol=0, atol=1e-9)
+
+
+@every_model
+def test_reading_goes_on_beyond_the_context(choice: Choice) -> None:
+    model = small.rough(choice)
+    tokens = small.tokens(2, 4 * CONTEXT)
+    memory = model.new_memory()
+    logits = [model(tokens[:, at : at + 1], memory) for at in range(tokens.shape[1])]
+    assert torch.isfinite(torch.cat(logits)).all()
+    assert memory[0].seen == tokens.shape[1]
+    assert torch.isfinite(model(tokens, memory)).all()  # more at once than a context holds
+
+
+@every_model
+def test_the_gradient_reaches_every_parameter(choice: Choice) -> None:
+    model = small.rough(choice)
+    next_token_loss(model(small.tokens(4, CONTEXT)), small.tokens(4, CONTEXT, seed=1)).backward()
+    untouched = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not untouched
+
+
+@every_model
+def test_the_seed_decides_the_first_weights(choice: Choice) -> None:
+    one, same, other = (small.model(choice, seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+@every_model
+def test_a_new_model_finds_every_token_about_equally_likely(choice: Choice) -> None:
+    loss = next_token_loss(small.model(choice)(small.tokens(16, CONTEXT)), small.tokens(16, CONTEXT, seed=1))
+    assert loss.item() == pytest.approx(torch.tensor(VOCABULARY).log().item(), abs=0.1)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@every_model
+def test_saved_and_loaded_a_model_is_the_same_to_the_last_bit(choice: Choice, tied: bool, tmp_path: Path) -> None:
+    if "tied" in type(choice.options).model_fields:
+        choice = Choice(choice.kind, choice.name, choice.options.model_copy(update={"tied": tied}), choice.inner)
+    model = small.model(choice)
+    models.save(tmp_path / "model", choice, model, {"steps": 7})
+    loaded, saved = models.load(tmp_path / "model", CPU)
+    assert not loaded.training
+    assert saved["steps"] == 7
+    assert saved["parameters"] == models.parameter_count(loaded) == models.parameter_count(model)
+    assert parts.recall("models", saved["model"]) == choice
+    assert {name: value.tolist() for name, value in loaded.state_dict().items()} == {
+        name: value.tolist() for name, value in model.state_dict().items()
+    }
+    tokens = small.tokens(2, CONTEXT)
+    assert torch.equal(loaded(tokens), model.eval()(tokens))
+    models.save(tmp_path / "again", choice, loaded, {"steps": 7})
+    for file in ("weights.safetensors", "model.json"):
+        assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "model" / file).read_bytes()
+
+
+def test_tied_weights_are_one_matrix_also_after_loading(tmp_path: Path) -> None:
+    tied, untied = small.some_model(tied=True), small.some_model(tied=False)
+    model = small.model(tied)
+    assert models.parameter_count(small.model(untied)) - models.parameter_count(model) == VOCABULARY * 16
+    models.save(tmp_path / "model", tied, model, {})
+    loaded, _ = models.load(tmp_path / "model", CPU)
+    loaded.readout.weight.data += 1
+    assert torch.equal(loaded.readout.weight, loaded.embedding.weight)
+
+
+def test_dropout_drops_in_training_alone() -> None:
+    model = small.model(small.some_model(dropout=0.5))
+    tokens = small.tokens(2, CONTEXT)
+    model.train()
+    assert not torch.equal(model(tokens), model(tokens))
+    torch.manual_seed(3)
+    once = model(tokens)
+    torch.manual_seed(3)
+    assert torch.equal(model(tokens), once)
+    model.eval()
+    assert torch.equal(model(tokens), model(tokens))
+    plain = small.model(small.some_model(dropout=0.0))
+    plain.load_state_dict(model.state_dict())
+    assert torch.equal(plain.train()(tokens), model(tokens))
+
+
+def test_the_loss_is_the_mean_surprise_in_double_precision_where_the_model_is() -> None:
+    logits = torch.tensor([[[0.0, 0.0], [1.0, 3.0]]])
+    expected = (torch.tensor(2.0).log() + torch.tensor(1 + torch.e**2).log()) / 2
+    targets = torch.tensor([[1, 0]])
+    assert next_token_loss(logits, targets).item() == pytest.approx(expected.item())
+    assert next_token_loss(logits.bfloat16(), targets).dtype == torch.float32
+    assert next_token_loss(logits.double(), targets).dtype == torch.float64
+
+
+# ---------------------------------------------------------------- what can be wrong with a saved model
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    choice = small.some_model()
+    models.save(tmp_path / "model", choice, small.model(choice), {})
+    return tmp_path / "model"
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(UserError) as refused:
+        models.load(folder, CPU)
+    message = str(refused.value)
+    assert "\n" not in message
+    assert len(message) < 500
+    assert "params.yaml" not in message  # nothing is wrong there
+    return message
+
+
+@pytest.mark.parametrize("file", ["model.json", "weights.safetensors"])
+def test_a_missing_file_is_named(folder: Path, file: str) -> None:
+    (folder / file).unlink()
+    assert f"{folder / file} is missing; run `dvc repro train`" in refusal(folder)
+
+
+@pytest.mark.parametrize("file", ["model.json", "weights.safetensors"])
+@pytest.mark.parametrize("spoil", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"\xff" * 300])
+def test_a_damaged_file_is_refused(folder: Path, file: str, spoil: object) -> None:
+    path = folder / file
+    path.write_bytes(spoil(path.read_bytes()))  # type: ignore[operator]
+    assert "dvc repro --force train" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("at", "value"),
+    [
+        (["vocabulary"], 12),
+        (["vocabulary"], -1),
+        (["vocabulary"], "many"),
+        (["model"], None),
+        (["model", "name"], "transfromer"),
+        (["model", "options", "width"], 32),
+        (["model", "options", "width"], "wide"),
+        (["model", "options", "new_option"], 1),
+        (["model", "inner"], []),
+        (["model", "inner", "feed_forward", "name"], "swiglu"),
+        (["model", "inner", "attention", "options", "heads"], 3),
+    ],
+)
+def test_a_model_json_that_does_not_describe_the_weights_is_refused(folder: Path, at: list[str], value: object) -> None:
+    saved = json.loads((folder / "model.json").read_text())
+    node = saved
+    for key in at[:-1]:
+        node = node[key]
+    node[at[-1]] = value
+    (folder / "model.json").write_text(json.dumps(saved))
+    assert str(folder) in refusal(folder)
+
+
+@pytest.mark.parametrize("saved", [[], {}, 3, {"model": {}}])
+def test_a_model_json_of_another_kind_is_refused(folder: Path, saved: object) -> None:
+    (folder / "model.json").write_text(json.dumps(saved))
+    assert str(folder) in refusal(folder)
+
+
+def test_weights_that_are_not_all_there_are_refused(folder: Path) -> None:
+    weights = load_file(folder / "weights.safetensors")
+    save_file(dict(list(weights.items())[1:]), folder / "weights.safetensors")
+    assert "Missing key" in refusal(folder)

@@ -1,0 +1,312 @@
+"""A run ends in the same bytes however often it is stopped, and says so in one line when it breaks down."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small
+import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from lmlab import checkpoint, device, parts, training
+from lmlab.errors import UserError
+from lmlab.evaluation.scoring import bits_per_byte, score
+from lmlab.models import base as models
+from lmlab.params import section
+from lmlab.shards import Shards
+from lmlab.tokenizers.base import Tokenizer
+from lmlab.training import TrainParams
+
+TEXT = "".join(f"{number} times {number} is {number * number}.\n" for number in range(120))
+OUTPUTS = ("model/weights.safetensors", "model/model.json", "training/log.jsonl")
+BASE = {
+    "steps": 7, "batch": 4, "context": 8, "threads": 1, "log_every": 2, "validate_every": 3, "sample_every": 4,
+    "checkpoint_seconds": 0.0, "learning_rate": 0.01,
+}  # fmt: skip
+VARIATIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "dropout": {"dropout": 0.3},
+    "accumulate": {"accumulate": 2, "dropout": 0.1},
+    "tied": {"tied": True},
+    "bfloat16": {"precision": "bfloat16"},
+    "no clipping": {"clip": 0.0, "log_every": 5},
+}
+
+Corpus = tuple[Shards, Tokenizer]
+
+
+class Stopped(BaseException):
+    """A run's sudden end."""
+
+
+@pytest.fixture
+def corpus(shards_of: Callable[..., Corpus], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Corpus:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.setattr(training, "SAMPLE_TOKENS", 12)
+    return shards_of(TEXT, "12 times 12 is 144.\n7 times 8 is 56.\n")
+
+
+def train(corpus: Corpus, folder: str, **changes: Any) -> dict[str, bytes]:
+    """Run the stage's library call and return the bytes it wrote."""
+    tree = small.tree(**{**BASE, **changes})
+    params = section(tree, "train", TrainParams)
+    home = Path(folder)
+    facts = training.train(params, parts.choices(tree, "train", params), *corpus, home / "model", home / "training")
+    assert facts["tokens_per_second"] > 0
+    return {name: (home / name).read_bytes() for name in OUTPUTS}
+
+
+def rows(written: dict[str, bytes]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in written["training/log.jsonl"].splitlines()]
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int) -> None:
+    """Let a function end the run at its call number `call`."""
+    real, calls = getattr(owner, name), iter(range(1, 1000))
+
+    def stops(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == call:
+            raise Stopped
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, stops)
+
+
+def train_until(step: int, corpus: Corpus, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that ends suddenly as it begins a step, the first being 1."""
+    with monkeypatch.context() as patched:
+        stop_at(patched, training, "_step", step)
+        with pytest.raises(Stopped):
+            train(corpus, folder)
+
+
+@pytest.mark.parametrize("changes", VARIATIONS.values(), ids=VARIATIONS)
+def test_run_twice_and_stopped_at_every_turn_it_writes_the_same_bytes(
+    corpus: Corpus, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(corpus, "whole", **changes)
+    assert train(corpus, "again", **changes) == whole
+    for owner, name, calls in (
+        (training, "_step", (1, 2, 5)),  # the first call of each start, then the second, ...
+        (checkpoint, "save", (2, 3)),
+        (training, "score", (1, 2)),
+        (models, "save", (1,)),
+        (checkpoint, "discard", (1,)),
+    ):
+        stops = 0
+        for call in calls:
+            with monkeypatch.context() as patched:
+                stop_at(patched, owner, name, call)
+                try:
+                    train(corpus, "stopped", **changes)
+                except Stopped:
+                    stops += 1
+        assert stops
+        assert train(corpus, "stopped", **changes) == whole, name
+        assert not any(Path(".scratch").iterdir())
+
+
+def test_a_run_goes_on_where_it_was_stopped(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_until(5, corpus, "stopped", monkeypatch)
+    taken: list[int] = []
+    real = training._step
+    monkeypatch.setattr(training, "_step", lambda params, run, *rest: (taken.append(run.step), real(params, run, *rest))[1])
+    train(corpus, "stopped")
+    assert taken == [4, 5, 6]
+    assert "going on from step 4" in capsys.readouterr().out
+
+
+def test_a_checkpoint_is_written_only_as_often_as_wished(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[Path] = []
+    monkeypatch.setattr(checkpoint, "save", lambda folder, state: saved.append(folder))
+    train(corpus, "often")
+    assert len(saved) == BASE["steps"] - 1  # type: ignore[operator]  # none after the last step
+    saved.clear()
+    train(corpus, "seldom", checkpoint_seconds=1000.0)
+    assert not saved
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"data_seed": 1}, {"learning_rate": 0.02}, {"heads": 1}, {"accumulate": 2}])
+def test_another_choice_gives_another_run_and_takes_up_no_checkpoint(
+    corpus: Corpus, change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = train(corpus, "alone", **change)
+    train_until(5, corpus, "other", monkeypatch)
+    assert len(list(Path(".scratch").iterdir())) == 1
+    assert train(corpus, "after", **change) == alone
+    assert len(list(Path(".scratch").iterdir())) == 1  # the other run's is still there for it
+    assert train(corpus, "other") != alone
+
+
+def test_other_shards_take_up_no_checkpoint(
+    corpus: Corpus, shards_of: Callable[..., Corpus], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_until(5, corpus, "other", monkeypatch)
+    monkeypatch.setattr(training, "_step", lambda params, run, *rest: pytest.fail("went on") if run.step else _stop())
+    with pytest.raises(Stopped):
+        train(shards_of(TEXT, "12 times 12 is 145.\n"), "run")
+
+
+def _stop() -> None:
+    raise Stopped
+
+
+@pytest.mark.parametrize("spoil", [lambda data: data[:-3], lambda data: b"", lambda data: bytes(200)])
+def test_a_spoilt_checkpoint_is_passed_over(
+    corpus: Corpus, spoil: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(corpus, "whole")
+    train_until(4, corpus, "spoilt", monkeypatch)
+    (kept,) = Path(".scratch").glob(f"*/{checkpoint.FILE}")
+    kept.write_bytes(spoil(kept.read_bytes()))
+    assert train(corpus, "spoilt") == whole
+
+
+# ---------------------------------------------------------------- what is written
+
+
+def test_the_log_has_the_lines_that_were_asked_for(corpus: Corpus) -> None:
+    log = rows(train(corpus, "run"))
+    steps = {key: [row["step"] for row in log if key in row] for key in ("train_nats", "validation_bits_per_byte", "sample")}
+    assert steps == {"train_nats": [2, 4, 6, 7], "validation_bits_per_byte": [3, 6, 7], "sample": [4, 7]}
+    assert {row["tokens"] / row["step"] for row in log} == {4 * 8}
+    known = {
+        "step", "tokens", "train_nats", "learning_rate", "gradient_norm", "validation_nats", "validation_bits_per_byte",
+        "sample",
+    }  # fmt: skip
+    assert set().union(*log) == known  # and no times: those would differ from run to run
+
+
+def test_nothing_asked_for_is_the_last_line_of_each_and_no_samples(corpus: Corpus) -> None:
+    log = rows(train(corpus, "run", validate_every=0, sample_every=0, log_every=100))
+    assert [sorted(row)[-1] for row in log] == ["train_nats", "validation_nats"]
+    assert [row["step"] for row in log] == [7, 7]
+
+
+def test_the_log_says_what_happened(corpus: Corpus) -> None:
+    written = train(corpus, "run", warmup=3, schedule="linear", final=0.0, log_every=1)
+    lines = {row["step"]: row for row in rows(written) if "train_nats" in row}
+    rates = [lines[step]["learning_rate"] / 0.01 for step in range(1, 8)]
+    assert rates == pytest.approx([0.25, 0.5, 0.75, 1, 0.75, 0.5, 0.25])
+    model, saved = models.load(Path("run/model"), torch.device("cpu"))
+    shards, _ = corpus
+    scored = score(model, shards.stream("validation"), shards.document, 8, 8)
+    last = rows(written)[-2]
+    assert last["validation_nats"] == scored.nats_per_token
+    assert last["validation_bits_per_byte"] == bits_per_byte(scored.nats, shards.count("validation", "bytes"))
+    assert (saved["steps"], saved["tokens"], saved["seed"]) == (7, 7 * 32, 0)
+    assert saved["tokenizer_sha256"] == shards.manifest["tokenizer_sha256"]
+    # the mean of two lines is the line of two
+    coarse = [row["train_nats"] for row in rows(train(corpus, "coarse")) if "train_nats" in row]
+    assert coarse[0] == pytest.approx((lines[1]["train_nats"] + lines[2]["train_nats"]) / 2)
+
+
+def test_it_learns(corpus: Corpus) -> None:
+    log = rows(train(corpus, "run", steps=120, batch=16, validate_every=60, sample_every=0, warmup=10))
+    nats = [row["validation_nats"] for row in log if "validation_nats" in row]
+    assert nats[0] > nats[-1]
+    assert nats[-1] < 1.7  # from ln 21 = 3.0
+
+
+def test_accumulated_pieces_take_the_same_step_as_the_whole_batch(corpus: Corpus) -> None:
+    one, four = (rows(train(corpus, f"run{pieces}", accumulate=pieces, log_every=1)) for pieces in (1, 4))
+    for whole, pieces in zip(one, four, strict=True):
+        for key in ("train_nats", "gradient_norm", "validation_nats"):
+            assert whole.get(key, 0.0) == pytest.approx(pieces.get(key, 0.0), rel=1e-4)
+
+
+def test_a_gradient_is_cut_to_its_largest_norm(corpus: Corpus) -> None:
+    norms: list[float] = []
+
+    def measured(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(float(torch.stack([gradient.norm() for gradient in gradients]).norm()))
+
+    def logged(folder: str, clip: float) -> list[float]:
+        norms.clear()
+        written = train(corpus, folder, clip=clip, log_every=1)
+        return [row["gradient_norm"] for row in rows(written) if "gradient_norm" in row]
+
+    handle = register_optimizer_step_pre_hook(measured)
+    try:
+        free = logged("free", 0.0)
+        assert norms == pytest.approx(free, rel=1e-4)
+        cut = logged("cut", 0.1)
+        assert cut[0] == free[0] > 0.1  # what is logged is the norm before
+        assert norms == pytest.approx([min(0.1, norm) for norm in cut], rel=1e-4)
+    finally:
+        handle.remove()
+
+
+# ---------------------------------------------------------------- what can go wrong
+
+
+def refusal(corpus: Corpus, **changes: Any) -> str:
+    with pytest.raises(UserError) as refused:
+        train(corpus, "broken", **changes)
+    message = str(refused.value)
+    assert "\n" not in message
+    assert not Path("broken/model").exists()
+    return message
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_run_that_breaks_down_names_the_step_and_the_last_checkpoint(
+    corpus: Corpus, bad: float, place: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = training._step
+
+    def breaks(params: Any, run: Any, *rest: Any) -> tuple[float, ...]:
+        numbers = list(real(params, run, *rest))
+        if run.step == 4:
+            numbers[place] = bad
+        return tuple(numbers)
+
+    monkeypatch.setattr(training, "_step", breaks)
+    message = refusal(corpus)
+    (kept,) = Path(".scratch").glob(f"*/{checkpoint.FILE}")
+    assert "broke down at step 5: loss" in message
+    assert str(bad) in message
+    assert f"last good checkpoint: step 4 in {kept}" in message
+    assert "learning_rate" in message
+    assert kept.exists()
+
+
+def test_a_learning_rate_that_is_far_too_high_is_said_to_be_so(corpus: Corpus) -> None:
+    high = {"learning_rate": 1e38, "warmup": 0, "checkpoint_seconds": 1000.0}
+    assert "at step 1: the model's logits are no numbers" in refusal(corpus, **high, validate_every=1)
+    assert "at step 1: the model's logits are no numbers" in refusal(corpus, **high, validate_every=0, sample_every=1)
+    assert "at step 2: loss" in refusal(corpus, **high, validate_every=0, sample_every=0)
+    # the last step's own loss was still fine, but what it made of the weights is not
+    assert "at step 1: the model's logits are no numbers" in refusal(
+        corpus, **high, validate_every=0, sample_every=0, steps=1
+    )
+    assert "none was saved yet" in refusal(corpus, **high)
+
+
+def test_text_shorter_than_a_context_is_refused(corpus: Corpus) -> None:
+    assert "fewer than one context" in refusal(corpus, context=100_000)
+
+
+def test_params_that_do_not_go_together_are_refused() -> None:
+    with pytest.raises(UserError, match=r"train: batch \(4\) should be a multiple of accumulate \(3\)"):
+        section(small.tree(**{**BASE, "accumulate": 3}), "train", TrainParams)
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(UserError, match=r"'cuda' is not there; set train\.device"):
+        device.use_device("cuda", 1)
+
+
+def test_the_device_is_set_to_repeat_itself() -> None:
+    assert device.use_device("cpu", 1) == torch.device("cpu")
+    assert torch.are_deterministic_algorithms_enabled()
+    assert torch.get_num_threads() == 1
