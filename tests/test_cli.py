@@ -1,0 +1,170 @@
+"""`lmlab`: lists every part, samples, and answers in one line where something is wrong."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import small
+from typer.testing import CliRunner
+
+from lmlab import catalogue, cli, errors, generation, parts, summary
+from lmlab.files import sha256
+from lmlab.models import base as models
+from lmlab.shards import Shards
+from lmlab.tokenizers.base import Tokenizer
+
+run = CliRunner()
+
+
+@pytest.fixture
+def project(shards_of: Callable[..., tuple[Shards, Tokenizer]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a trained model and its tokenizer where the stages leave them."""
+    shards, tokenizer = shards_of("When shall we three meet again?\n" * 20)
+    monkeypatch.chdir(tmp_path)
+    made = shards.folder.parent / "tokenizer"
+    Path("data").mkdir()
+    made.rename("data/tokenizer")
+    choice = small.some_model()
+    facts = {"tokenizer_sha256": sha256(Path("data/tokenizer/tokenizer.json")), "steps": 1, "tokens": 2}
+    models.save(Path("data/model"), choice, small.model(choice, vocabulary=tokenizer.vocabulary), facts)
+    return tmp_path
+
+
+def refusal(*arguments: str) -> str:
+    result = run.invoke(cli.app, list(arguments))
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    return result.stderr
+
+
+def test_parts_lists_every_part_with_what_it_is() -> None:
+    result = run.invoke(cli.app, ["parts"])
+    assert result.exit_code == 0
+    lines = result.output.splitlines()
+    assert [line for line in lines if not line.startswith(" ")] == parts.kinds()
+    listed = [line.split()[0] for line in lines if line.startswith(" ")]
+    assert listed == [name for kind in parts.kinds() for name in parts.names(kind)]
+    assert all(len(line.split()) > 2 for line in lines if line.startswith(" "))
+
+
+def test_a_broken_part_is_listed_as_such(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for file, text in (("base.py", ""), ("good.py", '"""Fine.\n\nMore."""'), ("bad.py", "def"), ("bare.py", "")):
+        (tmp_path / "models").mkdir(exist_ok=True)
+        (tmp_path / "models" / file).write_text(text)
+    (tmp_path / "hollow").mkdir()
+    (tmp_path / "hollow" / "base.py").touch()
+    monkeypatch.setattr(parts, "_PACKAGE", tmp_path)
+    monkeypatch.setattr(catalogue, "__file__", str(tmp_path / "catalogue.py"))
+    listed = catalogue.parts()["models"]
+    assert listed["good"] == "Fine."
+    assert "broken: line 1" in listed["bad"]
+    assert "no docstring" in listed["bare"]
+    assert run.invoke(cli.app, ["parts"]).exit_code == 0
+
+
+def test_sample_goes_on_from_the_prompt(project: Path) -> None:
+    words = ["sample", "When ", "--tokens", "40", "--temperature", "0.7", "--seed", "3"]
+    first = run.invoke(cli.app, words)
+    assert first.exit_code == 0, first.output
+    assert first.output.startswith("When ")
+    assert first.output.endswith("\n")
+    assert run.invoke(cli.app, words).output == first.output
+    assert run.invoke(cli.app, [*words[:-1], "4"]).output != first.output
+    greedy = [run.invoke(cli.app, ["sample", "--temperature", "0", "--seed", seed]).output for seed in "12"]
+    assert greedy[0] == greedy[1]
+
+
+def test_sample_takes_a_prompt_that_is_no_text(project: Path) -> None:
+    # bytes that are not UTF-8 reach Python as half surrogates, which no terminal can print
+    result = run.invoke(cli.app, ["sample", "a\udcff", "--tokens", "3"])
+    assert result.exit_code == 0, result.output
+
+
+def test_sample_says_in_one_line_what_is_missing_or_does_not_fit(project: Path) -> None:
+    assert "tokenizer.json is missing" in refusal("sample", "--tokenizer", "elsewhere")
+    assert "model.json is missing; run `dvc repro train`" in refusal("sample", "--model", "elsewhere")
+    tokenizer = Path("data/tokenizer/tokenizer.json")
+    tokenizer.write_text(tokenizer.read_text() + "\n")
+    assert "was trained with another tokenizer" in refusal("sample")
+    tokenizer.write_text("{")
+    assert "is damaged" in refusal("sample")
+
+
+@pytest.mark.parametrize("wrong", [["--tokens", "0"], ["--temperature", "-1"], ["--temperature", "nan"], ["--seed", "-1"]])
+def test_sample_refuses_numbers_that_make_no_sense(project: Path, wrong: list[str]) -> None:
+    result = run.invoke(cli.app, ["sample", *wrong])
+    assert result.exit_code == 2
+    assert wrong[0] in result.output
+    assert "Traceback" not in result.output
+
+
+def test_ctrl_c_while_sampling_is_one_line(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generation, "sample_text", interrupted)
+    result = run.invoke(cli.app, ["sample"])
+    assert result.exit_code == 130
+    assert result.stderr.startswith("interrupted")
+
+
+def test_check_says_yes_or_names_the_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    text = (Path(__file__).parent.parent / "params.yaml").read_text()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text(text)
+    good = run.invoke(cli.app, ["check"])
+    assert (good.exit_code, good.output) == (0, "params.yaml is fine\n")
+    (tmp_path / "params.yaml").write_text(text.replace("  steps:", "  stepz:"))
+    assert "train.stepz is not a known key; did you mean steps?" in refusal("check")
+
+
+def test_summary_names_the_stage_that_has_not_run(project: Path) -> None:
+    assert "run `dvc repro download`" in refusal("summary")
+
+
+def test_summary_shows_what_came_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    measures = {"bits_per_byte": 2.0, "nats_per_token": 1.5}
+    nats = {"uniform": 8.0, "unigram": 4.0, "kneser_ney": 3.0}
+    outputs = {
+        "data/corpus/manifest.json": {"corpus": "grammar", "source": "made up", "splits": {"train": {"bytes": 1500}}},
+        "data/model/model.json": {"model": {"name": "mill"}, "parameters": 7, "context": 8, "tokens": 9000, "steps": 3},
+        "results/metrics.json": {
+            "validation": measures, "references": {"validation": nats, "kneser_ney_order": 5, "source_entropy": 1.9},
+            "window": 8, "stride": 4,
+        },
+        **{f"data/timing/{stage}.json": {"seconds": 2.0} for stage in summary.STAGES},
+        "data/timing/train.json": {"seconds": 2.0, "tokens_per_second": 5000.0, "training_seconds": 1.8},
+    }  # fmt: skip
+    for name, value in outputs.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(value))
+    (tmp_path / "results/samples.md").write_text("# Samples\n\n~~~~~~text\n[bold]So it goes\n~~~~~~\n")
+    summary.show(tmp_path)
+    shown = capsys.readouterr().out
+    for said in (
+        "grammar (1,500 bytes",
+        "mill, 7 parameters",
+        "Kneser-Ney 5-gram",
+        "5,000 tokens/s",
+        "[bold]So it goes",
+        "1.9000",
+    ):
+        assert said in shown
+    assert "2.2500" in shown  # the n-gram's nats per token: 3.0 bits per byte at 1.5 / 2.0
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = "import sys, lmlab.cli; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    assert "lmlab" in loaded
+    assert not loaded & {"torch", "numpy", "pandas", "pyarrow", "pydantic", "safetensors", "dvc"}
+
+
+def test_what_is_not_the_users_fault_keeps_its_traceback() -> None:
+    assert errors.explain(ValueError("a bug")) is None
+    assert errors.explain(OSError(28, "No space left on device")) is not None

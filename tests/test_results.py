@@ -1,0 +1,156 @@
+"""What `evaluate` writes: measures that agree with the scores they come from, small and the same each time."""
+
+import csv
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small
+
+from lmlab import params
+from lmlab.errors import UserError
+from lmlab.evaluation import references, results
+from lmlab.evaluation.results import EvaluateParams
+from lmlab.evaluation.scoring import bits_per_byte, score
+from lmlab.models.base import LanguageModel
+from lmlab.shards import Shards
+from lmlab.tokenizers.base import Tokenizer
+
+Corpus = tuple[Shards, Tokenizer]
+FILES = {"metrics.json", "training.csv", "validation.csv", "loss_by_position.csv", "calibration.csv", "samples.md"}
+BASE = {"stride": 5, "ngram_order": 3, "prompts": ["7 ", ""], "sample_tokens": 20, "threads": 1}
+
+
+@pytest.fixture
+def corpus(shards_of: Callable[..., Corpus]) -> Corpus:
+    text = "".join(f"{number} times {number} is {number * number}.\n" for number in range(60))
+    return shards_of(text, ["7 times 8 is 56 €.\n", "and so on."], "12 times 12 is 144.\n")
+
+
+@pytest.fixture
+def model(corpus: Corpus) -> LanguageModel:
+    return small.model(small.some_model(), vocabulary=corpus[0].vocabulary)
+
+
+def a_log(folder: Path, steps: int = 3) -> Path:
+    lines: list[dict[str, Any]] = []
+    for step in range(1, steps + 1):
+        lines += [
+            {"step": step, "train_nats": 1 / step},
+            {"step": step, "validation_nats": 2 / step},
+            {"step": step, "sample": "x"},
+        ]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder / "log.jsonl"
+
+
+def evaluate(corpus: Corpus, model: LanguageModel, folder: Path, entropy: float | None = None, **changes: Any) -> Any:
+    values = params.section(small.tree(**{**BASE, **changes}), "evaluate", EvaluateParams)
+    saved = {"parameters": 1234, "tokens": 99}
+    log = a_log(folder / "log", changes.get("log_steps", 3))
+    return results.evaluate(values, model, saved, *corpus, log, entropy, folder / "results")
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_measures_are_those_of_the_score(corpus: Corpus, model: LanguageModel, tmp_path: Path) -> None:
+    metrics = evaluate(corpus, model, tmp_path)
+    assert json.loads((tmp_path / "results/metrics.json").read_text()) == metrics
+    shards, _ = corpus
+    for split, size in (("validation", len("7 times 8 is 56 €.\nand so on.".encode())), ("test", 20)):
+        scored = score(model, shards.stream(split), shards.document, model.context, 5)
+        measures = metrics[split]
+        assert measures["bits_per_byte"] == pytest.approx(scored.nats / math.log(2) / size)
+        assert measures["perplexity"] == pytest.approx(math.exp(measures["nats_per_token"]))
+        assert measures["tokens"] * measures["nats_per_token"] == pytest.approx(scored.nats)
+        assert measures["bytes"] == size
+        uniform = references.uniform(shards.stream(split), shards.document)
+        assert metrics["references"][split]["uniform"] == bits_per_byte(uniform, size)
+        assert metrics["references"][split]["kneser_ney"] < metrics["references"][split]["uniform"]
+    assert metrics["references"]["train_tokens"] == len(shards.stream("train"))
+    assert (metrics["window"], metrics["stride"], metrics["parameters"]) == (8, 5, 1234)
+    assert "source_entropy" not in metrics["references"]
+
+
+def test_the_files_are_the_same_each_time(corpus: Corpus, model: LanguageModel, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        evaluate(corpus, model, tmp_path / name, entropy=1.5)
+    one, two = (
+        {path.name: path.read_bytes() for path in (tmp_path / name / "results").iterdir()} for name in ("one", "two")
+    )
+    assert set(one) == FILES
+    assert one == two
+    assert json.loads(one["metrics.json"])["references"]["source_entropy"] == 1.5
+
+
+def test_a_corpus_without_a_test_split_has_no_measures_of_one(shards_of: Callable[..., Corpus], tmp_path: Path) -> None:
+    corpus = shards_of("abc" * 50, "abcabc")
+    model = small.model(small.some_model(), vocabulary=corpus[0].vocabulary)
+    metrics = evaluate(corpus, model, tmp_path)
+    assert "test" not in metrics
+    assert "test" not in metrics["references"]
+    assert list(table(tmp_path / "results/loss_by_position.csv")[0]) == ["position", "validation_nats"]
+
+
+def test_the_ngram_is_fitted_to_no_more_than_wished(corpus: Corpus, model: LanguageModel, tmp_path: Path) -> None:
+    assert evaluate(corpus, model, tmp_path, ngram_megatokens=0.0001)["references"]["train_tokens"] == 100
+
+
+def test_curves_have_the_lines_of_the_log_thinned_to_the_last(corpus: Corpus, model: LanguageModel, tmp_path: Path) -> None:
+    evaluate(corpus, model, tmp_path)
+    assert [row["step"] for row in table(tmp_path / "results/training.csv")] == ["1", "2", "3"]
+    assert [float(row["validation_nats"]) for row in table(tmp_path / "results/validation.csv")] == [2, 1, 2 / 3]
+    evaluate(corpus, model, tmp_path, log_steps=2500)
+    thinned = [int(row["step"]) for row in table(tmp_path / "results/training.csv")]
+    assert len(thinned) <= results.MOST_CURVE_ROWS
+    assert thinned[-1] == 2500
+    assert {later - earlier for earlier, later in zip(thinned, thinned[1:], strict=False)} == {3}
+
+
+def test_tables_hold_what_was_scored(corpus: Corpus, model: LanguageModel, tmp_path: Path) -> None:
+    metrics = evaluate(corpus, model, tmp_path)
+    positions = table(tmp_path / "results/loss_by_position.csv")
+    assert [int(row["position"]) for row in positions] == list(range(1, 9))
+    bins = table(tmp_path / "results/calibration.csv")
+    assert sum(int(row["predictions"]) for row in bins) == metrics["validation"]["tokens"]
+    right = sum(float(row["accuracy"]) * int(row["predictions"]) for row in bins)
+    assert right / metrics["validation"]["tokens"] == pytest.approx(metrics["validation"]["accuracy"])
+
+
+def test_samples_go_on_from_each_prompt(corpus: Corpus, model: LanguageModel, tmp_path: Path) -> None:
+    evaluate(corpus, model, tmp_path)
+    page = (tmp_path / "results/samples.md").read_text()
+    assert page.index("After `7 `") < page.index("~~~~~~text\n7 ") < page.index("From nothing")
+    evaluate(corpus, model, tmp_path, seed=1)
+    assert (tmp_path / "results/samples.md").read_text() != page
+    evaluate(corpus, model, tmp_path, prompts=[], sample_tokens=0)
+    assert "~~~" not in (tmp_path / "results/samples.md").read_text()
+
+
+@pytest.mark.parametrize(("log", "said"), [(None, "is missing; run `dvc repro train`"), ('{"step": 1', "is damaged")])
+def test_a_log_that_cannot_be_read_is_one_line(
+    corpus: Corpus, model: LanguageModel, tmp_path: Path, log: str | None, said: str
+) -> None:
+    path = tmp_path / "log.jsonl"
+    if log:
+        path.write_text(log)
+    values = params.section(small.tree(**BASE), "evaluate", EvaluateParams)
+    with pytest.raises(UserError, match=said) as refused:
+        results.evaluate(values, model, {"parameters": 1, "tokens": 1}, *corpus, path, None, tmp_path / "results")
+    assert str(path) in str(refused.value)
+
+
+def test_a_model_of_another_tokenizer_is_refused(corpus: Corpus) -> None:
+    shards, _ = corpus
+    fits = {"tokenizer_sha256": shards.manifest["tokenizer_sha256"], "vocabulary": shards.vocabulary}
+    results.check_model_fits(fits, shards)
+    for other in ({"tokenizer_sha256": "0"}, {"vocabulary": 3}):
+        with pytest.raises(UserError, match="another tokenizer"):
+            results.check_model_fits({**fits, **other}, shards)
