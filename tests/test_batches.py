@@ -54,8 +54,8 @@ def test_targets_are_the_tokens_that_follow(numbered: Shards) -> None:
         assert len(jumps) <= 1  # where two row groups meet that are no neighbours
 
 
-@pytest.mark.parametrize("pool_tokens", [1, 200, 500, LARGE])
-@pytest.mark.parametrize("context", [5, 8, 60, 200])
+@pytest.mark.parametrize("pool_tokens", [1, 300, LARGE])
+@pytest.mark.parametrize("context", [5, 200])
 def test_an_epoch_reads_almost_all_text_and_none_twice(numbered: Shards, context: int, pool_tokens: int) -> None:
     batches = Batches(numbered, batch=1, context=context, seed=3, pool_tokens=pool_tokens)
     start = 0

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +74,18 @@ def test_the_measures_are_those_of_the_score(corpus: Corpus, model: LanguageMode
         assert measures["bytes"] == size
         uniform = references.uniform(shards.stream(split), shards.document)
         assert metrics["references"][split]["uniform"] == bits_per_byte(uniform, size)
-        assert metrics["references"][split]["kneser_ney"] < metrics["references"][split]["uniform"]
+    of_test = metrics["references"]["test"]
+    assert of_test["kneser_ney"] < of_test["unigram"] < of_test["uniform"]
     assert metrics["references"]["train_tokens"] == len(shards.stream("train"))
     assert (metrics["window"], metrics["stride"], metrics["parameters"]) == (8, 5, 1234)
     assert "source_entropy" not in metrics["references"]
+
+
+def test_a_model_far_from_any_text_is_measured_all_the_same(corpus: Corpus, model: LanguageModel, tmp_path: Path) -> None:
+    model.readout.weight.data *= 1e6
+    measures = evaluate(corpus, model, tmp_path)["validation"]
+    assert measures["nats_per_token"] > 1000
+    assert measures["perplexity"] == math.inf
 
 
 def test_the_files_are_the_same_each_time(corpus: Corpus, model: LanguageModel, tmp_path: Path) -> None:
@@ -111,7 +120,7 @@ def test_curves_have_the_lines_of_the_log_thinned_to_the_last(corpus: Corpus, mo
     thinned = [int(row["step"]) for row in table(tmp_path / "results/training.csv")]
     assert len(thinned) <= results.MOST_CURVE_ROWS
     assert thinned[-1] == 2500
-    assert {later - earlier for earlier, later in zip(thinned, thinned[1:], strict=False)} == {3}
+    assert {later - earlier for earlier, later in pairwise(thinned)} == {3}
 
 
 def test_tables_hold_what_was_scored(corpus: Corpus, model: LanguageModel, tmp_path: Path) -> None:

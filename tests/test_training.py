@@ -207,10 +207,10 @@ def test_the_log_says_what_happened(corpus: Corpus) -> None:
 
 
 def test_it_learns(corpus: Corpus) -> None:
-    log = rows(train(corpus, "run", steps=120, batch=16, validate_every=60, sample_every=0, warmup=10))
+    log = rows(train(corpus, "run", steps=80, batch=16, validate_every=40, sample_every=0, warmup=10))
     nats = [row["validation_nats"] for row in log if "validation_nats" in row]
     assert nats[0] > nats[-1]
-    assert nats[-1] < 1.7  # from ln 21 = 3.0
+    assert nats[-1] < 2.0  # from ln 21 = 3.0
 
 
 def test_accumulated_pieces_take_the_same_step_as_the_whole_batch(corpus: Corpus) -> None:

@@ -72,6 +72,7 @@ def sample(
     trained, saved = models.load(model, torch.device("cpu"))
     if saved.get("tokenizer_sha256") != sha256(tokenizer / "tokenizer.json"):
         raise errors.UserError(f"{model} was trained with another tokenizer than {tokenizer}; run `dvc repro`")
+    prompt = prompt.encode("utf-8", "replace").decode("utf-8")  # what was typed may be no text, and cannot be printed then
     sys.stdout.write(prompt)
     for text in generation.sample_text(trained, fitted, prompt, tokens, temperature, seed):
         sys.stdout.write(text)

@@ -1,7 +1,6 @@
 """What `evaluate` writes: the measures of a trained model beside references, small text files that Git keeps."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,10 +81,12 @@ def check_model_fits(saved: dict[str, Any], shards: Shards) -> None:
 
 
 def _measures(scored: Score, size: int) -> dict[str, float]:
+    with np.errstate(over="ignore"):  # what a learning rate far too high has made is infinitely perplexed
+        perplexity = float(np.exp(scored.nats_per_token))
     return {
         "bits_per_byte": bits_per_byte(scored.nats, size),
         "nats_per_token": scored.nats_per_token,
-        "perplexity": math.exp(scored.nats_per_token),
+        "perplexity": perplexity,
         "accuracy": scored.accuracy,
         "calibration_error": scored.calibration_error,
         "tokens": scored.tokens,
