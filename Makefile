@@ -24,6 +24,7 @@ $(VENV)/bin/python:
 
 # The versions are those in constraints.txt, so that the same code is tested everywhere.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing into $(VENV): PyTorch and DVC are large, this takes a few minutes"
 	$(PIP) install --quiet --constraint constraints.txt --editable .
 	@touch $@
 
@@ -32,7 +33,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@touch $@
 
 test: lint
-	pytest
+	pytest -n auto --maxprocesses 4
 
 lint: setup-dev
 	ruff format --check .

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from small import PROJECT, ShardsOf
 
 from lmlab import documents, params, parts, sharding
 from lmlab.collecting import write_splits
 from lmlab.params import Tree
-from lmlab.shards import Shards, open_shards
+from lmlab.shards import open_shards
 from lmlab.tokenizers import base as tokenizers
 from lmlab.tokenizers.base import Tokenizer
 
@@ -17,9 +18,7 @@ from lmlab.tokenizers.base import Tokenizer
 settings.register_profile("lmlab", max_examples=50, derandomize=True, database=None, deadline=None)
 settings.load_profile("lmlab")
 
-PROJECT = Path(__file__).parent.parent
 Texts = str | Sequence[str]
-ShardsOf = Callable[..., tuple[Shards, Tokenizer]]
 
 
 @pytest.fixture(scope="session")

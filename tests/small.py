@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,13 @@ from lmlab import params, parts
 from lmlab.models import base as models
 from lmlab.models.base import LanguageModel
 from lmlab.parts import Choice
+from lmlab.shards import Shards
+from lmlab.tokenizers.base import Tokenizer
 
 torch.set_num_threads(1)
 
+PROJECT = Path(__file__).parent.parent
+ShardsOf = Callable[..., tuple[Shards, Tokenizer]]
 VOCABULARY, CONTEXT = 11, 8
 LOWERED = {"layers": 2, "width": 16, "heads": 2, "warmup": 3}
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from conftest import ShardsOf
+from small import ShardsOf
 
 from lmlab import collecting, documents
 from lmlab.batches import Batches

@@ -2,7 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT
+from small import PROJECT
 
 from lmlab import params, parts
 from lmlab.errors import UserError

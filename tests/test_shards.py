@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import ShardsOf
+from small import ShardsOf
 
 from lmlab import collecting, documents, sharding
 from lmlab.documents import SPLITS

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import PROJECT
 from hypothesis import given
 from hypothesis import strategies as st
+from small import PROJECT
 
 from lmlab import params, parts
 from lmlab.errors import UserError

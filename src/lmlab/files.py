@@ -31,7 +31,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a path to write to; it becomes `path` only when the block ends without an error, and survives a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # two processes may write the same file
     try:
         yield partial
         with open(partial, "rb+") as file:

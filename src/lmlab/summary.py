@@ -26,7 +26,7 @@ def show(folder: Path = Path()) -> None:
         lines = sample[1].removeprefix("text\n").strip().splitlines()[:SAMPLE_LINES]
         console.print("A sample (more in results/samples.md):\n", style="bold")
         console.print("\n".join(f"  {line}" for line in lines) + "\n", markup=False)
-    console.print(_NEXT, markup=False)
+    console.print(_NEXT, markup=False, soft_wrap=True)
 
 
 _NEXT = """Next, with the environment active (`source .venv/bin/activate`):

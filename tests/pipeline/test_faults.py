@@ -57,8 +57,8 @@ def test_training_killed_at_random_moments_ends_in_the_same_bytes(workspace: Any
     assert not list(workspace.path(".scratch").glob("*"))
 
 
-def test_training_stops_when_dvc_is_killed(workspace: Any) -> None:
-    workspace.set(LONGER | {"train.steps": 1_000_000})
+def test_training_stops_when_dvc_is_killed_and_goes_on_afterwards(workspace: Any) -> None:
+    workspace.set(LONGER | {"train.steps": 3000, "train.validate_every": 0})
     dvc = start(workspace, "dvc", "repro", "train")
     training: list[psutil.Process] = []
     deadline = time.monotonic() + 60
@@ -75,6 +75,10 @@ def test_training_stops_when_dvc_is_killed(workspace: Any) -> None:
     for process in alive:
         process.kill()
     assert not alive, "training went on without its parent"
+    assert "going on from step" in workspace.run("dvc", "repro", "train").stdout
+    resumed = digest(workspace)
+    workspace.run("python", "-m", "pipeline.train")
+    assert digest(workspace) == resumed
 
 
 def test_ctrl_c_is_one_line_and_the_run_goes_on(workspace: Any) -> None:
