@@ -10,7 +10,7 @@ from small import PROJECT, ShardsOf
 from lmlab import documents, params, parts, sharding
 from lmlab.collecting import write_splits
 from lmlab.params import Tree
-from lmlab.shards import open_shards
+from lmlab.shards import Shards, open_shards
 from lmlab.tokenizers import base as tokenizers
 from lmlab.tokenizers.base import Tokenizer
 

@@ -25,7 +25,7 @@ LOWERED = {"layers": 2, "width": 16, "heads": 2, "warmup": 3}
 
 @functools.cache
 def _as_it_is() -> params.Tree:
-    return params.read(Path(__file__).parent.parent / "params.yaml")
+    return params.read(PROJECT / "params.yaml")
 
 
 def tree(**changes: Any) -> dict[str, Any]:
