@@ -42,6 +42,7 @@ class Rotary(Position):
         kept = self._turns
         if kept is None or kept[0].shape[0] < end or kept[0].shape[1] != half or kept[0].device != x_BHTK.device:
             speeds = self.base ** (-torch.arange(half, device=x_BHTK.device, dtype=torch.float64) / half)
-            angles = torch.arange(end, device=x_BHTK.device, dtype=torch.float64)[:, None] * speeds
+            # twice as far as asked for, so that generating token by token seldom comes back here
+            angles = torch.arange(2 * end, device=x_BHTK.device, dtype=torch.float64)[:, None] * speeds
             kept = self._turns = angles.cos(), angles.sin()
         return kept[0][start:end].to(x_BHTK.dtype), kept[1][start:end].to(x_BHTK.dtype)
