@@ -6,6 +6,7 @@ A queued or temporary experiment runs in a copy of the project while an editable
 
 import functools
 import json
+import multiprocessing
 import sys
 import time
 from collections.abc import Callable
@@ -16,14 +17,22 @@ from typing import Any, TypeVar
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
-import typer  # noqa: E402
-
 import lmlab  # noqa: E402
-from lmlab import errors, lifeline, params, parts  # noqa: E402
+from lmlab import errors  # noqa: E402
 
 if not Path(lmlab.__file__).is_relative_to(ROOT):
     raise ImportError(f"lmlab was imported from {lmlab.__file__}, not from {ROOT / 'src'}: run from the project's folder")
-sys.excepthook = errors.report
+if multiprocessing.parent_process() is None:
+    errors.take_over()
+
+try:
+    import typer
+
+    from lmlab import lifeline, params, parts
+except ModuleNotFoundError as missing:
+    raise errors.UserError(
+        f"{sys.executable} lacks the package {missing.name}; run `source .venv/bin/activate` first (`make setup` makes it)"
+    ) from None
 
 P = TypeVar("P", bound=params.Params)
 

@@ -82,5 +82,5 @@ def sample(
 
 def main() -> None:
     """The console script."""
-    sys.excepthook = errors.report
+    errors.take_over()
     app()

@@ -3,9 +3,10 @@
 import errno
 import functools
 import os
+import signal
 import sys
 from collections.abc import Callable
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -40,6 +41,23 @@ def report(kind: type[BaseException], error: BaseException, trace: TracebackType
     sys.stdout.flush()
     print(line, file=sys.stderr, flush=True)
     os._exit(code)  # an excepthook has no other way to choose the exit code
+
+
+def take_over() -> None:
+    """Tell errors and Ctrl-C in one line from now on, for the whole process; a Ctrl-C that is ignored stays ignored."""
+    sys.excepthook = report
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C: a KeyboardInterrupt, but in the middle of an import the end at once, since modules cut short go astray."""
+    at = frame
+    while at is not None:
+        if at.f_code.co_filename.startswith("<frozen importlib"):
+            report(KeyboardInterrupt, KeyboardInterrupt(), None)
+        at = at.f_back
+    raise KeyboardInterrupt
 
 
 def one_line(command: Callable[P, R]) -> Callable[P, R]:

@@ -171,6 +171,13 @@ def test_what_a_user_can_get_wrong_is_one_line_and_loses_nothing(
     assert after == before
 
 
+def test_a_python_without_the_packages_is_told_to_activate_the_environment(workspace: Any) -> None:
+    done = workspace.run("python", "-S", "-m", "pipeline.train", check=False)
+    assert done.returncode == 2
+    assert "source .venv/bin/activate" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
 def test_a_text_shorter_than_a_context_is_refused(workspace: Any) -> None:
     local(b"Too short to learn from, alas.", **{"download.test": 0.0, "train.context": 64})(workspace)
     done = workspace.run("dvc", "repro", check=False)

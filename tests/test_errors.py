@@ -1,0 +1,60 @@
+"""What a person can get wrong ends in one line and an exit code, faults of the program in a traceback."""
+
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lmlab.errors import UserError, explain, one_line
+
+
+def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run Python code in a process of its own that has handed its errors over."""
+    program = f"from lmlab import errors\nerrors.take_over()\n{code}"
+    return subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UserError("wrong"), 2),
+        (OSError(errno.ENOSPC, "No space left on device"), 2),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), 2),
+        (PermissionError(errno.EACCES, "Permission denied", "file"), 2),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(error: BaseException, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        one_line(fail)()
+    assert ended.value.code == code
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
+    assert explain(ValueError("a bug")) is None
+    done = run("raise ValueError('a bug')", tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_an_error_outside_any_command_is_one_line_too(tmp_path: Path) -> None:
+    done = run("raise errors.UserError('mend this')", tmp_path)
+    assert (done.returncode, done.stderr) == (2, "error: mend this\n")
+
+
+def test_ctrl_c_within_an_import_ends_at_once_and_elsewhere_can_be_handled(tmp_path: Path) -> None:
+    interrupt = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
+    (tmp_path / "cut_short.py").write_text(interrupt + "\n")
+    swallow = "try:\n    {}\nexcept BaseException:\n    print('went on')"
+    within = run(swallow.format("import cut_short"), tmp_path)
+    assert (within.returncode, within.stdout) == (130, "")
+    assert len(within.stderr.splitlines()) == 1
+    assert run(swallow.format(interrupt), tmp_path).stdout == "went on\n"
