@@ -12,7 +12,9 @@ from lmlab.errors import UserError, explain, one_line
 
 def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run Python code in a process of its own that has handed its errors over."""
-    program = f"from lmlab import errors\nerrors.take_over()\n{code}"
+    # as in a terminal: a shell's background jobs, and so what they start, ignore Ctrl-C
+    heed = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = f"{heed}\nfrom lmlab import errors\nerrors.take_over()\n{code}"
     return subprocess.run(
         [sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=False, timeout=60
     )

@@ -81,17 +81,25 @@ def test_training_stops_when_dvc_is_killed_and_goes_on_afterwards(workspace: Any
     assert digest(workspace) == resumed
 
 
+def heed_ctrl_c() -> None:
+    """As in a terminal: a shell's background jobs, and so what they start, ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_is_one_line_and_the_run_goes_on(workspace: Any) -> None:
     workspace.set(LONGER | {"train.steps": 100_000})
     process = subprocess.Popen(
         ["python", "-m", "pipeline.train"], cwd=workspace.folder, env=workspace.environment,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c,
     )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not list(workspace.path(".scratch").glob("*/*.safetensors")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
+    try:
+        deadline = time.monotonic() + 60
+        while not list(workspace.path(".scratch").glob("*/*.safetensors")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert said.strip().splitlines() == ["interrupted: nothing is lost, run the same command again to go on"]
     assert list(workspace.path(".scratch").glob("*/*.safetensors"))
