@@ -99,18 +99,14 @@ def test_bytecode_left_behind_reruns_nothing(workspace: Any) -> None:
 
 
 def test_a_param_set_back_is_taken_from_the_run_cache(workspace: Any) -> None:
-    before = workspace.path("dvc.lock").read_text()
+    weights = workspace.path("data/model/weights.safetensors")
+    before = weights.read_bytes()
     workspace.set({"train.seed": 1})
     assert workspace.reruns() == {"train", "evaluate"}
+    assert weights.read_bytes() != before
     workspace.set({"train.seed": 0})
-    assert "train" not in workspace.reruns()
-    assert workspace.path("dvc.lock").read_text().split("evaluate:")[1:] != []
-    weights = [line for line in before.splitlines() if "md5" in line]
-    after = [line for line in workspace.path("dvc.lock").read_text().splitlines() if "md5" in line]
-    assert (
-        set(weights) - set(after) <= {line for line in weights if line not in after and "timing" in line}
-        or len(set(weights) ^ set(after)) <= 2
-    )  # the time that evaluate took
+    assert workspace.reruns() <= {"evaluate"}  # its results are kept by Git, not by DVC's cache, so it may run again
+    assert weights.read_bytes() == before
 
 
 def test_local_text_is_watched(workspace: Any) -> None:
