@@ -194,9 +194,9 @@ def test_a_text_shorter_than_a_context_is_refused(workspace: Any) -> None:
 
 
 def test_a_full_disk_is_one_line_and_the_old_outputs_stay(workspace: Any) -> None:
-    """A file-size limit stands in for a full disk: the kernel refuses the write in the middle of the weights."""
-    limited = Path(workspace.home) / "limited.py"
-    limited.write_text(
+    """The weights' writer is replaced by one that writes a little and then finds the disk full."""
+    program = Path(workspace.home) / "full.py"
+    program.write_text(
         "import builtins, errno, sys\n"
         "sys.argv = ['train']\n"
         "import pipeline\n"
@@ -210,7 +210,7 @@ def test_a_full_disk_is_one_line_and_the_old_outputs_stay(workspace: Any) -> Non
     )
     before = digest(workspace)
     done = subprocess.run(
-        ["python", str(limited)], cwd=workspace.folder, capture_output=True, text=True, check=False,
+        ["python", str(program)], cwd=workspace.folder, capture_output=True, text=True, check=False,
         env=workspace.environment | {"PYTHONPATH": str(workspace.folder)},
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
