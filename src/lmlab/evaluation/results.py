@@ -49,18 +49,17 @@ def evaluate(
 
     `entropy` is the exact entropy of a synthetic corpus in bits per byte, None for any other.
     """
-    stride = min(params.stride, model.context)
     splits = [split for split in ("validation", "test") if shards.count(split, "tokens")]
     metrics: dict[str, Any] = {}
     scores: dict[str, Score] = {}
     for split in splits:
-        scored = score(model, shards.stream(split), shards.document, model.context, stride, f"evaluate: {split}")
+        scored = score(model, shards.stream(split), shards.document, model.context, params.stride, f"evaluate: {split}")
         scores[split] = scored
         metrics[split] = _measures(scored, shards.count(split, "bytes"))
     metrics["references"] = _references(params, shards, splits)
     if entropy is not None:
         metrics["references"]["source_entropy"] = entropy
-    metrics |= {"window": model.context, "stride": stride, "parameters": saved["parameters"]}
+    metrics |= {"window": model.context, "stride": params.stride, "parameters": saved["parameters"]}
     metrics["tokens_seen"] = saved["tokens"]
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "metrics.json", metrics)

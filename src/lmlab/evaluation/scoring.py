@@ -6,6 +6,7 @@ Document tokens are read but never scored, so the sum is the cost of the text an
 """
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,7 +94,7 @@ def score(
     model.eval()
     at_once = max(1, SCORED_TOKENS_AT_ONCE // width)
     bar = ProgressBar(title, int((stream[1:] != document).sum()), "tokens") if title else None
-    with bar if bar else torch.no_grad():
+    with bar or nullcontext():
         for first in range(0, len(places), at_once):
             some = places[first : first + at_once]
             starts = torch.tensor([start for start, _ in some])
