@@ -1,8 +1,7 @@
-"""Every part of the project made small: its own params.yaml with a few numbers lowered, and all ways to combine parts."""
+"""Every part of the project made small: its own params.yaml with a few numbers lowered, and ways to combine parts."""
 
 import functools
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +43,25 @@ def tree(**changes: Any) -> dict[str, Any]:
 
 
 def variants(kind: str, **changes: Any) -> list[Choice]:
-    """Every part of a kind with every combination of the parts it is built from."""
-    return [choice for name in parts.names(kind) for choice in _combined(kind, name, tree(**changes))]
+    """Every part of a kind as params.yaml has it, and with each of the parts it is built from swapped for each other one."""
+    lowered = tree(**changes)
+    chosen = []
+    for name in parts.names(kind):
+        plain = parts.choose(lowered, kind, name)
+        chosen.append(plain)
+        for key, inner in plain.inner.items():
+            chosen += [
+                with_inner(plain, **{key: parts.choose(lowered, inner.kind, other)})
+                for other in parts.names(inner.kind)
+                if other not in (name, inner.name)
+            ]
+    return chosen
 
 
-def _combined(kind: str, name: str, lowered: dict[str, Any]) -> Iterator[Choice]:
-    plain = parts.choose(lowered, kind, name)
-    inner_kinds = {key: inner.kind for key, inner in plain.inner.items()}
-    for names in itertools.product(*(parts.names(inner) for inner in inner_kinds.values())):
-        chosen = dict(zip(inner_kinds, names, strict=True))
-        inner = {key: parts.choose(lowered, inner_kinds[key], value) for key, value in chosen.items()}
-        yield Choice(kind, name, plain.options.model_copy(update=chosen), inner)
+def with_inner(choice: Choice, **inner: Choice) -> Choice:
+    """The same part built from other parts."""
+    names = {key: other.name for key, other in inner.items()}
+    return Choice(choice.kind, choice.name, choice.options.model_copy(update=names), {**choice.inner, **inner})
 
 
 def title(choice: Choice) -> str:

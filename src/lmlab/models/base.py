@@ -27,10 +27,12 @@ class LanguageModel(nn.Module, ABC):
     vocabulary: int
     context: int
     """The number of tokens it is trained to see at a time."""
+    width: int
+    """How many numbers stand for a token inside the model."""
     blocks: nn.ModuleList
     """Each maps (x_BTD, memory) to x_BTD."""
-    readout: nn.Linear
-    """The last linear map, width to vocabulary."""
+    readout: nn.Linear | None
+    """The last linear map, width to vocabulary; None in a model whose blocks end in logits."""
 
     @abstractmethod
     def embed(self, tokens_BT: Tensor, start: int = 0) -> Tensor:

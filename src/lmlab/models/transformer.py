@@ -51,6 +51,8 @@ class Block(nn.Module):
 class Transformer(LanguageModel):
     """Embedding, `layers` blocks, normalisation, readout."""
 
+    readout: nn.Linear
+
     def __init__(
         self,
         options: Options,
@@ -63,7 +65,7 @@ class Transformer(LanguageModel):
     ) -> None:
         super().__init__()
         width = options.width
-        self.vocabulary, self.context = vocabulary, context
+        self.vocabulary, self.context, self.width = vocabulary, context, width
         self.embedding = nn.Embedding(vocabulary, width)
         self.position: Position = position.build(width, context)
         self.dropout = nn.Dropout(options.dropout)

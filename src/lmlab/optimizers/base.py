@@ -10,7 +10,7 @@ Groups = dict[str, list[nn.Parameter]]
 def parameter_groups(model: LanguageModel) -> Groups:
     """Every parameter once: `embeddings` (a tied readout too), `readout`, `matrices` and `vectors` (gains, biases)."""
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    readout = {id(parameter) for parameter in model.readout.parameters()} - embeddings
+    readout = {id(parameter) for parameter in (model.readout.parameters() if model.readout else ())} - embeddings
     groups: Groups = {"embeddings": [], "readout": [], "matrices": [], "vectors": []}
     for parameter in model.parameters():
         if id(parameter) in embeddings:
