@@ -19,7 +19,7 @@ torch.set_num_threads(1)
 PROJECT = Path(__file__).parent.parent
 ShardsOf = Callable[..., tuple[Shards, Tokenizer]]
 VOCABULARY, CONTEXT = 11, 8
-LOWERED = {"layers": 2, "width": 16, "heads": 2, "warmup": 3}
+LOWERED = {"depth": 2, "width": 16, "heads": 2, "window": 5, "latent": 6, "position_width": 4, "buckets": 60, "warmup": 3}
 
 
 @functools.cache

@@ -25,7 +25,7 @@ SMALL = {
     "train.log_every": 2,
     "train.validate_every": 3,
     "train.sample_every": 0,
-    "models.transformer.layers": 1,
+    "models.transformer.depth": 1,
     "models.transformer.width": 16,
     "layers.attention.multi_head.heads": 2,
     "schedules.linear.warmup": 2,

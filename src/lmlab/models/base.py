@@ -35,8 +35,8 @@ class LanguageModel(nn.Module, ABC):
     """The last linear map, width to vocabulary; None in a model whose blocks end in logits."""
 
     @abstractmethod
-    def embed(self, tokens_BT: Tensor, start: int = 0) -> Tensor:
-        """Token ids at positions start, start + 1, ... as vectors x_BTD."""
+    def embed(self, tokens_BT: Tensor, memory: Memory | None = None) -> Tensor:
+        """Token ids as vectors x_BTD; with the first block's memory, as those that follow on what it has seen."""
 
     @abstractmethod
     def head(self, x_BTD: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ class LanguageModel(nn.Module, ABC):
 
     def forward(self, tokens_BT: Tensor, memory: list[Memory] | None = None) -> Tensor:
         """logits_BTV; with a memory (from `new_memory`) the tokens go on where the last call ended."""
-        x_BTD = self.embed(tokens_BT, memory[0].seen if memory else 0)
+        x_BTD = self.embed(tokens_BT, memory[0] if memory else None)
         for number, block in enumerate(self.blocks):
             x_BTD = block(x_BTD, memory[number] if memory else None)
         for of_block in memory or []:

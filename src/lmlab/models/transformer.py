@@ -1,7 +1,7 @@
-"""A decoder-only transformer (Vaswani et al. 2017; Radford et al. 2019), normalised before each layer.
+"""A decoder-only transformer (Vaswani et al. 2017; Radford et al. 2019) whose layers are handed in by name.
 
-The file is the diagram: tokens are embedded, each block adds what attention and then what the feed-forward layer make of
-the normalised stream, and the normalised result is read out as logits. The layers are handed in by name.
+The file is the diagram: tokens are embedded, each block lets attention and then the feed-forward layer join the stream, and
+the normalised result is read out as logits.
 """
 
 from math import sqrt
@@ -11,45 +11,53 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lmlab.layers.attention.base import Attention
+from lmlab.layers.embedding.base import Embedding
 from lmlab.layers.feed_forward.base import FeedForward
 from lmlab.layers.memory import Memory
 from lmlab.layers.position.base import Position
+from lmlab.layers.residual.base import Residual
 from lmlab.models.base import LanguageModel
 from lmlab.params import Params
 from lmlab.parts import Choice, OneOf
+
+WIDTH_PER_BLOCK = 32
 
 
 class Options(Params):
     """Options of the model."""
 
-    layers: int = Field(ge=1)
-    width: int = Field(ge=2)
+    depth: int = Field(ge=1)
+    width: int = Field(ge=0)
+    embedding: Annotated[str, OneOf("layers.embedding")]
+    position: Annotated[str, OneOf("layers.position")]
     attention: Annotated[str, OneOf("layers.attention")]
     feed_forward: Annotated[str, OneOf("layers.feed_forward")]
-    position: Annotated[str, OneOf("layers.position")]
     normalisation: Annotated[str, OneOf("layers.normalisation")]
+    placement: Annotated[str, OneOf("layers.placement")]
+    residual: Annotated[str, OneOf("layers.residual")]
     dropout: float = Field(ge=0, lt=1)
+    logit_cap: float = Field(ge=0)
     tied: bool
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x))."""
+    """Attention, then the feed-forward layer, each joined to the stream by its residual connection."""
 
     def __init__(
-        self, attention: Attention, feed_forward: FeedForward, norms: tuple[nn.Module, nn.Module], dropout: float
+        self, attention: Attention, feed_forward: FeedForward, residuals: tuple[Residual, Residual], dropout: float
     ) -> None:
         super().__init__()
-        self.attention_norm, self.feed_forward_norm = norms
         self.attention, self.feed_forward = attention, feed_forward
+        self.attention_residual, self.feed_forward_residual = residuals
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x_BTD: Tensor, memory: Memory | None = None) -> Tensor:
-        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), memory))
-        return x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
+    def forward(self, s_BTS: Tensor, memory: Memory | None = None) -> Tensor:
+        s_BTS = self.attention_residual(s_BTS, lambda x, values: self.dropout(self.attention(x, memory, values)))
+        return self.feed_forward_residual(s_BTS, lambda x, values: self.dropout(self.feed_forward(x)))
 
 
 class Transformer(LanguageModel):
-    """Embedding, `layers` blocks, normalisation, readout."""
+    """Embedding, `depth` blocks, normalisation, readout."""
 
     readout: nn.Linear
 
@@ -58,37 +66,45 @@ class Transformer(LanguageModel):
         options: Options,
         vocabulary: int,
         context: int,
+        embedding: Choice,
+        position: Choice,
         attention: Choice,
         feed_forward: Choice,
-        position: Choice,
         normalisation: Choice,
+        placement: Choice,
+        residual: Choice,
     ) -> None:
         super().__init__()
-        width = options.width
+        width = options.width or WIDTH_PER_BLOCK * options.depth
         self.vocabulary, self.context, self.width = vocabulary, context, width
-        self.embedding = nn.Embedding(vocabulary, width)
+        self.embedding: Embedding = embedding.build(vocabulary, width)
         self.position: Position = position.build(width, context)
         self.dropout = nn.Dropout(options.dropout)
+        joins: list[Residual] = [
+            residual.build(width, place, placement.build(width, normalisation)) for place in range(2 * options.depth)
+        ]
         self.blocks = nn.ModuleList(
-            Block(
-                attention.build(width, context, self.position),
-                feed_forward.build(width),
-                (normalisation.build(width), normalisation.build(width)),
-                options.dropout,
-            )
-            for _ in range(options.layers)
+            Block(attention.build(width, context, self.position), feed_forward.build(width), pair, options.dropout)
+            for pair in zip(joins[::2], joins[1::2], strict=True)
         )
+        # bound methods, not submodules: the connections belong to their blocks
+        self.open, self.close = joins[0].open, joins[-1].close
         self.final_norm = normalisation.build(width)
         self.readout = nn.Linear(width, vocabulary, bias=False)
+        self.logit_cap = options.logit_cap
         self._start_weights()
         if options.tied:
-            self.readout.weight = self.embedding.weight
+            self.readout.weight = self.embedding.tokens.weight
 
-    def embed(self, tokens_BT: Tensor, start: int = 0) -> Tensor:
-        return self.dropout(self.position.embed(self.embedding(tokens_BT), start))
+    def embed(self, tokens_BT: Tensor, memory: Memory | None = None) -> Tensor:
+        x_BTD = self.position.embed(self.embedding(tokens_BT, memory), memory.seen if memory else 0)
+        return self.open(self.dropout(x_BTD))
 
-    def head(self, x_BTD: Tensor) -> Tensor:
-        return self.readout(self.final_norm(x_BTD))
+    def head(self, s_BTS: Tensor) -> Tensor:
+        logits_BTV = self.readout(self.final_norm(self.close(s_BTS)))
+        if self.logit_cap:  # (Gemma Team 2024): no logit leaves (-cap, cap)
+            logits_BTV = self.logit_cap * (logits_BTV / self.logit_cap).tanh()
+        return logits_BTV
 
     def _start_weights(self) -> None:
         """Normal weights of standard deviation 0.02, smaller where a block writes to the stream (Radford et al. 2019)."""
@@ -96,5 +112,5 @@ class Transformer(LanguageModel):
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
         for module in self.modules():
-            if isinstance(module, Attention | FeedForward):
+            if isinstance(module, Attention | FeedForward) and module.out is not None:
                 nn.init.normal_(module.out.weight, std=0.02 / sqrt(2 * len(self.blocks)))

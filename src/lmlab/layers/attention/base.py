@@ -1,10 +1,18 @@
-"""What an attention layer is."""
+"""What an attention layer is, and what those with heads and remembered keys share."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
+from lmlab.errors import UserError
 from lmlab.layers.memory import Memory
+
+HEAD_WIDTH = 64
+"""Of a head whose number is left to be derived."""
+Values = Callable[[Tensor], Tensor]
+"""What a residual connection may do to the values v_BHTK before they are mixed; keeps their shape."""
 
 
 class Attention(nn.Module, ABC):
@@ -14,7 +22,51 @@ class Attention(nn.Module, ABC):
     """
 
     out: nn.Linear
+    sight: int | None
+    """How many tokens a position sees at most when it reads with a memory, its own included; None: all there were."""
 
     @abstractmethod
-    def forward(self, x_BTD: Tensor, memory: Memory | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, memory: Memory | None = None, values: Values | None = None) -> Tensor:
         """Mix each position with those before it; with a memory, also with the tokens seen in earlier calls."""
+
+
+def head_count(wanted: int, width: int, key: str) -> int:
+    """`wanted` heads, or for 0 about one for every HEAD_WIDTH of the width.
+
+    Raises UserError, naming the option `key`, when the heads would not be of one even width (rotation turns pairs).
+    """
+    fitting = [heads for heads in range(1, width + 1) if width % (2 * heads) == 0]
+    if wanted in fitting:
+        return wanted
+    near = min(fitting, key=lambda heads: abs(heads - (wanted or width / HEAD_WIDTH)), default=0)
+    if near and not wanted:
+        return near
+    raise UserError(
+        f"params.yaml: {key}: {wanted or 1} heads do not divide the model's width {width} into heads of an even width; "
+        + (f"{near} would" if near else f"no number does, so make the width a multiple of {2 * (wanted or 1)}")
+    )
+
+
+def remember(memory: Memory | None, sight: int, **new: Tensor) -> list[Tensor]:
+    """Each of the tensors of shape (..., T, K), with what was remembered of it before; the last `sight` - 1 are kept."""
+    if memory is None:
+        return list(new.values())
+    together = {}
+    for name, tensor in new.items():
+        before = memory.tensors.get(name)
+        together[name] = tensor if before is None else torch.cat((before, tensor), dim=-2)
+        memory.tensors[name] = together[name][..., max(0, together[name].shape[-2] - sight + 1) :, :]
+    return list(together.values())
+
+
+def attend(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, bias_HTS: Tensor | None, window: int | None = None) -> Tensor:
+    """Causal attention of the last T of S positions, shape (B, H, T, K); with a window each sees the nearest so many."""
+    time, keys = q_BHTK.shape[-2], k_BHSK.shape[-2]
+    near = window is not None and window < keys
+    if bias_HTS is None and not near and time == keys:
+        return nn.functional.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, is_causal=True)
+    visible = torch.ones(time, keys, dtype=torch.bool, device=q_BHTK.device).tril(keys - time)
+    if window is not None and near:
+        visible = visible.triu(keys - time - window + 1)
+    mask = visible if bias_HTS is None else bias_HTS.to(q_BHTK).masked_fill(~visible, float("-inf"))
+    return nn.functional.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=mask)

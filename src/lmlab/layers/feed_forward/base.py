@@ -6,9 +6,12 @@ from torch import Tensor, nn
 
 
 class FeedForward(nn.Module, ABC):
-    """Final classes take `(options, width)`. Its last linear map is `out`, which models start at a smaller scale."""
+    """Final classes take `(options, width)`. Its last linear map is `out`, which models start at a smaller scale.
 
-    out: nn.Linear
+    `out` is None in a layer that is made of others which have one.
+    """
+
+    out: nn.Linear | None
 
     @abstractmethod
     def forward(self, x_BTD: Tensor) -> Tensor:

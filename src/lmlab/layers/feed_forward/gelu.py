@@ -20,7 +20,7 @@ class GELU(FeedForward):
         super().__init__()
         hidden = max(1, round(options.expansion * width))
         self.up = nn.Linear(width, hidden, bias=False)
-        self.out = nn.Linear(hidden, width, bias=False)
+        self.out: nn.Linear = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return self.out(nn.functional.gelu(self.up(x_BTD), approximate="tanh"))

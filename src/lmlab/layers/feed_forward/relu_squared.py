@@ -20,7 +20,7 @@ class ReLUSquared(FeedForward):
         super().__init__()
         hidden = max(1, round(options.expansion * width))
         self.up = nn.Linear(width, hidden, bias=False)
-        self.out = nn.Linear(hidden, width, bias=False)
+        self.out: nn.Linear = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         hidden = self.up(x_BTD)

@@ -20,7 +20,7 @@ class SwiGLU(FeedForward):
         super().__init__()
         hidden = max(1, round(options.expansion * width))
         self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
-        self.out = nn.Linear(hidden, width, bias=False)
+        self.out: nn.Linear = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         gate, up = self.gate_up(x_BTD).chunk(2, dim=-1)

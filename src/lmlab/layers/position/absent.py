@@ -22,5 +22,5 @@ class Absent(Position):
     def rotate(self, x_BHTK: Tensor, start: int) -> Tensor:
         return x_BHTK
 
-    def bias(self, queries: int, keys: int) -> Tensor | None:
+    def bias(self, heads: int, queries: int, keys: int) -> Tensor | None:
         return None

@@ -17,5 +17,5 @@ class Position(nn.Module, ABC):
         """Queries or keys at positions start, start + 1, ... turned so that their products depend on distance."""
 
     @abstractmethod
-    def bias(self, queries: int, keys: int) -> Tensor | None:
-        """What to add to the scores of the last `queries` positions against `keys` positions, shape (H, queries, keys)."""
+    def bias(self, heads: int, queries: int, keys: int) -> Tensor | None:
+        """What each head adds to the scores of the last `queries` of `keys` positions, shape (heads, queries, keys)."""

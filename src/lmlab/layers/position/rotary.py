@@ -33,7 +33,7 @@ class Rotary(Position):
         first, second = x_BHTK.chunk(2, dim=-1)
         return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
 
-    def bias(self, queries: int, keys: int) -> Tensor | None:
+    def bias(self, heads: int, queries: int, keys: int) -> Tensor | None:
         return None
 
     def _angles(self, start: int, x_BHTK: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,1 @@
+"""How tokens become vectors: one module per embedding."""

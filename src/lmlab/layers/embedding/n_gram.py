@@ -1,0 +1,63 @@
+"""Token embeddings plus vectors for the last 2, 3, ... tokens (Bojanowski et al. 2017; Roy et al. 2022, "N-Grammer").
+
+Each n-gram is looked up in a table of `buckets` vectors, at its own number where the table has a row for all there can be,
+else at a hash of it (Tito Svenstrup et al. 2017), so that some share a row. It costs a look-up, and gives the first block
+what it would otherwise need attention to put together.
+"""
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from lmlab.layers.embedding.base import Embedding
+from lmlab.layers.memory import Memory
+from lmlab.params import Params
+
+MULTIPLIER = 0x9E3779B1  # 2^32 divided by the golden ratio, and odd: neighbours land far apart (Knuth, section 6.4)
+
+
+class Options(Params):
+    """Options of the embedding."""
+
+    longest: int = Field(ge=2, le=8)
+    buckets: int = Field(ge=1, le=2**24)
+
+
+class NGram(Embedding):
+    """The sum of the token's vector and those of the 2-gram .. `longest`-gram that end in it."""
+
+    def __init__(self, options: Options, vocabulary: int, width: int) -> None:
+        super().__init__()
+        self.nothing = vocabulary
+        """Stands for what is before the first token."""
+        self.longest, self.buckets = options.longest, options.buckets
+        self.tokens = nn.Embedding(vocabulary, width)
+        self.tables = nn.ModuleList(nn.Embedding(self._rows(order), width) for order in range(2, options.longest + 1))
+
+    def forward(self, tokens_BT: Tensor, memory: Memory | None = None) -> Tensor:
+        before = self.longest - 1
+        seen = nn.functional.pad(tokens_BT, (before, 0), value=self.nothing)
+        if memory is not None:
+            if "tokens" in memory.tensors:
+                seen = torch.cat((memory.tensors["tokens"], tokens_BT), dim=1)
+            memory.tensors["tokens"] = seen[:, -before:]
+        x_BTD = self.tokens(tokens_BT)
+        for order, table in enumerate(self.tables, start=2):
+            x_BTD = x_BTD + table(self._row(seen, order, tokens_BT.shape[1]))
+        return x_BTD
+
+    def _rows(self, order: int) -> int:
+        return min(self.buckets, (self.nothing + 1) ** order)
+
+    def _row(self, seen: Tensor, order: int, time: int) -> Tensor:
+        """The row of the n-gram that ends in each of the last `time` tokens."""
+        number = torch.zeros_like(seen[:, -time:])
+        exact = (self.nothing + 1) ** order <= self.buckets
+        for back in range(order - 1, -1, -1):
+            token = seen[:, seen.shape[1] - time - back : seen.shape[1] - back]
+            if exact:
+                number = number * (self.nothing + 1) + token
+            else:  # 32 bits at a time, as the product of two such numbers fits into 64
+                number = ((number ^ token) * MULTIPLIER) % 2**32
+                number = number ^ (number >> 15)
+        return number % self._rows(order)

@@ -1,0 +1,22 @@
+"""The plain embedding: one vector for each token of the vocabulary."""
+
+from torch import Tensor, nn
+
+from lmlab.layers.embedding.base import Embedding
+from lmlab.layers.memory import Memory
+from lmlab.params import Params
+
+
+class Options(Params):
+    """This embedding has none."""
+
+
+class Token(Embedding):
+    """A table of vocabulary x width."""
+
+    def __init__(self, options: Options, vocabulary: int, width: int) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocabulary, width)
+
+    def forward(self, tokens_BT: Tensor, memory: Memory | None = None) -> Tensor:
+        return self.tokens(tokens_BT)

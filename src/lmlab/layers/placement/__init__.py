@@ -1,0 +1,1 @@
+"""Where in a block the normalisation stands: one module per placement."""

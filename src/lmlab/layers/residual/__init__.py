@@ -1,0 +1,1 @@
+"""How a layer joins the stream that runs through the blocks: one module per form."""
