@@ -11,7 +11,7 @@ ORDER = [
     ["tokenizers"],
     ["shards", "sharding", "batches"],
     ["layers", "models"],
-    ["learning_rules", "optimizers", "schedules"],
+    ["learning_rules", "optimizers", "schedules", "parametrisations", "sizing"],
     ["device", "generation", "evaluation", "checkpoint"],
     ["training"],
     ["catalogue", "summary", "preflight"],

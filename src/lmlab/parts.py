@@ -80,8 +80,8 @@ def recall(kind: str, record: dict[str, Any]) -> Choice:
     """The choice that `Choice.record` wrote down. Raises UserError if its part or options are no longer what they were."""
     _, options_model = find(kind, record["name"])
     options = section({"saved": record["options"]}, "saved", options_model)
-    marked = dict(_marked(options_model))
-    inner = {key: recall(marked[key], value) for key, value in record["inner"].items()}
+    kinds_by_key = dict(marked(options_model))
+    inner = {key: recall(kinds_by_key[key], value) for key, value in record["inner"].items()}
     return Choice(kind, record["name"], options, inner)
 
 
@@ -95,10 +95,11 @@ def choose(tree: Tree, kind: str, name: str, key: str = "") -> Choice:
 
 def choices(tree: Tree, dotted: str, params: Params) -> dict[str, Choice]:
     """Every part that a section's keys name (those marked `OneOf`), by key."""
-    return {key: choose(tree, kind, getattr(params, key), f"{dotted}.{key}") for key, kind in _marked(type(params))}
+    return {key: choose(tree, kind, getattr(params, key), f"{dotted}.{key}") for key, kind in marked(type(params))}
 
 
-def _marked(model: type[Params]) -> Iterator[tuple[str, str]]:
+def marked(model: type[Params]) -> Iterator[tuple[str, str]]:
+    """The keys of a section or of a part that name a part, with the kind each names."""
     for key, info in model.model_fields.items():
         for mark in info.metadata:
             if isinstance(mark, OneOf):

@@ -5,6 +5,7 @@ the stages load it by name.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from lmlab.errors import UserError
 from lmlab.evaluation.results import EvaluateParams
 from lmlab.models import base as models
 from lmlab.params import Params, Tree
+from lmlab.parts import Choice
 from lmlab.sharding import ShardParams
 from lmlab.tokenizers.base import TokenizerParams
 from lmlab.training import TrainParams
@@ -41,6 +43,8 @@ def check(tree: Tree) -> None:
                 raise UserError(f"params.yaml: {kind}.{name} is no part of lmlab; {params.nearest(str(name), known)}")
     sections = {name: params.section(tree, name, model) for name, model in SECTIONS.items()}
     chosen = {name: parts.choices(tree, name, section) for name, section in sections.items()}
+    for choice in chosen["train"].values():
+        _check_followed(choice)
     chosen["download"]["corpus"].build()
     train, evaluate = sections["train"], sections["evaluate"]
     assert isinstance(train, TrainParams)
@@ -52,6 +56,22 @@ def check(tree: Tree) -> None:
             f"params.yaml: evaluate.stride ({evaluate.stride}) is larger than train.context ({train.context}), so some"
             f" tokens would never be scored; set it to {train.context} or less"
         )
+
+
+def _check_followed(choice: Choice) -> None:
+    """DVC must be told of the parts that a part names, or it would not see them change."""
+    pipeline = Path("dvc.yaml")
+    listed = pipeline.read_text(encoding="utf-8") if pipeline.exists() else None
+    for key, inner in choice.inner.items():
+        name = f"{choice.kind}.{choice.name}.{key}"
+        folder = inner.kind.replace(".", "/")
+        lines = [f"src/lmlab/{folder}/${{{name}}}.py", f"{inner.kind}.${{{name}}}"]
+        if missing := [line for line in lines if listed is not None and f"- {line}\n" not in listed]:
+            raise UserError(
+                f"dvc.yaml: the stage train does not follow the part that {name} names; add `- {missing[0]}` under its"
+                f" {'deps and those of evaluate' if missing[0].endswith('.py') else 'params'}"
+            )
+        _check_followed(inner)
 
 
 class _NothingDrawn(TorchFunctionMode):

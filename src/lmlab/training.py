@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field, model_validator
 
-from lmlab import checkpoint, generation
+from lmlab import checkpoint, generation, sizing
 from lmlab.batches import Batches
 from lmlab.device import use_device
 from lmlab.errors import UserError
@@ -24,6 +24,7 @@ from lmlab.learning_rules.base import LearningRule
 from lmlab.models import base as models
 from lmlab.models.base import LanguageModel
 from lmlab.optimizers.base import parameter_groups
+from lmlab.parametrisations.base import Parametrisation
 from lmlab.params import Params
 from lmlab.parts import Choice, OneOf
 from lmlab.progress import ProgressBar
@@ -39,8 +40,9 @@ class TrainParams(Params):
     learning_rule: Annotated[str, OneOf("learning_rules")]
     optimizer: Annotated[str, OneOf("optimizers")]
     schedule: Annotated[str, OneOf("schedules")]
+    parametrisation: Annotated[str, OneOf("parametrisations")]
     steps: int = Field(ge=1)
-    batch: int = Field(ge=1)
+    batch: int = Field(ge=0)
     accumulate: int = Field(ge=1)
     context: int = Field(ge=2)
     clip: float = Field(ge=0)
@@ -60,6 +62,11 @@ class TrainParams(Params):
         if self.batch % self.accumulate:
             raise ValueError(f"batch ({self.batch}) should be a multiple of accumulate ({self.accumulate})")
         return self
+
+    def sized(self, width: int) -> "TrainParams":
+        """The same with what is left to the model's width: a batch of 8 windows at width 128, in proportion to the width."""
+        pieces = max(1, round(width / 16 / self.accumulate))
+        return self if self.batch else self.model_copy(update={"batch": pieces * self.accumulate})
 
 
 SAMPLE_TOKENS = 200
@@ -117,6 +124,20 @@ class Run:
     _COUNTERS = ("step", "loss_sum", "loss_count", "seconds", "validation_seconds")
 
 
+def begin(params: TrainParams, parts: dict[str, Choice], vocabulary: int, device: torch.device) -> tuple[TrainParams, Run]:
+    """A run before its first step, drawn from the seed, and its params with what they leave to the model's width."""
+    torch.manual_seed(params.seed)
+    model = models.build(parts["model"], vocabulary, params.context).to(device)
+    parametrisation: Parametrisation = parts["parametrisation"].build()
+    parametrisation.start(model)
+    rule = parts["learning_rule"].build(model).to(device)
+    optimizer = parts["optimizer"].build(parameter_groups(model))
+    for group in optimizer.param_groups:
+        factor = parametrisation.rate_factor(model.width, optimizer.width_powers.get(group["name"], 0.0))
+        group["initial_lr"] = group["lr"] = group["lr"] * factor
+    return params.sized(model.width), Run(model, rule, optimizer, log=[])
+
+
 def train(
     params: TrainParams,
     parts: dict[str, Choice],
@@ -129,33 +150,28 @@ def train(
 
     Raises UserError when the loss stops being a number, naming the step and the last good checkpoint.
     """
-    device = use_device(params.device, params.threads)
+    params, run = begin(params, parts, shards.vocabulary, use_device(params.device, params.threads))
+    model = run.model
     batches = Batches(shards, params.batch, params.context, params.data_seed, int(params.pool_megatokens * 1e6))
-    torch.manual_seed(params.seed)
-    model = models.build(parts["model"], shards.vocabulary, params.context).to(device)
-    rule = parts["learning_rule"].build(model).to(device)
-    groups = parameter_groups(model)
-    run = Run(model, rule, parts["optimizer"].build(groups), log=[])
     schedule: Schedule = parts["schedule"].build(params.steps)
-    for group in run.optimizer.param_groups:
-        group["initial_lr"] = group["lr"]
-
     chosen = {key: choice.record() for key, choice in parts.items()}
     scratch = checkpoint.scratch_folder(
         checkpoint.run_key({"params": params.model_dump(), "parts": chosen, "shards": shards.fingerprint})
     )
-    sizes = ", ".join(f"{name} {sum(p.numel() for p in group):,}" for name, group in groups.items())
-    print(f"train: {models.parameter_count(model):,} parameters ({sizes}); {batches.tokens:,} tokens of text", flush=True)
+    size = sizing.describe(model, run.optimizer, params.batch, params.batch // params.accumulate)
+    for line in sizing.lines(size):
+        print(f"train: {line}", flush=True)
+    print(f"train: {batches.tokens:,} tokens of text", flush=True)
     if saved := checkpoint.load(scratch):
         run.restore(saved)
         print(f"train: going on from step {run.step:,}", flush=True)
 
     _loop(params, run, schedule, batches, shards, tokenizer, scratch, log_folder)
 
-    facts = {"tokenizer_sha256": shards.manifest["tokenizer_sha256"], "steps": run.step, "seed": params.seed}
-    models.save(model_folder, parts["model"], model, {**facts, "tokens": run.step * params.batch * params.context})
-    checkpoint.discard(scratch)
     tokens = run.step * params.batch * params.context
+    facts = {"tokenizer_sha256": shards.manifest["tokenizer_sha256"], "steps": run.step, "seed": params.seed}
+    models.save(model_folder, parts["model"], model, {**facts, "tokens": tokens, "size": size})
+    checkpoint.discard(scratch)
     return {
         "training_seconds": run.seconds,
         "validation_seconds": run.validation_seconds,

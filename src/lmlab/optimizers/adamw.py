@@ -20,6 +20,8 @@ class Options(Params):
 class AdamW(torch.optim.AdamW):
     """Weight decay acts on matrices alone, not on embeddings, the readout, gains or biases."""
 
+    width_powers = {"matrices": -1.0, "readout": -1.0}
+
     def __init__(self, options: Options, groups: Groups) -> None:
         super().__init__(
             [

@@ -1,0 +1,1 @@
+"""How first weights and learning rates follow a model's width: one module per parametrisation."""

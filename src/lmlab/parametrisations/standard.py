@@ -1,0 +1,27 @@
+"""The standard parametrisation: first weights do not heed the width; all learning rates fall with one power of it."""
+
+from pydantic import Field
+
+from lmlab.models.base import LanguageModel
+from lmlab.parametrisations.base import Parametrisation
+from lmlab.params import Params
+
+
+class Options(Params):
+    """Options of the parametrisation."""
+
+    base_width: int = Field(ge=1)
+    power: float = Field(ge=0, le=2)
+
+
+class Standard(Parametrisation):
+    """Every rate times (base_width / width)^power, a rule of thumb; with power 0 rates are used as they stand."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    def start(self, model: LanguageModel) -> None:
+        pass
+
+    def rate_factor(self, width: int, power: float) -> float:
+        return float((self.options.base_width / width) ** self.options.power)

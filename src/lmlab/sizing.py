@@ -1,0 +1,120 @@
+"""What a model weighs and what it costs: parameters by part, operations for each token, memory for each window.
+
+Counted on the model itself with one window of text, by torch's own table of what each operation costs.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from lmlab.models.base import LanguageModel, next_token_loss
+
+
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the cost of every operation below it. (torch's FlopCounterMode does too, and takes 2 s to load a compiler.)"""
+
+    total = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        cost = flop_registry.get(function.overloadpacket)
+        if cost is not None:
+            self.total += cost(*args, **(kwargs or {}), out_val=result)
+        return result
+
+
+def parameters_by_part(model: LanguageModel) -> dict[str, int]:
+    """How many numbers are learned in each of the model's parts, those of the same name in all blocks taken together."""
+    counts: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        path = name.split(".")
+        inside = path[2:] if path[0] == "blocks" else path  # blocks.3.attention.out.weight
+        counts[inside[0]] += parameter.numel()
+    return dict(counts)
+
+
+def forward_operations(model: LanguageModel) -> int:
+    """Floating-point operations of a forward pass for each token of a full window.
+
+    A multiplication and an addition are two. Products of matrices and convolutions are counted, attention as if nothing were
+    masked; what works on each number alone is not.
+    """
+    operations = _Operations()  # type: ignore[no-untyped-call]
+    was_training = model.training
+    with operations, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # of attention's forms the one that is all products
+        model.eval()(_window(model))
+    model.train(was_training)
+    return operations.total // model.context
+
+
+def activation_bytes(model: LanguageModel) -> int:
+    """Bytes that one full window keeps for its backward pass, the weights apart."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    window = _window(model)
+    was_training = model.training
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = next_token_loss(model.eval()(window), window)  # dropout would draw from the run's own generator
+    del loss  # until here it held all that was kept, so that no storage was used for a second tensor
+    model.train(was_training)
+    return sum(kept.values())
+
+
+def _window(model: LanguageModel) -> Tensor:
+    return torch.zeros(1, model.context, dtype=torch.long, device=next(model.parameters()).device)
+
+
+def describe(model: LanguageModel, optimizer: torch.optim.Optimizer, batch: int, at_once: int) -> dict[str, Any]:
+    """A run's size as plain values for JSON: what was derived, what is learned, and what a step costs.
+
+    `at_once` windows of each batch go through the model together.
+    """
+    return {
+        "width": model.width,
+        "blocks": len(model.blocks),
+        "batch": batch,
+        "groups": {group["name"]: _group(group) for group in optimizer.param_groups},
+        "parameters": parameters_by_part(model),
+        "forward_operations_per_token": forward_operations(model),
+        "bytes": {
+            "weights": sum(parameter.nbytes for parameter in model.parameters()),
+            "gradients": sum(parameter.nbytes for parameter in model.parameters()),
+            "activations": activation_bytes(model) * at_once,
+        },
+    }
+
+
+def _group(group: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "tensors": len(group["params"]),
+        "parameters": sum(parameter.numel() for parameter in group["params"]),
+        "learning_rate": group["lr"],
+        "weight_decay": group["weight_decay"],
+    }
+
+
+def lines(size: dict[str, Any]) -> Iterator[str]:
+    """A description in words, a line each."""
+    total = sum(size["parameters"].values())
+    yield f"width {size['width']}, {size['blocks']} blocks, batches of {size['batch']} windows"
+    yield f"{total:,} parameters: " + ", ".join(f"{name} {count:,}" for name, count in size["parameters"].items())
+    for name, group in size["groups"].items():
+        yield (
+            f"group {name}: {group['tensors']} tensors, {group['parameters']:,} parameters,"
+            f" learning rate {group['learning_rate']:.6g}, weight decay {group['weight_decay']:.6g}"
+        )
+    megabytes = ", ".join(f"{what} {count / 1e6:,.1f}" for what, count in size["bytes"].items())
+    yield f"{size['forward_operations_per_token']:,} operations for each token forward; megabytes: {megabytes}"

@@ -1,0 +1,115 @@
+"""Every part is trained through the pipeline as a user would choose it; a new one needs its file and its params alone."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+from small import PROJECT
+
+from lmlab import params, parts, preflight
+
+pytestmark = pytest.mark.pipeline
+
+TREE = params.read(PROJECT / "params.yaml")
+NO_NETWORK = ["grammar", "markov"]  # the other corpora have tests of their own
+
+
+def choosers() -> Iterator[tuple[str, str]]:
+    """Every key of params.yaml that names a part, and the kind it names."""
+    for name, section in preflight.SECTIONS.items():
+        yield from ((f"{name}.{key}", kind) for key, kind in parts.marked(section))
+    for kind in parts.kinds():
+        for name in parts.names(kind):
+            _, options = parts.find(kind, name)
+            yield from ((f"{kind}.{name}.{key}", inner) for key, inner in parts.marked(options))
+
+
+KEYS = {key: kind for key, kind in choosers() if not key.startswith("models.hybrid.")}
+INSIDE = {key: kind for key, kind in KEYS.items() if key != "train.model"}
+
+
+def covering() -> list[dict[str, str]]:
+    """Choices that between them hold every part of every kind: those of the transformer together, then each other model."""
+    known = {key: NO_NETWORK if kind == "corpora" else parts.names(kind) for key, kind in INSIDE.items()}
+    expert = "layers.feed_forward.mixture_of_experts.expert"
+    known[expert] = [name for name in known[expert] if name != "mixture_of_experts"]
+    chosen = []
+    for run in range(max(map(len, known.values()))):
+        values = {key: names[run % len(names)] for key, names in known.items()}
+        if values["models.transformer.attention"] == "linear":  # it refuses a position that adds to scores
+            values["models.transformer.position"] = "rotary"
+        chosen.append({"train.model": "transformer", **values})
+    others = [name for name in parts.names("models") if name != "transformer"]
+    for run, model in enumerate(others, start=1):
+        values = {key: names[run % len(names)] for key, names in known.items() if key.startswith(("train.", "tokenizer."))}
+        chosen.append({"train.model": model, **values})
+    return chosen
+
+
+COVERING = covering()
+
+
+def test_the_runs_below_cover_every_part() -> None:
+    seen = {(INSIDE.get(key, "models"), value) for values in COVERING for key, value in values.items()}
+    every = {(kind, name) for kind in parts.kinds() for name in parts.names(kind)}
+    assert {part for part in every - seen if part[0] != "corpora"} == set()
+
+
+@pytest.mark.parametrize("values", COVERING, ids=lambda values: "-".join(dict.fromkeys(values.values())))
+def test_every_part_is_trained_by_an_experiment(workspace: Any, values: dict[str, str]) -> None:
+    changed = [f"{key}={value}" for key, value in values.items()]
+    workspace.run("dvc", "exp", "run", "--name", "tried", *(argument for change in changed for argument in ("-S", change)))
+    saved = workspace.json("data/model/model.json")["model"]
+    assert saved["name"] == values["train.model"]
+    for key, inner in saved["inner"].items():
+        assert inner["name"] == values.get(f"models.{saved['name']}.{key}", inner["name"])
+    metrics = workspace.json("results/metrics.json")
+    assert 0 < metrics["validation"]["bits_per_byte"] < 20
+    assert "tried" in workspace.run("dvc", "exp", "list", "--name-only").stdout.split()
+    assert workspace.reruns() == set()
+
+
+def test_a_part_of_each_kind_is_added_by_its_file_and_its_params_alone(workspace: Any) -> None:
+    """README's "Add a part", once for every kind: a twin of the part in use under another name gives the same weights."""
+    before = workspace.path("data/model/weights.safetensors").read_bytes()
+    yaml = YAML()
+    with workspace.path("params.yaml").open() as file:
+        tree = yaml.load(file)
+
+    def at(dotted: str) -> Any:
+        node = tree
+        for key in dotted.split("."):
+            node = node[key]
+        return node
+
+    at("train")["model"] = "lstm"  # a model that names no others: one that does adds a line for each to dvc.yaml
+    keys = [key for key in KEYS if key.count(".") == 1 or key.startswith("models.transformer.")]
+    for key in keys:
+        block, _, name = key.rpartition(".")
+        kind, old = KEYS[key], at(block)[name]
+        source = workspace.path(f"src/lmlab/{kind.replace('.', '/')}/{old}.py")
+        text = source.read_text()
+        class_name = next(
+            found for found in re.findall(r"^class (\w+)", text, re.M) if found.lower() == old.replace("_", "")
+        )
+        source.with_name("twin.py").write_text(re.sub(rf"\b{class_name}\b(?!\")", "Twin", text))
+        at(kind)["twin"] = dict(at(f"{kind}.{old}") or {})
+    assert {KEYS[key] for key in keys} == set(parts.kinds())
+    at("train")["model"] = "transformer"
+    with workspace.path("params.yaml").open("w") as file:
+        yaml.dump(tree, file)
+    shown = workspace.run("lmlab", "parts").stdout
+    assert len(re.findall(r"^  twin +\S", shown, re.M)) == len(parts.kinds())
+    assert workspace.reruns() == set()
+
+    def weights_of(*changes: str) -> bytes:
+        workspace.run("dvc", "exp", "run", *(argument for change in changes for argument in ("-S", change)))
+        data: bytes = workspace.path("data/model/weights.safetensors").read_bytes()
+        return data
+
+    assert weights_of(*(f"{key}=twin" for key in keys if key != "train.model")) == before
+    inner = workspace.json("data/model/model.json")["model"]["inner"]
+    assert {choice["name"] for choice in inner.values()} == {"twin"}
+    assert weights_of("train.model=lstm") == weights_of("train.model=twin")
