@@ -48,9 +48,7 @@ def run_stage(command: Callable[..., dict[str, float] | None]) -> None:
     """Run a stage's command: check all params first, stop if the parent dies, note the time in `data/timing`."""
 
     @functools.wraps(command)
-    @errors.one_line
     def stage(**paths: Any) -> None:
-        lifeline.stop_with_parent()
         started = time.perf_counter()
         import_module("lmlab.preflight").check(params.read())
         facts = command(**paths) or {}
@@ -58,6 +56,18 @@ def run_stage(command: Callable[..., dict[str, float] | None]) -> None:
         timing.parent.mkdir(parents=True, exist_ok=True)
         timing.write_text(json.dumps({"seconds": time.perf_counter() - started, **facts}, indent=2) + "\n")
 
+    run_command(stage)
+
+
+def run_command(command: Callable[..., None]) -> None:
+    """Run a command line: stop if the parent dies, and tell mistakes in one line."""
+
+    @functools.wraps(command)
+    @errors.one_line
+    def guarded(**arguments: Any) -> None:
+        lifeline.stop_with_parent()
+        command(**arguments)
+
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(stage)
+    app.command()(guarded)
     app()

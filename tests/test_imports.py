@@ -15,6 +15,7 @@ ORDER = [
     ["device", "generation", "evaluation", "checkpoint"],
     ["training"],
     ["catalogue", "summary", "preflight"],
+    ["studies"],
     ["cli"],
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

@@ -41,6 +41,28 @@ def check() -> None:
 
 @app.command()
 @errors.one_line
+def size(
+    vocabulary: Annotated[int, typer.Option(min=0, help="How many ids there are; 0: as many as the tokenizer has.")] = 0,
+    tokenizer: Annotated[Path, typer.Option(help="The tokenizer's folder.")] = Path("data/tokenizer"),
+) -> None:
+    """Show what params.yaml comes to: what is derived, parameters by part, operations and memory. Nothing is trained."""
+    import torch
+
+    from lmlab import params, preflight, sizing, training
+    from lmlab import parts as finder
+    from lmlab.tokenizers import base as tokenizers
+
+    tree = params.read()
+    preflight.check(tree)
+    train = params.section(tree, "train", training.TrainParams)
+    vocabulary = vocabulary or tokenizers.load(tokenizer / "tokenizer.json").vocabulary
+    train, run = training.begin(train, finder.choices(tree, "train", train), vocabulary, torch.device("cpu"))
+    for line in sizing.lines(sizing.describe(run.model, run.optimizer, train.batch, train.batch // train.accumulate)):
+        typer.echo(line)
+
+
+@app.command()
+@errors.one_line
 def summary() -> None:
     """Show what the last run gave: corpus, model, measures beside references, speed, a sample."""
     from lmlab import summary as library

@@ -50,7 +50,8 @@ def check(tree: Tree) -> None:
     assert isinstance(train, TrainParams)
     assert isinstance(evaluate, EvaluateParams)
     with torch.device("meta"), _NothingDrawn():
-        models.build(chosen["train"]["model"], SOME_VOCABULARY, train.context)
+        model = models.build(chosen["train"]["model"], SOME_VOCABULARY, train.context)
+        chosen["train"]["parametrisation"].build().start(model)
     if evaluate.stride > train.context:
         raise UserError(
             f"params.yaml: evaluate.stride ({evaluate.stride}) is larger than train.context ({train.context}), so some"

@@ -77,6 +77,11 @@ def _window(model: LanguageModel) -> Tensor:
     return torch.zeros(1, model.context, dtype=torch.long, device=next(model.parameters()).device)
 
 
+def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of what an optimizer remembers; nothing before its first step."""
+    return sum(value.nbytes for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor))
+
+
 def describe(model: LanguageModel, optimizer: torch.optim.Optimizer, batch: int, at_once: int) -> dict[str, Any]:
     """A run's size as plain values for JSON: what was derived, what is learned, and what a step costs.
 

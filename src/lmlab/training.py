@@ -168,6 +168,7 @@ def train(
 
     _loop(params, run, schedule, batches, shards, tokenizer, scratch, log_folder)
 
+    size["bytes"]["optimizer"] = sizing.optimizer_bytes(run.optimizer)
     tokens = run.step * params.batch * params.context
     facts = {"tokenizer_sha256": shards.manifest["tokenizer_sha256"], "steps": run.step, "seed": params.seed}
     models.save(model_folder, parts["model"], model, {**facts, "tokens": tokens, "size": size})
