@@ -7,6 +7,7 @@ from torch import nn
 
 from lmlab import parts
 from lmlab.models.base import LanguageModel
+from lmlab.models.min_gru import scan
 
 
 def rough(name: str, **changes: object) -> LanguageModel:
@@ -52,3 +53,32 @@ def test_lstm_keeps_what_its_gates_keep() -> None:
     kept = recurrence(x_BTD, None)
     assert kept.any()
     torch.testing.assert_close(kept, kept[:, :1].expand_as(kept), rtol=0, atol=1e-12)
+
+
+# ---------------------------------------------------------------- minGRU
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-9)])
+@pytest.mark.parametrize("time", [1, 2, 13, 128, 300])
+def test_min_grus_scan_is_the_loop(time: int, dtype: torch.dtype, tolerance: float) -> None:
+    keep = (3 * numbers(2, time, 5)).sigmoid().to(dtype)
+    keep[:, :, 0], keep[:, :, 1] = 0, 1  # what forgets all, and what forgets nothing
+    add = numbers(2, time, 5, seed=1).to(dtype)
+    state, states = torch.zeros(2, 5, dtype=torch.float64), []
+    for at in range(time):
+        state = keep[:, at].double() * state + add[:, at].double()
+        states.append(state)
+    torch.testing.assert_close(scan(keep, add).double(), torch.stack(states, dim=1), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-9)])
+def test_min_gru_in_parallel_is_min_gru_step_by_step(dtype: torch.dtype, tolerance: float) -> None:
+    recurrence = rough("min_gru").blocks[0].recurrence.to(dtype)
+    x_BTD = numbers(2, 200, 16).to(dtype)
+    update, candidate = recurrence.update_candidate(x_BTD).chunk(2, dim=-1)
+    share, state, states = update.sigmoid(), torch.zeros_like(candidate[:, 0]), []
+    for at in range(200):
+        state = (1 - share[:, at]) * state + share[:, at] * candidate[:, at]
+        states.append(state)
+    expected = recurrence.out(torch.stack(states, dim=1))
+    torch.testing.assert_close(recurrence(x_BTD, None), expected, rtol=tolerance, atol=tolerance)

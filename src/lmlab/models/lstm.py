@@ -71,8 +71,9 @@ class LSTM(LanguageModel):
         self.final_norm = nn.RMSNorm(width)
         self.readout = nn.Linear(width, vocabulary, bias=False)
         draw_weights(self)
-        for block in self.blocks:  # at first a cell keeps most of what it holds (Jozefowicz et al. 2015)
-            nn.init.constant_(block.recurrence.from_input.bias[width : 2 * width], 1.0)
+        for module in self.modules():
+            if isinstance(module, Recurrence):  # at first a cell keeps most of what it holds (Jozefowicz et al. 2015)
+                nn.init.constant_(module.from_input.bias[width : 2 * width], 1.0)
 
     def embed(self, tokens_BT: Tensor, start: int = 0) -> Tensor:
         return self.embedding(tokens_BT)
