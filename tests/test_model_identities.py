@@ -82,3 +82,72 @@ def test_min_gru_in_parallel_is_min_gru_step_by_step(dtype: torch.dtype, toleran
         states.append(state)
     expected = recurrence.out(torch.stack(states, dim=1))
     torch.testing.assert_close(recurrence(x_BTD, None), expected, rtol=tolerance, atol=tolerance)
+
+
+# ---------------------------------------------------------------- tables of n-grams
+
+
+def table(order: int, buckets: int, vocabulary: int = small.VOCABULARY) -> LanguageModel:
+    choice = parts.choose(small.tree(order=order, buckets=buckets), "models", "n_gram_table")
+    return small.rough(choice, vocabulary=vocabulary)
+
+
+def test_a_table_of_order_two_is_the_bigram_table() -> None:
+    model = table(order=2, buckets=100)
+    rows = model.blocks[0].tables[0].weight + model.blocks[0].unigram.weight
+    assert rows.shape == (small.VOCABULARY, small.VOCABULARY)
+    tokens = small.tokens(3, 20)
+    assert torch.equal(model(tokens), rows[tokens])
+
+
+def test_a_table_learns_the_share_of_each_token_after_each_other() -> None:
+    model = table(order=2, buckets=100, vocabulary=4)
+    text = small.tokens(1, 150, vocabulary=4)
+    before, after = text[:, :-1], text[:, 1:]
+    counts = torch.zeros(4, 4, dtype=torch.float64)
+    counts.index_put_((before[0], after[0]), torch.tensor(1.0, dtype=torch.float64), accumulate=True)
+    rule = parts.choose(small.tree(), "learning_rules", "backprop").build(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=5.0)
+    for _ in range(500):
+        rule.assign_gradients(model, before, after)
+        optimizer.step()
+        optimizer.zero_grad()
+    learned = model(torch.arange(4)[:, None])[:, 0].softmax(dim=-1)
+    torch.testing.assert_close(learned.detach(), counts / counts.sum(dim=1, keepdim=True), rtol=0, atol=1e-6)
+
+
+def test_a_table_has_a_row_for_every_n_gram_where_they_fit() -> None:
+    """Two tokens back in all combinations, the beginning included: no two share a row."""
+    tokens = torch.cartesian_prod(torch.arange(4), torch.arange(4))
+    model = table(order=3, buckets=20, vocabulary=4)
+    assert [len(t.weight) for t in model.blocks[0].tables] == [4, 20]
+    logits = torch.cat((model(tokens)[:, 1], model(torch.arange(4)[:, None])[:, 0]))
+    assert len(torch.unique(logits.round(decimals=9), dim=0)) == 20
+    assert [len(t.weight) for t in table(order=3, buckets=19, vocabulary=4).blocks[0].tables] == [4, 19]
+
+
+def test_a_tables_hashes_spread_evenly_also_with_a_large_vocabulary() -> None:
+    model = table(order=5, buckets=64, vocabulary=3000)
+    block = model.blocks[0]
+    for embedding in block.tables:
+        embedding.weight.data.zero_()
+        assert len(embedding.weight) == 64
+    block.tables[-1].weight.data[:, 0] = torch.arange(64)
+    block.unigram.weight.data.zero_()
+    counts = model(small.tokens(20, 1000, vocabulary=3000))[:, 3:, 0].long().flatten().bincount(minlength=64)
+    share = counts.double() / counts.sum()
+    assert len(counts) == 64
+    assert (share - 1 / 64).abs().max() < 6 * (1 / 64 / counts.sum()).sqrt()
+
+
+# ---------------------------------------------------------------- the perceptron
+
+
+def test_a_perceptron_puts_the_oldest_of_its_window_first() -> None:
+    block = rough("perceptron", window=3).blocks[0]
+    x_BTD = numbers(1, 6, 16)
+    normed = block.norm(x_BTD)
+    expected = x_BTD[:, 4] + block.out(block.up(torch.cat([normed[:, at] for at in (2, 3, 4)], dim=-1)).tanh())
+    torch.testing.assert_close(block(x_BTD)[:, 4], expected)
+    first = torch.cat((torch.zeros(1, 32, dtype=torch.float64), normed[:, 0]), dim=-1)  # nothing before the beginning
+    torch.testing.assert_close(block(x_BTD)[:, 0], x_BTD[:, 0] + block.out(block.up(first).tanh()))

@@ -56,8 +56,8 @@ class LanguageModel(nn.Module, ABC):
     @property
     def sight(self) -> int | None:
         """How many of the last tokens the next one's logits depend on, the present one included; None: no limit is set."""
-        reaches = [int(block.reach) for block in self.blocks if hasattr(block, "reach")]
-        return 1 + sum(reaches) if len(reaches) == len(self.blocks) else None
+        reaches: list[Any] = [getattr(block, "reach", None) for block in self.blocks]
+        return None if None in reaches else 1 + sum(reaches)
 
     def new_memory(self) -> list[Memory]:
         """An empty memory for generation, one for each block (or a single one for a model without blocks)."""
