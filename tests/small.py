@@ -19,6 +19,8 @@ torch.set_num_threads(1)
 PROJECT = Path(__file__).parent.parent
 ShardsOf = Callable[..., tuple[Shards, Tokenizer]]
 VOCABULARY, CONTEXT = 11, 8
+MISMATCHED = {("hybrid", "n_gram_table")}
+"""A part and one that it cannot be built from, though it is of the kind that the part asks for."""
 LOWERED = {"layers": 2, "width": 16, "heads": 2, "warmup": 3}
 
 
@@ -53,7 +55,7 @@ def variants(kind: str, **changes: Any) -> list[Choice]:
             chosen += [
                 with_inner(plain, **{key: parts.choose(lowered, inner.kind, other)})
                 for other in parts.names(inner.kind)
-                if other not in (name, inner.name)
+                if other not in (name, inner.name) and (name, other) not in MISMATCHED
             ]
     return chosen
 

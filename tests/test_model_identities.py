@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from lmlab import parts
-from lmlab.models.base import LanguageModel
+from lmlab.errors import UserError
+from lmlab.models.base import LanguageModel, parameter_count
 from lmlab.models.min_gru import scan
 
 
@@ -151,3 +152,61 @@ def test_a_perceptron_puts_the_oldest_of_its_window_first() -> None:
     torch.testing.assert_close(block(x_BTD)[:, 4], expected)
     first = torch.cat((torch.zeros(1, 32, dtype=torch.float64), normed[:, 0]), dim=-1)  # nothing before the beginning
     torch.testing.assert_close(block(x_BTD)[:, 0], x_BTD[:, 0] + block.out(block.up(first).tanh()))
+
+
+# ---------------------------------------------------------------- hybrids
+
+
+def hybrid(**changes: object) -> LanguageModel:
+    return small.model(parts.choose(small.tree(**changes), "models", "hybrid"))
+
+
+def test_a_hybrid_of_two_copies_of_a_model_is_that_model() -> None:
+    model = small.rough(parts.choose(small.tree(first="lstm", second="lstm", layers=3), "models", "hybrid"))
+    plain = small.rough(parts.choose(small.tree(layers=3), "models", "lstm"), seed=1)
+    plain.blocks.load_state_dict(model.blocks.state_dict())
+    plain.embedding, plain.readout, plain.final_norm = model.ends.embedding, model.ends.readout, model.ends.final_norm
+    tokens = small.tokens(2, 20)
+    assert torch.equal(model(tokens), plain(tokens))
+
+
+def test_a_hybrid_takes_its_models_blocks_in_turn_and_no_weight_more() -> None:
+    tree = small.tree(layers=3, first="transformer", second="min_gru")
+    model = small.model(parts.choose(tree, "models", "hybrid"))
+    transformer, min_gru = (small.model(parts.choose(tree, "models", name)) for name in ("transformer", "min_gru"))
+    sources = [transformer, min_gru, transformer]
+    assert [type(block) for block in model.blocks] == [type(source.blocks[0]) for source in sources]
+    of_ends = parameter_count(transformer) - parameter_count(transformer.blocks)
+    of_blocks = 2 * parameter_count(transformer.blocks[0]) + parameter_count(min_gru.blocks[0])
+    assert parameter_count(model) == of_ends + of_blocks
+    assert len(model.state_dict()) == len({id(p) for p in model.parameters()})  # no weight under two names
+    assert model.readout is model.ends.readout
+
+
+def test_a_hybrid_sees_as_far_as_its_blocks_together() -> None:
+    assert hybrid(first="perceptron", second="perceptron", layers=2, window=4).sight == 1 + 2 * 3
+    assert hybrid(first="perceptron", second="lstm", layers=2).sight is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"first": "n_gram_table"}, "models.hybrid.first: the blocks of n_gram_table end in logits"),
+        ({"second": "n_gram_table"}, "models.hybrid.second: the blocks of n_gram_table end in logits"),
+    ],
+)
+def test_a_hybrid_of_models_that_do_not_go_together_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message) as refused:
+        hybrid(**changes)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_hybrid_of_models_of_other_widths_or_with_too_few_blocks_is_refused() -> None:
+    tree = small.tree(first="transformer", second="min_gru")
+    models = tree["models"]
+    wider = {**tree, "models": {**models, "min_gru": {**models["min_gru"], "width": 32}}}
+    with pytest.raises(UserError, match=r"models\.hybrid: transformer is 16 wide and min_gru 32; give both the same width"):
+        small.model(parts.choose(wider, "models", "hybrid"))
+    deeper = {**tree, "models": {**models, "hybrid": {**models["hybrid"], "layers": 6}}}
+    with pytest.raises(UserError, match=r"models\.hybrid\.layers asks for 3 blocks of transformer, which has 2"):
+        small.model(parts.choose(deeper, "models", "hybrid"))
