@@ -19,7 +19,10 @@ torch.set_num_threads(1)
 PROJECT = Path(__file__).parent.parent
 ShardsOf = Callable[..., tuple[Shards, Tokenizer]]
 VOCABULARY, CONTEXT = 11, 8
-LOWERED = {"depth": 2, "width": 16, "heads": 2, "window": 5, "latent": 6, "position_width": 4, "buckets": 60, "warmup": 3}
+MISMATCHED = {("hybrid", "n_gram_table")}
+"""A part and one that it cannot be built from, though it is of the kind that the part asks for."""
+LOWERED = {"depth": 2, "layers": 2, "width": 16, "heads": 2, "warmup": 3}
+LOWERED |= {"window": 5, "latent": 6, "position_width": 4, "buckets": 60, "power": 0.0}
 
 
 @functools.cache
@@ -53,7 +56,7 @@ def variants(kind: str, **changes: Any) -> list[Choice]:
             chosen += [
                 with_inner(plain, **{key: parts.choose(lowered, inner.kind, other)})
                 for other in parts.names(inner.kind)
-                if other not in (name, inner.name)
+                if other not in (name, inner.name) and (name, other) not in MISMATCHED
             ]
     return chosen
 

@@ -17,6 +17,7 @@ from lmlab.parts import Choice
 
 CPU = torch.device("cpu")
 every_model = pytest.mark.parametrize("choice", small.variants("models"), ids=small.title)
+SHORT_SIGHTED = [choice for choice in small.variants("models") if small.model(choice).sight is not None]
 
 
 @every_model
@@ -39,7 +40,20 @@ def test_a_changed_token_leaves_the_logits_before_it_as_they_were(choice: Choice
         changed = model(after)
         assert torch.equal(changed[:, :at], logits[:, :at])
         assert not torch.isclose(changed[:, at], logits[:, at]).all()
-        assert not torch.isclose(changed[:, -1], logits[:, -1]).all()  # and every token counts to the end
+        in_sight = model.sight is None or CONTEXT - at <= model.sight
+        assert torch.isclose(changed[:, -1], logits[:, -1]).all() != in_sight  # and counts to the end of its sight
+
+
+@pytest.mark.parametrize("choice", SHORT_SIGHTED, ids=small.title)
+def test_a_token_is_seen_as_far_as_the_models_sight_and_no_farther(choice: Choice) -> None:
+    model = small.rough(choice).float()
+    assert model.sight is not None
+    before = small.tokens(2, model.sight + 3)
+    after = before.clone()
+    after[:, 0] = (after[:, 0] + 1) % VOCABULARY
+    changed, logits = model(after), model(before)
+    assert not torch.isclose(changed[:, model.sight - 1], logits[:, model.sight - 1]).all()
+    assert torch.equal(changed[:, model.sight :], logits[:, model.sight :])
 
 
 @every_model
@@ -64,6 +78,34 @@ def test_reading_goes_on_beyond_the_context(choice: Choice) -> None:
     assert torch.isfinite(torch.cat(logits)).all()
     assert memory[0].seen == tokens.shape[1]
     assert torch.isfinite(model(tokens, memory)).all()  # more at once than a context holds
+
+
+@every_model
+def test_a_memory_stops_growing(choice: Choice) -> None:
+    model = small.rough(choice)
+    tokens = small.tokens(2, 4 * CONTEXT)
+    memory = model.new_memory()
+    sizes = []
+    for at in range(tokens.shape[1]):
+        model(tokens[:, at : at + 1], memory)
+        sizes.append(sum(tensor.numel() for of_block in memory for tensor in of_block.tensors.values()))
+    assert len(set(sizes[CONTEXT:])) == 1
+
+
+@every_model
+def test_every_weight_the_logits_depend_on_is_one_of_the_models_parameters(choice: Choice) -> None:
+    model = small.rough(choice)
+    found, pending = set(), [model(small.tokens(2, CONTEXT)).sum().grad_fn]
+    seen = set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.add(id(node.variable))
+        pending += [before for before, _ in node.next_functions]
+    assert found == {id(parameter) for parameter in model.parameters()}
 
 
 @every_model

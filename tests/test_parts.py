@@ -69,6 +69,14 @@ def test_an_unknown_part_among_the_options_names_the_key(tree: Tree) -> None:
         parts.choose(wrong, "models", "transformer")
 
 
+@pytest.mark.parametrize("key", ["first", "second"])
+def test_a_part_built_from_itself_is_refused(key: str, tree: Tree) -> None:
+    wrong = {**tree, "models": {**tree["models"], "hybrid": {**tree["models"]["hybrid"], key: "hybrid"}}}
+    with pytest.raises(UserError, match=rf"models\.hybrid\.{key}: 'hybrid' cannot be built from itself; name another"):
+        parts.choose(wrong, "models", "hybrid")
+    assert parts.choose(wrong, "models", "transformer")  # which has nothing to do with it
+
+
 def test_a_recorded_choice_whose_options_changed_is_refused(tree: Tree) -> None:
     record = parts.choose(tree, "models", "transformer").record()
     record["options"]["widht"] = record["options"].pop("width")

@@ -85,17 +85,23 @@ def recall(kind: str, record: dict[str, Any]) -> Choice:
     return Choice(kind, record["name"], options, inner)
 
 
-def choose(tree: Tree, kind: str, name: str, key: str = "") -> Choice:
-    """The part `name` with the options that params.yaml gives it, and so on for the parts its options name."""
-    _, options_model = find(kind, name, key)
+def choose(tree: Tree, kind: str, name: str, key: str = "", within: tuple[str, ...] = ()) -> Choice:
+    """The part `name` with the options that params.yaml gives it, and so on for the parts its options name.
+
+    `within` are the parts it is chosen for, outermost first: one of them again would never end, and is refused.
+    """
     dotted = f"{kind}.{name}"
+    if dotted in within:
+        raise UserError(f"params.yaml: {key}: {name!r} cannot be built from itself; name another of {kind}")
+    _, options_model = find(kind, name, key)
     options = section(tree, dotted, options_model)
-    return Choice(kind, name, options, choices(tree, dotted, options))
+    return Choice(kind, name, options, choices(tree, dotted, options, (*within, dotted)))
 
 
-def choices(tree: Tree, dotted: str, params: Params) -> dict[str, Choice]:
+def choices(tree: Tree, dotted: str, params: Params, within: tuple[str, ...] = ()) -> dict[str, Choice]:
     """Every part that a section's keys name (those marked `OneOf`), by key."""
-    return {key: choose(tree, kind, getattr(params, key), f"{dotted}.{key}") for key, kind in marked(type(params))}
+    named = marked(type(params))
+    return {key: choose(tree, kind, getattr(params, key), f"{dotted}.{key}", within) for key, kind in named}
 
 
 def marked(model: type[Params]) -> Iterator[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """What a language model is, how one is saved and loaded, and the loss of predicting the next token."""
 
 from abc import ABC, abstractmethod
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ class LanguageModel(nn.Module, ABC):
     width: int
     """How many numbers stand for a token inside the model."""
     blocks: nn.ModuleList
-    """Each maps (x_BTD, memory) to x_BTD."""
+    """Each maps (x_BTD, memory) to x_BTD. One that cannot see all of the past has an integer `reach`: how many positions
+    before the present one it sees."""
     readout: nn.Linear | None
     """The last linear map, width to vocabulary; None in a model whose blocks end in logits."""
 
@@ -51,9 +53,42 @@ class LanguageModel(nn.Module, ABC):
             of_block.seen += tokens_BT.shape[1]
         return self.head(x_BTD)
 
+    @property
+    def sight(self) -> int | None:
+        """How many of the last tokens the next one's logits depend on, the present one included; None: no limit is set."""
+        reaches: list[Any] = [getattr(block, "reach", None) for block in self.blocks]
+        return None if None in reaches else 1 + sum(reaches)
+
     def new_memory(self) -> list[Memory]:
         """An empty memory for generation, one for each block (or a single one for a model without blocks)."""
         return [Memory() for _ in range(max(1, len(self.blocks)))]
+
+
+def with_past(x_BTD: Tensor, memory: Memory | None, count: int, name: str = "past") -> Tensor:
+    """x_BTD with the `count` positions before it in front, so T + count long: from the memory, zeros where there is none.
+
+    The last `count` positions are remembered under `name` for the next call.
+    """
+    past_BCD = memory.tensors.get(name) if memory is not None else None
+    if past_BCD is None:
+        past_BCD = x_BTD.new_zeros(x_BTD.shape[0], count, x_BTD.shape[2])
+    joined = torch.cat((past_BCD, x_BTD), dim=1)
+    if memory is not None:
+        memory.tensors[name] = joined[:, joined.shape[1] - count :]
+    return joined
+
+
+def draw_weights(model: LanguageModel, deviation: float = 0.02) -> None:
+    """Normal first weights for every matrix and zero biases (Radford et al. 2019).
+
+    Linear maps named `out`, which write to the stream that runs through the blocks, get smaller ones.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Embedding | nn.Conv1d):
+            writes = name.endswith(".out")
+            nn.init.normal_(module.weight, std=deviation / sqrt(2 * len(model.blocks)) if writes else deviation)
+        if isinstance(module, nn.Linear | nn.Conv1d) and module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 def next_token_loss(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:

@@ -8,7 +8,10 @@ Groups = dict[str, list[nn.Parameter]]
 
 
 def parameter_groups(model: LanguageModel) -> Groups:
-    """Every parameter once: `embeddings` (a tied readout too), `readout`, `matrices` and `vectors` (gains, biases)."""
+    """Every parameter once: `embeddings` (a tied readout too), `readout`, `matrices` and `vectors` (gains, biases).
+
+    The weights of a convolution are among the matrices, though they have three dimensions.
+    """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     readout = {id(parameter) for parameter in (model.readout.parameters() if model.readout else ())} - embeddings
     groups: Groups = {"embeddings": [], "readout": [], "matrices": [], "vectors": []}
