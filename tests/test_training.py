@@ -13,6 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from lmlab import checkpoint, device, parts, training
 from lmlab.errors import UserError
 from lmlab.evaluation.scoring import bits_per_byte, score
+from lmlab.layers.attention.base import Attention
 from lmlab.models import base as models
 from lmlab.params import section
 from lmlab.shards import Shards
@@ -316,3 +317,45 @@ def test_the_device_is_set_to_repeat_itself() -> None:
     assert device.use_device("cpu", 1) == torch.device("cpu")
     assert torch.are_deterministic_algorithms_enabled()
     assert torch.get_num_threads() == 1
+
+
+# ---------------------------------------------------------------- what is left to the model's width
+
+
+@pytest.mark.parametrize(("width", "accumulate", "batch"), [(16, 1, 1), (128, 1, 8), (128, 3, 9), (512, 4, 32), (8, 2, 2)])
+def test_a_batch_left_open_is_in_proportion_to_the_width(width: int, accumulate: int, batch: int) -> None:
+    open_ = section(small.tree(**{**BASE, "batch": 0, "accumulate": accumulate}), "train", TrainParams)
+    assert open_.sized(width).batch == batch
+    given = section(small.tree(**{**BASE, "batch": 12, "accumulate": accumulate}), "train", TrainParams)
+    assert given.sized(width).batch == 12
+
+
+def test_depth_alone_sets_the_size_and_every_derived_value_can_be_set_by_hand() -> None:
+    def begun(**changes: Any) -> dict[str, Any]:
+        derived = {"width": 0, "heads": 0, "batch": 0, "power": 0.5, "learning_rate": 0.004}
+        tree = small.tree(**{**BASE, **derived, "accumulate": 1, **changes})
+        params = section(tree, "train", TrainParams)
+        sized, run = training.begin(params, parts.choices(tree, "train", params), 11, torch.device("cpu"))
+        rates = {group["initial_lr"] for group in run.optimizer.param_groups}
+        heads = {module.heads for module in run.model.modules() if isinstance(module, Attention)}
+        return {
+            "width": run.model.width,
+            "blocks": len(run.model.blocks),
+            "batch": sized.batch,
+            "heads": heads,
+            "rate": rates,
+        }
+
+    assert begun(depth=4) == {"width": 128, "blocks": 4, "batch": 8, "heads": {2}, "rate": {0.004}}
+    assert begun(depth=16) == {"width": 512, "blocks": 16, "batch": 32, "heads": {8}, "rate": {0.002}}
+    by_hand = begun(depth=3, width=48, heads=4, batch=5, power=0.0)
+    assert by_hand == {"width": 48, "blocks": 3, "batch": 5, "heads": {4}, "rate": {0.004}}
+
+
+def test_a_saved_model_tells_its_size(corpus: Corpus) -> None:
+    saved = json.loads(train(corpus, "run", batch=0)["model/model.json"])
+    size = saved["size"]
+    assert (size["width"], size["blocks"], size["batch"]) == (16, 2, 1)
+    assert saved["tokens"] == 7 * 1 * 8
+    assert sum(size["parameters"].values()) == saved["parameters"]
+    assert size["bytes"]["optimizer"] >= 2 * size["bytes"]["weights"]  # the two means of AdamW
