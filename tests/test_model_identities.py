@@ -20,6 +20,33 @@ def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+# ---------------------------------------------------------------- convolutions
+
+
+@pytest.mark.parametrize(("dilation", "sight"), [(1, 1 + 3 * 2), (2, 1 + 2 * 7), (3, 1 + 2 * 13)])
+def test_dilated_convolutions_see_as_far_as_the_formula_says(dilation: int, sight: int) -> None:
+    model = rough("convolution", layers=3, kernel=3, dilation=dilation)
+    assert model.sight == sight
+    vectors = numbers(1, sight + 2, 16).requires_grad_()
+    x_BTD = vectors
+    for block in model.blocks:
+        x_BTD = block(x_BTD)
+    x_BTD[:, -1].sum().backward()
+    assert vectors.grad is not None
+    reached = vectors.grad[0].any(dim=-1).tolist()
+    assert reached[:2] == [False, False]
+    assert reached[2]
+
+
+def test_a_convolution_multiplies_its_last_weight_with_the_present_token() -> None:
+    block = rough("convolution", kernel=3).blocks[1]
+    x_BTD = numbers(1, 9, 16)
+    normed, weight = block.norm(x_BTD)[0], block.value_gate.weight
+    mixed = block.value_gate.bias + sum(weight[:, :, place] @ normed[8 - 2 * (2 - place)] for place in range(3))
+    value, gate = mixed.chunk(2)
+    torch.testing.assert_close(block(x_BTD)[0, 8], x_BTD[0, 8] + value * gate.sigmoid())
+
+
 # ---------------------------------------------------------------- LSTM
 
 
