@@ -1,7 +1,7 @@
 """Gated causal convolutions (Dauphin et al. 2017), dilated (van den Oord et al. 2016): each layer looks back more widely.
 
 A block mixes `kernel` positions, spaced by its dilation, and opens or shuts the result number by number. The memory is the
-normalised inputs that a block may still need. L layers with dilation d see 1 + (kernel - 1) (1 + d + ... + d^(L - 1)) tokens.
+normalised inputs that a block may still need. With dilation d it sees 1 + (kernel - 1) (1 + d + d^2 + ...) tokens.
 """
 
 from pydantic import Field
