@@ -9,6 +9,7 @@ from lmlab import parts
 from lmlab.errors import UserError
 from lmlab.models.base import LanguageModel, parameter_count
 from lmlab.models.min_gru import scan
+from lmlab.models.state_space import one_chunk
 
 
 def rough(name: str, **changes: object) -> LanguageModel:
@@ -18,6 +19,33 @@ def rough(name: str, **changes: object) -> LanguageModel:
 
 def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+# ---------------------------------------------------------------- convolutions
+
+
+@pytest.mark.parametrize(("dilation", "sight"), [(1, 1 + 3 * 2), (2, 1 + 2 * 7), (3, 1 + 2 * 13)])
+def test_dilated_convolutions_see_as_far_as_the_formula_says(dilation: int, sight: int) -> None:
+    model = rough("convolution", layers=3, kernel=3, dilation=dilation)
+    assert model.sight == sight
+    vectors = numbers(1, sight + 2, 16).requires_grad_()
+    x_BTD = vectors
+    for block in model.blocks:
+        x_BTD = block(x_BTD)
+    x_BTD[:, -1].sum().backward()
+    assert vectors.grad is not None
+    reached = vectors.grad[0].any(dim=-1).tolist()
+    assert reached[:2] == [False, False]
+    assert reached[2]
+
+
+def test_a_convolution_multiplies_its_last_weight_with_the_present_token() -> None:
+    block = rough("convolution", kernel=3).blocks[1]
+    x_BTD = numbers(1, 9, 16)
+    normed, weight = block.norm(x_BTD)[0], block.value_gate.weight
+    mixed = block.value_gate.bias + sum(weight[:, :, place] @ normed[8 - 2 * (2 - place)] for place in range(3))
+    value, gate = mixed.chunk(2)
+    torch.testing.assert_close(block(x_BTD)[0, 8], x_BTD[0, 8] + value * gate.sigmoid())
 
 
 # ---------------------------------------------------------------- LSTM
@@ -210,3 +238,47 @@ def test_a_hybrid_of_models_of_other_widths_or_with_too_few_blocks_is_refused() 
     deeper = {**tree, "models": {**models, "hybrid": {**models["hybrid"], "layers": 6}}}
     with pytest.raises(UserError, match=r"models\.hybrid\.layers asks for 3 blocks of transformer, which has 2"):
         small.model(parts.choose(deeper, "models", "hybrid"))
+
+
+# ---------------------------------------------------------------- state spaces
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-9)])
+@pytest.mark.parametrize("decay", [1e-3, 1.0, 100.0])
+def test_a_chunk_of_a_state_space_is_its_recurrence(decay: float, dtype: torch.dtype, tolerance: float) -> None:
+    log_keep = -decay * numbers(2, 3, 40).abs().to(dtype)
+    values, keys, queries = (numbers(*shape, seed=1).to(dtype) for shape in ((2, 3, 40, 5), (2, 40, 4), (2, 40, 4)))
+    first = state = numbers(2, 3, 5, 4, seed=2).to(dtype)
+    outputs = []
+    for at in range(40):
+        written = values[:, :, at, :, None] * keys[:, at][:, None, None, :]
+        state = log_keep[:, :, at, None, None].exp() * state + written
+        outputs.append((state * queries[:, at][:, None, None, :]).sum(dim=-1))
+    y, last = one_chunk(log_keep, values, keys, queries, first)
+    torch.testing.assert_close(y, torch.stack(outputs, dim=2), rtol=tolerance, atol=10 * tolerance)
+    torch.testing.assert_close(last, state, rtol=tolerance, atol=10 * tolerance)
+
+
+def test_a_state_space_computes_the_same_in_chunks_of_any_size() -> None:
+    tokens = small.tokens(2, 37)
+    whole = rough("state_space", chunk=64)(tokens)
+    for chunk in (1, 5, 36, 37):
+        torch.testing.assert_close(rough("state_space", chunk=chunk)(tokens), whole, rtol=0, atol=1e-9)
+
+
+def test_a_state_space_that_forgets_all_at_once_sees_no_farther_than_its_convolution() -> None:
+    mixer = rough("state_space", kernel=2).blocks[0].mixer
+    x_BTD = numbers(1, 40, 16)
+    changed = x_BTD.clone()
+    changed[:, 10] += 1
+    mixer.log_decay.data.fill_(20)
+    differ = (mixer(changed, None) != mixer(x_BTD, None)).any(dim=-1)[0].nonzero().flatten().tolist()
+    assert differ == [10, 11]
+    mixer.log_decay.data.fill_(-20)
+    differ = (mixer(changed, None) != mixer(x_BTD, None)).any(dim=-1)[0].nonzero().flatten().tolist()
+    assert differ == list(range(10, 40))
+
+
+def test_heads_that_do_not_divide_a_state_spaces_inner_width_are_refused() -> None:
+    with pytest.raises(UserError, match=r"models\.state_space\.heads: 3 heads do not divide .* 32; .* a multiple of 3"):
+        small.model(parts.choose(small.tree(heads=3), "models", "state_space"))

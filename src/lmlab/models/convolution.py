@@ -1,0 +1,58 @@
+"""Gated causal convolutions (Dauphin et al. 2017), dilated (van den Oord et al. 2016): each layer looks back more widely.
+
+A block mixes `kernel` positions, spaced by its dilation, and opens or shuts the result number by number. The memory is the
+normalised inputs that a block may still need. With dilation d it sees 1 + (kernel - 1) (1 + d + d^2 + ...) tokens.
+"""
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from lmlab.layers.memory import Memory
+from lmlab.models.base import LanguageModel, draw_weights, with_past
+from lmlab.params import Params
+
+
+class Options(Params):
+    """Options of the model."""
+
+    layers: int = Field(ge=1)
+    width: int = Field(ge=1)
+    kernel: int = Field(ge=2)
+    dilation: int = Field(ge=1)
+
+
+class Block(nn.Module):
+    """x + value * sigmoid(gate), both convolutions of norm(x)."""
+
+    def __init__(self, width: int, kernel: int, dilation: int) -> None:
+        super().__init__()
+        self.reach = (kernel - 1) * dilation
+        self.norm = nn.RMSNorm(width)
+        self.value_gate = nn.Conv1d(width, 2 * width, kernel, dilation=dilation)
+
+    def forward(self, x_BTD: Tensor, memory: Memory | None = None) -> Tensor:
+        seen_BSD = with_past(self.norm(x_BTD), memory, self.reach)
+        mixed_BTE = self.value_gate(seen_BSD.transpose(1, 2)).transpose(1, 2)
+        return x_BTD + nn.functional.glu(mixed_BTE, dim=-1)
+
+
+class Convolution(LanguageModel):
+    """Embedding, `layers` blocks with dilations 1, d, d^2, ..., normalisation, readout."""
+
+    readout: nn.Linear
+
+    def __init__(self, options: Options, vocabulary: int, context: int) -> None:
+        super().__init__()
+        width = options.width
+        self.vocabulary, self.context, self.width = vocabulary, context, width
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.blocks = nn.ModuleList(Block(width, options.kernel, options.dilation**layer) for layer in range(options.layers))
+        self.final_norm = nn.RMSNorm(width)
+        self.readout = nn.Linear(width, vocabulary, bias=False)
+        draw_weights(self)
+
+    def embed(self, tokens_BT: Tensor, start: int = 0) -> Tensor:
+        return self.embedding(tokens_BT)
+
+    def head(self, x_BTD: Tensor) -> Tensor:
+        return self.readout(self.final_norm(x_BTD))
