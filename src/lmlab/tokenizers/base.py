@@ -26,17 +26,28 @@ class TokenizerParams(Params):
 class Tokenizer(ABC):
     """Text to ids and back. Final classes: fitted by `fit`, rebuilt by `from_state`.
 
-    Ids below `document` stand for text; `document` is the one special token, put before each document and never part
-    of the text. A model over this tokenizer has `vocabulary` outputs.
+    Every id but `document` stands for text. `document` is the one special token, put before each document and never part
+    of the text, whatever the text spells. It keeps its id for good: the last one when a tokenizer is fitted, with text on
+    both sides once the vocabulary has grown. A model over this tokenizer has `vocabulary` outputs.
     """
 
     token_bytes: list[bytes]
     """The raw bytes each id stands for; empty for those that stand for no text of their own."""
 
+    document: int
+    """The id of the document token."""
+
     @classmethod
     @abstractmethod
     def fit(cls, options: Any, texts: Iterable[str]) -> Self:
         """Learn the vocabulary from the train split's texts, given as a stream."""
+
+    @abstractmethod
+    def grown(self, texts: Iterable[str], tokens: int) -> Self:
+        """A tokenizer with at most `tokens` ids more, learned from a stream of texts; no old id changes its meaning.
+
+        The new ids come after all old ones, the document token's among them. Texts that offer nothing new add none.
+        """
 
     @abstractmethod
     def encode(self, text: str) -> Ids:
@@ -48,17 +59,12 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """What was fitted, as plain values for JSON."""
+        """What was fitted, as plain values for JSON; `special` gives the ids of special tokens by name."""
 
     @classmethod
     @abstractmethod
     def from_state(cls, state: dict[str, Any]) -> Self:
         """The inverse of `state`."""
-
-    @property
-    def document(self) -> int:
-        """The id of the document token: the last one."""
-        return len(self.token_bytes) - 1
 
     @property
     def vocabulary(self) -> int:
@@ -74,8 +80,7 @@ def fit(choice: Choice, texts: Iterable[str]) -> Tokenizer:
 
 def save(choice: Choice, tokenizer: Tokenizer, path: Path) -> None:
     """Write `tokenizer.json`."""
-    shared = {"tokenizer": choice.name, "vocabulary": tokenizer.vocabulary, "document": tokenizer.document}
-    write_json(path, {**shared, **tokenizer.state()})
+    write_json(path, {"tokenizer": choice.name, "vocabulary": tokenizer.vocabulary, **tokenizer.state()})
 
 
 def load(path: Path) -> Tokenizer:
@@ -84,8 +89,8 @@ def load(path: Path) -> Tokenizer:
     try:
         part, _ = find("tokenizers", saved["tokenizer"])
         tokenizer: Tokenizer = part.from_state(saved)
-        intact = tokenizer.vocabulary == saved["vocabulary"]
-    except (KeyError, TypeError, ValueError):
+        intact = tokenizer.vocabulary == saved["vocabulary"] and tokenizer.token_bytes[saved["special"]["document"]] == b""
+    except (IndexError, KeyError, TypeError, ValueError):
         intact = False
     if not intact:
         raise UserError(f"{path} is damaged; run `dvc repro --force tokenizer` to make it again")
