@@ -1,13 +1,16 @@
 """What a tokenizer is, and how one is saved as a single JSON file a person can read."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
+from lmlab import pretokens
 from lmlab.errors import UserError
 from lmlab.files import read_json, write_json
 from lmlab.params import Params
@@ -21,6 +24,13 @@ class TokenizerParams(Params):
     """The section `tokenizer`."""
 
     name: Annotated[str, OneOf("tokenizers")]
+
+
+class SizedOptions(Params):
+    """Options of a tokenizer whose vocabulary is as large as one asks for, if the text has enough to fill it."""
+
+    vocabulary: int = Field(ge=257)
+    """How many ids, the 256 bytes and the document token included."""
 
 
 class Tokenizer(ABC):
@@ -97,8 +107,11 @@ def load(path: Path) -> Tokenizer:
     return tokenizer
 
 
-def report(tokenizer: Tokenizer, texts: Iterable[str]) -> dict[str, Any]:
-    """Vocabulary and compression over a stream of texts: bytes and characters per token."""
+def report(tokenizer: Tokenizer, texts: Iterable[str], options: Params | None = None) -> dict[str, Any]:
+    """Vocabulary and compression over a stream of texts: bytes and characters per token.
+
+    With the options it was fitted with, it also says how many ids were asked for, where that can be chosen.
+    """
     tokens = size = characters = 0
     seen = np.zeros(tokenizer.vocabulary, dtype=np.int64)
     for text in texts:
@@ -107,11 +120,57 @@ def report(tokenizer: Tokenizer, texts: Iterable[str]) -> dict[str, Any]:
         size += len(text.encode("utf-8"))
         characters += len(text)
         seen += np.bincount(ids, minlength=tokenizer.vocabulary)
+    asked = {"vocabulary_asked": options.vocabulary} if isinstance(options, SizedOptions) else {}
     return {
         "vocabulary": tokenizer.vocabulary,
+        **asked,
         "used": int((seen > 0).sum()),
         "tokens": tokens,
         "bytes": size,
         "characters": characters,
         "bytes_per_token": size / tokens,
     }
+
+
+BYTES = [bytes([value]) for value in range(256)]
+"""The first ids of every tokenizer that spells what it does not know in bytes."""
+
+
+def with_document(pieces: list[bytes], document: int) -> list[bytes]:
+    """The bytes of each id: those of the pieces in order, with the document token among them."""
+    return [*pieces[:document], b"", *pieces[document:]]
+
+
+def joined(token_bytes: list[bytes], ids: Ids) -> str:
+    """The text of ids that are nothing but bytes one after another."""
+    return b"".join(map(token_bytes.__getitem__, ids.tolist())).decode("utf-8", "replace")
+
+
+def readable(piece: bytes) -> str:
+    """Bytes as a string for JSON, a character each: ASCII as it is, any other byte as its sign in Latin-1."""
+    return piece.decode("latin-1")
+
+
+def from_readable(text: str) -> bytes:
+    """The inverse of `readable`. Raises ValueError for what it cannot have written."""
+    return text.encode("latin-1")
+
+
+class Spellings(dict[str, list[int]]):
+    """The ids of pre-tokens, each found by `spell` when it is first met and remembered from then on."""
+
+    MOST = 1 << 20
+
+    def __init__(self, spell: Callable[[bytes], list[int]]) -> None:
+        super().__init__()
+        self.spell = spell
+
+    def __missing__(self, pretoken: str) -> list[int]:
+        if len(self) >= self.MOST:
+            self.clear()  # so that no corpus, however varied, fills the memory
+        self[pretoken] = ids = self.spell(pretoken.encode("utf-8"))
+        return ids
+
+    def encode(self, text: str) -> Ids:
+        """The ids of a text, pre-token by pre-token."""
+        return np.fromiter(chain.from_iterable(map(self.__getitem__, pretokens.split(text))), dtype=np.uint32)
