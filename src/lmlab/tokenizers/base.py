@@ -100,7 +100,7 @@ def load(path: Path) -> Tokenizer:
         part, _ = find("tokenizers", saved["tokenizer"])
         tokenizer: Tokenizer = part.from_state(saved)
         intact = tokenizer.vocabulary == saved["vocabulary"] and tokenizer.token_bytes[saved["special"]["document"]] == b""
-    except (IndexError, KeyError, TypeError, ValueError):
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         intact = False
     if not intact:
         raise UserError(f"{path} is damaged; run `dvc repro --force tokenizer` to make it again")
