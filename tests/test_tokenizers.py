@@ -232,6 +232,22 @@ def test_character_has_one_id_a_character_in_order_and_spells_the_rest() -> None
     assert 4**11 > 0x10FFFF > 4**10
 
 
+def test_the_report_says_when_the_text_has_too_little_for_the_vocabulary_asked_for() -> None:
+    choice = parts.choose(TREE, "tokenizers", "bpe")
+    tokenizer = tokenizers.fit(choice, ["abab abab"])
+    report = tokenizers.report(tokenizer, ["abab"], choice.options)
+    assert (report["vocabulary"], report["vocabulary_asked"]) == (259, TREE["tokenizers"]["bpe"]["vocabulary"])
+    character = parts.choose(TREE, "tokenizers", "character")
+    assert "vocabulary_asked" not in tokenizers.report(fitted("character"), ["a"], character.options)
+
+
+@pytest.mark.parametrize("name", ["bpe", "word", "unigram"])
+def test_a_vocabulary_without_room_for_the_bytes_is_refused(name: str) -> None:
+    tree = {**TREE, "tokenizers": {name: {"vocabulary": 256}}}
+    with pytest.raises(UserError, match=f"tokenizers.{name}.vocabulary should be greater than or equal to 257"):
+        parts.choose(tree, "tokenizers", name)
+
+
 def test_character_needs_text_to_fit() -> None:
     with pytest.raises(UserError, match="no text"):
         tokenizers.fit(parts.choose(TREE, "tokenizers", "character"), ["", ""])

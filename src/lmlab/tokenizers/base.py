@@ -90,7 +90,12 @@ def fit(choice: Choice, texts: Iterable[str]) -> Tokenizer:
 
 def save(choice: Choice, tokenizer: Tokenizer, path: Path) -> None:
     """Write `tokenizer.json`."""
-    write_json(path, {"tokenizer": choice.name, "vocabulary": tokenizer.vocabulary, **tokenizer.state()})
+    write(choice.name, tokenizer, path)
+
+
+def write(name: str, tokenizer: Tokenizer, path: Path) -> None:
+    """Write a tokenizer of the part `name`, however it came about."""
+    write_json(path, {"tokenizer": name, "vocabulary": tokenizer.vocabulary, **tokenizer.state()})
 
 
 def load(path: Path) -> Tokenizer:
