@@ -18,11 +18,8 @@ def tokenizer(corpus: Path = Path("data/corpus"), tokenizer: Path = Path("data/t
     with whole_folder(tokenizer) as made:
         tokenizers.save(parts["name"], fitted, made / "tokenizer.json")
         write_json(made / "report.json", report)
-    fewer = (
-        f" (of {asked:,}: the text has no more)"
-        if (asked := report.get("vocabulary_asked", 0)) > report["vocabulary"]
-        else ""
-    )
+    asked = report.get("vocabulary_asked", report["vocabulary"])
+    fewer = f" (of {asked:,}: the text has no more)" if asked > report["vocabulary"] else ""
     print(f"tokenizer: vocabulary {report['vocabulary']:,}{fewer}, {report['bytes_per_token']:.3f} bytes per token")
 
 

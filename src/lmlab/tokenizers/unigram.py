@@ -114,8 +114,9 @@ class _Sweep:
         self.groups = np.flatnonzero(np.diff(near, prepend=-1))  # the first edge of each near node
         self.nodes = near[self.groups]
         self.sizes = np.diff(self.groups, append=len(near))
-        edges = np.flatnonzero(np.diff(depth[self.order], prepend=np.iinfo(np.int64).min, append=np.iinfo(np.int64).max))
-        self.levels = list(pairwise(np.searchsorted(self.groups, edges).tolist()))
+        edges = [0, *(np.flatnonzero(np.diff(depth[self.order])) + 1), len(near)]  # where each depth begins
+        groups = np.searchsorted(self.groups, edges).tolist()
+        self.levels = [(first, last) for first, last in pairwise(groups) if first < last]
 
     def run(self, sums: Floats, log_edges: Floats) -> Floats:
         """Fill `sums`, which holds the log of 1 where paths begin, in place."""
@@ -210,29 +211,23 @@ def learned(counted: Counter[str], always: list[bytes], most: int) -> dict[bytes
     pieces, used = candidates(words, counts, always, max(CANDIDATES * most, FEWEST_CANDIDATES) if most else 0)
     if words:
         lattice = Lattice(words, pieces)
+        apart = Lattice(pieces[len(always) :], pieces, apart=True)
+        rows = np.arange(len(pieces) - len(always))  # of the pieces that may go, in `apart`
         while True:
             finished = len(pieces) <= len(always) + most
             for _ in range(LAST_STEPS if finished else STEPS):
                 used, _ = lattice.expected(counts, maximised(used))
             if finished:
                 break
-            size = max(len(always) + most, int(KEPT * len(pieces)))
-            kept = _most_missed(pieces, used, len(always), size)
+            # without a piece, each of its uses costs what sets it apart from all its spellings by the other pieces
+            scores = maximised(used)
+            losses = used[len(always) :] * (scores[len(always) :] - apart.log_likelihoods(scores)[0][rows])
+            size = max(most, int(KEPT * len(losses)))
+            left = np.sort(np.argsort(-losses, kind="stable")[:size])
+            kept = np.concatenate([np.arange(len(always)), len(always) + left])
             lattice.keep(kept)
-            pieces, used = [pieces[place] for place in kept], used[kept]
+            apart.keep(kept)
+            pieces, used, rows = [pieces[place] for place in kept], used[kept], rows[left]
     used[:256] = np.maximum(used[:256], 1.0)
     shares = np.maximum(used / used.sum(), TINY)
     return dict(zip(pieces, shares.tolist(), strict=True))
-
-
-def _most_missed(pieces: list[bytes], used: Floats, always: int, size: int) -> Integers:
-    """The places of the first `always` pieces and of those whose loss would cost the text most: `size` in all.
-
-    Without a piece, each of its uses costs the difference between its own log probability and that of its spellings by
-    the other pieces.
-    """
-    scores = maximised(used)
-    others, _ = Lattice(pieces[always:], pieces, apart=True).log_likelihoods(scores)
-    losses = used[always:] * (scores[always:] - others)
-    kept = np.argsort(-losses, kind="stable")[: size - always]
-    return np.concatenate([np.arange(always), always + np.sort(kept)])
