@@ -14,11 +14,13 @@ def tokenizer(corpus: Path = Path("data/corpus"), tokenizer: Path = Path("data/t
     _, parts = read_params("tokenizer", TokenizerParams)
     train = corpus / "train.parquet"
     fitted = tokenizers.fit(parts["name"], (text for _, _, text in read_parts(train)))
-    report = tokenizers.report(fitted, (text for _, _, text in read_parts(train)))
+    report = tokenizers.report(fitted, (text for _, _, text in read_parts(train)), parts["name"].options)
     with whole_folder(tokenizer) as made:
         tokenizers.save(parts["name"], fitted, made / "tokenizer.json")
         write_json(made / "report.json", report)
-    print(f"tokenizer: vocabulary {report['vocabulary']:,}, {report['bytes_per_token']:.3f} bytes per token")
+    asked = report.get("vocabulary_asked", report["vocabulary"])
+    fewer = f" (of {asked:,}: the text has no more)" if asked > report["vocabulary"] else ""
+    print(f"tokenizer: vocabulary {report['vocabulary']:,}{fewer}, {report['bytes_per_token']:.3f} bytes per token")
 
 
 if __name__ == "__main__":

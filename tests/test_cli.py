@@ -14,7 +14,9 @@ from lmlab import catalogue, cli, errors, generation, parts, summary
 from lmlab.files import sha256
 from lmlab.models import base as models
 from lmlab.shards import Shards
+from lmlab.tokenizers import base as tokenizers
 from lmlab.tokenizers.base import Tokenizer
+from lmlab.tokenizers.byte import Byte
 
 run = CliRunner()
 
@@ -92,6 +94,57 @@ def test_sample_says_in_one_line_what_is_missing_or_does_not_fit(project: Path) 
     assert "was trained with another tokenizer" in refusal("sample")
     tokenizer.write_text("{")
     assert "is damaged" in refusal("sample")
+
+
+def grow(*words: str, tokens: str = "5") -> list[str]:
+    return ["grow", *words, "--tokens", tokens, "--out", "new/grown.json"]
+
+
+@pytest.mark.parametrize("name", ["character", "bpe", "word", "unigram"])
+def test_grow_adds_tokens_and_says_what_they_bring(
+    name: str, shards_of: Callable[..., tuple[Shards, Tokenizer]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards, old = shards_of("When shall we three meet again?\n" * 20, tokenizer=name)
+    monkeypatch.chdir(tmp_path)
+    old_file = shards.folder.parent / "tokenizer" / "tokenizer.json"
+    before = old_file.read_bytes()
+    Path("a.txt").write_text("Größe zählt. " * 20, encoding="utf-8")
+    Path("b.txt").write_bytes("Süße Größe\r\n".encode() * 20)
+    result = run.invoke(cli.app, grow(str(old_file), "a.txt", "b.txt"))
+    assert result.exit_code == 0, result.output
+    grown = tokenizers.load(Path("new/grown.json"))
+    assert type(grown) is type(old)
+    assert grown.token_bytes[: old.vocabulary] == old.token_bytes
+    assert 0 < grown.vocabulary - old.vocabulary <= 5
+    new = ["Größe zählt. " * 20, "Süße Größe\r\n" * 20]
+    assert f"vocabulary {old.vocabulary} + {grown.vocabulary - old.vocabulary} = {grown.vocabulary}\n" in result.output
+    size = sum(len(text.encode()) for text in new)
+    shares = [size / sum(len(made.encode(text)) for text in new) for made in (old, grown)]
+    assert f"{shares[0]:.3f} before, {shares[1]:.3f} now" in result.output
+    assert shares[1] > shares[0]
+    assert old_file.read_bytes() == before
+
+
+def test_grow_says_in_one_line_what_is_wrong_and_writes_nothing(project: Path) -> None:
+    old = "data/tokenizer/tokenizer.json"
+    Path("a.txt").write_text("Größe", encoding="utf-8")
+    Path("latin.txt").write_bytes("Größe".encode("latin-1"))
+    Path("known.txt").write_text("When again")
+    Path("empty.txt").touch()
+    byte = Path("byte.json")
+    tokenizers.write("byte", Byte(), byte)
+    assert "none.json is missing" in refusal(*grow("none.json", "a.txt"))
+    assert "is damaged" in refusal(*grow("a.txt", "a.txt"))
+    assert "none.txt cannot be read: No such file" in refusal(*grow(old, "a.txt", "none.txt"))
+    assert "cannot be read: Is a directory" in refusal(*grow(old, "data"))
+    assert "latin.txt is not text in UTF-8" in refusal(*grow(old, "latin.txt"))
+    assert "nothing to add" in refusal(*grow(old, "known.txt", "empty.txt"))
+    assert "nothing new that a byte tokenizer could" in refusal(*grow(str(byte), "a.txt"))
+    assert "name another file" in refusal("grow", old, "a.txt", "--tokens", "5", "--out", old)
+    assert not Path("new").exists()
+    result = run.invoke(cli.app, grow(old, "a.txt", tokens="0"))
+    assert result.exit_code == 2
+    assert "--tokens" in result.output
 
 
 @pytest.mark.parametrize("wrong", [["--tokens", "0"], ["--temperature", "-1"], ["--temperature", "nan"], ["--seed", "-1"]])

@@ -8,7 +8,7 @@ SOURCES = Path(__file__).resolve().parents[1] / "src" / "lmlab"
 ORDER = [
     ["errors", "lifeline", "files", "params", "parts", "progress"],
     ["fetching", "cleaning", "corpora", "documents", "collecting"],
-    ["tokenizers"],
+    ["pretokens", "tokenizers"],
     ["shards", "sharding", "batches"],
     ["layers", "models"],
     ["learning_rules", "optimizers", "schedules", "parametrisations", "sizing"],

@@ -72,7 +72,7 @@ def test_the_measures_are_those_of_the_score(corpus: Corpus, model: LanguageMode
         assert measures["perplexity"] == pytest.approx(math.exp(measures["nats_per_token"]))
         assert measures["tokens"] * measures["nats_per_token"] == pytest.approx(scored.nats)
         assert measures["bytes"] == size
-        uniform = references.uniform(shards.stream(split), shards.document)
+        uniform = references.uniform(shards.stream(split), shards.document, shards.vocabulary)
         assert metrics["references"][split]["uniform"] == bits_per_byte(uniform, size)
     of_test = metrics["references"]["test"]
     assert of_test["kneser_ney"] < of_test["unigram"] < of_test["uniform"]

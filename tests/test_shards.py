@@ -9,11 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 from small import ShardsOf
 
-from lmlab import collecting, documents, sharding
+from lmlab import collecting, documents, params, parts, sharding
 from lmlab.documents import SPLITS
 from lmlab.errors import UserError
+from lmlab.evaluation import references
 from lmlab.sharding import ShardParams
 from lmlab.shards import Shards, open_shards
+from lmlab.tokenizers import base as tokenizers
 
 TEXTS = ["To be, or not to be.\n", "é ß 中 😀\n", "x", "that is the question:\n" * 50]
 
@@ -36,7 +38,7 @@ def documents_of(ids: np.ndarray, document: int) -> list[np.ndarray]:
     return [piece[1:] for piece in np.split(ids, starts[1:])] if len(ids) else []
 
 
-@pytest.mark.parametrize("tokenizer", ["character", "byte"])
+@pytest.mark.parametrize("tokenizer", parts.names("tokenizers"))
 @pytest.mark.usefixtures("small_row_groups")
 def test_what_is_read_back_is_the_text_and_the_counts_are_exact(shards_of: ShardsOf, tokenizer: str) -> None:
     validation = ["unseen: жук\n", "seen: to be\n"]
@@ -52,6 +54,25 @@ def test_what_is_read_back_is_the_text_and_the_counts_are_exact(shards_of: Shard
         assert sum(group.length for group in groups) == len(ids)
     assert len(shards.row_groups("train")) > len({group.file for group in shards.row_groups("train")}) > 1
     assert shards.vocabulary == fitted.vocabulary
+
+
+@pytest.mark.parametrize("name", parts.names("tokenizers"))
+def test_shards_of_a_grown_tokenizer_have_the_document_token_among_the_others(
+    name: str, tree: params.Tree, corpus_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    train = ["Größe zählt, " * 9, "und die Süße auch: süß, süß!\n"]
+    corpus, choice = corpus_of(train), parts.choose(tree, "tokenizers", name)
+    grown = tokenizers.fit(choice, ["abc abc"]).grown(train, 30)
+    assert name == "byte" or grown.document < grown.vocabulary - 1
+    tokenizers.save(choice, grown, tmp_path / "tokenizer" / "tokenizer.json")
+    shard = sharding.ShardParams(megabytes=64.0, processes=1)
+    sharding.build(shard, corpus, tmp_path / "tokenizer", tmp_path / "shards")
+    shards = open_shards(tmp_path / "shards", tmp_path / "tokenizer" / "tokenizer.json")
+    ids = shards.stream("train")
+    assert [grown.decode(piece) for piece in documents_of(ids, shards.document)] == train
+    assert name == "byte" or ids.max() > shards.document
+    uniform = references.uniform(ids, shards.document, shards.vocabulary)
+    assert uniform == pytest.approx((len(ids) - 2) * np.log(grown.vocabulary - 1))
 
 
 def test_an_empty_test_split_is_no_file_and_no_ids(shards_of: ShardsOf) -> None:

@@ -2,23 +2,25 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import hostile
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from small import PROJECT
 
-from lmlab import params, parts
+from lmlab import params, parts, pretokens, sharding
 from lmlab.errors import UserError
 from lmlab.tokenizers import base as tokenizers
 from lmlab.tokenizers.base import Tokenizer
+from lmlab.tokenizers.byte import Byte
 
 TREE = params.read(PROJECT / "params.yaml")
 NAMES = parts.names("tokenizers")
 KNOWN = "To be, or not to be: that is the question.\nWhether 'tis nobler — é ß 中 😀\n"
 TINY = "a"
+NEW = "Sein oder Nichtsein, das ist hier die Frage: ob's edler im Gemüt? 是或不是… Sein oder Nichtsein!\n"
 
-any_text = st.text(st.characters(exclude_categories=["Cs"]))
 known_text = st.text(st.sampled_from(sorted(set(KNOWN))))
 
 
@@ -26,18 +28,38 @@ def fitted(name: str, text: str = KNOWN) -> Tokenizer:
     return tokenizers.fit(parts.choose(TREE, "tokenizers", name), [text[:10], text[10:], ""])
 
 
+def titled(tokenizer: Tokenizer) -> str:
+    return f"{type(tokenizer).__name__}-{tokenizer.document}-{tokenizer.vocabulary}"
+
+
 FITTED = [fitted(name, text) for name in NAMES for text in (KNOWN, TINY, "".join(map(chr, range(1, 255))))]
-every_tokenizer = pytest.mark.parametrize("tokenizer", FITTED, ids=lambda made: f"{type(made).__name__}-{made.vocabulary}")
+GROWN = [made.grown([NEW], 3).grown([NEW, "Die Frage? " * 4], 40) for made in FITTED]
+every_tokenizer = pytest.mark.parametrize("tokenizer", FITTED + GROWN, ids=titled)
+every_fitted = pytest.mark.parametrize("tokenizer", FITTED, ids=titled)
 
 
 @every_tokenizer
-@given(text=any_text)
+@given(text=hostile.texts)
 def test_any_text_comes_back_whole(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
     assert ids.ndim == 1
     assert ids.dtype.kind == "u"
-    assert (ids < tokenizer.document).all()
+    assert (ids < tokenizer.vocabulary).all()
+    assert (ids != tokenizer.document).all()
     assert tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize("tokenizer", FITTED[::3] + GROWN[::3], ids=titled)
+@pytest.mark.parametrize("text", hostile.LONG.values(), ids=hostile.LONG)
+def test_long_hostile_texts_come_back_whole_and_four_times_the_text_is_four_times_the_ids(
+    tokenizer: Tokenizer, text: str
+) -> None:
+    quarter = text[: len(text) // 4]
+    once, four = tokenizer.encode(quarter), tokenizer.encode(quarter * 4)
+    assert (four != tokenizer.document).all()
+    assert tokenizer.decode(four) == quarter * 4
+    seams = 4 * 4 * pretokens.LONGEST  # what three seams may change: the bytes of a pre-token on either side
+    assert abs(len(four) - 4 * len(once)) <= seams
 
 
 @every_tokenizer
@@ -55,9 +77,13 @@ def test_the_bytes_of_known_text_are_those_of_its_tokens(name: str, text: str, m
     assert tokenizer.decode(np.concatenate([ids, tokenizer.encode(more)])) == text + more
 
 
-@every_tokenizer
-def test_the_document_token_is_the_last_and_stands_for_no_text(tokenizer: Tokenizer) -> None:
+@every_fitted
+def test_the_document_token_is_the_last_when_fitted(tokenizer: Tokenizer) -> None:
     assert tokenizer.document == tokenizer.vocabulary - 1 == len(tokenizer.token_bytes) - 1
+
+
+@every_tokenizer
+def test_the_document_token_stands_for_no_text(tokenizer: Tokenizer) -> None:
     assert tokenizer.token_bytes[tokenizer.document] == b""
     document = np.array([tokenizer.document])
     ids = np.concatenate([document, tokenizer.encode("a"), document, tokenizer.encode("b")])
@@ -74,7 +100,7 @@ def test_any_ids_give_text_that_can_be_written(tokenizer: Tokenizer, data: st.Da
 @every_tokenizer
 def test_half_surrogates_are_no_text(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("a\ud800b")
-    assert (ids < tokenizer.document).all()
+    assert (ids != tokenizer.document).all()
     assert set(tokenizer.decode(ids)) == {"a", "\ufffd", "b"}
 
 
@@ -91,6 +117,72 @@ def test_saved_and_loaded_is_the_same(tokenizer: Tokenizer, tmp_path: Path) -> N
     before = path.read_bytes()
     tokenizers.save(choice, loaded, path)
     assert path.read_bytes() == before
+
+
+@every_tokenizer
+def test_a_file_names_the_special_tokens(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    tokenizers.save(parts.choose(TREE, "tokenizers", type(tokenizer).__module__.rsplit(".", 1)[1]), tokenizer, path)
+    assert json.loads(path.read_text())["special"] == {"document": tokenizer.document}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_text_gives_the_same_tokenizer(name: str) -> None:
+    assert fitted(name).state() == fitted(name).state()
+    assert fitted(name).grown([NEW], 5).state() == fitted(name).grown([NEW], 5).state()
+
+
+@every_tokenizer
+@given(new=hostile.texts, tokens=st.integers(0, 30), data=st.data())
+def test_growing_leaves_every_old_id_as_it_was(tokenizer: Tokenizer, new: str, tokens: int, data: st.DataObject) -> None:
+    before = tokenizer.state()
+    grown = tokenizer.grown(iter([new, new[::-1]]), tokens)
+    assert type(grown) is type(tokenizer)
+    assert grown.document == tokenizer.document
+    assert grown.token_bytes[: tokenizer.vocabulary] == tokenizer.token_bytes
+    assert grown.vocabulary <= tokenizer.vocabulary + tokens
+    assert len(set(grown.token_bytes[tokenizer.vocabulary :]) - set(tokenizer.token_bytes)) == (
+        grown.vocabulary - tokenizer.vocabulary
+    )
+    ids = np.array(data.draw(st.lists(st.integers(0, tokenizer.vocabulary - 1), max_size=30)), dtype=np.int64)
+    assert grown.decode(ids) == tokenizer.decode(ids)
+    assert grown.decode(grown.encode(new)) == new
+    assert (grown.encode(new) != grown.document).all()
+    assert tokenizer.state() == before
+
+
+@every_tokenizer
+@pytest.mark.parametrize(("texts", "tokens"), [([NEW], 0), ([], 50), ([""], 50)])
+def test_nothing_to_learn_or_no_room_changes_nothing(tokenizer: Tokenizer, texts: list[str], tokens: int) -> None:
+    assert tokenizer.grown(texts, tokens).state() == tokenizer.state()
+
+
+@every_fitted
+def test_a_grown_tokenizer_spells_the_new_text_with_fewer_ids_if_it_can_grow(tokenizer: Tokenizer) -> None:
+    grown = tokenizer.grown([NEW], 20)
+    assert grown.vocabulary - tokenizer.vocabulary in ({0} if isinstance(tokenizer, Byte) else range(1, 21))
+    if grown.vocabulary > tokenizer.vocabulary:
+        assert len(grown.encode(NEW)) < len(tokenizer.encode(NEW))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shard_type_holds_every_id_of_text(name: str) -> None:
+    for tokenizer in [fitted(name), fitted(name).grown([NEW], 9)]:
+        largest = max(token for token in range(tokenizer.vocabulary) if token != tokenizer.document)
+        assert sharding._type(tokenizer) == np.min_scalar_type(largest)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("wrong", [None, 3, "x", [], {}, {"a": "b"}, [[1]], ["\ud800"]])
+def test_a_file_with_any_one_thing_wrong_is_refused_in_one_line(name: str, wrong: object, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    tokenizers.save(parts.choose(TREE, "tokenizers", name), fitted(name), path)
+    good = json.loads(path.read_text())
+    for key in good:
+        path.write_text(json.dumps({**good, key: wrong}))
+        with pytest.raises(UserError) as caught:
+            tokenizers.load(path)
+        assert "\n" not in str(caught.value)
 
 
 Damage = Callable[[str], str]
@@ -110,6 +202,10 @@ Damage = Callable[[str], str]
         lambda text: json.dumps({**json.loads(text), "characters": []}),
         lambda text: json.dumps({**json.loads(text), "characters": ["ab", "c"]}),
         lambda text: json.dumps({**json.loads(text), "characters": 3}),
+        lambda text: json.dumps({**json.loads(text), "special": {}}),
+        lambda text: json.dumps({**json.loads(text), "special": {"document": 3}}),
+        lambda text: json.dumps({**json.loads(text), "special": {"document": 1000}}),
+        lambda text: json.dumps({**json.loads(text), "special": {"document": -1}}),
     ],
 )
 def test_a_damaged_file_is_refused_in_one_line(damage: Damage, tmp_path: Path) -> None:
@@ -134,6 +230,22 @@ def test_character_has_one_id_a_character_in_order_and_spells_the_rest() -> None
     spelled = tokenizer.encode("ca").tolist()
     assert spelled == [3, *[0] * 7, 1, 2, 0, 3, 0]
     assert 4**11 > 0x10FFFF > 4**10
+
+
+def test_the_report_says_when_the_text_has_too_little_for_the_vocabulary_asked_for() -> None:
+    choice = parts.choose(TREE, "tokenizers", "bpe")
+    tokenizer = tokenizers.fit(choice, ["abab abab"])
+    report = tokenizers.report(tokenizer, ["abab"], choice.options)
+    assert (report["vocabulary"], report["vocabulary_asked"]) == (259, TREE["tokenizers"]["bpe"]["vocabulary"])
+    character = parts.choose(TREE, "tokenizers", "character")
+    assert "vocabulary_asked" not in tokenizers.report(fitted("character"), ["a"], character.options)
+
+
+@pytest.mark.parametrize("name", ["bpe", "word", "unigram"])
+def test_a_vocabulary_without_room_for_the_bytes_is_refused(name: str) -> None:
+    tree = {**TREE, "tokenizers": {name: {"vocabulary": 256}}}
+    with pytest.raises(UserError, match=f"tokenizers.{name}.vocabulary should be greater than or equal to 257"):
+        parts.choose(tree, "tokenizers", name)
 
 
 def test_character_needs_text_to_fit() -> None:

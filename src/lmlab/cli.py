@@ -1,6 +1,7 @@
 """`lmlab`: what is not a stage of the pipeline. Heavy imports wait until a command needs them, so `--help` is quick."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -100,6 +101,44 @@ def sample(
         sys.stdout.write(text)
         sys.stdout.flush()
     sys.stdout.write("\n")
+
+
+@app.command()
+@errors.one_line
+def grow(
+    tokenizer: Annotated[Path, typer.Argument(help="The tokenizer to begin from, a tokenizer.json.")],
+    texts: Annotated[list[Path], typer.Argument(help="Files of text in UTF-8 to learn from.")],
+    tokens: Annotated[int, typer.Option(min=1, help="How many tokens to add at most.")],
+    out: Annotated[Path, typer.Option(help="Where to write the larger tokenizer.")],
+) -> None:
+    """Add tokens learned from TEXTS to a fitted tokenizer; every token it has keeps its number."""
+    from lmlab.tokenizers import base as tokenizers
+
+    fitted = tokenizers.load(tokenizer)
+    if out.exists() and out.samefile(tokenizer):
+        raise errors.UserError(f"--out {out} is the tokenizer to begin from, which models may need; name another file")
+    name = type(fitted).__module__.rpartition(".")[2]
+    grown = fitted.grown(_read(texts), tokens)
+    added = grown.vocabulary - fitted.vocabulary
+    if not added:
+        raise errors.UserError(f"nothing to add: the texts hold nothing new that a {name} tokenizer could give a token to")
+    tokenizers.write(name, grown, out)
+    before, after = (tokenizers.report(made, _read(texts))["bytes_per_token"] for made in (fitted, grown))
+    typer.echo(f"{out}: vocabulary {fitted.vocabulary:,} + {added:,} = {grown.vocabulary:,}")
+    typer.echo(f"bytes per token of these texts: {before:.3f} before, {after:.3f} now")
+
+
+def _read(files: list[Path]) -> Iterator[str]:
+    """The texts as a stream, about a megabyte at a time, cut at lines' ends. Raises UserError naming what is no text."""
+    for file in files:
+        try:
+            with open(file, encoding="utf-8", newline="") as lines:
+                while some := lines.readlines(1 << 20):
+                    yield "".join(some)
+        except UnicodeDecodeError:
+            raise errors.UserError(f"{file} is not text in UTF-8") from None
+        except OSError as error:
+            raise errors.UserError(f"{file} cannot be read: {error.strerror}") from None
 
 
 def main() -> None:

@@ -112,8 +112,9 @@ def _write_all(work: list[_Work], processes: int) -> list[list[dict[str, int]]]:
 
 
 def _type(tokenizer: Tokenizer) -> np.dtype[Any]:
-    """The smallest type that holds every id of text (all below the document token)."""
-    return np.min_scalar_type(tokenizer.document - 1)
+    """The smallest type that holds every id of text: all but the document token, which is not stored."""
+    last = tokenizer.vocabulary - 1
+    return np.min_scalar_type(last - 1 if last == tokenizer.document else last)
 
 
 def _write_shard(work: _Work) -> list[dict[str, int]]:

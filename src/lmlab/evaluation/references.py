@@ -13,24 +13,25 @@ from lmlab.evaluation.kneser_ney import KneserNey
 Stream = NDArray[np.unsignedinteger[Any]]
 
 
-def uniform(stream: Stream, document: int) -> float:
-    """Nats of a stream's text when each of the `document` ids that stand for text is equally likely."""
-    return float((stream != document).sum() * np.log(document))
+def uniform(stream: Stream, document: int, vocabulary: int) -> float:
+    """Nats of a stream's text when each id that stands for text, all but `document`, is equally likely."""
+    return float((stream != document).sum() * np.log(vocabulary - 1))
 
 
-def unigram(train: Stream, stream: Stream, document: int) -> float:
+def unigram(train: Stream, stream: Stream, document: int, vocabulary: int) -> float:
     """Nats under the frequencies of the train split's text, with one added to each count."""
-    counts = np.bincount(train, minlength=document + 1)[:document] + 1
+    counts = np.bincount(train, minlength=vocabulary) + 1
+    counts[document] = 0  # never charged, so no share of the probability is kept for it
     text = stream[stream != document]
-    return float(-np.log(counts / counts.sum())[text].sum())
+    return float(-np.log(counts[text] / counts.sum()).sum())
 
 
 class NGram:
     """An interpolated Kneser-Ney n-gram over a train stream, for several splits."""
 
-    def __init__(self, train: Stream, document: int, order: int) -> None:
+    def __init__(self, train: Stream, document: int, vocabulary: int, order: int) -> None:
         self.document = document
-        self.model = KneserNey(train, document + 1, order)
+        self.model = KneserNey(train, vocabulary, order)
 
     def nats(self, stream: Stream) -> float:
         """Nats of a stream's text; document tokens give context and cost nothing, as for the model."""

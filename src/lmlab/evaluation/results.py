@@ -96,13 +96,13 @@ def _measures(scored: Score, size: int) -> dict[str, float]:
 def _references(params: EvaluateParams, shards: Shards, splits: list[str]) -> dict[str, Any]:
     """Bits per byte of each reference on each split; fitted to the whole train split or its first `ngram_megatokens`."""
     train = shards.stream("train")[: int(params.ngram_megatokens * 1e6)]
-    ngram = references.NGram(train, shards.document, params.ngram_order)
+    ngram = references.NGram(train, shards.document, shards.vocabulary, params.ngram_order)
     answers: dict[str, Any] = {}
     for split in splits:
         stream, size = shards.stream(split), shards.count(split, "bytes")
         nats = {
-            "uniform": references.uniform(stream, shards.document),
-            "unigram": references.unigram(train, stream, shards.document),
+            "uniform": references.uniform(stream, shards.document, shards.vocabulary),
+            "unigram": references.unigram(train, stream, shards.document, shards.vocabulary),
             "kneser_ney": ngram.nats(stream),
         }
         answers[split] = {name: bits_per_byte(value, size) for name, value in nats.items()}

@@ -1,13 +1,16 @@
 """What a tokenizer is, and how one is saved as a single JSON file a person can read."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
+from lmlab import pretokens
 from lmlab.errors import UserError
 from lmlab.files import read_json, write_json
 from lmlab.params import Params
@@ -23,20 +26,38 @@ class TokenizerParams(Params):
     name: Annotated[str, OneOf("tokenizers")]
 
 
+class SizedOptions(Params):
+    """Options of a tokenizer whose vocabulary is as large as one asks for, if the text has enough to fill it."""
+
+    vocabulary: int = Field(ge=257)
+    """How many ids, the 256 bytes and the document token included."""
+
+
 class Tokenizer(ABC):
     """Text to ids and back. Final classes: fitted by `fit`, rebuilt by `from_state`.
 
-    Ids below `document` stand for text; `document` is the one special token, put before each document and never part
-    of the text. A model over this tokenizer has `vocabulary` outputs.
+    Every id but `document` stands for text. `document` is the one special token, put before each document and never part
+    of the text, whatever the text spells. It keeps its id for good: the last one when a tokenizer is fitted, with text on
+    both sides once the vocabulary has grown. A model over this tokenizer has `vocabulary` outputs.
     """
 
     token_bytes: list[bytes]
     """The raw bytes each id stands for; empty for those that stand for no text of their own."""
 
+    document: int
+    """The id of the document token."""
+
     @classmethod
     @abstractmethod
     def fit(cls, options: Any, texts: Iterable[str]) -> Self:
         """Learn the vocabulary from the train split's texts, given as a stream."""
+
+    @abstractmethod
+    def grown(self, texts: Iterable[str], tokens: int) -> Self:
+        """A tokenizer with at most `tokens` ids more, learned from a stream of texts; no old id changes its meaning.
+
+        The new ids come after all old ones, the document token's among them. Texts that offer nothing new add none.
+        """
 
     @abstractmethod
     def encode(self, text: str) -> Ids:
@@ -48,17 +69,12 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """What was fitted, as plain values for JSON."""
+        """What was fitted, as plain values for JSON; `special` gives the ids of special tokens by name."""
 
     @classmethod
     @abstractmethod
     def from_state(cls, state: dict[str, Any]) -> Self:
         """The inverse of `state`."""
-
-    @property
-    def document(self) -> int:
-        """The id of the document token: the last one."""
-        return len(self.token_bytes) - 1
 
     @property
     def vocabulary(self) -> int:
@@ -74,8 +90,12 @@ def fit(choice: Choice, texts: Iterable[str]) -> Tokenizer:
 
 def save(choice: Choice, tokenizer: Tokenizer, path: Path) -> None:
     """Write `tokenizer.json`."""
-    shared = {"tokenizer": choice.name, "vocabulary": tokenizer.vocabulary, "document": tokenizer.document}
-    write_json(path, {**shared, **tokenizer.state()})
+    write(choice.name, tokenizer, path)
+
+
+def write(name: str, tokenizer: Tokenizer, path: Path) -> None:
+    """Write a tokenizer of the part `name`, however it came about."""
+    write_json(path, {"tokenizer": name, "vocabulary": tokenizer.vocabulary, **tokenizer.state()})
 
 
 def load(path: Path) -> Tokenizer:
@@ -84,16 +104,19 @@ def load(path: Path) -> Tokenizer:
     try:
         part, _ = find("tokenizers", saved["tokenizer"])
         tokenizer: Tokenizer = part.from_state(saved)
-        intact = tokenizer.vocabulary == saved["vocabulary"]
-    except (KeyError, TypeError, ValueError):
+        intact = tokenizer.vocabulary == saved["vocabulary"] and tokenizer.token_bytes[saved["special"]["document"]] == b""
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         intact = False
     if not intact:
         raise UserError(f"{path} is damaged; run `dvc repro --force tokenizer` to make it again")
     return tokenizer
 
 
-def report(tokenizer: Tokenizer, texts: Iterable[str]) -> dict[str, Any]:
-    """Vocabulary and compression over a stream of texts: bytes and characters per token."""
+def report(tokenizer: Tokenizer, texts: Iterable[str], options: Params | None = None) -> dict[str, Any]:
+    """Vocabulary and compression over a stream of texts: bytes and characters per token.
+
+    With the options it was fitted with, it also says how many ids were asked for, where that can be chosen.
+    """
     tokens = size = characters = 0
     seen = np.zeros(tokenizer.vocabulary, dtype=np.int64)
     for text in texts:
@@ -102,11 +125,57 @@ def report(tokenizer: Tokenizer, texts: Iterable[str]) -> dict[str, Any]:
         size += len(text.encode("utf-8"))
         characters += len(text)
         seen += np.bincount(ids, minlength=tokenizer.vocabulary)
+    asked = {"vocabulary_asked": options.vocabulary} if isinstance(options, SizedOptions) else {}
     return {
         "vocabulary": tokenizer.vocabulary,
+        **asked,
         "used": int((seen > 0).sum()),
         "tokens": tokens,
         "bytes": size,
         "characters": characters,
         "bytes_per_token": size / tokens,
     }
+
+
+BYTES = [bytes([value]) for value in range(256)]
+"""The first ids of every tokenizer that spells what it does not know in bytes."""
+
+
+def with_document(pieces: list[bytes], document: int) -> list[bytes]:
+    """The bytes of each id: those of the pieces in order, with the document token among them."""
+    return [*pieces[:document], b"", *pieces[document:]]
+
+
+def joined(token_bytes: list[bytes], ids: Ids) -> str:
+    """The text of ids that are nothing but bytes one after another."""
+    return b"".join(map(token_bytes.__getitem__, ids.tolist())).decode("utf-8", "replace")
+
+
+def readable(piece: bytes) -> str:
+    """Bytes as a string for JSON, a character each: ASCII as it is, any other byte as its sign in Latin-1."""
+    return piece.decode("latin-1")
+
+
+def from_readable(text: str) -> bytes:
+    """The inverse of `readable`. Raises ValueError for what it cannot have written."""
+    return text.encode("latin-1")
+
+
+class Spellings(dict[str, list[int]]):
+    """The ids of pre-tokens, each found by `spell` when it is first met and remembered from then on."""
+
+    MOST = 1 << 20
+
+    def __init__(self, spell: Callable[[bytes], list[int]]) -> None:
+        super().__init__()
+        self.spell = spell
+
+    def __missing__(self, pretoken: str) -> list[int]:
+        if len(self) >= self.MOST:
+            self.clear()  # so that no corpus, however varied, fills the memory
+        self[pretoken] = ids = self.spell(pretoken.encode("utf-8"))
+        return ids
+
+    def encode(self, text: str) -> Ids:
+        """The ids of a text, pre-token by pre-token."""
+        return np.fromiter(chain.from_iterable(map(self.__getitem__, pretokens.split(text))), dtype=np.uint32)

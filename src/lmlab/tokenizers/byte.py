@@ -18,10 +18,15 @@ class Byte(Tokenizer):
 
     def __init__(self) -> None:
         self.token_bytes = [bytes([value]) for value in range(256)] + [b""]
+        self.document = 256
 
     @classmethod
     def fit(cls, options: Options, texts: Iterable[str]) -> Self:
         return cls()
+
+    def grown(self, texts: Iterable[str], tokens: int) -> Self:
+        """The same tokenizer: there are no more bytes than it knows."""
+        return self
 
     def encode(self, text: str) -> Ids:
         return np.frombuffer(text.encode("utf-8", "surrogatepass"), dtype=np.uint8)
@@ -30,8 +35,10 @@ class Byte(Tokenizer):
         return ids[ids < 256].astype(np.uint8).tobytes().decode("utf-8", "replace")
 
     def state(self) -> dict[str, Any]:
-        return {}
+        return {"special": {"document": self.document}}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Self:
+        if state["special"]["document"] != cls().document:
+            raise ValueError("a document token that does not follow the bytes")
         return cls()

@@ -5,6 +5,7 @@ ids 0..n themselves (n characters and the `unseen` token), always as many digits
 every text comes back whole, the vocabulary grows by one id only, and what the spelling costs is paid in ordinary tokens.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Self
 
@@ -24,18 +25,25 @@ class Options(Params):
 
 
 class Character(Tokenizer):
-    """Ids 0..n-1 are the characters in the order of their code points, n is `unseen`, n+1 the document token."""
+    """Ids 0..n-1 are the characters in the order of their code points, n is `unseen`, n+1 the document token.
 
-    def __init__(self, characters: list[str]) -> None:
-        self.unseen = len(characters)
-        self.base = self.unseen + 1
+    Characters that come later get the ids from n+2 on; those still unseen are spelled with the first n+1 ids as before.
+    """
+
+    def __init__(self, characters: list[str], unseen: int) -> None:
+        self.unseen = unseen
+        self.document = unseen + 1
+        self.base = unseen + 1
         self.digits = next(count for count in range(1, 22) if self.base**count >= CODE_POINTS)
-        self.token_bytes = [character.encode("utf-8", "surrogatepass") for character in characters] + [b"", b""]
-        self._points = np.array([ord(character) for character in characters], dtype=np.uint32)
-        self._type = np.min_scalar_type(self.unseen)
+        spelled = [character.encode("utf-8", "surrogatepass") for character in characters]
+        self.token_bytes = [*spelled[:unseen], b"", b"", *spelled[unseen:]]
+        points = np.array([ord(character) for character in characters], dtype=np.uint32)
+        self._points = np.insert(points, unseen, [REPLACEMENT, REPLACEMENT])  # the code point of each id
+        self._type = np.min_scalar_type(len(self._points) - 1 if len(characters) > unseen else unseen)
         # one slot for each code point up to the largest known, and one for all beyond
-        self._ids = np.full(int(self._points.max()) + 2, self.unseen, dtype=self._type)
-        self._ids[self._points] = np.arange(self.unseen)
+        self._ids = np.full(int(points.max()) + 2, unseen, dtype=self._type)
+        places = np.arange(len(characters))
+        self._ids[points] = np.where(places < unseen, places, places + 2)
 
     @classmethod
     def fit(cls, options: Options, texts: Iterable[str]) -> Self:
@@ -44,7 +52,16 @@ class Character(Tokenizer):
             characters.update(text)
         if not characters:
             raise UserError("the train split holds no text to fit a tokenizer to; run `dvc repro download`")
-        return cls(sorted(characters))
+        return cls(sorted(characters), len(characters))
+
+    def grown(self, texts: Iterable[str], tokens: int) -> Self:
+        """The most frequent characters of the texts that have no id yet get one."""
+        counts: Counter[str] = Counter()
+        for text in texts:
+            counts.update(text)
+        known = self._characters()
+        fresh = counts.keys() - known - {chr(point) for point in range(0xD800, 0xE000)}  # half surrogates are no text
+        return type(self)([*known, *sorted(fresh, key=lambda one: (-counts[one], one))[:tokens]], self.unseen)
 
     def encode(self, text: str) -> Ids:
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
@@ -70,18 +87,23 @@ class Character(Tokenizer):
             point = 0
             for digit in digits:
                 point = point * self.base + digit
-            points.append(point if len(digits) == self.digits and point < CODE_POINTS else REPLACEMENT)
+            whole = len(digits) == self.digits and max(digits) < self.base and point < CODE_POINTS
+            points.append(point if whole else REPLACEMENT)
             at += 1 + self.digits
         return _text(np.array(points, dtype=np.uint32))
 
     def state(self) -> dict[str, Any]:
-        return {"unseen": self.unseen, "characters": [chr(point) for point in self._points]}
+        return {"special": {"document": self.document}, "unseen": self.unseen, "characters": self._characters()}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Self:
-        if not state["characters"]:
-            raise ValueError("a vocabulary without characters")
-        return cls(state["characters"])
+        characters, unseen = state["characters"], state["unseen"]
+        if not 0 < unseen <= len(characters) or state["special"]["document"] != unseen + 1:
+            raise ValueError("a vocabulary that does not fit together")
+        return cls(characters, unseen)
+
+    def _characters(self) -> list[str]:
+        return [chr(point) for place, point in enumerate(self._points) if place not in (self.unseen, self.document)]
 
 
 def _text(points: NDArray[np.uint32]) -> str:

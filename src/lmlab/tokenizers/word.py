@@ -1,0 +1,57 @@
+"""Words: one id for each of the most frequent pre-tokens; any other is spelled in bytes, so nothing is lost or free."""
+
+from collections import Counter
+from collections.abc import Iterable, Set
+from typing import Any, Self
+
+from lmlab import pretokens
+from lmlab.tokenizers.base import BYTES, Ids, SizedOptions, Spellings, Tokenizer, joined, with_document
+
+
+class Options(SizedOptions):
+    """How many words to know."""
+
+
+class Word(Tokenizer):
+    """Ids 0..255 are the bytes, then follow the words, most frequent first, with the document token among them.
+
+    A word is a pre-token: the space before it belongs to it. One of a single byte is that byte.
+    """
+
+    def __init__(self, words: list[str], document: int) -> None:
+        self.document = document
+        self.words = words
+        self.token_bytes = with_document([*BYTES, *(word.encode("utf-8") for word in words)], document)
+        self._known = {piece: [place] for place, piece in enumerate(self.token_bytes) if piece}
+        if len(self._known) != len(words) + 256:
+            raise ValueError("a word that stands twice")
+        self._spellings = Spellings(lambda word: self._known.get(word) or list(word))
+
+    @classmethod
+    def fit(cls, options: Options, texts: Iterable[str]) -> Self:
+        words = _most_frequent(pretokens.count(texts), options.vocabulary - 257, set(BYTES))
+        return cls(words, 256 + len(words))
+
+    def grown(self, texts: Iterable[str], tokens: int) -> Self:
+        """The most frequent words of the texts that have no id yet get one."""
+        fresh = _most_frequent(pretokens.count(texts), tokens, self._known.keys())
+        return type(self)([*self.words, *fresh], self.document)
+
+    def encode(self, text: str) -> Ids:
+        return self._spellings.encode(text)
+
+    def decode(self, ids: Ids) -> str:
+        return joined(self.token_bytes, ids)
+
+    def state(self) -> dict[str, Any]:
+        return {"special": {"document": self.document}, "words": self.words}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Self:
+        return cls(state["words"], state["special"]["document"])
+
+
+def _most_frequent(counts: Counter[str], most: int, known: Set[bytes]) -> list[str]:
+    """The words to give an id to, most frequent first; of equally frequent ones the order of code points decides."""
+    fresh = [word for word in counts if word.encode("utf-8") not in known]
+    return sorted(fresh, key=lambda word: (-counts[word], word))[:most]
