@@ -147,7 +147,7 @@ class StateSpace(LanguageModel):
             if isinstance(module, Mixer):
                 module.start()
 
-    def embed(self, tokens_BT: Tensor, start: int = 0) -> Tensor:
+    def embed(self, tokens_BT: Tensor, memory: Memory | None = None) -> Tensor:
         return self.embedding(tokens_BT)
 
     def head(self, x_BTD: Tensor) -> Tensor:
