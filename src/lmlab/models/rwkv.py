@@ -1,7 +1,7 @@
 """RWKV, in the form of Eagle (Peng et al. 2023, 2024): linear attention whose every channel forgets at a rate of its own.
 
-Both layers of a block look one token back by themselves (token shift), and the first looks farther by a matrix for each head,
-to which every token adds its key times its value. The memory is those matrices and the last input of both layers: of a fixed
+Both layers of a block look one token back by themselves (token shift); the first looks farther by a matrix for each head, to
+which every token adds its key times its value. The memory is those matrices and the last input of both layers: of a fixed
 size, and it sees as far back as the decays let it.
 """
 
@@ -76,8 +76,9 @@ class TimeMixing(nn.Module):
             )
         self.shift = TokenShift(width, 4)
         self.maps = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(4))
-        # at first channels forget at all rates, from hardly at all to about half in a token
-        self.decay = nn.Parameter(torch.linspace(-6, 3, width))
+        # At first channels forget at all rates, from hardly at all to nearly half in a token. On the CPU also when the
+        # model is built without storage: torch would spend a second on preparing that.
+        self.decay = nn.Parameter(torch.linspace(-6, 3, width, device="cpu"))
         self.bonus = nn.Parameter(torch.full((width,), 0.5))
         self.out = nn.Linear(width, width, bias=False)
 
