@@ -9,7 +9,9 @@ from lmlab import parts
 from lmlab.errors import UserError
 from lmlab.models.base import LanguageModel, parameter_count
 from lmlab.models.min_gru import scan
-from lmlab.models.state_space import one_chunk
+from lmlab.models.rwkv import FASTEST
+from lmlab.models.rwkv import one_chunk as rwkv_chunk
+from lmlab.models.state_space import one_chunk as state_space_chunk
 
 
 def rough(name: str, **changes: object) -> LanguageModel:
@@ -254,7 +256,7 @@ def test_a_chunk_of_a_state_space_is_its_recurrence(decay: float, dtype: torch.d
         written = values[:, :, at, :, None] * keys[:, at][:, None, None, :]
         state = log_keep[:, :, at, None, None].exp() * state + written
         outputs.append((state * queries[:, at][:, None, None, :]).sum(dim=-1))
-    y, last = one_chunk(log_keep, values, keys, queries, first)
+    y, last = state_space_chunk(log_keep, values, keys, queries, first)
     torch.testing.assert_close(y, torch.stack(outputs, dim=2), rtol=tolerance, atol=10 * tolerance)
     torch.testing.assert_close(last, state, rtol=tolerance, atol=10 * tolerance)
 
@@ -282,3 +284,70 @@ def test_a_state_space_that_forgets_all_at_once_sees_no_farther_than_its_convolu
 def test_heads_that_do_not_divide_a_state_spaces_inner_width_are_refused() -> None:
     with pytest.raises(UserError, match=r"models\.state_space\.heads: 3 heads do not divide .* 32; .* a multiple of 3"):
         small.model(parts.choose(small.tree(heads=3), "models", "state_space"))
+
+
+# ---------------------------------------------------------------- RWKV
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-9)])
+@pytest.mark.parametrize("decay", [0.0, 1e-3, FASTEST])
+def test_a_chunk_of_rwkv_is_its_recurrence(decay: float, dtype: torch.dtype, tolerance: float) -> None:
+    """Also at the largest decay and chunk that there may be."""
+    log_keep = -decay * torch.linspace(0.5, 1, 3 * 5, dtype=dtype).view(3, 5)
+    bonus = numbers(3, 5).to(dtype)
+    r, k, v = (numbers(2, 3, 64, 5, seed=seed).to(dtype) for seed in (1, 2, 3))
+    first = state = numbers(2, 3, 5, 5, seed=4).to(dtype)
+    outputs = []
+    for at in range(64):
+        written = k[:, :, at, :, None] * v[:, :, at, None, :]
+        outputs.append((r[:, :, at, :, None] * (state + bonus[..., None] * written)).sum(dim=2))
+        state = log_keep.exp()[..., None] * state + written
+    y, last = rwkv_chunk(log_keep, bonus, r, k, v, first)
+    torch.testing.assert_close(y, torch.stack(outputs, dim=2), rtol=tolerance, atol=10 * tolerance)
+    torch.testing.assert_close(last, state, rtol=tolerance, atol=10 * tolerance)
+
+
+def test_rwkv_computes_the_same_in_chunks_of_any_size() -> None:
+    tokens = small.tokens(2, 61)
+    whole = rough("rwkv", chunk=64)(tokens)
+    for chunk in (1, 5, 60, 61):
+        torch.testing.assert_close(rough("rwkv", chunk=chunk)(tokens), whole, rtol=0, atol=1e-9)
+
+
+def test_rwkvs_bonus_is_for_the_present_token_alone() -> None:
+    r, k, v = (numbers(1, 2, 9, 4, seed=seed) for seed in (1, 2, 3))
+    log_keep, empty = -torch.ones(2, 4, dtype=torch.float64) / 10, torch.zeros(1, 2, 4, 4, dtype=torch.float64)
+    without, last = rwkv_chunk(log_keep, torch.zeros_like(log_keep), r, k, v, empty)
+    assert not without[:, :, 0].any()  # the state holds the past alone
+    bonus = numbers(2, 4, seed=4)
+    with_bonus, same = rwkv_chunk(log_keep, bonus, r, k, v, empty)
+    torch.testing.assert_close(with_bonus - without, (r * bonus[:, None] * k).sum(-1, keepdim=True) * v)
+    assert torch.equal(same, last)
+
+
+def test_heads_that_do_not_divide_rwkvs_width_are_refused() -> None:
+    with pytest.raises(UserError, match=r"models\.rwkv\.heads: 3 heads do not divide the width 16; .* a multiple of 3"):
+        small.model(parts.choose(small.tree(heads=3), "models", "rwkv"))
+
+
+# ---------------------------------------------------------------- memories
+
+
+@pytest.mark.parametrize("name", sorted({*parts.names("models")} - {"hybrid", "transformer"}))
+def test_a_memory_of_states_or_windows_is_as_large_after_one_token_as_after_many(name: str) -> None:
+    model, tokens, sizes = rough(name), small.tokens(2, 40), set()
+    memory = model.new_memory()
+    for piece in (tokens[:, :1], tokens[:, 1:2], tokens[:, 2:30], tokens[:, 30:]):
+        model(piece, memory)
+        sizes.add(sum(tensor.numel() for of_block in memory for tensor in of_block.tensors.values()))
+    assert len(sizes) == 1
+
+
+@pytest.mark.parametrize("name", sorted({*parts.names("models")} - {"transformer"}))
+def test_reading_in_pieces_of_any_length_is_reading_at_once(name: str) -> None:
+    """Far beyond a context and a chunk, where nothing is forgotten."""
+    model = rough(name, first="rwkv", second="state_space")
+    tokens = small.tokens(2, 120)
+    memory = model.new_memory()
+    pieces = [model(piece, memory) for piece in tokens.split([1, 2, 40, 1, 70, 6], dim=1)]
+    torch.testing.assert_close(torch.cat(pieces, dim=1), model(tokens), rtol=0, atol=1e-9)

@@ -1,6 +1,8 @@
 """What every model keeps, with each of the layers it can be built from."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -115,6 +117,21 @@ def test_the_gradient_reaches_every_parameter(choice: Choice) -> None:
     next_token_loss(model(tokens), targets).backward()
     untouched = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert not untouched
+
+
+def test_checking_params_draws_nothing_and_loads_no_compiler_whichever_the_model() -> None:
+    """Loading torch's compiler takes seconds, and a drawn number would change the weights of a run that follows."""
+    script = """
+import sys, small, torch
+from lmlab import parts, preflight
+before = torch.get_rng_state()
+tree = small.tree()
+for name in parts.names("models"):
+    preflight.check({**tree, "train": {**tree["train"], "model": name}})
+    assert "torch._dynamo" not in sys.modules, name
+    assert torch.equal(torch.get_rng_state(), before), name
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent, check=True)
 
 
 @every_model

@@ -72,11 +72,13 @@ class Mixer(nn.Module):
 
     def start(self) -> None:
         """The paper's first values: steps between 0.001 and 0.1, decays between 1 and 16 a unit of step."""
+        # on the CPU also when the model is built without storage, where torch would load its compiler for these functions
+        decay = torch.empty(self.heads, device="cpu").uniform_(1, 16)
+        step = torch.empty(self.heads, device="cpu").uniform_(log(0.001), log(0.1)).exp()
+        bound = self.convolution.kernel_size[0] ** -0.5
         with torch.no_grad():
-            bound = self.convolution.kernel_size[0] ** -0.5
             self.convolution.weight.uniform_(-bound, bound)
-            self.log_decay.uniform_(1, 16).log_()
-            step = torch.empty_like(self.step_bias).uniform_(log(0.001), log(0.1)).exp()
+            self.log_decay.copy_(decay.log())
             self.step_bias.copy_(step.expm1().log())  # of which softplus gives the step back
             self.skip.fill_(1)
 
