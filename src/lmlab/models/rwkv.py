@@ -146,7 +146,7 @@ class RWKV(LanguageModel):
         self.readout = nn.Linear(width, vocabulary, bias=False)
         draw_weights(self)
 
-    def embed(self, tokens_BT: Tensor, start: int = 0) -> Tensor:
+    def embed(self, tokens_BT: Tensor, memory: Memory | None = None) -> Tensor:
         return self.embedding(tokens_BT)
 
     def head(self, x_BTD: Tensor) -> Tensor:
