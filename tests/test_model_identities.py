@@ -223,6 +223,8 @@ def test_a_hybrid_sees_as_far_as_its_blocks_together() -> None:
     [
         ({"first": "n_gram_table"}, "models.hybrid.first: the blocks of n_gram_table end in logits"),
         ({"second": "n_gram_table"}, "models.hybrid.second: the blocks of n_gram_table end in logits"),
+        ({"residual": "hyper"}, "models.hybrid.first: the blocks of transformer hand on more than the model's width"),
+        ({"first": "lstm", "second": "transformer", "residual": "value"}, "models.hybrid.second: the blocks of transf"),
     ],
 )
 def test_a_hybrid_of_models_that_do_not_go_together_is_refused(changes: dict[str, object], message: str) -> None:

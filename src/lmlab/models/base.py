@@ -30,6 +30,8 @@ class LanguageModel(nn.Module, ABC):
     """The number of tokens it is trained to see at a time."""
     width: int
     """How many numbers stand for a token inside the model."""
+    plain_stream: bool = True
+    """Whether blocks hand on x_BTD and nothing else, so that those of another model can stand between them."""
     blocks: nn.ModuleList
     """Each maps (x_BTD, memory) to x_BTD. One that cannot see all of the past has an integer `reach`: how many positions
     before the present one it sees."""

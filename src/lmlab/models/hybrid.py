@@ -6,7 +6,6 @@ its own model, and the whole sees as far as its blocks together.
 
 from typing import Annotated
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -48,14 +47,6 @@ class Hybrid(LanguageModel):
         assert first_model.readout is not None
         # past nn.Module, which would hold its weights under a second name
         object.__setattr__(self, "readout", first_model.readout)
-        try:
-            with torch.no_grad():
-                self(torch.zeros(1, 1, dtype=torch.long))
-        except RuntimeError:
-            raise UserError(
-                f"params.yaml: models.hybrid: the blocks of {first.name} and {second.name} differ in what they hand on;"
-                " set models.transformer.residual to plain"
-            ) from None
 
     def embed(self, tokens_BT: Tensor, memory: Memory | None = None) -> Tensor:
         return self.ends.embed(tokens_BT, memory)
@@ -69,6 +60,11 @@ def _check(model: LanguageModel, key: str, choice: Choice, needed: int) -> None:
         raise UserError(
             f"params.yaml: models.hybrid.{key}: the blocks of {choice.name} end in logits, so they cannot be mixed with"
             " others; name another model"
+        )
+    if not model.plain_stream:
+        raise UserError(
+            f"params.yaml: models.hybrid.{key}: the blocks of {choice.name} hand on more than the model's width;"
+            f" set models.{choice.name}.residual to plain"
         )
     if len(model.blocks) < needed:
         raise UserError(

@@ -89,6 +89,7 @@ class Transformer(LanguageModel):
         )
         # bound methods, not submodules: the connections belong to their blocks
         self.open, self.close = joins[0].open, joins[-1].close
+        self.plain_stream = not joins[0].widens
         self.final_norm = normalisation.build(width)
         self.readout = nn.Linear(width, vocabulary, bias=False)
         self.logit_cap = options.logit_cap

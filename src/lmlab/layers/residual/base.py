@@ -19,6 +19,8 @@ class Residual(nn.Module, ABC):
     """
 
     placement: Placement
+    widens: bool
+    """Whether there is more in the stream than x_BTD."""
 
     @abstractmethod
     def open(self, x_BTD: Tensor) -> Tensor:

@@ -25,6 +25,8 @@ class Options(Params):
 class Hyper(Residual):
     """For streams h_BTND: h <- mix h + write layer(read h)."""
 
+    widens = True
+
     def __init__(self, options: Options, width: int, place: int, placement: Placement) -> None:
         super().__init__()
         self.placement, self.streams, self.width = placement, options.streams, width

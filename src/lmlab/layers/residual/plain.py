@@ -14,6 +14,8 @@ class Options(Params):
 class Plain(Residual):
     """x + layer(x)."""
 
+    widens = False
+
     def __init__(self, options: Options, width: int, place: int, placement: Placement) -> None:
         super().__init__()
         self.placement = placement

@@ -19,6 +19,8 @@ class Options(Params):
 class Value(Residual):
     """x + layer(x); an attention's values become own * v + first * v_1, both factors learned, one half to begin with."""
 
+    widens = True
+
     def __init__(self, options: Options, width: int, place: int, placement: Placement) -> None:
         super().__init__()
         self.placement, self.width = placement, width

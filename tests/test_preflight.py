@@ -1,0 +1,53 @@
+"""The check before every stage: every part can be chosen, and DVC is told of every part that a part names."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small
+
+from lmlab import parts, preflight
+from lmlab.errors import UserError
+from lmlab.params import Tree
+
+
+def using(tree: Tree, dotted: str, value: str) -> dict[str, Any]:
+    """params.yaml with one value replaced."""
+    block, _, rest = dotted.partition(".")
+    return {**tree, block: using(tree[block], rest, value) if rest else value}
+
+
+CHOOSERS = {
+    **{f"train.{key}": kind for key, kind in parts.marked(preflight.SECTIONS["train"])},
+    **{f"models.transformer.{key}": kind for key, kind in parts.marked(parts.find("models", "transformer")[1])},
+}
+
+
+@pytest.mark.parametrize(("key", "name"), [(key, name) for key, kind in CHOOSERS.items() for name in parts.names(kind)])
+def test_every_part_may_be_chosen_and_dvc_is_told_of_those_it_names(
+    key: str, name: str, tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(small.PROJECT)
+    preflight.check(using(tree, key, name))
+
+
+@pytest.mark.parametrize(
+    "line", ["src/lmlab/layers/attention/${models.transformer.attention}.py", "models.${models.hybrid.second}"]
+)
+def test_a_named_part_that_dvc_does_not_follow_is_refused_with_the_line_to_add(
+    line: str, tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    listed = (small.PROJECT / "dvc.yaml").read_text()
+    assert f"- {line}\n" in listed
+    Path("dvc.yaml").write_text(listed.replace(f"- {line}\n", ""))
+    with pytest.raises(UserError) as refused:
+        preflight.check(using(tree, "train.model", "hybrid"))
+    assert f"add `- {line}`" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_maximal_update_with_tied_weights_is_refused_before_anything_runs(tree: Tree) -> None:
+    tied = {**tree["models"], "transformer": {**tree["models"]["transformer"], "tied": True}}
+    with pytest.raises(UserError, match=r"train\.parametrisation: maximal_update needs"):
+        preflight.check({**using(tree, "train.parametrisation", "maximal_update"), "models": tied})
