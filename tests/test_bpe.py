@@ -109,6 +109,17 @@ def test_growing_on_the_same_text_learns_what_fitting_in_one_go_would() -> None:
     np.testing.assert_array_equal(grown.encode(REAL), np.where(ids >= 399, ids + 1, ids))
 
 
+@given(old=few_letters, new=few_letters, most=st.integers(0, 10))
+def test_growing_goes_on_as_the_plain_trainer_would_from_text_spelled_so_far(old: str, new: str, most: int) -> None:
+    tokenizer = fitted(old, 270)
+    counts = pretokens.count([new])
+    words = [(bpe.plain_encode(word.encode(), tokenizer.merges), count) for word, count in counts.items()]
+    learned = bpe.plain_merges(words, tokenizer.vocabulary, most)
+    grown = tokenizer.grown([new], most)
+    assert list(grown.merges) == [*tokenizer.merges, *learned]
+    assert list(grown.merges.values())[len(tokenizer.merges) :] == [tokenizer.vocabulary + n for n in range(len(learned))]
+
+
 def test_a_text_that_runs_out_of_pairs_gives_fewer_ids() -> None:
     assert fitted("abcd", 1000).vocabulary == 257
     assert fitted("abab abab", 1000).vocabulary == 257 + 2  # ab, abab; " abab" occurs once

@@ -173,10 +173,20 @@ def test_a_shard_type_holds_every_id_of_text(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("document", [-1, 0, 255, 3.0, "257", None, 10**9])
+def test_a_document_token_in_the_wrong_place_is_refused(name: str, document: object, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    tokenizers.save(parts.choose(TREE, "tokenizers", name), fitted(name), path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "special": {"document": document}}))
+    with pytest.raises(UserError, match="is damaged"):
+        tokenizers.load(path)
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("wrong", [None, 3, "x", [], {}, {"a": "b"}, [[1]], ["\ud800"]])
 def test_a_file_with_any_one_thing_wrong_is_refused_in_one_line(name: str, wrong: object, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
-    tokenizers.save(parts.choose(TREE, "tokenizers", name), fitted(name), path)
+    tokenizers.save(parts.choose(TREE, "tokenizers", name), fitted(name).grown([NEW], 3), path)
     good = json.loads(path.read_text())
     for key in good:
         path.write_text(json.dumps({**good, key: wrong}))

@@ -83,7 +83,7 @@ class Tokenizer(ABC):
 
 
 def fit(choice: Choice, texts: Iterable[str]) -> Tokenizer:
-    """Fit the chosen tokenizer. Raises UserError when there is no text at all."""
+    """Fit the chosen tokenizer. Raises UserError where it needs text and there is none."""
     tokenizer: Tokenizer = choice.part.fit(choice.options, texts)
     return tokenizer
 
@@ -142,7 +142,9 @@ BYTES = [bytes([value]) for value in range(256)]
 
 
 def with_document(pieces: list[bytes], document: int) -> list[bytes]:
-    """The bytes of each id: those of the pieces in order, with the document token among them."""
+    """The bytes of each id: those of the pieces in order, with the document token among them, after the 256 bytes."""
+    if document < 256:
+        raise ValueError("a document token among the bytes")
     return [*pieces[:document], b"", *pieces[document:]]
 
 

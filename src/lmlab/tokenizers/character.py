@@ -6,7 +6,7 @@ every text comes back whole, the vocabulary grows by one id only, and what the s
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -17,7 +17,7 @@ from lmlab.params import Params
 from lmlab.tokenizers.base import Ids, Tokenizer
 
 CODE_POINTS = 0x110000
-REPLACEMENT = 0xFFFD
+REPLACEMENT = "\ufffd"
 
 
 class Options(Params):
@@ -30,20 +30,22 @@ class Character(Tokenizer):
     Characters that come later get the ids from n+2 on; those still unseen are spelled with the first n+1 ids as before.
     """
 
-    def __init__(self, characters: list[str], unseen: int) -> None:
-        self.unseen = unseen
-        self.document = unseen + 1
-        self.base = unseen + 1
+    def __init__(self, characters: list[str], later: Sequence[str] = ()) -> None:
+        if not characters:
+            raise ValueError("a vocabulary without characters")
+        self.characters, self.later = characters, list(later)
+        self.unseen = len(characters)
+        self.document = self.unseen + 1
+        self.base = self.unseen + 1
         self.digits = next(count for count in range(1, 22) if self.base**count >= CODE_POINTS)
-        spelled = [character.encode("utf-8", "surrogatepass") for character in characters]
-        self.token_bytes = [*spelled[:unseen], b"", b"", *spelled[unseen:]]
-        points = np.array([ord(character) for character in characters], dtype=np.uint32)
-        self._points = np.insert(points, unseen, [REPLACEMENT, REPLACEMENT])  # the code point of each id
-        self._type = np.min_scalar_type(len(self._points) - 1 if len(characters) > unseen else unseen)
+        of_each = [*characters, "", "", *later]
+        self.token_bytes = [character.encode("utf-8", "surrogatepass") for character in of_each]
+        self._points = np.array([ord(character or REPLACEMENT) for character in of_each], dtype=np.uint32)
+        self._type = np.min_scalar_type(len(of_each) - 1 if later else self.unseen)
         # one slot for each code point up to the largest known, and one for all beyond
-        self._ids = np.full(int(points.max()) + 2, unseen, dtype=self._type)
-        places = np.arange(len(characters))
-        self._ids[points] = np.where(places < unseen, places, places + 2)
+        known = np.array([place for place, character in enumerate(of_each) if character])
+        self._ids = np.full(int(self._points[known].max()) + 2, self.unseen, dtype=self._type)
+        self._ids[self._points[known]] = known
 
     @classmethod
     def fit(cls, options: Options, texts: Iterable[str]) -> Self:
@@ -52,16 +54,17 @@ class Character(Tokenizer):
             characters.update(text)
         if not characters:
             raise UserError("the train split holds no text to fit a tokenizer to; run `dvc repro download`")
-        return cls(sorted(characters), len(characters))
+        return cls(sorted(characters))
 
     def grown(self, texts: Iterable[str], tokens: int) -> Self:
         """The most frequent characters of the texts that have no id yet get one."""
         counts: Counter[str] = Counter()
         for text in texts:
             counts.update(text)
-        known = self._characters()
-        fresh = counts.keys() - known - {chr(point) for point in range(0xD800, 0xE000)}  # half surrogates are no text
-        return type(self)([*known, *sorted(fresh, key=lambda one: (-counts[one], one))[:tokens]], self.unseen)
+        fresh = (
+            counts.keys() - {*self.characters, *self.later} - {chr(point) for point in range(0xD800, 0xE000)}
+        )  # half surrogates are no text
+        return type(self)(self.characters, [*self.later, *sorted(fresh, key=lambda one: (-counts[one], one))[:tokens]])
 
     def encode(self, text: str) -> Ids:
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
@@ -88,22 +91,20 @@ class Character(Tokenizer):
             for digit in digits:
                 point = point * self.base + digit
             whole = len(digits) == self.digits and max(digits) < self.base and point < CODE_POINTS
-            points.append(point if whole else REPLACEMENT)
+            points.append(point if whole else ord(REPLACEMENT))
             at += 1 + self.digits
         return _text(np.array(points, dtype=np.uint32))
 
     def state(self) -> dict[str, Any]:
-        return {"special": {"document": self.document}, "unseen": self.unseen, "characters": self._characters()}
+        special = {"document": self.document}
+        return {"special": special, "unseen": self.unseen, "characters": self.characters, "later": self.later}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Self:
-        characters, unseen = state["characters"], state["unseen"]
-        if not 0 < unseen <= len(characters) or state["special"]["document"] != unseen + 1:
+        made = cls(state["characters"], state["later"])
+        if (made.unseen, made.document) != (state["unseen"], state["special"]["document"]):
             raise ValueError("a vocabulary that does not fit together")
-        return cls(characters, unseen)
-
-    def _characters(self) -> list[str]:
-        return [chr(point) for place, point in enumerate(self._points) if place not in (self.unseen, self.document)]
+        return made
 
 
 def _text(points: NDArray[np.uint32]) -> str:
