@@ -94,7 +94,7 @@ def test_a_part_of_each_kind_is_added_by_its_file_and_its_params_alone(workspace
         class_name = next(
             found for found in re.findall(r"^class (\w+)", text, re.M) if found.lower() == old.replace("_", "")
         )
-        source.with_name("twin.py").write_text(re.sub(rf"\b{class_name}\b(?!\")", "Twin", text))
+        source.with_name("twin.py").write_text(re.sub(rf"(?<![.\w]){class_name}\b", "Twin", text))
         at(kind)["twin"] = dict(at(f"{kind}.{old}") or {})
     assert {KEYS[key] for key in keys} == set(parts.kinds())
     at("train")["model"] = "transformer"
