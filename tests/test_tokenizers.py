@@ -258,6 +258,15 @@ def test_a_vocabulary_without_room_for_the_bytes_is_refused(name: str) -> None:
         parts.choose(tree, "tokenizers", name)
 
 
+def test_a_later_character_is_no_digit_of_a_spelling() -> None:
+    tokenizer = fitted("character", "ab").grown(["ccc"], 1)
+    assert tokenizer.token_bytes == [b"a", b"b", b"", b"", b"c"]
+    spelled = tokenizer.encode("d")
+    assert tokenizer.decode(spelled) == "d"
+    spelled[-1] = 4
+    assert tokenizer.decode(spelled) == "\ufffd"
+
+
 def test_character_needs_text_to_fit() -> None:
     with pytest.raises(UserError, match="no text"):
         tokenizers.fit(parts.choose(TREE, "tokenizers", "character"), ["", ""])

@@ -1,5 +1,6 @@
 """The unigram language model against brute force over all ways to cut short words."""
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -19,8 +20,9 @@ from lmlab.tokenizers.unigram import Lattice, Options, Unigram, maximised, viter
 
 REAL = (PROJECT / "README.md").read_text(encoding="utf-8")
 
-word = st.binary(min_size=1, max_size=7).map(lambda some: bytes(97 + byte % 3 for byte in some))
-pieces = st.lists(word.filter(lambda some: len(some) > 1), unique=True, max_size=12).map(lambda more: [*BYTES, *more])
+word = st.text("ab", min_size=1, max_size=8).map(str.encode)
+SHORT = [bytes(letters) for length in (2, 3, 4, 5) for letters in itertools.product(b"ab", repeat=length)]
+pieces = st.lists(st.sampled_from(SHORT), unique=True, max_size=40).map(lambda more: [*BYTES, *more])
 words = st.lists(word, unique=True, min_size=1, max_size=6)
 
 
