@@ -23,7 +23,7 @@ from lmlab.evaluation.scoring import bits_per_byte, score
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models import base as models
 from lmlab.models.base import LanguageModel
-from lmlab.optimizers.base import parameter_groups
+from lmlab.optimizers.base import describe, evaluation_weights, parameter_groups
 from lmlab.params import Params
 from lmlab.parts import Choice, OneOf
 from lmlab.progress import ProgressBar
@@ -134,8 +134,7 @@ def train(
     torch.manual_seed(params.seed)
     model = models.build(parts["model"], shards.vocabulary, params.context).to(device)
     rule = parts["learning_rule"].build(model).to(device)
-    groups = parameter_groups(model)
-    run = Run(model, rule, parts["optimizer"].build(groups), log=[])
+    run = Run(model, rule, parts["optimizer"].build(parameter_groups(model)), log=[])
     schedule: Schedule = parts["schedule"].build(params.steps)
     for group in run.optimizer.param_groups:
         group["initial_lr"] = group["lr"]
@@ -144,8 +143,8 @@ def train(
     scratch = checkpoint.scratch_folder(
         checkpoint.run_key({"params": params.model_dump(), "parts": chosen, "shards": shards.fingerprint})
     )
-    sizes = ", ".join(f"{name} {sum(p.numel() for p in group):,}" for name, group in groups.items())
-    print(f"train: {models.parameter_count(model):,} parameters ({sizes}); {batches.tokens:,} tokens of text", flush=True)
+    print(f"train: {models.parameter_count(model):,} parameters; {batches.tokens:,} tokens of text")
+    print("\n".join(f"train: {line}" for line in describe(run.optimizer)), flush=True)
     if saved := checkpoint.load(scratch):
         run.restore(saved)
         print(f"train: going on from step {run.step:,}", flush=True)
@@ -153,7 +152,8 @@ def train(
     _loop(params, run, schedule, batches, shards, tokenizer, scratch, log_folder)
 
     facts = {"tokenizer_sha256": shards.manifest["tokenizer_sha256"], "steps": run.step, "seed": params.seed}
-    models.save(model_folder, parts["model"], model, {**facts, "tokens": run.step * params.batch * params.context})
+    with evaluation_weights(run.optimizer):
+        models.save(model_folder, parts["model"], model, {**facts, "tokens": run.step * params.batch * params.context})
     checkpoint.discard(scratch)
     tokens = run.step * params.batch * params.context
     return {
@@ -190,7 +190,11 @@ def _loop(
 
 
 def _step(params: TrainParams, run: Run, schedule: Schedule, batches: Batches) -> tuple[float, float, float]:
-    """One update; returns the loss in nats per token, the norm of the gradient before clipping, and the learning rate."""
+    """One update; returns the loss in nats per token, the norm of the gradient before clipping, and the learning rate.
+
+    Groups may differ in theirs: what is returned, and logged, is the rate of `matrices`, or of the first group if the model
+    has none. The schedule moves all of them alike, each from its own height (`initial_lr`).
+    """
     model, optimizer = run.model, run.optimizer
     device = next(model.parameters()).device
     model.train()
@@ -210,7 +214,8 @@ def _step(params: TrainParams, run: Run, schedule: Schedule, batches: Batches) -
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, params.clip or float("inf")))
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return loss, norm, float(optimizer.param_groups[0]["lr"])
+    rates = {group["name"]: float(group["lr"]) for group in optimizer.param_groups}
+    return loss, norm, rates.get("matrices", next(iter(rates.values())))
 
 
 class _Log:
@@ -273,7 +278,8 @@ class _Record:
     def _validate(self, seen: dict[str, int]) -> None:
         run, context = self.run, self.params.context
         started = time.perf_counter()
-        scored = score(run.model, self._validation, self.shards.document, context, context)
+        with evaluation_weights(run.optimizer):
+            scored = score(run.model, self._validation, self.shards.document, context, context)
         if not math.isfinite(scored.nats):
             raise FloatingPointError(f"validation loss {scored.nats}")
         bits = bits_per_byte(scored.nats, self.shards.count("validation", "bytes"))
@@ -283,6 +289,7 @@ class _Record:
 
     def _sample(self, seen: dict[str, int]) -> None:
         model, seed = self.run.model, self.params.seed
-        text = "".join(generation.sample_text(model, self.tokenizer, "", SAMPLE_TOKENS, SAMPLE_TEMPERATURE, seed))
+        with evaluation_weights(self.run.optimizer):
+            text = "".join(generation.sample_text(model, self.tokenizer, "", SAMPLE_TOKENS, SAMPLE_TEMPERATURE, seed))
         self.log.add({**seen, "sample": text})
         self.bar.say("\n".join(f"    {line}" for line in text.strip().splitlines()[:6]))
