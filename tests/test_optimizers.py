@@ -1,22 +1,32 @@
-"""Parameter groups, what every optimizer keeps, and AdamW against its formula."""
+"""Parameter groups, what every optimizer keeps, and each against its formula or a library's."""
 
 from math import sqrt
 from pathlib import Path
+from typing import Any
 
 import pytest
+import pytorch_optimizer
 import small
 import torch
 from small import CONTEXT
 
-from lmlab import checkpoint, parts
+from lmlab import checkpoint, parts, sizing
+from lmlab.errors import UserError
 from lmlab.models.base import LanguageModel, next_token_loss
-from lmlab.optimizers.base import parameter_groups
+from lmlab.optimizers.base import (
+    Averaging,
+    OptimizerOptions,
+    add_caution,
+    evaluation_weights,
+    parameter_groups,
+)
+from lmlab.optimizers.muon import orthogonalised
 from lmlab.parts import Choice
 
 every_optimizer = pytest.mark.parametrize("name", parts.names("optimizers"))
 
 
-def optimizer_for(name: str, model: LanguageModel, **changes: float) -> torch.optim.Optimizer:
+def optimizer_for(name: str, model: LanguageModel, **changes: Any) -> torch.optim.Optimizer:
     built: torch.optim.Optimizer = parts.choose(small.tree(**changes), "optimizers", name).build(parameter_groups(model))
     return built
 
@@ -47,13 +57,37 @@ def test_every_parameter_is_in_exactly_one_group(choice: Choice, tied: bool) -> 
     assert all(parameter.ndim == 1 for parameter in groups.get("vectors", []))
 
 
+# ---------------------------------------------------------------- what every optimizer keeps
+
+DECAYS = ["decoupled", "coupled", "independent"]
+Weights = dict[str, torch.Tensor]
+
+
+def weights(model: LanguageModel) -> Weights:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def same(one: Weights, other: Weights) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def names_in(model: LanguageModel, group: str) -> set[str]:
+    members = {id(parameter) for parameter in parameter_groups(model).get(group, [])}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in members}
+
+
+def random_gradients(model: LanguageModel, seed: int) -> None:
+    chance = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=chance, dtype=torch.float64).to(parameter.dtype)
+
+
 @every_optimizer
 def test_an_optimizer_holds_every_parameter_once_and_learns(name: str) -> None:
     model = small.model(small.some_model())
     optimizer = optimizer_for(name, model)
     held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
     assert sorted(held) == sorted(id(parameter) for parameter in model.parameters())
-    assert all("lr" in group for group in optimizer.param_groups)  # what the schedule moves
     both = small.tokens(4, CONTEXT + 1)
 
     def loss() -> torch.Tensor:
@@ -64,25 +98,228 @@ def test_an_optimizer_holds_every_parameter_once_and_learns(name: str) -> None:
         loss().backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert loss().item() < first - 0.2
+    with evaluation_weights(optimizer):
+        assert loss().item() < first - 0.2
 
 
 @every_optimizer
-def test_an_optimizer_saved_and_resumed_takes_the_same_steps_to_the_last_bit(name: str, tmp_path: Path) -> None:
+def test_its_groups_are_those_of_the_model_each_with_a_name_and_a_rate(name: str) -> None:
+    model = small.model(small.some_model(normalisation="layer_norm"))
+    optimizer = optimizer_for(name, model, weight_decay=0.3)
+    groups = parameter_groups(model)
+    assert [group["name"] for group in optimizer.param_groups] == list(groups)
+    for group in optimizer.param_groups:
+        assert [id(p) for p in group["params"]] == [id(p) for p in groups[group["name"]]]
+        assert group["lr"] > 0
+    described = sizing.lines(sizing.describe(model, optimizer, batch=1, at_once=1))
+    lines = [line.removeprefix("group ") for line in described if line.startswith("group ")]
+    assert [line.split(":")[0] for line in lines] == list(groups)
+    assert [line.endswith("weight decay 0.3") for line in lines] == [name == "matrices" for name in groups]
+    count = sum(parameter.numel() for parameter in groups["matrices"])
+    assert (
+        f" {len(groups['matrices'])} tensors, {count:,} parameters, learning rate " in lines[list(groups).index("matrices")]
+    )
+
+
+@every_optimizer
+@pytest.mark.parametrize("changes", [{}, {"cautious": True}, *({"decay": decay} for decay in DECAYS)], ids=str)
+def test_an_optimizer_saved_and_resumed_takes_the_same_steps_to_the_last_bit(
+    name: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
     model = small.model(small.some_model())
-    optimizer = optimizer_for(name, model)
+    optimizer = optimizer_for(name, model, **changes)
     learn(model, optimizer, 3)
     checkpoint.save(tmp_path, {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
-    learn(model, optimizer, 3, first=3)
+    learn(model, optimizer, 12, first=3)
 
     resumed = small.model(small.some_model(), seed=5)
-    other = optimizer_for(name, resumed)
+    other = optimizer_for(name, resumed, **changes)
     saved = checkpoint.load(tmp_path)
     assert saved
     resumed.load_state_dict(saved["model"])
     other.load_state_dict(saved["optimizer"])
-    learn(resumed, other, 3, first=3)
-    assert all(torch.equal(one, two) for one, two in zip(model.parameters(), resumed.parameters(), strict=True))
+    learn(resumed, other, 12, first=3)
+    assert same(weights(model), weights(resumed))
+    with evaluation_weights(optimizer), evaluation_weights(other):
+        assert same(weights(model), weights(resumed))
+
+
+@every_optimizer
+def test_it_takes_the_same_steps_twice_and_in_double_precision_nearly_so(name: str) -> None:
+    ends = []
+    for dtype in (torch.float32, torch.float32, torch.float64):
+        model = small.model(small.some_model()).to(dtype)
+        optimizer = optimizer_for(name, model)
+        for step in range(4):
+            random_gradients(model, step)
+            optimizer.step()
+        assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+        ends.append(weights(model))
+    assert same(ends[0], ends[1])
+    for key, single in ends[0].items():
+        difference = (single.double() - ends[2][key]).abs()
+        assert difference.quantile(0.99) < 1e-4  # where a sum is near zero its sign, and so Lion's step, may differ
+
+
+@every_optimizer
+@pytest.mark.parametrize("decay", DECAYS)
+def test_at_rate_zero_nothing_moves_and_a_factor_of_zero_stops_one_group(name: str, decay: str) -> None:
+    model = small.model(small.some_model(normalisation="layer_norm"))
+    for stopped in [{"embeddings", "readout", "matrices", "vectors"}, {"matrices"}, {"vectors"}, {"embeddings"}]:
+        optimizer = optimizer_for(name, model, decay=decay, weight_decay=0.1)
+        for group in optimizer.param_groups:
+            group["lr"] *= 0.0 if group["name"] in stopped else 1.0
+            group["initial_lr"] = group["lr"]  # as training does before the first step
+        before = weights(model)
+        learn(model, optimizer, 3)
+        after = weights(model)
+        still = {key for key in before if torch.equal(before[key], after[key])}
+        assert still == set().union(*(names_in(model, group) for group in stopped))
+
+
+@every_optimizer
+def test_parameters_without_a_gradient_stay_and_may_get_one_later(name: str) -> None:
+    model = small.model(small.some_model(normalisation="layer_norm"))
+    optimizer = optimizer_for(name, model, weight_decay=0.1, cautious=True)
+    optimizer.step()
+    without = [key for place, key in enumerate(dict(model.named_parameters())) if place % 2]
+    before = weights(model)
+    for step in range(6):
+        random_gradients(model, step)
+        for key, parameter in model.named_parameters():
+            if key in without and step < 3:
+                parameter.grad = None
+        optimizer.step()
+        moved = {key for key, now in weights(model).items() if not torch.equal(now, before[key])}
+        assert moved.isdisjoint(without) or step >= 3
+    assert moved == set(before)
+
+
+@every_optimizer
+@pytest.mark.parametrize("decay", DECAYS)
+def test_weight_decay_moves_matrices_and_nothing_else(name: str, decay: str) -> None:
+    model = small.model(small.some_model(normalisation="layer_norm"))
+    optimizer = optimizer_for(name, model, decay=decay, weight_decay=0.2)
+    before = weights(model)
+    for _ in range(2):
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+    moved = {key for key, now in weights(model).items() if not torch.equal(now, before[key])}
+    assert moved == names_in(model, "matrices")
+    assert all(weights(model)[key].norm() < before[key].norm() for key in moved)
+
+
+# ---------------------------------------------------------------- weight decay and caution, on any optimizer
+
+
+@every_optimizer
+@pytest.mark.parametrize(("decay", "factor"), [("decoupled", 1 - 0.5 * 0.25 * 0.2), ("independent", 1 - 0.25 * 0.2)])
+def test_decay_shrinks_a_weight_by_its_formula(name: str, decay: str, factor: float) -> None:
+    model = small.model(small.some_model()).double()
+    optimizer = optimizer_for(name, model, learning_rate=0.5, decay=decay, weight_decay=0.2)
+    for group in optimizer.param_groups:
+        group["initial_lr"], group["lr"] = group["lr"], 0.25 * group["lr"]  # a quarter of the way up the warm-up
+    before = weights(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for key in names_in(model, "matrices"):
+        torch.testing.assert_close(weights(model)[key], factor * before[key], rtol=1e-12, atol=0)
+
+
+@every_optimizer
+def test_coupled_decay_is_a_penalty_in_the_gradient(name: str) -> None:
+    """The same steps as without decay on gradients to which it was added by hand."""
+    models = [small.model(small.some_model()).double() for _ in range(2)]
+    penalised = optimizer_for(name, models[0], decay="coupled", weight_decay=0.3)
+    by_hand = optimizer_for(name, models[1], weight_decay=0.0)
+    for step in range(4):
+        for model in models:
+            random_gradients(model, step)
+        for parameter in parameter_groups(models[1])["matrices"]:
+            assert parameter.grad is not None
+            parameter.grad += 0.3 * parameter.detach()
+        penalised.step()
+        by_hand.step()
+    for one, other in zip(*(weights(model).values() for model in models), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def with_caution(optimizer: torch.optim.Optimizer) -> None:
+    options = parts.choose(small.tree(cautious=True), "optimizers", "adamw").options
+    assert isinstance(options, OptimizerOptions)
+    add_caution(optimizer, options)
+
+
+def test_caution_drops_the_steps_against_the_gradient_and_lengthens_the_others() -> None:
+    """One weight's momentum still goes the wrong way: it stays, and the three others go 4/3 as far."""
+    weight = torch.nn.Parameter(torch.zeros(4, dtype=torch.float64))
+    optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.5)
+    with_caution(optimizer)
+    weight.grad = torch.ones(4, dtype=torch.float64)
+    optimizer.step()
+    torch.testing.assert_close(weight.detach(), torch.full((4,), -0.1, dtype=torch.float64))
+    weight.grad = torch.tensor([1.0, 1.0, 1.0, -0.25], dtype=torch.float64)
+    optimizer.step()
+    moved = -0.1 * 1.5 * 4 / 3
+    torch.testing.assert_close(weight.detach(), torch.tensor([moved, moved, moved, 0.0], dtype=torch.float64) - 0.1)
+
+
+def test_caution_changes_no_bit_where_every_step_goes_down_the_gradient() -> None:
+    """Plain gradient descent never goes up, so its cautious form is itself, also over weights of all sizes."""
+    plain, cautious = (torch.nn.Parameter(10.0 ** torch.linspace(-9, 3, 500)) for _ in range(2))
+    optimizers = [torch.optim.SGD([weight], lr=0.1) for weight in (plain, cautious)]
+    with_caution(optimizers[1])
+    for step in range(20):
+        gradient = torch.randn(500, generator=torch.Generator().manual_seed(step))
+        plain.grad, cautious.grad = gradient.clone(), gradient.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert torch.equal(plain, cautious)
+
+
+@pytest.mark.parametrize("decay", ["decoupled", "independent"])
+@every_optimizer
+def test_caution_moves_no_weight_against_its_gradient_and_leaves_decay_alone(name: str, decay: str) -> None:
+    model = small.model(small.some_model()).double()
+    optimizer = optimizer_for(name, model, cautious=True, decay=decay, weight_decay=0.1, learning_rate=0.01)
+    if isinstance(optimizer, Averaging):
+        pytest.skip("what is cautious there is not the weights that the model shows")
+    held_back = 0
+    for step in range(6):
+        random_gradients(model, step)
+        before = weights(model)
+        gradients = {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
+        optimizer.step()
+        factor = 1 - 0.1 * (0.01 if decay == "decoupled" else 1)
+        matrices = names_in(model, "matrices")
+        for key, now in weights(model).items():
+            step_alone = now - before[key] * (factor if key in matrices else 1)
+            assert (step_alone * gradients[key] <= 1e-15).all()
+            held_back += int((step_alone.abs() < 1e-15).sum())
+    assert held_back > 0
+
+
+# ---------------------------------------------------------------- each by itself
+
+
+def test_adamws_weights_are_those_of_torch_to_the_last_bit() -> None:
+    ours, theirs = (small.model(small.some_model(normalisation="layer_norm")) for _ in range(2))
+    groups = parameter_groups(theirs)
+    optimizers = [
+        optimizer_for("adamw", ours, learning_rate=0.01, weight_decay=0.1),
+        torch.optim.AdamW(
+            [{"params": group, "weight_decay": 0.1 if name == "matrices" else 0.0} for name, group in groups.items()],
+            lr=0.01, betas=(0.9, 0.99), fused=True,
+        ),
+    ]  # fmt: skip
+    for step in range(30):
+        for model, optimizer in zip((ours, theirs), optimizers, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = 0.01 * (1 - step / 31)
+            learn(model, optimizer, 1, first=step)
+    assert same(weights(ours), weights(theirs))
 
 
 def test_adamw_is_its_formula() -> None:
@@ -105,14 +342,98 @@ def test_adamw_is_its_formula() -> None:
         torch.testing.assert_close(parameter.detach(), weight, rtol=0, atol=1e-12)
 
 
-def test_adamws_decay_shrinks_matrices_and_nothing_else() -> None:
-    model = small.model(small.some_model(normalisation="layer_norm"))
-    before = {id(p): p.detach().clone() for p in model.parameters()}
-    optimizer = optimizer_for("adamw", model, learning_rate=0.5, weight_decay=0.2)
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    for name, group in parameter_groups(model).items():
-        for parameter in group:
-            factor = 0.9 if name == "matrices" else 1.0
-            torch.testing.assert_close(parameter.detach(), factor * before[id(parameter)])
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
+def test_sgd_is_its_formula(momentum: float, nesterov: bool) -> None:
+    model = small.model(small.some_model()).double()
+    optimizer = optimizer_for("sgd", model, learning_rate=0.1, weight_decay=0.0, momentum=momentum, nesterov=nesterov)
+    expected = weights(model)
+    sums = {key: torch.zeros_like(weight) for key, weight in expected.items()}
+    for step in range(4):
+        random_gradients(model, step)
+        for key, parameter in model.named_parameters():
+            assert parameter.grad is not None
+            sums[key] = momentum * sums[key] + parameter.grad
+            expected[key] -= 0.1 * (parameter.grad + momentum * sums[key] if nesterov else sums[key])
+        optimizer.step()
+    for key, now in weights(model).items():
+        torch.testing.assert_close(now, expected[key], rtol=0, atol=1e-12)
+
+
+def test_nesterovs_form_without_momentum_is_refused() -> None:
+    with pytest.raises(UserError, match=r"optimizers\.sgd: nesterov: true needs a momentum above 0"):
+        parts.choose(small.tree(momentum=0.0, nesterov=True), "optimizers", "sgd")
+
+
+def test_lion_without_memory_is_sign_descent() -> None:
+    model = small.model(small.some_model()).double()
+    optimizer = optimizer_for("lion", model, learning_rate=0.25, beta1=0.0, beta2=0.0, weight_decay=0.0)
+    for step in range(3):
+        before = weights(model)
+        random_gradients(model, step)
+        optimizer.step()
+        for key, parameter in model.named_parameters():
+            assert parameter.grad is not None
+            assert torch.equal(parameter.detach(), before[key] - 0.25 * parameter.grad.sign())
+
+
+def test_lion_is_that_of_the_library() -> None:
+    ours, theirs = (small.model(small.some_model()).double() for _ in range(2))
+    one = optimizer_for("lion", ours, learning_rate=0.01, beta1=0.9, beta2=0.99, weight_decay=0.0)
+    other = pytorch_optimizer.Lion(theirs.parameters(), lr=0.01, betas=(0.9, 0.99), weight_decay=0.0)
+    for step in range(8):
+        random_gradients(ours, step)
+        random_gradients(theirs, step)
+        one.step()
+        other.step()
+    for key, now in weights(ours).items():
+        torch.testing.assert_close(now, weights(theirs)[key], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("scale", "theirs"), [("by_shape", "original"), ("as_adam", "match_rms_adamw")])
+def test_muon_is_torchs_on_matrices_and_its_adamw_elsewhere(
+    scale: str, theirs: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.Tensor, "bfloat16", lambda self: self.clone())  # torch's would round to three digits
+    model, other = (small.model(small.some_model(normalisation="layer_norm")).double() for _ in range(2))
+    rates = {"learning_rate": 0.02, "adam_learning_rate": 0.003}
+    ours = optimizer_for("muon", model, **rates, scale=scale, momentum=0.95, nesterov=True, weight_decay=0.1)
+    groups = parameter_groups(other)
+    rest = [parameter for name, group in groups.items() if name != "matrices" for parameter in group]
+    muon = torch.optim.Muon(groups["matrices"], lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn=theirs)
+    adam = torch.optim.AdamW(rest, lr=0.003, betas=(0.9, 0.99), weight_decay=0.0)
+    for step in range(6):
+        random_gradients(model, step)
+        random_gradients(other, step)
+        for optimizer in (ours, muon, adam):
+            optimizer.step()
+    for key, now in weights(model).items():
+        torch.testing.assert_close(now, weights(other)[key], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (20, 80), (80, 20), (1, 30), (300, 7)])
+def test_newton_schulz_brings_singular_values_near_one_and_keeps_the_directions(shape: tuple[int, int]) -> None:
+    chance = torch.Generator().manual_seed(0)
+    matrices = 10.0 ** torch.arange(-3.0, 3.0).view(6, 1, 1) * torch.randn(6, *shape, generator=chance)
+    made = orthogonalised(matrices, 5)
+    values = torch.linalg.svdvals(made.double())
+    left, before, right = torch.linalg.svd(matrices.double(), full_matrices=False)
+    middle = left.mT @ made.double() @ right.mT
+    torch.testing.assert_close(middle, torch.diag_embed(middle.diagonal(dim1=1, dim2=2)), rtol=0, atol=1e-4)
+    ample = before > 0.02 * torch.linalg.matrix_norm(matrices.double()).unsqueeze(1)  # five steps lift no less to 1
+    assert ample.float().mean() > 0.9
+    assert values.max() < 1.2026  # the polynomial's highest point, and below its lowest
+    assert middle.diagonal(dim1=1, dim2=2)[ample].min() > 0.6818
+
+
+def test_muon_steps_of_a_stack_are_those_of_its_matrices_alone_and_a_convolution_is_a_matrix() -> None:
+    chance = torch.Generator().manual_seed(0)
+    stack = torch.randn(3, 6, 20, generator=chance, dtype=torch.float64)
+    for matrix, together in zip(stack, orthogonalised(stack, 5), strict=True):
+        torch.testing.assert_close(orthogonalised(matrix.unsqueeze(0), 5)[0], together, rtol=0, atol=1e-13)
+    flat, deep = (torch.nn.Parameter(stack[0].reshape(shape)) for shape in [(6, 20), (6, 4, 5)])
+    choice = parts.choose(small.tree(), "optimizers", "muon")
+    for parameter in (flat, deep):
+        optimizer = choice.build({"matrices": [parameter]})
+        parameter.grad = stack[1].reshape(parameter.shape).clone()
+        optimizer.step()
+    assert torch.equal(flat, deep.flatten(1))

@@ -62,7 +62,7 @@ def words(lines: Iterator[str]) -> str:
 def test_a_description_names_every_group_with_its_rate() -> None:
     model = small.model(small.some_model())
     matrices = [p for p in model.parameters() if p.ndim > 1]
-    optimizer = torch.optim.SGD([{"name": "matrices", "params": matrices, "lr": 0.25, "weight_decay": 0.5}])
+    optimizer = torch.optim.SGD([{"name": "matrices", "params": matrices, "lr": 0.25, "decay": 0.5}])
     size = sizing.describe(model, optimizer, batch=12, at_once=3)
     assert size["batch"] == 12
     assert size["groups"]["matrices"] == {

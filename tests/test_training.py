@@ -33,6 +33,7 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "tied": {"tied": True},
     "bfloat16": {"precision": "bfloat16"},
     "no clipping": {"clip": 0.0, "log_every": 5},
+    **{name: {"optimizer": name, "learning_rate": 0.001} for name in parts.names("optimizers")},
 }
 
 Corpus = tuple[Shards, Tokenizer]
@@ -211,6 +212,21 @@ def test_the_log_says_what_happened(corpus: Corpus) -> None:
     # the mean of two lines is the line of two
     coarse = [row["train_nats"] for row in rows(train(corpus, "coarse")) if "train_nats" in row]
     assert coarse[0] == pytest.approx((lines[1]["train_nats"] + lines[2]["train_nats"]) / 2)
+
+
+def test_it_begins_with_a_line_for_each_group_of_parameters(corpus: Corpus, capsys: pytest.CaptureFixture[str]) -> None:
+    train(corpus, "run", optimizer="muon", learning_rate=0.02, adam_learning_rate=0.003, weight_decay=0.25)
+    lines = capsys.readouterr().out.splitlines()
+    size = corpus[0].vocabulary * 16
+    assert f"train: embeddings: {size} parameters in 1 tensor(s), learning rate 0.003, weight decay 0" in lines
+    (matrices,) = (line for line in lines if line.startswith("train: matrices: "))
+    assert matrices.endswith(" learning rate 0.02, weight decay 0.25")
+
+
+def test_the_rate_in_the_log_is_that_of_the_matrices(corpus: Corpus) -> None:
+    changes = {"optimizer": "muon", "learning_rate": 0.02, "adam_learning_rate": 0.003, "schedule": "constant", "warmup": 0}
+    log = rows(train(corpus, "run", **changes))
+    assert {row["learning_rate"] for row in log if "train_nats" in row} == {0.02}
 
 
 def test_it_learns(corpus: Corpus) -> None:

@@ -107,7 +107,7 @@ def _group(group: dict[str, Any]) -> dict[str, Any]:
         "tensors": len(group["params"]),
         "parameters": sum(parameter.numel() for parameter in group["params"]),
         "learning_rate": group["lr"],
-        "weight_decay": group["weight_decay"],
+        "weight_decay": group["decay"],
     }
 
 

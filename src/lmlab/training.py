@@ -23,7 +23,7 @@ from lmlab.evaluation.scoring import bits_per_byte, score
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models import base as models
 from lmlab.models.base import LanguageModel
-from lmlab.optimizers.base import parameter_groups
+from lmlab.optimizers.base import evaluation_weights, parameter_groups
 from lmlab.parametrisations.base import Parametrisation
 from lmlab.params import Params
 from lmlab.parts import Choice, OneOf
@@ -171,7 +171,8 @@ def train(
     size["bytes"]["optimizer"] = sizing.optimizer_bytes(run.optimizer)
     tokens = run.step * params.batch * params.context
     facts = {"tokenizer_sha256": shards.manifest["tokenizer_sha256"], "steps": run.step, "seed": params.seed}
-    models.save(model_folder, parts["model"], model, {**facts, "tokens": tokens, "size": size})
+    with evaluation_weights(run.optimizer):
+        models.save(model_folder, parts["model"], model, {**facts, "tokens": tokens, "size": size})
     checkpoint.discard(scratch)
     return {
         "training_seconds": run.seconds,
@@ -207,7 +208,11 @@ def _loop(
 
 
 def _step(params: TrainParams, run: Run, schedule: Schedule, batches: Batches) -> tuple[float, float, float]:
-    """One update; returns the loss in nats per token, the norm of the gradient before clipping, and the learning rate."""
+    """One update; returns the loss in nats per token, the norm of the gradient before clipping, and the learning rate.
+
+    Groups may differ in theirs: what is returned, and logged, is the rate of `matrices`, or of the first group if the model
+    has none. The schedule moves all of them alike, each from its own height (`initial_lr`).
+    """
     model, optimizer = run.model, run.optimizer
     device = next(model.parameters()).device
     model.train()
@@ -227,7 +232,8 @@ def _step(params: TrainParams, run: Run, schedule: Schedule, batches: Batches) -
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, params.clip or float("inf")))
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return loss, norm, float(optimizer.param_groups[0]["lr"])
+    rates = {group["name"]: float(group["lr"]) for group in optimizer.param_groups}
+    return loss, norm, rates.get("matrices", next(iter(rates.values())))
 
 
 class _Log:
@@ -290,7 +296,8 @@ class _Record:
     def _validate(self, seen: dict[str, int]) -> None:
         run, context = self.run, self.params.context
         started = time.perf_counter()
-        scored = score(run.model, self._validation, self.shards.document, context, context)
+        with evaluation_weights(run.optimizer):
+            scored = score(run.model, self._validation, self.shards.document, context, context)
         if not math.isfinite(scored.nats):
             raise FloatingPointError(f"validation loss {scored.nats}")
         bits = bits_per_byte(scored.nats, self.shards.count("validation", "bytes"))
@@ -300,6 +307,7 @@ class _Record:
 
     def _sample(self, seen: dict[str, int]) -> None:
         model, seed = self.run.model, self.params.seed
-        text = "".join(generation.sample_text(model, self.tokenizer, "", SAMPLE_TOKENS, SAMPLE_TEMPERATURE, seed))
+        with evaluation_weights(self.run.optimizer):
+            text = "".join(generation.sample_text(model, self.tokenizer, "", SAMPLE_TOKENS, SAMPLE_TEMPERATURE, seed))
         self.log.add({**seen, "sample": text})
         self.bar.say("\n".join(f"    {line}" for line in text.strip().splitlines()[:6]))

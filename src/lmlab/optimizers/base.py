@@ -1,10 +1,27 @@
-"""What an optimizer is given: the parameters in named groups, since the field treats them differently."""
+"""What optimizers share: named groups of parameters, weight decay, caution, Adam's direction, weights for evaluation."""
 
-from torch import nn
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
 
 from lmlab.models.base import LanguageModel
+from lmlab.params import Params
 
 Groups = dict[str, list[nn.Parameter]]
+
+
+class OptimizerOptions(Params):
+    """What every optimizer's options begin with."""
+
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(ge=0)
+    decay: Literal["decoupled", "coupled", "independent"]
+    cautious: bool
 
 
 def parameter_groups(model: LanguageModel) -> Groups:
@@ -23,3 +40,140 @@ def parameter_groups(model: LanguageModel) -> Groups:
         else:
             groups["matrices" if parameter.ndim >= 2 else "vectors"].append(parameter)
     return {name: parameters for name, parameters in groups.items() if parameters}
+
+
+def param_groups(groups: Groups, options: OptimizerOptions, other_rate: float | None = None) -> list[dict[str, Any]]:
+    """The groups as torch wants them, each with its `name`, learning rate `lr` and weight decay `decay`.
+
+    Weight decay acts on matrices alone. `other_rate` is the learning rate of the other groups, if it is another. Whoever
+    builds an optimizer may multiply a group's `lr` before training starts. The key is not torch's `weight_decay`, since
+    `add_decay` does the work and torch's optimizers should not do it again.
+    """
+    matrices = {"lr": options.learning_rate, "decay": options.weight_decay}
+    others = {"lr": options.learning_rate if other_rate is None else other_rate, "decay": 0.0}
+    return [
+        {"name": name, "params": group, **(matrices if name == "matrices" else others)} for name, group in groups.items()
+    ]
+
+
+def held(group: dict[str, Any]) -> list[tuple[nn.Parameter, Tensor]]:
+    """A group's parameters that have a gradient, each with it."""
+    return [(parameter, parameter.grad) for parameter in group["params"] if parameter.grad is not None]
+
+
+def add_decay(optimizer: torch.optim.Optimizer, options: OptimizerOptions) -> None:
+    """Pull weights towards zero before each step of any optimizer, by each group's `decay`. At 0 it costs nothing.
+
+    `decoupled` (Loshchilov & Hutter 2019): p -= lr * decay * p, bit for bit as torch's AdamW does it. `independent`:
+    p -= (lr / peak lr) * decay * p, so that it follows the schedule, but not the size of the learning rate. `coupled`
+    adds decay * p to the gradient: the gradient of an L2 penalty, which the optimizer then treats as any other.
+    """
+
+    @torch.no_grad()
+    def decay(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        for group in optimizer.param_groups:
+            if not group["decay"]:
+                continue
+            peak = group.get("initial_lr", group["lr"])
+            rate = group["lr"] if options.decay == "decoupled" else group["lr"] / peak if peak else 0.0
+            for parameter, gradient in held(group):
+                if options.decay == "coupled":
+                    gradient.add_(parameter, alpha=group["decay"])
+                else:
+                    parameter.mul_(1 - rate * group["decay"])
+
+    if options.weight_decay:
+        optimizer.register_step_pre_hook(decay)
+
+
+SMALLEST_SHARE = 0.001
+
+
+def add_caution(optimizer: torch.optim.Optimizer, options: OptimizerOptions) -> None:
+    """Cautious steps (Liang et al. 2024) for any optimizer: a weight whose step would go up its gradient stays.
+
+    The other steps in its tensor grow by the inverse of the share that is kept (at most a thousandfold, as the authors
+    do). Call this after `add_decay`: what that does to the weights then comes before, and is left alone.
+    """
+    before: list[tuple[nn.Parameter, Tensor, Tensor]] = []
+
+    @torch.no_grad()
+    def remember(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        # the gradients too: some of torch's optimizers write into them
+        before[:] = [(p, p.clone(), gradient.clone()) for group in optimizer.param_groups for p, gradient in held(group)]
+
+    @torch.no_grad()
+    def hold_back(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        for parameter, start, gradient in before:
+            kept = ((parameter - start) * gradient < 0).to(parameter.dtype)
+            # from the start to where the step led, or beyond: where all is kept this is that place, to the last bit
+            parameter.copy_(start.lerp(parameter, kept / kept.mean().clamp(min=SMALLEST_SHARE)))
+        before.clear()
+
+    if options.cautious:
+        optimizer.register_step_pre_hook(remember)
+        optimizer.register_step_post_hook(hold_back)
+
+
+ENTRYWISE = {"matrices": -1.0, "readout": -1.0}
+"""The `width_powers` of optimizers whose step has entries of about the size of the learning rate, however wide the model.
+
+Every optimizer says by group how its best learning rate goes with the width r, as r^power, when first weights follow it as
+maximal-update parametrisation has it (Yang et al. 2022, tables 3 and 8); 0 where nothing is said.
+"""
+
+
+class Optimizer(torch.optim.Optimizer, ABC):
+    """Base of the optimizers written here: final classes say how a group moves, given the parameters with a gradient."""
+
+    width_powers: dict[str, float]
+
+    def __init__(self, options: OptimizerOptions, groups: list[dict[str, Any]]) -> None:
+        super().__init__(groups, {})
+        add_decay(self, options)
+        add_caution(self, options)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # nothing here evaluates the loss anew
+        """Move every parameter that has a gradient."""
+        for group in self.param_groups:
+            self.move(group, held(group))
+
+    @abstractmethod
+    def move(self, group: dict[str, Any], parameters: list[tuple[nn.Parameter, Tensor]]) -> None:
+        """Take one step in place at the group's `lr`."""
+
+
+def adam_direction(
+    state: dict[str, Any], gradient: Tensor, beta1: float, beta2: float, epsilon: float
+) -> Tensor:  # fmt: skip
+    """Adam's step at learning rate -1 (Kingma & Ba 2015), in the gradient's shape; `state` is that parameter's own."""
+    if not state:
+        state.update(step=0, mean=torch.zeros_like(gradient), square=torch.zeros_like(gradient))
+    state["step"] += 1
+    mean = state["mean"].lerp_(gradient, 1 - beta1) / (1 - beta1 ** state["step"])
+    square = state["square"].lerp_(gradient.square(), 1 - beta2) / (1 - beta2 ** state["step"])
+    return mean.div_(square.sqrt_().add_(epsilon))
+
+
+@runtime_checkable
+class Averaging(Protocol):
+    """An optimizer that trains at other weights than those it recommends."""
+
+    def averages(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """The parameters that have one, each with the weights to evaluate and to keep."""
+
+
+@contextmanager
+def evaluation_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Inside, the model has the weights that are to be evaluated or kept; after it, exactly those it trains at."""
+    averages = list(optimizer.averages()) if isinstance(optimizer, Averaging) else []
+    training = [parameter.detach().clone() for parameter, _ in averages]
+    with torch.no_grad():
+        for parameter, average in averages:
+            parameter.copy_(average)
+        try:
+            yield
+        finally:
+            for (parameter, _), weights in zip(averages, training, strict=True):
+                parameter.copy_(weights)

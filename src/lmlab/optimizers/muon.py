@@ -1,0 +1,84 @@
+"""Muon (Jordan et al. 2024): steps that turn every direction of a matrix by about the same amount; Adam for the rest."""
+
+from collections import defaultdict
+from math import sqrt
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from lmlab.optimizers.base import ENTRYWISE, Groups, Optimizer, OptimizerOptions, adam_direction, param_groups
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Of the odd polynomial that, applied five times to a singular value in (0, 1], brings it near 1: to .68 to 1.21."""
+
+
+class Options(OptimizerOptions):
+    """Options of the optimizer."""
+
+    momentum: float = Field(ge=0, lt=1)
+    nesterov: bool
+    newton_schulz_steps: int = Field(ge=1)
+    scale: Literal["by_shape", "as_adam"]
+    adam_learning_rate: float = Field(gt=0)
+    adam_beta1: float = Field(ge=0, lt=1)
+    adam_beta2: float = Field(ge=0, lt=1)
+    adam_epsilon: float = Field(gt=0)
+
+
+class Muon(Optimizer):
+    """Of the momentum of each matrix only the directions count: all its singular values are set to about 1.
+
+    A step has spectral norm near 1 before it is scaled. `by_shape` multiplies it by sqrt(max(1, rows / columns)), so that
+    the output of a layer wider than its input moves as much per number. `as_adam` multiplies it by
+    0.2 sqrt(max(rows, columns)), which gives its entries the root mean square that Adam's have (Liu et al. 2025), so that
+    Adam's learning rate and weight decay suit it. Convolutions count as matrices of one row for each output.
+    """
+
+    def __init__(self, options: Options, groups: Groups) -> None:
+        super().__init__(options, param_groups(groups, options, other_rate=options.adam_learning_rate))
+        self.options = options
+        # by shape a step's spectral norm is the same at any width, and that is what maximal update asks for
+        self.width_powers = ENTRYWISE if options.scale == "as_adam" else {"readout": -1.0}
+
+    def move(self, group: dict[str, Any], parameters: list[tuple[nn.Parameter, Tensor]]) -> None:
+        if group["name"] == "matrices":
+            self._move_matrices(group["lr"], parameters)
+            return
+        options = self.options
+        for parameter, gradient in parameters:
+            betas = options.adam_beta1, options.adam_beta2
+            direction = adam_direction(self.state[parameter], gradient, *betas, options.adam_epsilon)
+            parameter.sub_(direction, alpha=group["lr"])
+
+    def _move_matrices(self, rate: float, parameters: list[tuple[nn.Parameter, Tensor]]) -> None:
+        of_shape: dict[tuple[int, ...], list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
+        for parameter, gradient in parameters:
+            momentum = self.state[parameter].setdefault("momentum", parameter.new_zeros(parameter.shape))
+            momentum.lerp_(gradient, 1 - self.options.momentum)
+            wanted = gradient.lerp(momentum, self.options.momentum) if self.options.nesterov else momentum
+            matrix = wanted.flatten(1)
+            of_shape[tuple(matrix.shape)].append((parameter, matrix))
+        for (rows, columns), alike in of_shape.items():
+            directions = orthogonalised(torch.stack([matrix for _, matrix in alike]), self.options.newton_schulz_steps)
+            by_shape = self.options.scale == "by_shape"
+            scale = sqrt(max(1, rows / columns)) if by_shape else 0.2 * sqrt(max(rows, columns))
+            for (parameter, _), direction in zip(alike, directions, strict=True):
+                parameter.sub_(direction.reshape(parameter.shape), alpha=rate * scale)
+
+
+def orthogonalised(matrices: Tensor, steps: int) -> Tensor:
+    """Each matrix (N, rows, columns) with its singular values brought near 1 by Newton-Schulz iteration, vectors kept.
+
+    In the precision given, but in bfloat16 on a GPU, where that is fast and precise enough.
+    """
+    a, b, c = COEFFICIENTS
+    wide = matrices.shape[1] <= matrices.shape[2]
+    x = matrices if wide else matrices.mT  # the smaller Gram matrix
+    x = x.bfloat16() if x.is_cuda else x
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x if wide else x.mT).to(matrices.dtype)
