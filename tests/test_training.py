@@ -218,8 +218,8 @@ def test_it_begins_with_a_line_for_each_group_of_parameters(corpus: Corpus, caps
     train(corpus, "run", optimizer="muon", learning_rate=0.02, adam_learning_rate=0.003, weight_decay=0.25)
     lines = capsys.readouterr().out.splitlines()
     size = corpus[0].vocabulary * 16
-    assert f"train: embeddings: {size} parameters in 1 tensor(s), learning rate 0.003, weight decay 0" in lines
-    (matrices,) = (line for line in lines if line.startswith("train: matrices: "))
+    assert f"train: group embeddings: 1 tensor, {size} parameters, learning rate 0.003, weight decay 0" in lines
+    (matrices,) = (line for line in lines if line.startswith("train: group matrices: "))
     assert matrices.endswith(" learning rate 0.02, weight decay 0.25")
 
 

@@ -118,7 +118,7 @@ def lines(size: dict[str, Any]) -> Iterator[str]:
     yield f"{total:,} parameters: " + ", ".join(f"{name} {count:,}" for name, count in size["parameters"].items())
     for name, group in size["groups"].items():
         yield (
-            f"group {name}: {group['tensors']} tensors, {group['parameters']:,} parameters,"
+            f"group {name}: {group['tensors']} tensor{'s' * (group['tensors'] != 1)}, {group['parameters']:,} parameters,"
             f" learning rate {group['learning_rate']:.6g}, weight decay {group['weight_decay']:.6g}"
         )
     megabytes = ", ".join(f"{what} {count / 1e6:,.1f}" for what, count in size["bytes"].items())
