@@ -14,7 +14,6 @@ from lmlab import checkpoint, parts, sizing
 from lmlab.errors import UserError
 from lmlab.models.base import LanguageModel, next_token_loss
 from lmlab.optimizers.base import (
-    Averaging,
     OptimizerOptions,
     add_caution,
     evaluation_weights,
@@ -24,6 +23,7 @@ from lmlab.optimizers.muon import orthogonalised
 from lmlab.parts import Choice
 
 every_optimizer = pytest.mark.parametrize("name", parts.names("optimizers"))
+AVERAGING = [name for name in parts.names("optimizers") if hasattr(parts.find("optimizers", name)[0], "averages")]
 
 
 def optimizer_for(name: str, model: LanguageModel, **changes: Any) -> torch.optim.Optimizer:
@@ -145,20 +145,31 @@ def test_an_optimizer_saved_and_resumed_takes_the_same_steps_to_the_last_bit(
 
 
 @every_optimizer
-def test_it_takes_the_same_steps_twice_and_in_double_precision_nearly_so(name: str) -> None:
+def test_it_takes_the_same_steps_twice(name: str) -> None:
     ends = []
-    for dtype in (torch.float32, torch.float32, torch.float64):
-        model = small.model(small.some_model()).to(dtype)
+    for _ in range(2):
+        model = small.model(small.some_model())
         optimizer = optimizer_for(name, model)
-        for step in range(4):
-            random_gradients(model, step)
-            optimizer.step()
-        assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+        learn(model, optimizer, 12)
         ends.append(weights(model))
-    assert same(ends[0], ends[1])
-    for key, single in ends[0].items():
-        difference = (single.double() - ends[2][key]).abs()
-        assert difference.quantile(0.99) < 1e-4  # where a sum is near zero its sign, and so Lion's step, may differ
+    assert same(*ends)
+
+
+@every_optimizer
+def test_in_double_precision_everything_it_keeps_is_double(name: str) -> None:
+    model = small.model(small.some_model()).double()
+    optimizer = optimizer_for(name, model, cautious=True, weight_decay=0.1)
+    learn(model, optimizer, 12)
+
+    def kept(node: Any) -> list[torch.Tensor]:
+        if isinstance(node, dict | list):
+            return [tensor for inner in (node.values() if isinstance(node, dict) else node) for tensor in kept(inner)]
+        return [node] if isinstance(node, torch.Tensor) and node.ndim else []  # torch counts steps in single precision
+
+    state = kept(optimizer.state_dict()["state"])
+    assert state
+    assert {tensor.dtype for tensor in [*state, *model.parameters()]} == {torch.float64}
+    assert all(tensor.isfinite().all() for tensor in [*state, *model.parameters()])
 
 
 @every_optimizer
@@ -239,11 +250,10 @@ def test_coupled_decay_is_a_penalty_in_the_gradient(name: str) -> None:
             random_gradients(model, step)
         for parameter in parameter_groups(models[1])["matrices"]:
             assert parameter.grad is not None
-            parameter.grad += 0.3 * parameter.detach()
+            parameter.grad.add_(parameter.detach(), alpha=0.3)
         penalised.step()
         by_hand.step()
-    for one, other in zip(*(weights(model).values() for model in models), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+    assert same(*(weights(model) for model in models))
 
 
 def with_caution(optimizer: torch.optim.Optimizer) -> None:
@@ -280,12 +290,10 @@ def test_caution_changes_no_bit_where_every_step_goes_down_the_gradient() -> Non
 
 
 @pytest.mark.parametrize("decay", ["decoupled", "independent"])
-@every_optimizer
+@pytest.mark.parametrize("name", sorted({*parts.names("optimizers")} - {*AVERAGING}))
 def test_caution_moves_no_weight_against_its_gradient_and_leaves_decay_alone(name: str, decay: str) -> None:
     model = small.model(small.some_model()).double()
     optimizer = optimizer_for(name, model, cautious=True, decay=decay, weight_decay=0.1, learning_rate=0.01)
-    if isinstance(optimizer, Averaging):
-        pytest.skip("what is cautious there is not the weights that the model shows")
     held_back = 0
     for step in range(6):
         random_gradients(model, step)
@@ -437,3 +445,192 @@ def test_muon_steps_of_a_stack_are_those_of_its_matrices_alone_and_a_convolution
         parameter.grad = stack[1].reshape(parameter.shape).clone()
         optimizer.step()
     assert torch.equal(flat, deep.flatten(1))
+
+
+def test_schedule_free_averages_exactly() -> None:
+    """The mean of the bases weighted by squared rates; at an even rate the plain mean (Defazio et al. 2024)."""
+    model = small.model(small.some_model()).double()
+    for rates in ([0.01] * 9, [0.001, 0.002, 0.003, 0.004, 0.004, 0.0]):
+        optimizer = optimizer_for("schedule_free", model, weight_decay=0.1)
+        bases: list[list[torch.Tensor]] = []
+        for step, rate in enumerate(rates):
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            learn(model, optimizer, 1, first=step)
+            bases.append([optimizer.state[parameter]["base"].clone() for parameter in model.parameters()])
+        shares = torch.tensor(rates, dtype=torch.float64) ** 2
+        shares /= shares.sum()
+        training = weights(model)
+        with evaluation_weights(optimizer):
+            evaluated = weights(model)
+        assert same(weights(model), training)
+        for place, key in enumerate(training):
+            mean = torch.einsum("s,s...->...", shares, torch.stack([of_step[place] for of_step in bases]))
+            torch.testing.assert_close(evaluated[key], mean, rtol=0, atol=1e-13)
+            torch.testing.assert_close(training[key], 0.1 * bases[-1][place] + 0.9 * mean, rtol=0, atol=1e-13)
+            assert not torch.equal(evaluated[key], training[key])
+
+
+def test_schedule_free_with_gradients_at_the_base_is_adamw_without_momentum() -> None:
+    models = [small.model(small.some_model()) for _ in range(2)]
+    free = optimizer_for("schedule_free", models[0], interpolation=0.0, learning_rate=0.01, weight_decay=0.1)
+    adam = optimizer_for("adamw", models[1], beta1=0.0, learning_rate=0.01, weight_decay=0.1)
+    learn(models[0], free, 8)
+    learn(models[1], adam, 8)
+    for one, other in zip(*(weights(model).values() for model in models), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_schedule_free_is_that_of_the_library(decay: float) -> None:
+    ours, theirs = (small.model(small.some_model()).double() for _ in range(2))
+    options = {"learning_rate": 0.01, "interpolation": 0.9, "beta2": 0.99, "epsilon": 1e-30}
+    one = optimizer_for("schedule_free", ours, **options, weight_decay=decay)
+    groups = [
+        {"params": group, "weight_decay": decay if name == "matrices" else 0.0}
+        for name, group in parameter_groups(theirs).items()
+    ]
+    other = pytorch_optimizer.ScheduleFreeAdamW(groups, lr=0.01, betas=(0.9, 0.99), eps=1e-30)
+    for step in range(8):
+        random_gradients(ours, step)
+        random_gradients(theirs, step)
+        one.step()
+        other.step()
+        for key, now in weights(ours).items():
+            torch.testing.assert_close(now, weights(theirs)[key], rtol=0, atol=1e-9)
+    other.eval()
+    with evaluation_weights(one):
+        for key, now in weights(ours).items():
+            torch.testing.assert_close(now, weights(theirs)[key], rtol=0, atol=1e-9)
+
+
+def test_cautious_schedule_free_moves_no_base_against_its_gradient() -> None:
+    model = small.model(small.some_model()).double()
+    optimizer = optimizer_for("schedule_free", model, cautious=True, weight_decay=0.0)
+    random_gradients(model, 0)
+    optimizer.step()
+    for step in range(1, 6):
+        random_gradients(model, step)
+        bases = [optimizer.state[parameter]["base"].clone() for parameter in model.parameters()]
+        optimizer.step()
+        for base, parameter in zip(bases, model.parameters(), strict=True):
+            assert parameter.grad is not None
+            moved = optimizer.state[parameter]["base"] - base
+            assert (moved * parameter.grad <= 0).all()
+            assert moved.any()
+
+
+@every_optimizer
+def test_only_an_optimizer_that_averages_is_evaluated_at_other_weights_than_it_trains(name: str) -> None:
+    model = small.model(small.some_model())
+    optimizer = optimizer_for(name, model)
+    with evaluation_weights(optimizer):
+        assert same(weights(model), weights(small.model(small.some_model())))
+    learn(model, optimizer, 3)
+    before = weights(model)
+    with evaluation_weights(optimizer):
+        assert same(weights(model), before) != (name in AVERAGING)
+    assert same(weights(model), before)
+
+
+def test_weights_come_back_after_an_evaluation_that_fails() -> None:
+    model = small.model(small.some_model())
+    optimizer = optimizer_for("schedule_free", model)
+    learn(model, optimizer, 3)
+    before = weights(model)
+    with pytest.raises(KeyboardInterrupt), evaluation_weights(optimizer):
+        raise KeyboardInterrupt
+    assert same(weights(model), before)
+
+
+def square_matrices(count: int = 2, side: int = 9) -> list[torch.nn.Parameter]:
+    chance = torch.Generator().manual_seed(0)
+    return [torch.nn.Parameter(torch.randn(side, side, generator=chance, dtype=torch.float64)) for _ in range(count)]
+
+
+def soap_for(matrices: list[torch.nn.Parameter], **changes: Any) -> torch.optim.Optimizer:
+    built: torch.optim.Optimizer = parts.choose(small.tree(**changes), "optimizers", "soap").build({"matrices": matrices})
+    return built
+
+
+def test_soap_in_the_identity_basis_is_adam() -> None:
+    ours, theirs = square_matrices(), square_matrices()
+    rates = {"learning_rate": 0.01, "weight_decay": 0.0, "beta1": 0.9, "beta2": 0.99, "refresh": 1000}
+    soap = soap_for(ours, **rates)
+    adam = torch.optim.Adam(theirs, lr=0.01, betas=(0.9, 0.99))
+    chance = torch.Generator().manual_seed(1)
+    for step in range(6):
+        for one, other in zip(ours, theirs, strict=True):
+            one.grad = torch.randn(one.shape, generator=chance, dtype=torch.float64)
+            other.grad = one.grad.clone()
+        soap.step()
+        if step == 0:  # the first gradient only sets the bases
+            for matrix in ours:
+                soap.state[matrix]["bases"] = [torch.eye(9, dtype=torch.float64)] * 2
+        else:
+            adam.step()
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-14)
+
+
+def test_soap_with_no_basis_to_turn_is_adam() -> None:
+    ours, theirs = (small.model(small.some_model()).double() for _ in range(2))
+    soap = optimizer_for("soap", ours, largest_side=0, learning_rate=0.01, beta1=0.9, beta2=0.99)
+    adam = optimizer_for("adamw", theirs, learning_rate=0.01, beta1=0.9, beta2=0.99)
+    learn(ours, soap, 5)
+    learn(theirs, adam, 5)
+    for key, now in weights(ours).items():
+        torch.testing.assert_close(now, weights(theirs)[key], rtol=0, atol=1e-10)
+
+
+def test_soap_without_memory_steps_along_the_polar_factor_as_shampoo_does() -> None:
+    """On a gradient G = U S V' that stays the same the step is U V'."""
+    (matrix,) = square_matrices(1)
+    gradient = square_matrices(2)[1].detach()
+    none = {"beta1": 0.0, "beta2": 0.0, "covariance_beta": 0.0, "weight_decay": 0.0}
+    soap = soap_for([matrix], **none, learning_rate=0.5, epsilon=1e-9, refresh=2)
+    left, _, right = torch.linalg.svd(gradient)
+    for step in range(6):
+        before = matrix.detach().clone()
+        matrix.grad = gradient.clone()
+        soap.step()
+        expected = 0.5 * left @ right if step else torch.zeros_like(gradient)
+        torch.testing.assert_close(before - matrix.detach(), expected, rtol=0, atol=1e-5)
+
+
+def test_soap_turned_by_any_rotation_steps_alike() -> None:
+    """What Adam lacks: rotating all gradients rotates the steps."""
+    plain, turned = square_matrices(1), square_matrices(1)
+    rotation = torch.linalg.qr(square_matrices(3)[2].detach()).Q
+    optimizers = [soap_for(matrices, weight_decay=0.0, refresh=2) for matrices in (plain, turned)]
+    starts = [matrices[0].detach().clone() for matrices in (plain, turned)]
+    chance = torch.Generator().manual_seed(1)
+    for _ in range(7):
+        plain[0].grad = torch.randn(9, 9, generator=chance, dtype=torch.float64)
+        turned[0].grad = rotation @ plain[0].grad
+        for optimizer in optimizers:
+            optimizer.step()
+    moved = [matrices[0].detach() - start for matrices, start in zip((plain, turned), starts, strict=True)]
+    torch.testing.assert_close(rotation @ moved[0], moved[1], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("largest_side", [9, 8])
+def test_soap_is_that_of_the_library(largest_side: int) -> None:
+    shapes = [(9, 9)] if largest_side == 9 else [(8, 12), (12, 8)]  # the long side's covariance has no inverse
+    chance = torch.Generator().manual_seed(0)
+    ours = [torch.nn.Parameter(torch.randn(shape, generator=chance, dtype=torch.float64)) for shape in shapes]
+    theirs = [torch.nn.Parameter(parameter.detach().clone()) for parameter in ours]
+    rates = {"learning_rate": 0.01, "weight_decay": 0.0, "beta1": 0.9, "beta2": 0.99, "epsilon": 1e-12}
+    one = soap_for(ours, **rates, covariance_beta=0.95, refresh=3, largest_side=largest_side)
+    other = pytorch_optimizer.SOAP(
+        theirs, lr=0.01, betas=(0.9, 0.99), shampoo_beta=0.95, weight_decay=0.0, precondition_frequency=3,
+        max_precondition_dim=largest_side, eps=1e-12,
+    )  # fmt: skip
+    for _ in range(13):
+        for parameter, twin in zip(ours, theirs, strict=True):
+            parameter.grad = torch.randn(parameter.shape, generator=chance, dtype=torch.float64)
+            twin.grad = parameter.grad.clone()
+        one.step()
+        other.step()
+    for parameter, twin in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(parameter, twin, rtol=0, atol=1e-5)  # its QR is in single precision

@@ -229,6 +229,16 @@ def test_the_rate_in_the_log_is_that_of_the_matrices(corpus: Corpus) -> None:
     assert {row["learning_rate"] for row in log if "train_nats" in row} == {0.02}
 
 
+def test_an_average_is_what_is_validated_and_saved_and_looking_at_it_disturbs_nothing(corpus: Corpus) -> None:
+    changes = {"optimizer": "schedule_free", "schedule": "constant"}
+    often = train(corpus, "often", **changes, validate_every=1, sample_every=1)
+    seldom = train(corpus, "seldom", **changes, validate_every=0, sample_every=0)
+    assert often[OUTPUTS[0]] == seldom[OUTPUTS[0]]
+    model, _ = models.load(Path("often/model"), torch.device("cpu"))
+    scored = score(model, corpus[0].stream("validation"), corpus[0].document, 8, 8)
+    assert rows(seldom)[-1]["validation_nats"] == scored.nats_per_token
+
+
 def test_it_learns(corpus: Corpus) -> None:
     log = rows(train(corpus, "run", steps=80, batch=16, validate_every=40, sample_every=0, warmup=10))
     nats = [row["validation_nats"] for row in log if "validation_nats" in row]

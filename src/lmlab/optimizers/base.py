@@ -144,9 +144,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
         """Take one step in place at the group's `lr`."""
 
 
-def adam_direction(
-    state: dict[str, Any], gradient: Tensor, beta1: float, beta2: float, epsilon: float
-) -> Tensor:  # fmt: skip
+def adam_direction(state: dict[str, Any], gradient: Tensor, beta1: float, beta2: float, epsilon: float) -> Tensor:
     """Adam's step at learning rate -1 (Kingma & Ba 2015), in the gradient's shape; `state` is that parameter's own."""
     if not state:
         state.update(step=0, mean=torch.zeros_like(gradient), square=torch.zeros_like(gradient))
