@@ -79,7 +79,14 @@ def _window(model: LanguageModel) -> Tensor:
 
 def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
     """Bytes of what an optimizer remembers; nothing before its first step."""
-    return sum(value.nbytes for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor))
+
+    def count(node: Any) -> int:
+        if isinstance(node, Tensor):
+            return node.nbytes
+        children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+        return sum(count(child) for child in children)
+
+    return sum(count(state) for state in optimizer.state.values())
 
 
 def describe(model: LanguageModel, optimizer: torch.optim.Optimizer, batch: int, at_once: int) -> dict[str, Any]:

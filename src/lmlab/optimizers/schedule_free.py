@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lmlab.optimizers.base import Groups, OptimizerOptions, add_caution, add_decay, held, param_groups
+from lmlab.optimizers.base import ENTRYWISE, Groups, OptimizerOptions, add_caution, add_decay, held, param_groups
 
 
 class Options(OptimizerOptions):
@@ -26,6 +26,8 @@ class ScheduleFree(torch.optim.AdamW):
     (1 - interpolation) * base + interpolation * average: these are the parameters during training, and weight decay pulls
     the base by as much as it would pull them.
     """
+
+    width_powers = ENTRYWISE
 
     def __init__(self, options: Options, groups: Groups) -> None:
         super().__init__(

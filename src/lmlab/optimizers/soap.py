@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lmlab.optimizers.base import Groups, Optimizer, OptimizerOptions, adam_direction, param_groups
+from lmlab.optimizers.base import ENTRYWISE, Groups, Optimizer, OptimizerOptions, adam_direction, param_groups
 
 
 class Options(OptimizerOptions):
@@ -27,6 +27,8 @@ class SOAP(Optimizer):
     are moved by plain Adam. A matrix's first gradient only sets its bases (as the authors do: in the basis made of it
     alone it would be diagonal). Convolutions count as matrices of one row for each output.
     """
+
+    width_powers = ENTRYWISE
 
     def __init__(self, options: Options, groups: Groups) -> None:
         super().__init__(options, param_groups(groups, options))
