@@ -55,8 +55,10 @@ class Muon(Optimizer):
     def _move_matrices(self, rate: float, parameters: list[tuple[nn.Parameter, Tensor]]) -> None:
         of_shape: dict[tuple[int, ...], list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
         for parameter, gradient in parameters:
-            momentum = self.state[parameter].setdefault("momentum", parameter.new_zeros(parameter.shape))
-            momentum.lerp_(gradient, 1 - self.options.momentum)
+            state = self.state[parameter]
+            if not state:
+                state["momentum"] = torch.zeros_like(parameter)
+            momentum = state["momentum"].lerp_(gradient, 1 - self.options.momentum)
             wanted = gradient.lerp(momentum, self.options.momentum) if self.options.nesterov else momentum
             matrix = wanted.flatten(1)
             of_shape[tuple(matrix.shape)].append((parameter, matrix))

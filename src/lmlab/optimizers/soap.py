@@ -38,7 +38,7 @@ class SOAP(Optimizer):
         for parameter, gradient in parameters:
             state = self.state[parameter]
             if group["name"] == "matrices" and min(gradient.flatten(1).shape) <= self.options.largest_side:
-                direction = self._direction(state, gradient.flatten(1)).view_as(parameter)
+                direction = self._direction(state, gradient.flatten(1)).reshape(parameter.shape)
             else:
                 direction = self._adam(state, gradient)
             parameter.sub_(direction, alpha=group["lr"])
