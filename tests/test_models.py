@@ -179,6 +179,15 @@ def test_tied_weights_are_one_matrix_also_after_loading(tmp_path: Path) -> None:
     assert torch.equal(loaded.readout.weight, loaded.embedding.tokens.weight)
 
 
+def test_a_cap_keeps_logits_in_bounds_and_at_infinity_changes_nothing() -> None:
+    plain, loose, tight = (small.rough(small.some_model(logit_cap=cap)) for cap in (0.0, 1e9, 2.0))
+    tokens = small.tokens(2, CONTEXT)
+    logits = plain(tokens)
+    assert logits.abs().max() > 2
+    torch.testing.assert_close(loose(tokens), logits)
+    torch.testing.assert_close(tight(tokens), 2 * (logits / 2).tanh())
+
+
 def test_dropout_drops_in_training_alone() -> None:
     model = small.model(small.some_model(dropout=0.5))
     tokens = small.tokens(2, CONTEXT)
