@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 any_text = st.text(st.characters(exclude_categories=["Cs"]))
 blanks = [" ", "  ", "\t", "\n", "\r\n", "\n\n", "\x85", "\u2028", "\u200b", "\ufeff"]
 words = ["a", "Aa", "don't", "'s", "'", "é", "e\u0301", "ß", "中文", "ش", "\u202e", "\u200d", "👩\u200d👧", "🇩🇪", "😀"]
-others = ["\0", "\x1f", "\ufffd", "\U0010ffff", "1", "12345", "٣", "-", "...", "<|endoftext|>", "<document>"]
+others = ["\0", "\x1f", "\ufffd", "\U0010ffff", "1", "12345", "٣", "-", "...", "<|endoftext|>", "<|document|>"]
 mixtures = st.lists(st.sampled_from([*blanks, *words, *others]), max_size=40).map("".join)
 texts = st.one_of(any_text, mixtures)
 

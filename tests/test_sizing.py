@@ -33,6 +33,15 @@ def test_parameters_and_operations_of_a_transformer_are_those_of_its_formula() -
     assert sizing.forward_operations(model) == 2 * (DEPTH * 12 * D * D + D * V) + DEPTH * 4 * T * D
 
 
+def test_of_a_mixture_only_the_experts_at_work_are_counted() -> None:
+    def operations(**changes: object) -> int:
+        return sizing.forward_operations(small.model(small.some_model(**changes)))
+
+    for active in (1, 2):
+        mixture = operations(feed_forward="mixture_of_experts", experts=4, active=active)
+        assert mixture - operations() == DEPTH * (2 * D * 4 + (active - 1) * 2 * 8 * D * D)
+
+
 def test_more_of_a_model_keeps_more_and_weights_are_not_counted_among_it() -> None:
     kept = [sizing.activation_bytes(small.model(small.some_model(depth=depth))) for depth in (1, 2, 3)]
     assert kept[2] - kept[1] == kept[1] - kept[0] > 0
@@ -45,6 +54,9 @@ def test_more_of_a_model_keeps_more_and_weights_are_not_counted_among_it() -> No
 @pytest.mark.parametrize("choice", small.variants("models"), ids=small.title)
 def test_counting_changes_neither_the_model_nor_chance(choice: Choice) -> None:
     model = small.model(choice).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5  # so that there is something to draw
     before = {name: value.clone() for name, value in model.state_dict().items()}
     generator = torch.get_rng_state()
     assert sizing.forward_operations(model) >= 0

@@ -5,6 +5,7 @@ Counted on the model itself with one window of text, by torch's own table of wha
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -46,10 +47,9 @@ def forward_operations(model: LanguageModel) -> int:
     masked; what works on each number alone is not.
     """
     operations = _Operations()  # type: ignore[no-untyped-call]
-    was_training = model.training
-    with operations, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # of attention's forms the one that is all products
-        model.eval()(_window(model))
-    model.train(was_training)
+    # of attention's forms the one that is all products
+    with _as_in_training(model), operations, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        model(_window(model))
     return operations.total // model.context
 
 
@@ -65,12 +65,22 @@ def activation_bytes(model: LanguageModel) -> int:
         return tensor
 
     window = _window(model)
-    was_training = model.training
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = next_token_loss(model.eval()(window), window)  # dropout would draw from the run's own generator
+    with _as_in_training(model), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = next_token_loss(model(window), window)
     del loss  # until here it held all that was kept, so that no storage was used for a second tensor
-    model.train(was_training)
     return sum(kept.values())
+
+
+@contextmanager
+def _as_in_training(model: LanguageModel) -> Iterator[None]:
+    """In training mode, where a model may work otherwise than in evaluation; chance is left as it was."""
+    was_training = model.training
+    with torch.random.fork_rng():
+        model.train()
+        try:
+            yield
+        finally:
+            model.train(was_training)
 
 
 def _window(model: LanguageModel) -> Tensor:
