@@ -61,6 +61,8 @@ def test_a_point_is_run_from_the_corpus_and_leaves_one_file(study: Path) -> None
     assert {path for path in Path().rglob("*") if path.is_file()} - before == {target.relative_to(Path.cwd())}
     again = json.loads(studies.write_point(study, "again", point["changes"], Path("corpus")).read_text())
     assert again["validation"] == point["validation"]
+    halved = studies.write_point(study, "halved", {"optimizers.adamw.learning_rate*": 0.5}, Path("corpus"))
+    assert json.loads(halved.read_text())["changes"] == {"optimizers.adamw.learning_rate": 0.002}  # what it came to
 
 
 def test_operations_decide_how_many_steps_there_are(study: Path) -> None:

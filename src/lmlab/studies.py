@@ -55,6 +55,11 @@ def parsed(changes: Iterable[str]) -> dict[str, Any]:
     return {key: YAML(typ="safe", pure=True).load(value) for key, _, value in pairs}
 
 
+def _value(tree: Tree, dotted: str) -> Any:
+    block, _, key = dotted.removesuffix("*").rpartition(".")
+    return params.block(tree, block)[key]
+
+
 def changed(tree: Tree, changes: Mapping[str, Any]) -> Tree:
     """params.yaml with some values replaced, by dotted keys; `key*` multiplies. Raises UserError for a key it lacks."""
     copy = deepcopy(dict(tree))
@@ -113,7 +118,7 @@ def _within(train: TrainParams, choices: dict[str, parts.Choice], vocabulary: in
 
 
 def write_point(folder: Path, name: str, changes: dict[str, Any], corpus: Path) -> Path:
-    """Run one point of the study in `folder` and write `points/<name>.json`: its changes and what it measured.
+    """Run one point of the study in `folder` and write `points/<name>.json`: what it changed to what, what it measured.
 
     Where it breaks down, that is what was found: `broke` says how, and there are no measures.
     """
@@ -127,7 +132,7 @@ def write_point(folder: Path, name: str, changes: dict[str, Any], corpus: Path) 
         found = {"broke": str(error).split(";")[0]}
     target = folder / "points" / f"{name}.json"
     target.parent.mkdir(exist_ok=True)
-    write_json(target, {"changes": changes, **found})
+    write_json(target, {"changes": {key.removesuffix("*"): _value(tree, key) for key in changes}, **found})
     return target
 
 
