@@ -33,7 +33,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@touch $@
 
 test: lint
-	pytest -n auto --maxprocesses 4
+	pytest -n auto --maxprocesses 4 --dist worksteal
 
 lint: setup-dev
 	ruff format --check .

@@ -27,6 +27,7 @@ SMALL = {
     "train.sample_every": 0,
     "models.transformer.depth": 1,
     "models.transformer.width": 16,
+    "models.min_gru.width": 16,
     "layers.attention.multi_head.heads": 2,
     "schedules.linear.warmup": 2,
     "evaluate.stride": 8,
@@ -112,7 +113,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
         cwd=PROJECT, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     for name in listed.split("\0"):
-        if name and not name.startswith(("tests/", "results/", "dvc.lock")) and (PROJECT / name).is_file():
+        if name and not name.startswith(("tests/", "results/", "studies/", "dvc.lock")) and (PROJECT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(PROJECT / name, folder / name)
     workspace.set(SMALL, must_change=False)

@@ -23,11 +23,15 @@ PARAMS: list[tuple[str, Any, set[str]]] = [
     ("models.transformer.feed_forward", "swiglu", {"train", "evaluate"}),
     ("optimizers.adamw.learning_rate", 0.001, {"train", "evaluate"}),
     ("schedules.linear.final", 0.5, {"train", "evaluate"}),
+    ("parametrisations.standard.power", 0.0, {"train", "evaluate"}),
     # options of parts that are not in use
     ("corpora.markov.order", 3, set()),
     ("corpora.shakespeare.plays", "all", set()),
     ("layers.feed_forward.swiglu.expansion", 3.0, set()),
     ("schedules.cosine.final", 0.2, set()),
+    ("models.lstm.layers", 2, set()),
+    ("optimizers.muon.momentum", 0.9, set()),
+    ("tokenizers.bpe.vocabulary", 400, set()),
 ]
 
 CODE: list[tuple[str, set[str]]] = [
@@ -49,7 +53,12 @@ CODE: list[tuple[str, set[str]]] = [
 UNUSED_CODE = [
     "README.md",
     "src/lmlab/corpora/markov.py",
+    "src/lmlab/tokenizers/bpe.py",
     "src/lmlab/tokenizers/byte.py",
+    "src/lmlab/layers/attention/latent.py",
+    "src/lmlab/models/lstm.py",
+    "src/lmlab/optimizers/muon.py",
+    "src/lmlab/studies.py",
     "src/lmlab/layers/feed_forward/swiglu.py",
     "src/lmlab/layers/normalisation/layer_norm.py",
     "src/lmlab/layers/position/absent.py",
