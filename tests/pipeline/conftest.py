@@ -28,6 +28,7 @@ SMALL = {
     "models.transformer.depth": 1,
     "models.transformer.width": 16,
     "models.min_gru.width": 16,
+    "models.hybrid.layers": 2,
     "layers.attention.multi_head.heads": 2,
     "schedules.linear.warmup": 2,
     "evaluate.stride": 8,
