@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from lmlab import params, parts
+from lmlab import params, parts, training
 from lmlab.collecting import DownloadParams
 from lmlab.errors import UserError
 from lmlab.evaluation.results import EvaluateParams
@@ -52,6 +52,7 @@ def check(tree: Tree) -> None:
     with torch.device("meta"), _NothingDrawn():
         model = models.build(chosen["train"]["model"], SOME_VOCABULARY, train.context)
         chosen["train"]["parametrisation"].build().start(model)
+        training.build_rule(chosen["train"], model)
     if evaluate.stride > train.context:
         raise UserError(
             f"params.yaml: evaluate.stride ({evaluate.stride}) is larger than train.context ({train.context}), so some"

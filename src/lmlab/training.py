@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
+from torch import nn
 
 from lmlab import checkpoint, generation, sizing
 from lmlab.batches import Batches
@@ -23,7 +24,7 @@ from lmlab.evaluation.scoring import bits_per_byte, score
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models import base as models
 from lmlab.models.base import LanguageModel
-from lmlab.optimizers.base import evaluation_weights, parameter_groups
+from lmlab.optimizers.base import evaluation_weights, joined, parameter_groups
 from lmlab.parametrisations.base import Parametrisation
 from lmlab.params import Params
 from lmlab.parts import Choice, OneOf
@@ -38,6 +39,9 @@ class TrainParams(Params):
 
     model: Annotated[str, OneOf("models")]
     learning_rule: Annotated[str, OneOf("learning_rules")]
+    intervention: Annotated[str, OneOf("interventions")]
+    second_intervention: Annotated[str, OneOf("interventions")]
+    third_intervention: Annotated[str, OneOf("interventions")]
     optimizer: Annotated[str, OneOf("optimizers")]
     schedule: Annotated[str, OneOf("schedules")]
     parametrisation: Annotated[str, OneOf("parametrisations")]
@@ -69,6 +73,7 @@ class TrainParams(Params):
         return self if self.batch else self.model_copy(update={"batch": pieces * self.accumulate})
 
 
+INTERVENTIONS = ["intervention", "second_intervention", "third_intervention"]
 SAMPLE_TOKENS = 200
 SAMPLE_TEMPERATURE = 0.8
 
@@ -124,14 +129,22 @@ class Run:
     _COUNTERS = ("step", "loss_sum", "loss_count", "seconds", "validation_seconds")
 
 
+def build_rule(parts: dict[str, Choice], model: LanguageModel) -> LearningRule:
+    """The learning rule, in the interventions that stand around it: the first is the one next to it."""
+    rule: LearningRule = parts["learning_rule"].build(model)
+    for key in INTERVENTIONS:
+        rule = parts[key].build(model, rule)
+    return rule
+
+
 def begin(params: TrainParams, parts: dict[str, Choice], vocabulary: int, device: torch.device) -> tuple[TrainParams, Run]:
     """A run before its first step, drawn from the seed, and its params with what they leave to the model's width."""
     torch.manual_seed(params.seed)
     model = models.build(parts["model"], vocabulary, params.context).to(device)
     parametrisation: Parametrisation = parts["parametrisation"].build()
     parametrisation.start(model)
-    rule = parts["learning_rule"].build(model).to(device)
-    optimizer = parts["optimizer"].build(parameter_groups(model))
+    rule = build_rule(parts, model).to(device)
+    optimizer = parts["optimizer"].build(joined(parameter_groups(model), rule.own_groups(model)))
     for group in optimizer.param_groups:
         factor = parametrisation.rate_factor(model.width, optimizer.width_powers.get(group["name"], 0.0))
         group["initial_lr"] = group["lr"] = group["lr"] * factor
@@ -224,16 +237,23 @@ def _step(params: TrainParams, run: Run, schedule: Schedule, batches: Batches) -
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=params.precision == "bfloat16"):
         for tokens, targets in zip(tokens_BT.chunk(params.accumulate), targets_BT.chunk(params.accumulate), strict=True):
             loss += float(run.rule.assign_gradients(model, tokens.to(device), targets.to(device))) / params.accumulate
-    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    taught, own = with_gradient(model), with_gradient(run.rule)
     if params.accumulate > 1:
-        for parameter in parameters:
+        for parameter in taught + own:
             assert parameter.grad is not None
             parameter.grad /= params.accumulate
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, params.clip or float("inf")))
+    length = torch.nn.utils.get_total_norm([parameter.grad for parameter in taught if parameter.grad is not None])
+    torch.nn.utils.clip_grads_with_norm_(taught + own, params.clip or float("inf"), length)
+    norm = float(length)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     rates = {group["name"]: float(group["lr"]) for group in optimizer.param_groups}
     return loss, norm, rates.get("matrices", next(iter(rates.values())))
+
+
+def with_gradient(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a module that have a gradient."""
+    return [parameter for parameter in module.parameters() if parameter.grad is not None]
 
 
 class _Log:

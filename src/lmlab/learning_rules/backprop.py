@@ -15,6 +15,8 @@ class Options(Params):
 class Backprop(LearningRule):
     """The yardstick that every other rule is held against. It has no state."""
 
+    backward = True
+
     def __init__(self, options: Options, model: LanguageModel) -> None:
         super().__init__()
 

@@ -42,6 +42,11 @@ def parameter_groups(model: LanguageModel) -> Groups:
     return {name: parameters for name, parameters in groups.items() if parameters}
 
 
+def joined(groups: Groups, more: Groups) -> Groups:
+    """Two sets of groups as one: those of the same name together."""
+    return {name: [*groups.get(name, []), *more.get(name, [])] for name in dict.fromkeys([*groups, *more])}
+
+
 def param_groups(groups: Groups, options: OptimizerOptions, other_rate: float | None = None) -> list[dict[str, Any]]:
     """The groups as torch wants them, each with its `name`, learning rate `lr` and weight decay `decay`.
 

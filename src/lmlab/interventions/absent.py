@@ -1,0 +1,22 @@
+"""No intervention."""
+
+from torch import Tensor
+
+from lmlab.interventions.base import Intervention
+from lmlab.learning_rules.base import LearningRule
+from lmlab.models.base import LanguageModel
+from lmlab.params import Params
+
+
+class Options(Params):
+    """There are none."""
+
+
+class Absent(Intervention):
+    """The rule as it is."""
+
+    def __init__(self, options: Options, model: LanguageModel, rule: LearningRule) -> None:
+        super().__init__(rule)
+
+    def assign_gradients(self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        return self.rule.assign_gradients(model, tokens_BT, targets_BT)

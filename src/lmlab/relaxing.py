@@ -1,0 +1,1 @@
+"""Activations that settle before weights learn: what the learning rules that iterate share."""
