@@ -33,6 +33,13 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "tied": {"tied": True},
     "bfloat16": {"precision": "bfloat16"},
     "no clipping": {"clip": 0.0, "log_every": 5},
+    "steps in the backward pass": {"clip": 0.0, "step_in_backward": True},
+    "interventions": {
+        "intervention": "delayed_gradients",
+        "second_intervention": "gradient_noise",
+        "third_intervention": "layer_rates",
+    },
+    **{name: {"learning_rule": name} for name in parts.names("learning_rules")},
     **{name: {"optimizer": name, "learning_rate": 0.001} for name in parts.names("optimizers")},
 }
 
@@ -385,3 +392,33 @@ def test_a_saved_model_tells_its_size(corpus: Corpus) -> None:
     assert saved["tokens"] == 7 * 1 * 8
     assert sum(size["parameters"].values()) == saved["parameters"]
     assert size["bytes"]["optimizer"] >= 2 * size["bytes"]["weights"]  # the two means of AdamW
+
+
+@pytest.mark.parametrize("optimizer", parts.names("optimizers"))
+@pytest.mark.parametrize("tied", [False, True])
+def test_steps_in_the_backward_pass_end_in_the_same_bytes(corpus: Corpus, optimizer: str, tied: bool) -> None:
+    changes = {"clip": 0.0, "optimizer": optimizer, "learning_rate": 0.001, "tied": tied, "dropout": 0.1}
+    assert train(corpus, "early", step_in_backward=True, **changes) == train(corpus, "late", **changes)
+
+
+def test_steps_in_the_backward_pass_never_hold_all_gradients(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+
+    def count(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        held.append(sum(p.grad is not None for group in optimizer.param_groups for p in group["params"]))
+
+    handle = register_optimizer_step_pre_hook(count)
+    try:
+        train(corpus, "early", clip=0.0, step_in_backward=True)
+        assert set(held) == {1}
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"clip": 1.0}, {"clip": 0.0, "accumulate": 2}, {"clip": 0.0, "second_intervention": "gradient_noise"}],
+)
+def test_steps_in_the_backward_pass_refuse_what_needs_the_whole_gradient(corpus: Corpus, changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="step_in_backward"):
+        train(corpus, "refused", step_in_backward=True, **changes)

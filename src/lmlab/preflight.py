@@ -52,7 +52,7 @@ def check(tree: Tree) -> None:
     with torch.device("meta"), _NothingDrawn():
         model = models.build(chosen["train"]["model"], SOME_VOCABULARY, train.context)
         chosen["train"]["parametrisation"].build().start(model)
-        training.build_rule(chosen["train"], model)
+        training.build_rule(train, chosen["train"], model)
     if evaluate.stride > train.context:
         raise UserError(
             f"params.yaml: evaluate.stride ({evaluate.stride}) is larger than train.context ({train.context}), so some"

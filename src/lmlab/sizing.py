@@ -108,7 +108,7 @@ def describe(model: LanguageModel, optimizer: torch.optim.Optimizer, batch: int,
         "width": model.width,
         "blocks": len(model.blocks),
         "batch": batch,
-        "groups": {group["name"]: _group(group) for group in optimizer.param_groups},
+        "groups": _groups(optimizer),
         "parameters": parameters_by_part(model),
         "forward_operations_per_token": forward_operations(model),
         "bytes": {
@@ -117,6 +117,15 @@ def describe(model: LanguageModel, optimizer: torch.optim.Optimizer, batch: int,
             "activations": activation_bytes(model) * at_once,
         },
     }
+
+
+def _groups(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Those of the same name but another learning rate are numbered."""
+    described: dict[str, Any] = {}
+    for group in optimizer.param_groups:
+        number = sum(name.split(" ")[0] == group["name"] for name in described)
+        described[f"{group['name']} {number + 1}" if number else group["name"]] = _group(group)
+    return described
 
 
 def _group(group: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from its last checkpoint and writes the same bytes as a run that was never stopp
 import json
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +25,7 @@ from lmlab.evaluation.scoring import bits_per_byte, score
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models import base as models
 from lmlab.models.base import LanguageModel
-from lmlab.optimizers.base import evaluation_weights, joined, parameter_groups
+from lmlab.optimizers.base import evaluation_weights, joined, parameter_groups, split_by_rate, stepping_in_backward
 from lmlab.parametrisations.base import Parametrisation
 from lmlab.params import Params
 from lmlab.parts import Choice, OneOf
@@ -50,6 +51,7 @@ class TrainParams(Params):
     accumulate: int = Field(ge=1)
     context: int = Field(ge=2)
     clip: float = Field(ge=0)
+    step_in_backward: bool
     seed: int = Field(ge=0)
     data_seed: int = Field(ge=0)
     pool_megatokens: float = Field(gt=0)
@@ -65,6 +67,8 @@ class TrainParams(Params):
     def _divides(self) -> "TrainParams":
         if self.batch % self.accumulate:
             raise ValueError(f"batch ({self.batch}) should be a multiple of accumulate ({self.accumulate})")
+        if self.step_in_backward and (self.clip or self.accumulate > 1):
+            raise ValueError("step_in_backward never has the whole gradient, so set clip to 0 and accumulate to 1")
         return self
 
     def sized(self, width: int) -> "TrainParams":
@@ -129,11 +133,20 @@ class Run:
     _COUNTERS = ("step", "loss_sum", "loss_count", "seconds", "validation_seconds")
 
 
-def build_rule(parts: dict[str, Choice], model: LanguageModel) -> LearningRule:
-    """The learning rule, in the interventions that stand around it: the first is the one next to it."""
+def build_rule(params: TrainParams, parts: dict[str, Choice], model: LanguageModel) -> LearningRule:
+    """The learning rule, in the interventions that stand around it: the first is the one next to it.
+
+    Raises UserError for what cannot work together.
+    """
     rule: LearningRule = parts["learning_rule"].build(model)
     for key in INTERVENTIONS:
         rule = parts[key].build(model, rule)
+    if params.step_in_backward and not rule.final_in_backward:
+        chosen = ", ".join(parts[key].name for key in ["learning_rule", *INTERVENTIONS])
+        raise UserError(
+            f"params.yaml: train.step_in_backward needs gradients that are final once autograd has them, and with {chosen}"
+            " they are not; set it to false, or train.learning_rule to backprop and the interventions to absent"
+        )
     return rule
 
 
@@ -143,8 +156,9 @@ def begin(params: TrainParams, parts: dict[str, Choice], vocabulary: int, device
     model = models.build(parts["model"], vocabulary, params.context).to(device)
     parametrisation: Parametrisation = parts["parametrisation"].build()
     parametrisation.start(model)
-    rule = build_rule(parts, model).to(device)
+    rule = build_rule(params, parts, model).to(device)
     optimizer = parts["optimizer"].build(joined(parameter_groups(model), rule.own_groups(model)))
+    split_by_rate(optimizer, {p: rule.rate_factor(name) for name, p in model.named_parameters()})
     for group in optimizer.param_groups:
         factor = parametrisation.rate_factor(model.width, optimizer.width_powers.get(group["name"], 0.0))
         group["initial_lr"] = group["lr"] = group["lr"] * factor
@@ -233,22 +247,33 @@ def _step(params: TrainParams, run: Run, schedule: Schedule, batches: Batches) -
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
     tokens_BT, targets_BT = batches.at(run.step)
+    lengths: dict[nn.Parameter, torch.Tensor] = {}
+    early = stepping_in_backward(optimizer, model, lengths) if params.step_in_backward else nullcontext()
     loss = 0.0
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=params.precision == "bfloat16"):
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=params.precision == "bfloat16"), early:
         for tokens, targets in zip(tokens_BT.chunk(params.accumulate), targets_BT.chunk(params.accumulate), strict=True):
             loss += float(run.rule.assign_gradients(model, tokens.to(device), targets.to(device))) / params.accumulate
-    taught, own = with_gradient(model), with_gradient(run.rule)
+    if params.step_in_backward:
+        of_all = torch.stack([lengths[parameter] for parameter in model.parameters() if parameter in lengths])
+        norm = float(torch.linalg.vector_norm(of_all))
+    else:
+        norm = _move(params, run)
+    rates = {group["name"]: float(group["lr"]) for group in reversed(optimizer.param_groups)}
+    return loss, norm, rates.get("matrices", float(optimizer.param_groups[0]["lr"]))
+
+
+def _move(params: TrainParams, run: Run) -> float:
+    """Clip the gradients, let the optimizer step, and return the norm that the model's gradient had."""
+    taught, own = with_gradient(run.model), with_gradient(run.rule)
     if params.accumulate > 1:
         for parameter in taught + own:
             assert parameter.grad is not None
             parameter.grad /= params.accumulate
-    length = torch.nn.utils.get_total_norm([parameter.grad for parameter in taught if parameter.grad is not None])
-    torch.nn.utils.clip_grads_with_norm_(taught + own, params.clip or float("inf"), length)
-    norm = float(length)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    rates = {group["name"]: float(group["lr"]) for group in optimizer.param_groups}
-    return loss, norm, rates.get("matrices", next(iter(rates.values())))
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in taught if parameter.grad is not None])
+    torch.nn.utils.clip_grads_with_norm_(taught + own, params.clip or float("inf"), norm)
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    return float(norm)
 
 
 def with_gradient(module: nn.Module) -> list[nn.Parameter]:

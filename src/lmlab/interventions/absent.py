@@ -1,4 +1,4 @@
-"""No intervention."""
+"""No intervention: the learning rule as it is."""
 
 from torch import Tensor
 
@@ -13,7 +13,9 @@ class Options(Params):
 
 
 class Absent(Intervention):
-    """The rule as it is."""
+    """Does nothing."""
+
+    neutral = {}
 
     def __init__(self, options: Options, model: LanguageModel, rule: LearningRule) -> None:
         super().__init__(rule)

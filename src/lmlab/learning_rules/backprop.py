@@ -16,6 +16,7 @@ class Backprop(LearningRule):
     """The yardstick that every other rule is held against. It has no state."""
 
     backward = True
+    final_in_backward = True
 
     def __init__(self, options: Options, model: LanguageModel) -> None:
         super().__init__()

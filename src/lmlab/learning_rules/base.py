@@ -18,6 +18,8 @@ class LearningRule(nn.Module, ABC):
 
     backward: bool
     """Whether one backward pass of autograd goes down through the whole model, for interventions to act on."""
+    final_in_backward: bool = False
+    """Whether autograd completes each parameter's gradient once in a call, and nothing is done to it afterwards."""
     short_of_one_batch: str = ""
     """Why the rule cannot learn one batch by heart, where it cannot."""
 
@@ -38,3 +40,7 @@ class LearningRule(nn.Module, ABC):
         matrices = [parameter for parameter in self.parameters() if parameter.ndim >= 2]
         vectors = [parameter for parameter in self.parameters() if parameter.ndim < 2]
         return {name: group for name, group in (("matrices", matrices), ("vectors", vectors)) if group}
+
+    def rate_factor(self, name: str) -> float:
+        """What the learning rate of one of the model's parameters is multiplied with, by its dotted name."""
+        return 1.0

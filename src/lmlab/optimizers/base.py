@@ -61,6 +61,20 @@ def param_groups(groups: Groups, options: OptimizerOptions, other_rate: float | 
     ]
 
 
+def split_by_rate(optimizer: torch.optim.Optimizer, factors: dict[nn.Parameter, float]) -> None:
+    """Make a group of its own, of the same name, of those parameters of a group whose learning rates differ by a factor.
+
+    To be done before the first step. A parameter that is not among the factors keeps its group's rate.
+    """
+    groups: list[dict[str, Any]] = []
+    for group in optimizer.param_groups:
+        alike: dict[float, list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            alike.setdefault(factors.get(parameter, 1.0), []).append(parameter)
+        groups += [{**group, "params": members, "lr": group["lr"] * factor} for factor, members in alike.items()]
+    optimizer.param_groups[:] = groups
+
+
 def held(group: dict[str, Any]) -> list[tuple[nn.Parameter, Tensor]]:
     """A group's parameters that have a gradient, each with it."""
     return [(parameter, parameter.grad) for parameter in group["params"] if parameter.grad is not None]
@@ -180,3 +194,27 @@ def evaluation_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
         finally:
             for (parameter, _), weights in zip(averages, training, strict=True):
                 parameter.copy_(weights)
+
+
+@contextmanager
+def stepping_in_backward(
+    optimizer: torch.optim.Optimizer, module: nn.Module, norms: dict[nn.Parameter, Tensor]
+) -> Iterator[None]:
+    """Inside, a parameter moves as soon as a backward pass has its gradient, which is let go at once (Lv et al. 2023, LOMO).
+
+    So at no time are all gradients there. The norm of each is noted in `norms`.
+    """
+
+    def move(parameter: Tensor) -> None:
+        assert isinstance(parameter, nn.Parameter)
+        assert parameter.grad is not None
+        norms[parameter] = torch.linalg.vector_norm(parameter.grad)
+        optimizer.step()  # no other parameter has a gradient now
+        parameter.grad = None
+
+    handles = [parameter.register_post_accumulate_grad_hook(move) for parameter in module.parameters()]  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,51 @@
+"""Activation checkpointing (Chen et al. 2016): blocks compute their forward pass again on the way back, to keep less."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from pydantic import Field
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from lmlab.interventions.base import Intervention
+from lmlab.learning_rules.base import LearningRule
+from lmlab.models.base import LanguageModel
+from lmlab.params import Params
+
+
+class Options(Params):
+    """Options of the intervention."""
+
+    blocks: int = Field(ge=0)
+
+
+class Checkpointing(Intervention):
+    """The lowest blocks, so many of them, keep only their input until the backward pass comes; bit for bit the same result.
+
+    Chance is put back for the second time, so that dropout drops the same. More blocks than there are means all.
+    """
+
+    neutral = {"blocks": 0}
+
+    def __init__(self, options: Options, model: LanguageModel, rule: LearningRule) -> None:
+        super().__init__(rule)
+        self.blocks = options.blocks
+        if self.blocks:
+            self.needs_backward()
+
+    def assign_gradients(self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        with _forgetful(model, self.blocks):
+            return self.rule.assign_gradients(model, tokens_BT, targets_BT)
+
+
+@contextmanager
+def _forgetful(model: LanguageModel, blocks: int) -> Iterator[None]:
+    lowest = list(model.blocks)[:blocks]
+    for block in lowest:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for block in lowest:
+            del block.forward  # what its class says is seen again

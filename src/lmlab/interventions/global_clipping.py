@@ -1,0 +1,33 @@
+"""Clipping of the whole gradient (Pascanu et al. 2013): too long a one is made shorter, in the same direction.
+
+`train.clip` does the same at the end of everything; as an intervention it can stand before another.
+"""
+
+from pydantic import Field
+
+from lmlab.interventions.base import GradientEdit, Gradients, norm, shortening
+from lmlab.learning_rules.base import LearningRule
+from lmlab.models.base import LanguageModel
+from lmlab.params import Params
+
+
+class Options(Params):
+    """Options of the intervention."""
+
+    limit: float = Field(ge=0)
+
+
+class GlobalClipping(GradientEdit):
+    """The norm of all gradients together becomes min(norm, limit). Limit 0: none."""
+
+    neutral = {"limit": 0.0}
+
+    def __init__(self, options: Options, model: LanguageModel, rule: LearningRule) -> None:
+        super().__init__(rule)
+        self.limit = options.limit
+
+    def edit(self, model: LanguageModel, gradients: Gradients) -> Gradients:
+        if not self.limit:
+            return gradients
+        factor = shortening(norm(list(gradients.values())), self.limit)
+        return {name: factor * gradient for name, gradient in gradients.items()}

@@ -1,0 +1,35 @@
+"""A learning rate for every block (Howard & Ruder 2018): each moves faster, or slower, than the one above it."""
+
+from pydantic import Field
+from torch import Tensor
+
+from lmlab.interventions.base import Intervention, blocks_above
+from lmlab.learning_rules.base import LearningRule
+from lmlab.models.base import LanguageModel
+from lmlab.params import Params
+
+
+class Options(Params):
+    """Options of the intervention."""
+
+    factor: float = Field(gt=0)
+
+
+class LayerRates(Intervention):
+    """The highest block, and all above, have the optimizer's learning rate; each block below, the next one's times factor.
+
+    What is below the blocks (the embedding) counts as one more. It is the rate that changes, not the gradient, whose size
+    would mean nothing to Adam.
+    """
+
+    neutral = {"factor": 1.0}
+
+    def __init__(self, options: Options, model: LanguageModel, rule: LearningRule) -> None:
+        super().__init__(rule)
+        self.factors = {name: options.factor**blocks for name, blocks in blocks_above(model).items()}
+
+    def rate_factor(self, name: str) -> float:
+        return super().rate_factor(name) * self.factors[name]
+
+    def assign_gradients(self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        return self.rule.assign_gradients(model, tokens_BT, targets_BT)

@@ -1,0 +1,38 @@
+"""Stochastic quantisation (Alistarh et al. 2017, "QSGD"): gradients of a few levels, rounded up or down by chance."""
+
+import torch
+from pydantic import Field
+
+from lmlab.interventions.base import GradientEdit, Gradients
+from lmlab.learning_rules.base import LearningRule
+from lmlab.models.base import LanguageModel
+from lmlab.params import Params
+
+
+class Options(Params):
+    """Options of the intervention."""
+
+    levels: int = Field(ge=0)
+
+
+class QuantisedGradients(GradientEdit):
+    """Each number becomes a multiple of (largest in its tensor) / levels, the nearer neighbour the likelier: the mean is g.
+
+    With one level it is minus the largest, zero or the largest. 0 levels: no rounding.
+    """
+
+    neutral = {"levels": 0}
+
+    def __init__(self, options: Options, model: LanguageModel, rule: LearningRule) -> None:
+        super().__init__(rule)
+        self.levels = options.levels
+
+    def edit(self, model: LanguageModel, gradients: Gradients) -> Gradients:
+        if not self.levels:
+            return gradients
+        rounded = {}
+        for name, gradient in gradients.items():
+            step = gradient.abs().max() / self.levels
+            places = gradient / step.clamp(min=torch.finfo(gradient.dtype).tiny)
+            rounded[name] = step * (places + torch.rand_like(gradient)).floor()
+        return rounded
