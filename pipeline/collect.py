@@ -10,9 +10,9 @@ from pipeline import run_command
 
 
 def collect(study: Annotated[Path, typer.Argument(help="The study's folder.")]) -> None:
-    """Write STUDY/results.csv from its points."""
-    table = studies.collect(study)
-    typer.echo(f"{study / 'results.csv'}: {len(table)} points")
+    """Write STUDY/results.csv from its arms' points."""
+    table = studies.collect(study / "points", study / "results.csv")
+    typer.echo(f"{study / 'results.csv'}: {len(table)} runs")
 
 
 if __name__ == "__main__":

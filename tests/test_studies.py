@@ -19,26 +19,37 @@ SHARED = {
 }  # fmt: skip
 
 
+ARMS = {
+    "plain": {"changes": {}, "sweep": {}},
+    "swept": {"changes": {}, "sweep": {"optimizers.adamw.learning_rate*": [1, 0.5, 1e33]}},
+    "bytes": {"changes": {"tokenizer.name": "byte"}, "sweep": {}},
+    "wrong": {"changes": {"layers.attention.multi_head.heads": 5}, "sweep": {}},
+}
+STUDY = {"changes": SHARED, "operations": 0.0, "sweep_seeds": [0], "seeds": [0, 1], "processes": 1}
+
+
 @pytest.fixture
-def study(tmp_path: Path, corpus_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, corpus_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder like the project's, with a study in it and a corpus beside."""
     corpus_of(TEXT, "12 times 12 is 144.\n", "7 times 8 is 56.\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     for name in ("params.yaml", "dvc.yaml"):
         (tmp_path / name).write_text((small.PROJECT / name).read_text())
-    folder = tmp_path / "study"
-    folder.mkdir()
-    (folder / "params.yaml").write_text(json.dumps({"study": {"changes": SHARED, "operations": 0.0}}))
-    return folder
+    made = tmp_path / "study"
+    made.mkdir()
+    write(made)
+    return made
 
 
-def test_changes_are_read_as_in_params_yaml() -> None:
-    assert studies.parsed(["a.b=3", "c=true", "d.e*=0.5", "f=3e-4", "g=on", "h=x=y"]) == {
-        "a.b": 3, "c": True, "d.e*": 0.5, "f": 3e-4, "g": "on", "h": "x=y",
-    }  # fmt: skip
-    with pytest.raises(UserError, match=r"'a\.b' is no change; write key=value"):
-        studies.parsed(["a.b"])
+def write(folder: Path, quick: dict[str, Any] | None = None, **changes: Any) -> None:
+    (folder / "params.yaml").write_text(json.dumps({"study": {**STUDY, **changes}, "arms": ARMS, "quick": quick or {}}))
+
+
+def run(folder: Path, arm: str, quick: bool = False) -> dict[str, Any]:
+    found = studies.run_arm(studies.read(folder, quick), arm, Path("corpus"), folder / "points" / f"{arm}.json")
+    assert json.loads((folder / "points" / f"{arm}.json").read_text()) == found
+    return found
 
 
 def test_a_change_replaces_or_multiplies_and_leaves_the_original_alone(tree: params.Tree) -> None:
@@ -49,51 +60,113 @@ def test_a_change_replaces_or_multiplies_and_leaves_the_original_alone(tree: par
         studies.changed(tree, {"train.sed": 1})
 
 
-def test_a_point_is_run_from_the_corpus_and_leaves_one_file(study: Path) -> None:
+def test_an_arm_is_run_with_every_seed_and_leaves_one_file_beside_what_it_keeps(folder: Path) -> None:
     before = {path for path in Path().rglob("*") if path.is_file()}
-    target = studies.write_point(study, "first", {"train.seed": 3, "tokenizer.name": "byte"}, Path("corpus"))
-    point = json.loads(target.read_text())
-    assert point["changes"] == {"train.seed": 3, "tokenizer.name": "byte"}
-    assert point["vocabulary"] == 257
-    assert [step for step, _ in point["curve"]] == [2, 4]
-    assert point["curve"][-1][1] == pytest.approx(point["validation"]["nats_per_token"])
-    assert point["tokens"] == 4 * 4 * 8
-    assert {path for path in Path().rglob("*") if path.is_file()} - before == {target.relative_to(Path.cwd())}
-    again = json.loads(studies.write_point(study, "again", point["changes"], Path("corpus")).read_text())
-    assert again["validation"] == point["validation"]
-    halved = studies.write_point(study, "halved", {"optimizers.adamw.learning_rate*": 0.5}, Path("corpus"))
-    assert json.loads(halved.read_text())["changes"] == {"optimizers.adamw.learning_rate": 0.002}  # what it came to
+    found = run(folder, "plain")
+    assert found["best"] == {}
+    assert [point["seed"] for point in found["points"]] == [0, 1]
+    first, second = found["points"]
+    assert first["validation"] != second["validation"]
+    assert [step for step, _ in first["curve"]] == [2, 4]
+    assert first["curve"][-1][1] == pytest.approx(first["validation"]["nats_per_token"])
+    assert first["tokens"] == 4 * 4 * 8
+    left = {path for path in Path().rglob("*") if path.is_file()} - before
+    assert {path.parts[0] for path in left} == {"study", ".scratch"}
+    assert run(folder, "bytes")["points"][0]["vocabulary"] == 257
 
 
-def test_operations_decide_how_many_steps_there_are(study: Path) -> None:
-    plain = json.loads(studies.write_point(study, "plain", {}, Path("corpus")).read_text())
-    (study / "params.yaml").write_text(json.dumps({"study": {"changes": SHARED, "operations": 3 * plain["operations"]}}))
-    assert json.loads(studies.write_point(study, "more", {}, Path("corpus")).read_text())["steps"] == 3 * plain["steps"]
-    wide = json.loads(studies.write_point(study, "wide", {"models.transformer.width": 32}, Path("corpus")).read_text())
-    assert wide["operations"] == pytest.approx(3 * plain["operations"], rel=0.2)
-    assert wide["steps"] < 3 * plain["steps"]
+def test_an_arm_sweeps_and_runs_its_seeds_at_the_best_value_and_what_breaks_down_is_never_the_best(folder: Path) -> None:
+    write(folder, changes={**SHARED, "train.clip": 0.0})
+    found = run(folder, "swept")
+    rate = 0.004
+    assert [point["at"]["optimizers.adamw.learning_rate"] for point in found["points"][:3]] == [rate, rate / 2, rate * 1e33]
+    assert "broke down at step" in found["points"][2]["broke"]
+    assert "validation" not in found["points"][2]
+    least = min(found["points"][:2], key=lambda point: point["validation"]["bits_per_byte"])
+    assert found["best"] == least["at"]
+    assert [(point["at"], point["seed"]) for point in found["points"][3:]] == [(least["at"], 1)]
+    table = studies.collect(folder / "points", folder / "results.csv")
+    assert table["at_best"].sum() == 2
+    assert table["seed"].tolist() == [0, 0, 0, 1]
 
 
-def test_a_run_that_breaks_down_is_a_finding_and_any_other_mistake_is_not(study: Path) -> None:
-    changes: dict[str, Any] = {"optimizers.adamw.learning_rate": 1e30, "train.clip": 0.0}
-    point = json.loads(studies.write_point(study, "hot", changes, Path("corpus")).read_text())
-    assert "broke down at step" in point["broke"]
-    assert "validation" not in point
+def test_what_was_run_is_not_run_again_and_another_seed_or_code_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[int] = []
+    real = studies.quiet_point
+    monkeypatch.setattr(studies, "quiet_point", lambda *work: (ran.append(work[0]["train"]["seed"]), real(*work))[1])
+    first = run(folder, "plain")
+    assert run(folder, "plain") == first
+    assert ran == [0, 1]
+    write(folder, seeds=[0, 1, 2])
+    more = run(folder, "plain")
+    assert more["points"][:2] == first["points"]
+    assert ran == [0, 1, 2]
+    monkeypatch.setattr(studies, "_code", lambda: {"training.py": "edited"})
+    run(folder, "plain")
+    assert ran == [0, 1, 2, 0, 1, 2]
+
+
+def test_side_by_side_is_as_one_after_the_other(folder: Path) -> None:
+    alone = run(folder, "plain")
+    for kept in Path(".scratch/points").iterdir():
+        kept.unlink()
+    write(folder, processes=2)
+    both = run(folder, "plain")
+    for one, other in zip(alone["points"], both["points"], strict=True):
+        assert {key: value for key, value in one.items() if "second" not in key} == {
+            key: value for key, value in other.items() if "second" not in key
+        }
+
+
+def test_operations_decide_how_many_steps_there_are(folder: Path) -> None:
+    plain = run(folder, "plain")["points"][0]
+    write(folder, operations=3 * plain["operations"])
+    more = run(folder, "plain")["points"][0]
+    assert more["steps"] == 3 * plain["steps"]
+    assert more["operations"] == pytest.approx(3 * plain["operations"])
+
+
+def test_the_quick_form_takes_the_place_of_what_it_names(folder: Path) -> None:
+    write(folder, quick={"seeds": [5], "sweep_seeds": [5], "changes": {"train.steps": 2}})
+    found = run(folder, "plain", quick=True)["points"]
+    assert [(point["seed"], point["steps"]) for point in found] == [(5, 2)]
+    assert studies.read(folder, quick=True).params.changes["train.batch"] == 4
+    assert studies.read(folder).params.seeds == [0, 1]
+
+
+def test_mistakes_are_told_and_leave_nothing(folder: Path) -> None:
+    with pytest.raises(UserError, match="arms has no 'plian'; did you mean plain"):
+        run(folder, "plian")
     with pytest.raises(UserError, match="heads do not divide"):
-        studies.write_point(study, "wrong", {"layers.attention.multi_head.heads": 5}, Path("corpus"))
-    assert not (study / "points" / "wrong.json").exists()
+        run(folder, "wrong")
+    write(folder, sede=3)
+    with pytest.raises(UserError, match=r"study\.sede is not a known key"):
+        run(folder, "plain")
+    assert not (folder / "points").exists() or not list((folder / "points").iterdir())
 
 
-def test_all_points_are_collected_in_one_table(study: Path) -> None:
+def test_all_runs_are_collected_in_one_table(folder: Path) -> None:
     with pytest.raises(UserError, match="holds no points"):
-        studies.collect(study)
-    for seed in (1, 0):
-        studies.write_point(study, f"seed-{seed}", {"train.seed": seed}, Path("corpus"))
-    table = studies.collect(study)
-    assert table["point"].tolist() == ["seed-0", "seed-1"]
-    assert table["train.seed"].tolist() == [0, 1]
-    assert table["validation_bits_per_byte"].nunique() == 2
-    written = (study / "results.csv").read_bytes()
-    assert written.count(b"\n") == 3
-    studies.collect(study)
-    assert (study / "results.csv").read_bytes() == written
+        studies.collect(folder / "points", folder / "results.csv")
+    run(folder, "plain")
+    run(folder, "bytes")
+    table = studies.collect(folder / "points", folder / "results.csv")
+    assert table["arm"].tolist() == ["bytes", "bytes", "plain", "plain"]
+    assert table["seed"].tolist() == [0, 1, 0, 1]
+    assert table["validation_bits_per_byte"].nunique() == 4
+    written = (folder / "results.csv").read_bytes()
+    assert written.count(b"\n") == 5
+    studies.collect(folder / "points", folder / "results.csv")
+    assert (folder / "results.csv").read_bytes() == written
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in small.PROJECT.glob("studies/*/dvc.yaml")))
+def test_a_published_study_has_an_arm_a_stage_and_a_file_of_results_for_each_name(name: str) -> None:
+    folder = small.PROJECT / "studies" / name
+    study = studies.read(folder)
+    stages = params.read(folder / "dvc.yaml")["stages"]
+    assert sorted(stages["arm"]["matrix"]["name"]) == sorted(study.arms)
+    tree = studies.changed(params.read(small.PROJECT / "params.yaml"), study.params.changes)
+    for arm in study.arms.values():
+        studies.changed(tree, {**arm.changes, **{key: values[0] for key, values in arm.sweep.items()}})
+    assert {path.stem for path in (folder / "points").glob("*.json")} == set(study.arms)

@@ -42,6 +42,33 @@ def check() -> None:
 
 @app.command()
 @errors.one_line
+def study(
+    folder: Annotated[Path, typer.Argument(help="The study's folder.")],
+    arm: Annotated[list[str] | None, typer.Option(help="Only this arm; may be given several times.")] = None,
+    quick: Annotated[bool, typer.Option(help="At the budget that the study's section `quick` gives.")] = False,
+    corpus: Annotated[Path, typer.Option(help="The corpus to run it on.")] = Path("data/corpus"),
+) -> None:
+    """Run a study's arms by hand, into FOLDER/tried, and show the table. (What is published comes from `dvc repro`.)"""
+    from lmlab import studies
+
+    wanted = studies.read(folder, quick)
+    tried = folder / "tried"
+    tried.mkdir(exist_ok=True)
+    for name in arm or wanted.arms:
+        studies.run_arm(wanted, name, corpus, tried / f"{name}.json")
+    table = studies.collect(tried, tried / "results.csv")
+    shown = [
+        "arm",
+        *(column for column in map(str, table.columns) if "." in column),
+        "seed",
+        "at_best",
+        "validation_bits_per_byte",
+    ]
+    typer.echo(table[shown].to_string(index=False))
+
+
+@app.command()
+@errors.one_line
 def size(
     vocabulary: Annotated[int, typer.Option(min=0, help="How many ids there are; 0: as many as the tokenizer has.")] = 0,
     tokenizer: Annotated[Path, typer.Option(help="The tokenizer's folder.")] = Path("data/tokenizer"),

@@ -1,27 +1,38 @@
-"""Studies: many small runs that differ in a few params, each a point that leaves one small JSON, all collected in a table.
+"""Studies: arms that are compared, each many small runs, and the table of what they measured.
 
-A study is a folder with a params.yaml: `changes` to the project's own params that all its points share, and `operations`,
-the floating-point operations each point may spend on training (0: as many steps as `train.steps` says). A point goes through
-tokenizer, shards, training and evaluation in a folder of its own that does not stay.
+A study is a folder with a params.yaml. Its section `study` says what all runs share; each block of `arms` is one of the
+things compared. An arm may sweep some values first; then it runs with all seeds at the best of them, so that every arm is
+judged at its own. A run goes through tokenizer, shards, training and evaluation in a folder of its own that does not stay.
+What it measured does: under a key of its params, its corpus and the code, so that an arm that was stopped, or is given more
+seeds or values, runs only what is missing.
 """
 
+import hashlib
+import itertools
 import json
+import math
+import multiprocessing
+import os
+import signal
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
 from copy import deepcopy
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from pydantic import Field
-from ruamel.yaml import YAML
 
-from lmlab import documents, params, parts, preflight, sharding, training
+from lmlab import documents, lifeline, params, parts, preflight, sharding, training
 from lmlab.device import use_device
 from lmlab.errors import UserError
 from lmlab.evaluation.scoring import bits_per_byte, score
-from lmlab.files import read_json, whole_file, write_json
+from lmlab.files import read_json, sha256, whole_file, write_json
 from lmlab.models import base as models
 from lmlab.params import Params, Tree
 from lmlab.sharding import ShardParams
@@ -34,30 +45,52 @@ from lmlab.training import TrainParams
 BACKWARD = 2
 """A backward pass costs about twice a forward pass: a product of matrices has two gradients, each a product of that size."""
 
+Values = dict[str, Any]
+"""Values by dotted key, as for `changed`."""
+
 
 class StudyParams(Params):
     """A study's params.yaml: the section `study`."""
 
-    changes: dict[str, Any]
+    changes: Values
+    """To the project's own params.yaml, in all runs."""
     operations: float = Field(ge=0)
+    """Floating-point operations each run may spend on training; 0: as many steps as `train.steps` says."""
+    sweep_seeds: list[int] = Field(min_length=1)
+    """What each of an arm's swept values is run with."""
+    seeds: list[int]
+    """What an arm is run with at the best of its swept values."""
+    processes: int = Field(ge=0)
+    """Runs at a time; 0: one per core. Each should train on one thread."""
 
 
-def read(folder: Path) -> StudyParams:
-    """A study's own params. Raises UserError when there are none."""
-    return params.section(params.read(folder / "params.yaml"), "study", StudyParams)
+class ArmParams(Params):
+    """A study's params.yaml: a block of `arms`."""
+
+    changes: Values
+    sweep: dict[str, list[Any]]
+    """Values to try for each key, all combinations; `key*` holds factors of what the key is."""
 
 
-def parsed(changes: Iterable[str]) -> dict[str, Any]:
-    """`key=value` as on a command line, the value read as in params.yaml; `key*=factor` keeps its star in the key."""
-    pairs = [change.partition("=") for change in changes]
-    if wrong := [key for key, equals, _ in pairs if not equals]:
-        raise UserError(f"{wrong[0]!r} is no change; write key=value")
-    return {key: YAML(typ="safe", pure=True).load(value) for key, _, value in pairs}
+@dataclass(frozen=True)
+class Study:
+    """A study's folder and its params, whole or made quick."""
+
+    folder: Path
+    params: StudyParams
+    arms: dict[str, ArmParams]
 
 
-def _value(tree: Tree, dotted: str) -> Any:
-    block, _, key = dotted.removesuffix("*").rpartition(".")
-    return params.block(tree, block)[key]
+def read(folder: Path, quick: bool = False) -> Study:
+    """A study, or its quick form: whatever the section `quick` says is put in the place of `study`'s. Raises UserError."""
+    tree = params.read(folder / "params.yaml")
+    shared = dict(params.block(tree, "study"))
+    if quick:
+        for key, value in params.block(tree, "quick").items():
+            shared[key] = {**shared[key], **value} if key == "changes" else value
+    study = params.section({"study": shared}, "study", StudyParams)
+    arms = {name: params.section(tree, f"arms.{name}", ArmParams) for name in params.block(tree, "arms")}
+    return Study(folder, study, arms)
 
 
 def changed(tree: Tree, changes: Mapping[str, Any]) -> Tree:
@@ -72,9 +105,120 @@ def changed(tree: Tree, changes: Mapping[str, Any]) -> Tree:
     return copy
 
 
+def _value(tree: Tree, dotted: str) -> Any:
+    block, _, key = dotted.removesuffix("*").rpartition(".")
+    return params.block(tree, block)[key]
+
+
+def run_arm(study: Study, name: str, corpus: Path, target: Path) -> dict[str, Any]:
+    """Run one arm and write `target`: its sweep, the best of it (bits per byte on validation), all seeds at the best."""
+    if name not in study.arms:
+        raise UserError(f"{study.folder / 'params.yaml'}: arms has no {name!r}; {params.nearest(name, study.arms)}")
+    if not (corpus / "train.parquet").exists():
+        raise UserError(f"{corpus} holds no corpus; run `dvc repro download` first")
+    arm = study.arms[name]
+    tree = changed(changed(params.read(), study.params.changes), arm.changes)
+    grid = [dict(zip(arm.sweep, values, strict=True)) for values in itertools.product(*arm.sweep.values())]
+    swept = [(at, seed) for at in grid for seed in study.params.sweep_seeds]
+    points = run_points(study, tree, swept, corpus)
+
+    def mean(at: Values) -> float:
+        costs = [_cost(point) for (where, _), point in zip(swept, points, strict=True) if where == at]
+        return sum(costs) / len(costs)
+
+    best = min(grid, key=mean)
+    points += run_points(study, tree, [(best, seed) for seed in study.params.seeds if (best, seed) not in swept], corpus)
+    found = {"arm": name, "best": _resolved(tree, best), "points": points}
+    write_json(target, found)
+    return found
+
+
+def _cost(point: dict[str, Any]) -> float:
+    return float(point["validation"]["bits_per_byte"]) if "validation" in point else math.inf
+
+
+def _resolved(tree: Tree, at: Values) -> Values:
+    """What the swept keys come to."""
+    there = changed(tree, at)
+    return {key.removesuffix("*"): _value(there, key) for key in at}
+
+
+def run_points(study: Study, tree: Tree, wanted: Iterable[tuple[Values, int]], corpus: Path) -> list[dict[str, Any]]:
+    """Runs with some values and a seed each, side by side; those whose result is kept already are not run again."""
+    keys, works = [], {}
+    for at, seed in wanted:
+        there = changed(tree, {**at, "train.seed": seed, "train.data_seed": seed})
+        preflight.check(there)
+        work = (there, study.params.operations, corpus)
+        label = {"at": _resolved(tree, at), "seed": seed}
+        keys.append((_kept(work), label))
+        if not _kept(work).exists():
+            works[_kept(work)] = work
+    for path, found in _side_by_side(works, study.params.processes or os.cpu_count() or 1):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, found)
+        bits = f"{_cost(found):.4f} bits/byte" if "validation" in found else found["broke"]
+        label = next(label for key, label in keys if key == path)
+        print(f"{study.folder.name}: {label['at']}, seed {label['seed']}: {bits}", flush=True)
+    return [{**label, **read_json(path, made_by="arm")} for path, label in keys]
+
+
+Work = tuple[Tree, float, Path]
+
+
+def _kept(work: Work) -> Path:
+    """Where the result of a run stays, by all that decides it."""
+    tree, operations, corpus = work
+    decides = {
+        "params": tree,
+        "operations": operations,
+        "corpus": {path.name: sha256(path) for path in sorted(corpus.glob("*.parquet"))},
+        "code": _code(),
+        "torch": torch.__version__,
+    }
+    key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:20]
+    return Path(os.environ.get("DVC_ROOT", ".")) / ".scratch" / "points" / f"{key}.json"
+
+
+@cache
+def _code() -> dict[str, str]:
+    package = Path(__file__).parent
+    return {str(path.relative_to(package)): sha256(path) for path in sorted(package.rglob("*.py"))}
+
+
+def _side_by_side(works: dict[Path, Work], processes: int) -> Iterator[tuple[Path, dict[str, Any]]]:
+    if min(processes, len(works)) <= 1:
+        for path, work in works.items():
+            yield path, quiet_point(*work)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, initializer=lifeline.stop_with_parent) as pool:
+        # what ignores Ctrl-C when it is started goes on to: it is for the parent to answer, in one line
+        answer = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        results = {path: pool.submit(quiet_point, *work) for path, work in works.items()}
+        signal.signal(signal.SIGINT, answer)
+        try:
+            for path, result in results.items():
+                yield path, result.result()
+        except BaseException:
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            raise
+
+
+def quiet_point(tree: Tree, operations: float, corpus: Path) -> dict[str, Any]:
+    """`run_point` without a word. Where a run breaks down, that is what was found: `broke` says how."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        try:
+            return run_point(tree, operations, corpus)
+        except UserError as error:
+            if "broke down" not in str(error):
+                raise
+            return {"broke": str(error).split(";")[0]}
+
+
 def run_point(tree: Tree, operations: float, corpus: Path) -> dict[str, Any]:
     """Everything from the tokenizer to the evaluation with these params; what it measured, as plain values for JSON."""
-    preflight.check(tree)
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         chosen = parts.choices(tree, "tokenizer", params.section(tree, "tokenizer", TokenizerParams))["name"]
@@ -117,38 +261,23 @@ def _within(train: TrainParams, choices: dict[str, parts.Choice], vocabulary: in
     return train.model_copy(update={"steps": max(1, round(operations / a_step))})
 
 
-def write_point(folder: Path, name: str, changes: dict[str, Any], corpus: Path) -> Path:
-    """Run one point of the study in `folder` and write `points/<name>.json`: what it changed to what, what it measured.
+def collect(points: Path, target: Path) -> pd.DataFrame:
+    """All runs of the arms in a folder as one table, written as CSV too: arms by name, values and seeds as they were run.
 
-    Where it breaks down, that is what was found: `broke` says how, and there are no measures.
+    `at_best` marks the runs at the value that the arm's sweep found best.
     """
-    study = read(folder)
-    tree = changed(changed(params.read(), study.changes), changes)
-    try:
-        found = run_point(tree, study.operations, corpus)
-    except UserError as error:
-        if "broke down" not in str(error):
-            raise
-        found = {"broke": str(error).split(";")[0]}
-    target = folder / "points" / f"{name}.json"
-    target.parent.mkdir(exist_ok=True)
-    write_json(target, {"changes": {key.removesuffix("*"): _value(tree, key) for key in changes}, **found})
-    return target
-
-
-def collect(folder: Path) -> pd.DataFrame:
-    """All points of a study in one table, a row each in the order of their names, written to `results.csv` as well."""
     rows = []
-    for path in sorted((folder / "points").glob("*.json")):
-        point = read_json(path, made_by="point")
-        of_splits = {
-            f"{split}_{key}": value for split in ("validation", "test") for key, value in point.get(split, {}).items()
-        }
-        plain = {key: value for key, value in point.items() if not isinstance(value, dict | list)}
-        rows.append({"point": path.stem, **point["changes"], **of_splits, **plain})
+    for path in sorted(points.glob("*.json")):
+        arm = read_json(path, made_by="arm")
+        for point in arm["points"]:
+            of_splits = {
+                f"{split}_{key}": value for split in ("validation", "test") for key, value in point.get(split, {}).items()
+            }
+            plain = {key: value for key, value in point.items() if not isinstance(value, dict | list)}
+            rows.append({"arm": arm["arm"], **point["at"], "at_best": point["at"] == arm["best"], **of_splits, **plain})
     if not rows:
-        raise UserError(f"{folder / 'points'} holds no points; run `dvc repro {folder}/dvc.yaml`")
+        raise UserError(f"{points} holds no points; run `dvc repro {points.parent}/dvc.yaml`")
     table = pd.DataFrame(rows)
-    with whole_file(folder / "results.csv") as partial:
+    with whole_file(target) as partial:
         table.to_csv(partial, index=False, lineterminator="\n")
     return table
