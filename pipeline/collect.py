@@ -5,14 +5,14 @@ from typing import Annotated
 
 import typer
 
-from lmlab import studies
+from lmlab import findings, studies
 from pipeline import run_command
 
 
 def collect(study: Annotated[Path, typer.Argument(help="The study's folder.")]) -> None:
-    """Write STUDY/results.csv from its arms' points."""
-    table = studies.collect(study / "points", study / "results.csv")
-    typer.echo(f"{study / 'results.csv'}: {len(table)} runs")
+    """Write STUDY/results.csv, summary.csv and charts from its arms' points."""
+    table = findings.write(studies.read(study), study)
+    typer.echo(table.to_string(index=False, float_format="%.4g"))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ ORDER = [
     ["training"],
     ["catalogue", "summary", "preflight"],
     ["studies"],
+    ["findings"],
     ["cli"],
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

@@ -25,7 +25,15 @@ ARMS = {
     "bytes": {"changes": {"tokenizer.name": "byte"}, "sweep": {}},
     "wrong": {"changes": {"layers.attention.multi_head.heads": 5}, "sweep": {}},
 }
-STUDY = {"changes": SHARED, "operations": 0.0, "sweep_seeds": [0], "seeds": [0, 1], "processes": 1}
+STUDY = {
+    "changes": SHARED,
+    "operations": 0.0,
+    "sweep_seeds": [0],
+    "seeds": [0, 1],
+    "processes": 1,
+    "reference": "plain",
+    "splits": ["validation", "test"],
+}
 
 
 @pytest.fixture

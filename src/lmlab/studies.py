@@ -22,7 +22,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -45,6 +45,10 @@ from lmlab.training import TrainParams
 BACKWARD = 2
 """A backward pass costs about twice a forward pass: a product of matrices has two gradients, each a product of that size."""
 
+Split = Literal["validation", "test"]
+MOST_ROWS = 25
+"""Of a run's curve that are kept."""
+
 Values = dict[str, Any]
 """Values by dotted key, as for `changed`."""
 
@@ -60,6 +64,10 @@ class StudyParams(Params):
     """What each of an arm's swept values is run with."""
     seeds: list[int]
     """What an arm is run with at the best of its swept values."""
+    reference: str
+    """The arm whose cost is 1; may be empty."""
+    splits: list[Split] = Field(min_length=1)
+    """What a model is evaluated on in the end."""
     processes: int = Field(ge=0)
     """Runs at a time; 0: one per core. Each should train on one thread."""
 
@@ -149,7 +157,7 @@ def run_points(study: Study, tree: Tree, wanted: Iterable[tuple[Values, int]], c
     for at, seed in wanted:
         there = changed(tree, {**at, "train.seed": seed, "train.data_seed": seed})
         preflight.check(there)
-        work = (there, study.params.operations, corpus)
+        work = (there, study.params.operations, list(study.params.splits), corpus)
         label = {"at": _resolved(tree, at), "seed": seed}
         keys.append((_kept(work), label))
         if not _kept(work).exists():
@@ -163,15 +171,16 @@ def run_points(study: Study, tree: Tree, wanted: Iterable[tuple[Values, int]], c
     return [{**label, **read_json(path, made_by="arm")} for path, label in keys]
 
 
-Work = tuple[Tree, float, Path]
+Work = tuple[Tree, float, list[Split], Path]
 
 
 def _kept(work: Work) -> Path:
     """Where the result of a run stays, by all that decides it."""
-    tree, operations, corpus = work
+    tree, operations, splits, corpus = work
     decides = {
         "params": tree,
         "operations": operations,
+        "splits": splits,
         "corpus": {path.name: sha256(path) for path in sorted(corpus.glob("*.parquet"))},
         "code": _code(),
         "torch": torch.__version__,
@@ -206,18 +215,18 @@ def _side_by_side(works: dict[Path, Work], processes: int) -> Iterator[tuple[Pat
             raise
 
 
-def quiet_point(tree: Tree, operations: float, corpus: Path) -> dict[str, Any]:
+def quiet_point(tree: Tree, operations: float, splits: list[Split], corpus: Path) -> dict[str, Any]:
     """`run_point` without a word. Where a run breaks down, that is what was found: `broke` says how."""
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         try:
-            return run_point(tree, operations, corpus)
+            return run_point(tree, operations, splits, corpus)
         except UserError as error:
             if "broke down" not in str(error):
                 raise
             return {"broke": str(error).split(";")[0]}
 
 
-def run_point(tree: Tree, operations: float, corpus: Path) -> dict[str, Any]:
+def run_point(tree: Tree, operations: float, splits: list[Split], corpus: Path) -> dict[str, Any]:
     """Everything from the tokenizer to the evaluation with these params; what it measured, as plain values for JSON."""
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
@@ -234,7 +243,7 @@ def run_point(tree: Tree, operations: float, corpus: Path) -> dict[str, Any]:
         timing = training.train(train, choices, shards, tokenizer, folder / "model", folder / "log")
         model, saved = models.load(folder / "model", use_device(train.device, train.threads))
         measures = {}
-        for split in ("validation", "test"):
+        for split in splits:
             if shards.count(split, "tokens"):
                 scored = score(model, shards.stream(split), shards.document, model.context, model.context)
                 bits = bits_per_byte(scored.nats, shards.count(split, "bytes"))
@@ -251,7 +260,14 @@ def run_point(tree: Tree, operations: float, corpus: Path) -> dict[str, Any]:
             "operations": spent,
             **timing,
             "curve": [[row["step"], row["validation_nats"]] for row in rows if "validation_nats" in row],
+            "training": _thinned([[row["step"], row["train_nats"]] for row in rows if "train_nats" in row]),
         }
+
+
+def _thinned(rows: list[list[float]]) -> list[list[float]]:
+    """At most MOST_ROWS of them, the last included."""
+    every = -(-len(rows) // MOST_ROWS)
+    return rows[::-1][:: max(1, every)][::-1]
 
 
 def _within(train: TrainParams, choices: dict[str, parts.Choice], vocabulary: int, operations: float) -> TrainParams:

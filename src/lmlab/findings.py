@@ -1,0 +1,140 @@
+"""What a study found: every arm at its best with an interval over seeds, its cost beside the reference arm's, and charts."""
+
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lmlab.errors import UserError
+from lmlab.files import read_json, whole_file
+from lmlab.studies import Study, collect
+
+CONFIDENCE = 0.95
+
+
+def write(study: Study, folder: Path) -> pd.DataFrame:
+    """Write results.csv, summary.csv and charts of the arms whose files are in `folder`/points; return the summary.
+
+    Raises UserError when there is nothing to write about, or when a package that it takes is not installed.
+    """
+    arms = {path.stem: read_json(path, made_by="arm") for path in sorted((folder / "points").glob("*.json"))}
+    table = summary(collect(folder / "points", folder / "results.csv"), study.params.reference)
+    with whole_file(folder / "summary.csv") as partial:
+        table.to_csv(partial, index=False, lineterminator="\n", float_format="%.6g")
+    order = table["arm"].tolist()
+    (folder / "charts").mkdir(exist_ok=True)
+    for name, chart in charts(table, curves(arms), readings(arms), order):
+        with whole_file(folder / "charts" / f"{name}.svg") as partial:
+            partial.write_text(_needed("vl_convert").vegalite_to_svg(chart.to_json()), encoding="utf-8")
+    return table
+
+
+def summary(results: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """A row for each arm, the best first: what its runs at the best value measured, over seeds.
+
+    `low` and `high` bound the mean of bits per byte with 95 % confidence by Student's distribution, which takes the seeds'
+    results as normal; with a single seed there is no interval. Seconds and bytes are medians, and relative to the reference.
+    """
+    student = _needed("scipy.stats").t
+    rows = []
+    for arm, runs in results[results["at_best"]].groupby("arm"):
+        bits = runs["validation_bits_per_byte"]
+        count = len(bits)
+        half = student.ppf((1 + CONFIDENCE) / 2, count - 1) * bits.std() / count**0.5 if count > 1 else float("nan")
+        row = {
+            "arm": arm,
+            "seeds": count,
+            "bits_per_byte": bits.mean(),
+            "low": bits.mean() - half,
+            "high": bits.mean() + half,
+        }
+        row |= {key: runs[key].iloc[0] for key in map(str, runs.columns) if "." in key and runs[key].notna().all()}
+        row["tokens"] = runs["tokens"].median()
+        row |= {key: runs[key].median() for key in ("training_seconds", "step_seconds", "step_bytes") if key in runs}
+        rows.append(row)
+    table = pd.DataFrame(rows).sort_values("bits_per_byte", ignore_index=True)
+    at = table["arm"] == reference
+    for key, name in (("step_seconds", "relative_seconds"), ("step_bytes", "relative_bytes")):
+        if key in table and at.any():
+            table[name] = table[key] / table.loc[at, key].iloc[0]
+    return table
+
+
+def _at_best(arms: dict[str, dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, arm in arms.items():
+        for point in arm["points"]:
+            if point["at"] == arm["best"] and "broke" not in point:
+                yield name, point
+
+
+def curves(arms: dict[str, dict[str, Any]]) -> pd.DataFrame:
+    """Training loss along the runs at each arm's best, averaged over seeds: arm, tokens, seconds, nats."""
+    rows = []
+    for name, point in _at_best(arms):
+        for step, nats in point.get("training", []):
+            share = step / point["steps"]
+            seconds = share * point["training_seconds"]
+            rows.append({"arm": name, "tokens": share * point["tokens"], "seconds": seconds, "nats": nats})
+    if not rows:
+        return pd.DataFrame(columns=["arm", "tokens", "seconds", "nats"])
+    return pd.DataFrame(rows).groupby(["arm", "tokens"], as_index=False).mean()
+
+
+def readings(arms: dict[str, dict[str, Any]]) -> pd.DataFrame:
+    """Angles to backprop's gradient in the runs at each arm's best, averaged over seeds: arm, tokens, cosine."""
+    rows = [
+        {"arm": name, "tokens": tokens, "cosine": cosine}
+        for name, point in _at_best(arms)
+        for tokens, cosine in point.get("angle", [])
+    ]
+    if not rows:
+        return pd.DataFrame(columns=["arm", "tokens", "cosine"])
+    return pd.DataFrame(rows).groupby(["arm", "tokens"], as_index=False).mean()
+
+
+def charts(table: pd.DataFrame, lines: pd.DataFrame, angles: pd.DataFrame, order: list[str]) -> Iterator[tuple[str, Any]]:
+    """Vega-Lite charts by file name; those without data are left out."""
+    altair = _needed("altair")
+    height = max(200, 16 * len(order))
+    by_arm = altair.Y("arm:N", sort=order, title=None)
+
+    bits = altair.X("bits_per_byte:Q", title="bits per byte on validation", scale=altair.Scale(zero=False))
+    marks = altair.Chart(table).mark_point(filled=True, size=50).encode(x=bits, y=by_arm)
+    if table["low"].notna().any():
+        interval = altair.Chart(table[table["low"].notna()]).mark_rule().encode(x="low:Q", x2="high:Q", y=by_arm)
+        marks = altair.layer(interval, marks)
+    yield "final", marks.properties(height=height, width=500, title="Mean over seeds, with 95 % intervals")
+
+    def along(data: pd.DataFrame, x: str, y: str, title: str, log: bool) -> Any:
+        scale = altair.Scale(type="log") if log else altair.Scale()
+        where = altair.X(f"{x}:Q", title=x, scale=scale)
+        how_high = altair.Y(f"{y}:Q", title=title, scale=altair.Scale(zero=False))
+        colour = altair.Color("arm:N", sort=order, title=None, scale=altair.Scale(scheme="tableau20"))
+        lines = altair.Chart(data).mark_line().encode(x=where, y=how_high, color=colour)
+        ends = data.loc[data.groupby("arm")[x].idxmax()]
+        names = altair.Chart(ends).mark_text(align="left", dx=4, fontSize=9).encode(
+            x=where, y=how_high, text="arm:N", color=colour
+        )  # fmt: skip
+        return altair.layer(lines, names).properties(width=620, height=440)
+
+    if len(lines):
+        yield "loss_by_tokens", along(lines, "tokens", "nats", "training loss, nats per token", log=False)
+        yield "loss_by_seconds", along(lines, "seconds", "nats", "training loss, nats per token", log=True)
+    if len(angles):
+        yield "angle", along(angles, "tokens", "cosine", "cosine of the angle to backprop's gradient", log=False)
+    if "relative_seconds" in table:
+        long = table.melt("arm", ["relative_seconds", "relative_bytes"], "what", "times the reference")
+        cost = altair.Chart(long).mark_bar().encode(
+            x=altair.X("times the reference:Q"), y=by_arm, color=altair.Color("what:N", legend=None)
+        )  # fmt: skip
+        panels = cost.properties(width=260, height=height).facet(column=altair.Column("what:N", title=None))
+        yield "cost", panels.resolve_scale(x="independent")
+
+
+def _needed(module: str) -> Any:
+    try:
+        return import_module(module)
+    except ModuleNotFoundError:
+        raise UserError(f"{module} is not installed, and charts and intervals need it; run `make setup-dev`") from None
