@@ -242,7 +242,7 @@ def run_point(tree: Tree, operations: float, splits: list[Split], corpus: Path) 
             train = _within(train, choices, shards.vocabulary, operations)
         timing = training.train(train, choices, shards, tokenizer, folder / "model", folder / "log")
         model, saved = models.load(folder / "model", use_device(train.device, train.threads))
-        measures = {}
+        measures: dict[str, Any] = {}
         for split in splits:
             if shards.count(split, "tokens"):
                 scored = score(model, shards.stream(split), shards.document, model.context, model.context)
