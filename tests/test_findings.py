@@ -72,6 +72,8 @@ def test_what_a_study_found_is_written_the_same_each_time(tmp_path: Path) -> Non
         "seeds": [0, 1],
         "processes": 1,
         "splits": ["validation"],
+        "each": "",
+        "sweep": {},
     }
     arms = {"one": {"changes": {}, "sweep": {}}, "two": {"changes": {}, "sweep": {}}}
     (tmp_path / "params.yaml").write_text(json.dumps({"study": {**shared, "reference": "one"}, "arms": arms}))

@@ -31,6 +31,8 @@ STUDY = {
     "sweep_seeds": [0],
     "seeds": [0, 1],
     "processes": 1,
+    "each": "",
+    "sweep": {},
     "reference": "plain",
     "splits": ["validation", "test"],
 }
@@ -142,6 +144,16 @@ def test_the_quick_form_takes_the_place_of_what_it_names(folder: Path) -> None:
     assert studies.read(folder).params.seeds == [0, 1]
 
 
+def test_every_value_of_the_key_each_is_an_arm_with_the_shared_sweep(folder: Path) -> None:
+    write(folder, each="train.optimizer", sweep={"train.steps": [2, 3]}, seeds=[])
+    found = run(folder, "lion")
+    assert [point["at"] for point in found["points"]] == [{"train.steps": 2}, {"train.steps": 3}]
+    assert studies.read(folder).arm("swept")[0] == {"train.optimizer": "swept"}
+    assert studies.read(folder).arm("swept")[1] == ARMS["swept"]["sweep"]
+    with pytest.raises(UserError, match="there is no 'lyon' in optimizers; did you mean lion"):
+        run(folder, "lyon")
+
+
 def test_mistakes_are_told_and_leave_nothing(folder: Path) -> None:
     with pytest.raises(UserError, match="arms has no 'plian'; did you mean plain"):
         run(folder, "plian")
@@ -175,6 +187,7 @@ def test_a_published_study_has_an_arm_a_stage_and_a_file_of_results_for_each_nam
     stages = params.read(folder / "dvc.yaml")["stages"]
     assert sorted(stages["arm"]["matrix"]["name"]) == sorted(study.arms)
     tree = studies.changed(params.read(small.PROJECT / "params.yaml"), study.params.changes)
-    for arm in study.arms.values():
-        studies.changed(tree, {**arm.changes, **{key: values[0] for key, values in arm.sweep.items()}})
+    for arm in study.arms:
+        changes, sweep = study.arm(arm)
+        studies.changed(tree, {**changes, **{key: values[0] for key, values in sweep.items()}})
     assert {path.stem for path in (folder / "points").glob("*.json")} == set(study.arms)

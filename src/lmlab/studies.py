@@ -60,6 +60,10 @@ class StudyParams(Params):
     """To the project's own params.yaml, in all runs."""
     operations: float = Field(ge=0)
     """Floating-point operations each run may spend on training; 0: as many steps as `train.steps` says."""
+    each: str
+    """The key that an arm's name is a value of, such as train.learning_rule; may be empty."""
+    sweep: dict[str, list[Any]]
+    """For arms that have none of their own: values to try for each key, all combinations; `key*` holds factors."""
     sweep_seeds: list[int] = Field(min_length=1)
     """What each of an arm's swept values is run with."""
     seeds: list[int]
@@ -73,11 +77,10 @@ class StudyParams(Params):
 
 
 class ArmParams(Params):
-    """A study's params.yaml: a block of `arms`."""
+    """A study's params.yaml: a block of `arms`, which may be empty."""
 
-    changes: Values
-    sweep: dict[str, list[Any]]
-    """Values to try for each key, all combinations; `key*` holds factors of what the key is."""
+    changes: Values = {}
+    sweep: dict[str, list[Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,14 @@ class Study:
     folder: Path
     params: StudyParams
     arms: dict[str, ArmParams]
+
+    def arm(self, name: str) -> tuple[Values, dict[str, list[Any]]]:
+        """What an arm changes and what it sweeps. Any value of the key `each` is one, whether it has a block or not."""
+        if name not in self.arms and not self.params.each:
+            raise UserError(f"{self.folder / 'params.yaml'}: arms has no {name!r}; {params.nearest(name, self.arms)}")
+        arm = self.arms.get(name, ArmParams())
+        by_name = {self.params.each: name} if self.params.each else {}
+        return {**by_name, **arm.changes}, self.params.sweep if arm.sweep is None else arm.sweep
 
 
 def read(folder: Path, quick: bool = False) -> Study:
@@ -120,13 +131,11 @@ def _value(tree: Tree, dotted: str) -> Any:
 
 def run_arm(study: Study, name: str, corpus: Path, target: Path) -> dict[str, Any]:
     """Run one arm and write `target`: its sweep, the best of it (bits per byte on validation), all seeds at the best."""
-    if name not in study.arms:
-        raise UserError(f"{study.folder / 'params.yaml'}: arms has no {name!r}; {params.nearest(name, study.arms)}")
+    changes, sweep = study.arm(name)
     if not (corpus / "train.parquet").exists():
         raise UserError(f"{corpus} holds no corpus; run `dvc repro download` first")
-    arm = study.arms[name]
-    tree = changed(changed(params.read(), study.params.changes), arm.changes)
-    grid = [dict(zip(arm.sweep, values, strict=True)) for values in itertools.product(*arm.sweep.values())]
+    tree = changed(changed(params.read(), study.params.changes), changes)
+    grid = [dict(zip(sweep, values, strict=True)) for values in itertools.product(*sweep.values())]
     swept = [(at, seed) for at in grid for seed in study.params.sweep_seeds]
     points = run_points(study, tree, swept, corpus)
 
