@@ -34,7 +34,7 @@ STUDY = {
     "each": "",
     "sweep": {},
     "reference": "plain",
-    "splits": ["validation", "test"],
+    "test": True,
 }
 
 

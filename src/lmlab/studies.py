@@ -22,7 +22,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import torch
@@ -45,7 +45,6 @@ from lmlab.training import TrainParams
 BACKWARD = 2
 """A backward pass costs about twice a forward pass: a product of matrices has two gradients, each a product of that size."""
 
-Split = Literal["validation", "test"]
 MOST_ROWS = 25
 """Of a run's curve that are kept."""
 
@@ -70,8 +69,8 @@ class StudyParams(Params):
     """What an arm is run with at the best of its swept values."""
     reference: str
     """The arm whose cost is 1; may be empty."""
-    splits: list[Split] = Field(min_length=1)
-    """What a model is evaluated on in the end."""
+    test: bool
+    """Whether the test split is scored too, beside validation."""
     processes: int = Field(ge=0)
     """Runs at a time; 0: one per core. Each should train on one thread."""
 
@@ -166,7 +165,7 @@ def run_points(study: Study, tree: Tree, wanted: Iterable[tuple[Values, int]], c
     for at, seed in wanted:
         there = changed(tree, {**at, "train.seed": seed, "train.data_seed": seed})
         preflight.check(there)
-        work = (there, study.params.operations, list(study.params.splits), corpus)
+        work = (there, study.params.operations, study.params.test, corpus)
         label = {"at": _resolved(tree, at), "seed": seed}
         keys.append((_kept(work), label))
         if not _kept(work).exists():
@@ -180,16 +179,16 @@ def run_points(study: Study, tree: Tree, wanted: Iterable[tuple[Values, int]], c
     return [{**label, **read_json(path, made_by="arm")} for path, label in keys]
 
 
-Work = tuple[Tree, float, list[Split], Path]
+Work = tuple[Tree, float, bool, Path]
 
 
 def _kept(work: Work) -> Path:
     """Where the result of a run stays, by all that decides it."""
-    tree, operations, splits, corpus = work
+    tree, operations, test, corpus = work
     decides = {
         "params": tree,
         "operations": operations,
-        "splits": splits,
+        "test": test,
         "corpus": {path.name: sha256(path) for path in sorted(corpus.glob("*.parquet"))},
         "code": _code(),
         "torch": torch.__version__,
@@ -224,18 +223,18 @@ def _side_by_side(works: dict[Path, Work], processes: int) -> Iterator[tuple[Pat
             raise
 
 
-def quiet_point(tree: Tree, operations: float, splits: list[Split], corpus: Path) -> dict[str, Any]:
+def quiet_point(tree: Tree, operations: float, test: bool, corpus: Path) -> dict[str, Any]:
     """`run_point` without a word. Where a run breaks down, that is what was found: `broke` says how."""
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         try:
-            return run_point(tree, operations, splits, corpus)
+            return run_point(tree, operations, test, corpus)
         except UserError as error:
             if "broke down" not in str(error):
                 raise
             return {"broke": str(error).split(";")[0]}
 
 
-def run_point(tree: Tree, operations: float, splits: list[Split], corpus: Path) -> dict[str, Any]:
+def run_point(tree: Tree, operations: float, test: bool, corpus: Path) -> dict[str, Any]:
     """Everything from the tokenizer to the evaluation with these params; what it measured, as plain values for JSON."""
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
@@ -251,13 +250,14 @@ def run_point(tree: Tree, operations: float, splits: list[Split], corpus: Path) 
             train = _within(train, choices, shards.vocabulary, operations)
         timing = training.train(train, choices, shards, tokenizer, folder / "model", folder / "log")
         model, saved = models.load(folder / "model", use_device(train.device, train.threads))
-        measures: dict[str, Any] = {}
-        for split in splits:
-            if shards.count(split, "tokens"):
-                scored = score(model, shards.stream(split), shards.document, model.context, model.context)
-                bits = bits_per_byte(scored.nats, shards.count(split, "bytes"))
-                measures[split] = {"bits_per_byte": bits, "nats_per_token": scored.nats_per_token}
         rows = [json.loads(line) for line in (folder / "log" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        last = [row for row in rows if "validation_nats" in row][-1]  # at the end of training, in the same windows
+        bits, nats = last["validation_bits_per_byte"], last["validation_nats"]
+        measures: dict[str, Any] = {"validation": {"bits_per_byte": bits, "nats_per_token": nats}}
+        if test and shards.count("test", "tokens"):
+            scored = score(model, shards.stream("test"), shards.document, model.context, model.context)
+            bits = bits_per_byte(scored.nats, shards.count("test", "bytes"))
+            measures["test"] = {"bits_per_byte": bits, "nats_per_token": scored.nats_per_token}
         spent = (1 + BACKWARD) * saved["size"]["forward_operations_per_token"] * saved["tokens"]
         return {
             **measures,

@@ -1,0 +1,55 @@
+"""README's "Invent a learning rule", tried as it is written."""
+
+import re
+import shutil
+import sys
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+from small import PROJECT
+
+pytestmark = pytest.mark.pipeline
+
+
+def blocks() -> dict[str, str]:
+    """The section's blocks of code by their language."""
+    text = (PROJECT / "README.md").read_text(encoding="utf-8")
+    section = text.split("## Invent a learning rule\n")[1].split("\n## ")[0]
+    return dict(reversed(re.findall(r"```(\w+)\n(.*?)```", section, re.S)))
+
+
+def test_a_rule_invented_by_the_readme_trains_and_keeps_the_contract(workspace: Any) -> None:
+    written = blocks()
+    workspace.path("src/lmlab/learning_rules/mine.py").write_text(written["python"])
+    yaml = YAML()
+    with workspace.path("params.yaml").open() as file:
+        tree = yaml.load(file)
+    tree["learning_rules"].update(YAML(typ="safe").load(written["yaml"])["learning_rules"])
+    with workspace.path("params.yaml").open("w") as file:
+        yaml.dump(tree, file)
+    assert workspace.reruns() <= {"probe"}  # nobody uses it yet
+    before = workspace.path("data/model/weights.safetensors").read_bytes()
+    commands = [line[2:].split("#")[0].split() for line in written["console"].splitlines()]
+
+    assert commands[0] == ["dvc", "exp", "run", "-S", "train.learning_rule=mine"]
+    workspace.run(*commands[0])
+    learned = workspace.path("data/model/weights.safetensors").read_bytes()
+    assert learned != before
+    workspace.run("dvc", "exp", "run", "-S", "learning_rules.mine.power=0.0")
+    assert workspace.path("data/model/weights.safetensors").read_bytes() not in (learned, b"")
+
+    assert commands[1][0] == "pytest"
+    shutil.copytree(PROJECT / "tests", workspace.path("tests"))
+    own = ("env", "PYTHONPATH=src", sys.executable)  # as in a clone of its own, whose code is the one that is installed
+    checked = workspace.run(*own, "-m", *commands[1], "-q", "-p", "no:cacheprovider")
+    assert re.search(r"\b\d\d passed", checked.stdout), checked.stdout[-500:]
+
+    assert commands[2][:2] == ["lmlab", "study"]
+    shutil.copytree(PROJECT / "studies", workspace.path("studies"))
+    study = yaml.load(workspace.path(f"{commands[2][2]}/params.yaml").read_text())
+    study["quick"] = {"seeds": [0], "sweep_seeds": [0], "changes": {"train.steps": 2}}
+    with workspace.path(f"{commands[2][2]}/params.yaml").open("w") as file:
+        yaml.dump(study, file)
+    shown = workspace.run(*own, "-c", "from lmlab.cli import main; main()", *commands[2][1:])
+    assert "mine" in shown.stdout
