@@ -132,8 +132,7 @@ def test_what_acts_on_the_way_back_refuses_a_rule_without_a_backward_pass(name: 
 
     model = small.model(small.some_model())
     around(name, model, Forwards(), **neutral(name))
-    on_the_way = {"checkpointing", "stop_gradient", "surrogate_derivative", "token_dropping"}
-    if name in on_the_way:
+    if parts.find("interventions", name)[0].on_the_way:
         with pytest.raises(UserError, match=f"train.intervention: {name} acts on a backward pass"):
             around(name, model, Forwards())
     else:
@@ -157,7 +156,7 @@ def test_it_stands_around_every_rule_that_has_what_it_needs(name: str) -> None:
         if refusal(rule_name, model):
             continue
         rule = rule_for(rule_name, model)
-        if not rule.backward and name in ("checkpointing", "stop_gradient", "surrogate_derivative", "token_dropping"):
+        if parts.find("interventions", name)[0].on_the_way and not rule.backward:
             continue
         own = rule.own_groups(model)
         outer = around(name, model, rule)

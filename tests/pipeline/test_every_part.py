@@ -8,7 +8,8 @@ import pytest
 from ruamel.yaml import YAML
 from small import PROJECT
 
-from lmlab import params, parts, preflight
+from lmlab import params, parts, preflight, studies
+from lmlab.errors import UserError
 
 pytestmark = pytest.mark.pipeline
 
@@ -27,32 +28,51 @@ def choosers() -> Iterator[tuple[str, str]]:
 
 
 KEYS = {key: kind for key, kind in choosers() if not key.startswith("models.hybrid.")}
-INSIDE = {key: kind for key, kind in KEYS.items() if key != "train.model"}
+SLOTS = [key for key, kind in KEYS.items() if kind == "interventions"]
+INSIDE = {key: kind for key, kind in KEYS.items() if key not in ("train.model", "train.learning_rule", *SLOTS)}
 
 
 def covering() -> list[dict[str, str]]:
-    """Choices that between them hold every part of every kind: those of the transformer together, then each other model."""
+    """Choices that between them hold every part of every kind: those of the transformer together, then every learning rule.
+
+    A rule comes with another model, optimizer and intervention each time, or the next of them that it can work with.
+    """
     known = {key: NO_NETWORK if kind == "corpora" else parts.names(kind) for key, kind in INSIDE.items()}
     expert = "layers.feed_forward.mixture_of_experts.expert"
     known[expert] = [name for name in known[expert] if name != "mixture_of_experts"]
+    around = parts.names("interventions")
     chosen = []
     for run in range(max(map(len, known.values()))):
         values = {key: names[run % len(names)] for key, names in known.items()}
         if values["models.transformer.attention"] == "linear" and values["models.transformer.position"] == "alibi":
             values["models.transformer.position"] = "rotary"  # linear attention has no scores for a bias to be added to
-        chosen.append({"train.model": "transformer", **values})
-    others = [name for name in parts.names("models") if name != "transformer"]
-    for run, model in enumerate(others, start=1):
-        values = {key: names[run % len(names)] for key, names in known.items() if key.startswith(("train.", "tokenizer."))}
-        chosen.append({"train.model": model, **values})
+        slots = {slot: around[(len(SLOTS) * run + number) % len(around)] for number, slot in enumerate(SLOTS)}
+        chosen.append({"train.model": "transformer", "train.learning_rule": "backprop", **values, **slots})
+    models = parts.names("models")
+    for run, rule in enumerate(parts.names("learning_rules")):
+        small = {key: names[run % len(names)] for key, names in known.items() if key.startswith(("train.", "tokenizer."))}
+        tries = (
+            {"train.model": models[(run + more) % len(models)], "train.learning_rule": rule, **small, SLOTS[0]: intervention}
+            for more in range(len(models))
+            for intervention in (around[run % len(around)], "absent")
+        )
+        chosen.append(next(values for values in tries if _works(values)))
     return chosen
+
+
+def _works(values: dict[str, str]) -> bool:
+    try:
+        preflight.check(studies.changed(TREE, values))
+    except UserError:
+        return False
+    return True
 
 
 COVERING = covering()
 
 
 def test_the_runs_below_cover_every_part() -> None:
-    seen = {(INSIDE.get(key, "models"), value) for values in COVERING for key, value in values.items()}
+    seen = {(KEYS[key], value) for values in COVERING for key, value in values.items()}
     every = {(kind, name) for kind in parts.kinds() for name in parts.names(kind)}
     assert {part for part in every - seen if part[0] != "corpora"} == set()
 

@@ -19,6 +19,8 @@ Gradients = dict[str, Tensor]
 class Intervention(LearningRule, ABC):
     """Final classes take `(options, model, rule)` and are rules themselves, so that one can stand around another."""
 
+    on_the_way: ClassVar[bool] = False
+    """Whether it acts on a backward pass through the model, so that it needs a rule that has one."""
     neutral: ClassVar[dict[str, Any]]
     """Options with which it does nothing: the gradients are then those of the rule, bit for bit."""
 

@@ -26,6 +26,7 @@ class Checkpointing(Intervention):
     Chance is put back for the second time, so that dropout drops the same. More blocks than there are means all.
     """
 
+    on_the_way = True
     neutral = {"blocks": 0}
 
     def __init__(self, options: Options, model: LanguageModel, rule: LearningRule) -> None:

@@ -24,6 +24,7 @@ class StopGradient(Intervention):
     A tied embedding still learns as the readout that it is. The readout alone is left with blocks = all there are.
     """
 
+    on_the_way = True
     neutral = {"blocks": 0}
 
     def __init__(self, options: Options, model: LanguageModel, rule: LearningRule) -> None:

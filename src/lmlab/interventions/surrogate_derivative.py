@@ -42,6 +42,7 @@ class SurrogateDerivative(Intervention):
     s is `identity` (straight-through: slope 1), `box` (1 between -1 and 1) or `fast_sigmoid`. Gates are such functions too.
     """
 
+    on_the_way = True
     neutral = {"strength": 0.0}
 
     def __init__(self, options: Options, model: LanguageModel, rule: LearningRule) -> None:

@@ -27,6 +27,7 @@ class TokenDropping(Intervention):
     their errors are zeros.
     """
 
+    on_the_way = True
     neutral = {"kept": 1.0}
 
     def __init__(self, options: Options, model: LanguageModel, rule: LearningRule) -> None:
