@@ -1,0 +1,40 @@
+"""Feedback alignment (Lillicrap et al. 2016): errors go down through fixed random weights instead of the forward ones.
+
+Behind every linear map and convolution, the gradient at the input is grad_y B in place of grad_y W; B is drawn once, as
+large as W is at first, and never learns. It is W that comes to agree with B. Exact stay: the gradients of W and bias for the
+grad_y that arrives (so those of the readout altogether), and whatever is no linear map: norms, activations, attention's products,
+gates, look-ups, residual connections, and products that a layer writes out without torch's `linear` (as dynamic
+hyper-connections do to weigh their streams). It costs what backprop does, and as much memory again as the maps' weights.
+"""
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from lmlab.cutting import Rerouted, drawn_like, key, linear_weights
+from lmlab.learning_rules.base import LearningRule
+from lmlab.models.base import LanguageModel, next_token_loss
+from lmlab.params import Params
+
+
+class Options(Params):
+    """Options of the rule."""
+
+    feedback_scale: float = Field(gt=0)
+
+
+class FeedbackAlignment(LearningRule):
+    """Its state is one fixed B for each W, of the same shape and name."""
+
+    backward = True
+
+    def __init__(self, options: Options, model: LanguageModel) -> None:
+        super().__init__()
+        for name, weight in linear_weights(model).items():
+            self.register_buffer(key(name), drawn_like(weight, options.feedback_scale))
+
+    def assign_gradients(self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        with Rerouted(model, lambda call, grad_y: call.back(grad_y, self.get_buffer(key(call.name)))):
+            loss = next_token_loss(model(tokens_BT), targets_BT)
+        torch.autograd.backward(loss)
+        return loss.detach()

@@ -1,0 +1,183 @@
+"""Learning rules that replace what flows backward at a cut: what each is exactly, and what it must not be."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import small
+import torch
+from small import CONTEXT, VOCABULARY
+from test_learning_rules import batch, gradients, rule_for, true_gradients
+from torch import Tensor, nn
+
+from lmlab.cutting import key, linear_weights
+from lmlab.learning_rules.base import LearningRule
+from lmlab.models.base import LanguageModel
+from lmlab.parts import Choice
+
+MODELS = small.variants("models")
+every_model = pytest.mark.parametrize("choice", MODELS, ids=small.title)
+
+
+class Chain(LanguageModel):
+    """Linear maps alone, without norms or residual connections: the gradient at each is the error times a matrix."""
+
+    def __init__(self, width: int = 6, layers: int = 3) -> None:
+        super().__init__()
+        self.vocabulary, self.context, self.width = VOCABULARY, CONTEXT, width
+        self.embedding = nn.Embedding(VOCABULARY, width)
+        self.blocks = nn.ModuleList(Layer(width) for _ in range(layers))
+        self.readout = nn.Linear(width, VOCABULARY, bias=False)
+
+    def embed(self, tokens_BT: Tensor, memory: Any = None) -> Tensor:
+        return self.embedding(tokens_BT)
+
+    def head(self, x_BTD: Tensor) -> Tensor:
+        return self.readout(x_BTD)
+
+
+class Layer(nn.Module):
+    """down(up(x))."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x_BTD: Tensor, memory: Any = None) -> Tensor:
+        return self.down(self.up(x_BTD))
+
+
+def chain(seed: int = 0, layers: int = 3) -> LanguageModel:
+    torch.manual_seed(seed)
+    return Chain(layers=layers).double()
+
+
+def by(rule: LearningRule, model: LanguageModel) -> list[Tensor]:
+    """A rule's gradients of the model's parameters, the model left without any."""
+    model.zero_grad()
+    torch.manual_seed(2)
+    rule.assign_gradients(model, *batch())
+    found = gradients(model)
+    model.zero_grad()
+    return found
+
+
+def named(model: LanguageModel, found: list[Tensor]) -> dict[str, Tensor]:
+    return dict(zip([name for name, _ in model.named_parameters()], found, strict=True))
+
+
+def moved(rule: LearningRule, model: LanguageModel, become: Callable[[Tensor], Tensor]) -> LearningRule:
+    """The rule with its state for each linear map made from that map's weight."""
+    state = rule.state_dict()
+    for name, weight in linear_weights(model).items():
+        state[key(name)].copy_(become(weight.detach()))
+    return rule
+
+
+def same(ours: list[Tensor], theirs: list[Tensor]) -> bool:
+    return all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+
+
+# ------------------------------------------------------------------ other weights on the way back
+
+
+@every_model
+@pytest.mark.parametrize(("name", "become"), [("feedback_alignment", Tensor.clone), ("sign_symmetry", Tensor.abs)])
+def test_with_the_forward_weights_as_feedback_it_is_backprop_bit_for_bit(
+    name: str, become: Callable[[Tensor], Tensor], choice: Choice
+) -> None:
+    model = small.rough(choice).train()
+    rule = moved(rule_for(name, model), model, become)
+    assert same(by(rule, model), true_gradients_by_chance(model))
+
+
+def true_gradients_by_chance(model: LanguageModel) -> list[Tensor]:
+    return by(rule_for("backprop", model), model)
+
+
+@pytest.mark.parametrize("name", ["feedback_alignment", "sign_symmetry"])
+def test_in_lower_precision_too_the_forward_weights_as_feedback_give_backprop(name: str) -> None:
+    model = small.model(small.some_model()).train()
+    rule = moved(rule_for(name, model), model, Tensor.abs if name == "sign_symmetry" else Tensor.clone)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert same(by(rule, model), true_gradients_by_chance(model))
+
+
+@pytest.mark.parametrize("name", ["feedback_alignment", "sign_symmetry"])
+def test_other_feedback_changes_all_gradients_but_the_readouts(name: str) -> None:
+    model = small.rough(small.some_model())
+    one, other = (named(model, by(rule_for(name, model, seed=seed), model)) for seed in (1, 2))
+    exact = named(model, true_gradients(model, *batch()))
+    above = {name for name in exact if name.startswith("readout")}
+    assert above
+    for parameter, gradient in exact.items():
+        assert torch.equal(one[parameter], gradient) == (parameter in above)
+        assert torch.equal(one[parameter], other[parameter]) == (parameter in above)
+
+
+def test_feedback_is_drawn_as_large_as_the_weights_are() -> None:
+    model = small.model(small.some_model(width=128))
+    for scale in (1.0, 3.0):
+        rule = rule_for("feedback_alignment", model, feedback_scale=scale)
+        for name, weight in linear_weights(model).items():
+            feedback = rule.get_buffer(key(name))
+            assert feedback.std().item() == pytest.approx(scale * weight.std().item(), rel=0.1)
+            assert abs(nn.functional.cosine_similarity(feedback.flatten(), weight.flatten(), dim=0)) < 0.1
+
+
+@pytest.mark.parametrize("name", ["feedback_alignment", "backprop"])
+def test_in_a_chain_a_gradient_depends_on_the_weights_above_by_backprop_alone(name: str) -> None:
+    """The middle weights are turned in a way that the layer above undoes: forward nothing changes."""
+    model = chain()
+    rule = rule_for(name, model)
+    before = named(model, by(rule, model))
+    middle = model.blocks[1]
+    turn = torch.linalg.qr(torch.randn(12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(3)))[0]
+    with torch.no_grad():
+        middle.up.weight.copy_(turn @ middle.up.weight)
+        middle.up.bias.copy_(turn @ middle.up.bias)
+        middle.down.weight.copy_(middle.down.weight @ turn.T)
+    after = named(model, by(rule, model))
+    torch.testing.assert_close(after["readout.weight"], before["readout.weight"])
+    turned = after["blocks.1.up.weight"]
+    expected = before["blocks.1.up.weight"]
+    torch.testing.assert_close(turned, expected if name == "feedback_alignment" else turn @ expected)
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(turned, turn @ expected if name == "feedback_alignment" else expected)
+
+
+def test_the_signs_are_those_that_the_weights_have_now() -> None:
+    model = small.rough(small.some_model())
+    rule = rule_for("sign_symmetry", model)
+    flipped = small.rough(small.some_model())
+    with torch.no_grad():
+        for one, other in zip(model.parameters(), flipped.parameters(), strict=True):
+            one.copy_(other.abs())
+    moved(rule, model, lambda weight: weight.abs())
+    assert same(by(rule, flipped), by(rule_for("backprop", flipped), flipped))
+
+
+def test_uniform_magnitudes_are_all_the_mean_of_the_weights() -> None:
+    model = small.model(small.some_model())
+    rule = rule_for("sign_symmetry", model, magnitudes="uniform")
+    for name, weight in linear_weights(model).items():
+        assert torch.equal(rule.get_buffer(key(name)), torch.full_like(weight, weight.abs().mean().item()))
+
+
+# ------------------------------------------------------------------ frozen
+
+
+@every_model
+@pytest.mark.parametrize("embedding", [False, True])
+def test_frozen_gives_the_head_its_exact_gradient_and_the_blocks_none(embedding: bool, choice: Choice) -> None:
+    model = small.rough(choice).train()
+    if model.readout is None:
+        return
+    exact = named(model, true_gradients_by_chance(model))
+    torch.manual_seed(2)
+    rule_for("frozen", model, embedding=embedding).assign_gradients(model, *batch())
+    taught = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert all(torch.equal(gradient, exact[name]) for name, gradient in taught.items())
+    assert not any(name.startswith("blocks.") for name in taught)
+    assert any("readout" in name for name in taught)
+    assert any("embedding" in name for name in taught) == embedding
