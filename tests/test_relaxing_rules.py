@@ -1,0 +1,281 @@
+"""Identities of the learning rules that relax activations or teach each block alone."""
+
+import itertools
+
+import pytest
+import small
+import torch
+from test_learning_rules import assign, batch, gradients, refusal, rule_for, true_gradients
+from torch import Tensor, nn
+
+from lmlab import parts
+from lmlab.learning_rules.strict_predictive_coding import energy
+from lmlab.learning_rules.target_propagation import targets
+from lmlab.models.base import LanguageModel, next_token_loss
+from lmlab.relaxing import taken_apart
+
+
+def close(ours: list[Tensor], theirs: list[Tensor], relative: float = 1e-12) -> bool:
+    """Whether two sets of gradients are the same to rounding, each measured by the largest of the second's numbers."""
+    return all((one - other).abs().max() <= relative * other.abs().max() for one, other in zip(ours, theirs, strict=True))
+
+
+def of_blocks(model: LanguageModel) -> list[list[Tensor]]:
+    return [gradients(block) for block in model.blocks]
+
+
+def moved(model: nn.Module, seed: int = 0) -> None:
+    """Other weights."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter))
+
+
+def with_dropout(depth: int = 2) -> LanguageModel:
+    return small.rough(small.some_model(dropout=0.3, depth=depth)).train()
+
+
+EVERY_SHAPE = [
+    choice for choice in small.variants("models") if choice.name in ("transformer", "hybrid", "lstm", "n_gram_table")
+]
+
+
+# ------------------------------------------------------------------ predictive coding
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_fixed_predictions_with_step_1_and_a_sweep_for_each_unit_are_backprop(depth: int) -> None:
+    model = small.rough(small.some_model(depth=depth))
+    true = true_gradients(model, *batch())
+    assign("predictive_coding", model, *batch(), sweeps=depth + 1, step=1.0)
+    assert close(gradients(model), true)
+    model.zero_grad()
+    assign("predictive_coding", model, *batch(), sweeps=depth + 4, step=1.0)
+    assert close(gradients(model), true), "and no more changes after that"
+
+
+@pytest.mark.parametrize("choice", EVERY_SHAPE, ids=small.title)
+def test_fixed_predictions_are_backprop_in_models_of_every_shape(choice: parts.Choice) -> None:
+    model = small.rough(choice).train()  # in training a mixture adds its penalty
+    true = true_gradients(model, *batch())
+    assign("predictive_coding", model, *batch())
+    assert close(gradients(model), true, 1e-10)
+
+
+def test_fixed_predictions_are_backprop_through_the_same_dropped_units() -> None:
+    model = with_dropout()
+    true = true_gradients(model, *batch())
+    assign("predictive_coding", model, *batch())
+    assert close(gradients(model), true)
+
+
+def test_with_fewer_sweeps_errors_have_not_reached_the_lower_units() -> None:
+    depth = 4
+    model = small.rough(small.some_model(depth=depth))
+    assign("backprop", model, *batch())
+    true = of_blocks(model)
+    for sweeps in range(1, depth + 1):
+        model.zero_grad()
+        assign("predictive_coding", model, *batch(), sweeps=sweeps, step=1.0)
+        found = of_blocks(model)
+        for number in range(depth):
+            if depth - number <= sweeps:
+                assert close(found[number], true[number])
+            else:
+                assert not any(gradient.any() for gradient in found[number])
+        embedding = model.embed.__self__.embedding.tokens.weight.grad
+        assert not embedding.any()
+
+
+def test_smaller_steps_come_near_backprop_as_sweeps_go_on() -> None:
+    model = small.rough(small.some_model())
+    true = true_gradients(model, *batch())
+    amiss = []
+    for sweeps in (5, 20, 80):
+        model.zero_grad()
+        assign("predictive_coding", model, *batch(), sweeps=sweeps, step=0.5)
+        amiss.append(max(float((one - other).abs().max()) for one, other in zip(gradients(model), true, strict=True)))
+    assert amiss[0] > 10 * amiss[1] > 100 * amiss[2]
+
+
+def settled(model: LanguageModel, sweeps: int, step: float, pull: float) -> list[Tensor]:
+    """The values after some sweeps down the slope of the energy, found by hand."""
+    values = taken_apart(model, batch()[0])[1]
+    for _ in range(sweeps):
+        slopes = torch.autograd.grad(energy(model, *batch(), values, pull), values)
+        scale = step * pull * batch()[1].numel()
+        values = [(value - scale * slope).detach().requires_grad_() for value, slope in zip(values, slopes, strict=True)]
+    return values
+
+
+def test_the_energy_is_the_loss_at_first_and_never_rises_in_small_steps() -> None:
+    model, pull = small.rough(small.some_model(depth=3)), 0.5
+    energies = [energy(model, *batch(), settled(model, sweeps, 1e-3, pull), pull).item() for sweeps in range(8)]
+    assert energies[0] == pytest.approx(next_token_loss(model(batch()[0]), batch()[1]).item(), rel=1e-12)
+    assert all(after < before for before, after in itertools.pairwise(energies))
+
+
+def test_strict_predictive_coding_is_the_energys_slope_for_the_weights_at_the_settled_values() -> None:
+    model = small.rough(small.some_model())
+    values = settled(model, 3, 0.02, 0.5)
+    torch.autograd.backward(energy(model, *batch(), values, 0.5))
+    by_hand = gradients(model)
+    model.zero_grad()
+    assign("strict_predictive_coding", model, *batch(), sweeps=3, step=0.02, pull=0.5)
+    assert close(gradients(model), by_hand)
+
+
+def gentle(depth: int = 2) -> LanguageModel:
+    """A model whose blocks are not steep, so that values settle soon."""
+    model = small.rough(small.some_model(depth=depth))
+    with torch.no_grad():
+        for parameter in model.blocks.parameters():
+            parameter.mul_(0.2)
+        for parameter in model.embed.__self__.embedding.parameters():
+            parameter.mul_(4)
+    return model
+
+
+def test_strict_predictive_coding_tends_to_backprop_as_the_pull_becomes_small() -> None:
+    model = gentle()
+    true = true_gradients(model, *batch())
+    amiss = []
+    for pull in (1e-1, 1e-2, 1e-3):
+        model.zero_grad()
+        assign("strict_predictive_coding", model, *batch(), sweeps=150, step=0.3, pull=pull)
+        found = gradients(model)
+        error = torch.cat([(one - other).flatten() for one, other in zip(found, true, strict=True)]).norm()
+        amiss.append(float(error / torch.cat([other.flatten() for other in true]).norm()))
+    assert amiss[0] > 1e-2, "with more pull it is another rule"
+    assert amiss[1] == pytest.approx(10 * amiss[2], rel=0.15), "of first order in the pull"
+    assert amiss[2] < 2e-3
+
+
+def test_strict_predictive_coding_of_few_small_steps_has_the_direction_of_backprop_in_each_unit() -> None:
+    model = gentle(depth=3)
+    assign("backprop", model, *batch())
+    true, step = of_blocks(model), 1e-3
+    model.zero_grad()
+    assign("strict_predictive_coding", model, *batch(), sweeps=0, step=step, pull=1e-2)
+    ways = [4, 6, 4]  # in which 4 sweeps can hand the error down to the last block, the one below it, the first
+    for distance, (ours, theirs) in enumerate(zip(reversed(of_blocks(model)), reversed(true), strict=True), start=1):
+        scaled = [gradient / (ways[distance - 1] * step**distance) for gradient in ours]
+        assert close(scaled, theirs, relative=0.02)
+
+
+def test_sweeps_see_the_same_dropped_units_each_time() -> None:
+    """If they did not, values would be pulled to other predictions than those they started at: errors without a loss."""
+    model = with_dropout()
+    with torch.no_grad():
+        model.readout.weight.zero_()  # so no loss pulls
+    assign("strict_predictive_coding", model, *batch(), sweeps=3)
+    assert not any(gradient.any() for block in of_blocks(model) for gradient in block)
+    torch.manual_seed(2)
+    after = rule_for("strict_predictive_coding", model, sweeps=3)
+    torch.manual_seed(2)
+    after.assign_gradients(model, *batch())
+    drawn = torch.rand(3)
+    torch.manual_seed(2)
+    model(batch()[0])
+    assert torch.equal(drawn, torch.rand(3)), "and chance has moved on by one pass, so that the next batch sees others"
+
+
+# ------------------------------------------------------------------ target propagation
+
+
+class Chain(LanguageModel):
+    """A linear map for each block, and no more."""
+
+    def __init__(self, depth: int = 3, width: int = 6) -> None:
+        super().__init__()
+        self.vocabulary, self.context, self.width = small.VOCABULARY, small.CONTEXT, width
+        self.embedding = nn.Embedding(self.vocabulary, width)
+        self.blocks = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(depth))
+        self.readout = nn.Linear(width, self.vocabulary, bias=False)
+
+    def embed(self, tokens_BT: Tensor, memory: object = None) -> Tensor:
+        return self.embedding(tokens_BT)
+
+    def head(self, x_BTD: Tensor) -> Tensor:
+        return self.readout(x_BTD)
+
+
+def chain(seed: int = 0, depth: int = 3) -> Chain:
+    torch.manual_seed(seed)
+    return Chain(depth).double()
+
+
+def test_with_exact_inverses_of_linear_blocks_every_target_is_met_by_the_one_below() -> None:
+    model = chain()
+    values = taken_apart(model, batch()[0])[1]
+    top = values[-1] + torch.randn_like(values[-1])
+    inverses = [lambda y, w=block.weight: y @ torch.linalg.inv(w).T for block in model.blocks]
+    found = targets(inverses, values, top)
+    for block, below, above in zip(model.blocks, found[:-1], found[1:], strict=True):
+        torch.testing.assert_close(block(below), above, rtol=0, atol=1e-12)
+    exact = top
+    for inverse in reversed(inverses):
+        exact = inverse(exact)
+    torch.testing.assert_close(found[0], exact, rtol=0, atol=1e-11)
+
+
+def test_a_target_that_is_the_output_makes_all_below_theirs_whatever_the_inverses_are() -> None:
+    model = small.rough(small.some_model())
+    rule = rule_for("target_propagation", model)
+    moved(rule)
+    values = taken_apart(model, batch()[0])[1]
+    for target, value in zip(targets(list(rule.inverses), values, values[-1]), values, strict=True):
+        assert torch.equal(target, value)
+    with torch.no_grad():
+        model.readout.weight.zero_()  # so that the loss has no slope
+    rule.assign_gradients(model, *batch())
+    assert not any(gradient.any() for block in of_blocks(model) for gradient in block)
+
+
+def test_inverses_that_are_the_identity_hand_the_same_signal_to_every_unit() -> None:
+    model = small.rough(small.some_model(depth=3))
+    outputs, values = taken_apart(model, batch()[0])
+    torch.autograd.backward(next_token_loss(model.head(values[-1]), batch()[1]))
+    slope = values[-1].grad
+    torch.autograd.backward(outputs, [slope] * len(outputs))
+    by_hand = gradients(model)
+    model.zero_grad()
+    assign("target_propagation", model, *batch(), step=0.1)
+    assert close(gradients(model), by_hand, 1e-10)
+
+
+def test_the_step_matters_only_where_inverses_bend() -> None:
+    def found(step: float, trained: bool) -> list[Tensor]:
+        model = small.rough(small.some_model())
+        rule = rule_for("target_propagation", model, step=step)
+        if trained:
+            moved(rule)
+        rule.assign_gradients(model, *batch())
+        return [gradient for block in of_blocks(model) for gradient in block]
+
+    assert close(found(0.1, False), found(0.001, False), 1e-9)
+    assert not close(found(0.1, True), found(0.001, True), 1e-2)
+
+
+def test_inverses_learn_to_undo_their_blocks() -> None:
+    model = small.rough(small.some_model())
+    rule = rule_for("target_propagation", model)
+    values = taken_apart(model, batch()[0])[1]
+
+    def amiss() -> list[float]:
+        pairs = zip(rule.inverses, values[1:], values, strict=False)
+        return [(inverse(above) - below).square().mean().item() for inverse, above, below in pairs]
+
+    before, optimizer = amiss(), torch.optim.Adam(rule.parameters(), lr=0.01)
+    for _ in range(100):
+        rule.assign_gradients(model, *batch())
+        optimizer.step()
+        optimizer.zero_grad()
+    assert all(after < 0.5 * first for after, first in zip(amiss(), before, strict=True))
+
+
+def test_target_propagation_refuses_a_stream_that_is_wider_than_the_model() -> None:
+    transformer = small.some_model()
+    wide = small.with_inner(transformer, residual=parts.choose(small.tree(), "layers.residual", "hyper"))
+    assert "train.learning_rule: target_propagation" in refusal("target_propagation", small.model(wide))
