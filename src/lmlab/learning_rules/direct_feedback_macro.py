@@ -28,6 +28,9 @@ class DirectFeedbackMacro(LearningRule):
     """Its state is a B_VS for the embedding and each block, as large as the readout's weights are at first."""
 
     backward = False
+    short_of_one_batch = (
+        "it learns it in the end, but unsteadily: fixed feedback goes on pushing a block one way while an error lasts"
+    )
 
     def __init__(self, options: Options, model: LanguageModel) -> None:
         super().__init__()

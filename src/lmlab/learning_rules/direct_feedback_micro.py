@@ -29,6 +29,7 @@ class DirectFeedbackMicro(LearningRule):
     """Its state is a B for each map, vocabulary x the width of the map's input, as large as the map's weights at first."""
 
     backward = True
+    short_of_one_batch = "it learns it in the end: what arrives at a weight is right at first by chance alone"
 
     def __init__(self, options: Options, model: LanguageModel) -> None:
         super().__init__()

@@ -23,13 +23,19 @@ class Options(Params):
 
     hidden: int = Field(ge=0)
     targets: bool
+    across: bool
 
 
 class Predictor(nn.Module):
-    """out(relu(into(norm(s)) + by_target)): the gradient at each position, times the number of tokens in the batch."""
+    """A guess at the gradient at s_BTS times the batch's tokens: out(relu(into(norm(s)) + by_target)) / size of s.
 
-    def __init__(self, width: int, hidden: int, vocabulary: int) -> None:
+    Under normalisation a gradient is the smaller the larger the stream has become, and across it, never along. The first
+    is built in, the second where `across` says so: else the stream is soon pushed beyond all bounds.
+    """
+
+    def __init__(self, width: int, hidden: int, vocabulary: int, across: bool) -> None:
         super().__init__()
+        self.across = across
         self.into = nn.Linear(width, hidden)
         self.by_target = nn.Parameter(torch.empty(vocabulary, hidden).normal_(std=0.5)) if vocabulary else None
         self.out = nn.Linear(hidden, width)
@@ -37,22 +43,33 @@ class Predictor(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, s_BTS: Tensor, targets_BT: Tensor) -> Tensor:
-        hidden = self.into(nn.functional.rms_norm(s_BTS, s_BTS.shape[-1:]))
+        size_BT1 = size(s_BTS)
+        unit_BTS = s_BTS / size_BT1
+        hidden = self.into(unit_BTS)
         if self.by_target is not None:
             hidden = hidden + nn.functional.embedding(targets_BT, self.by_target)
-        return self.out(hidden.relu())
+        guess_BTS = self.out(hidden.relu())
+        if self.across:
+            guess_BTS = guess_BTS - (guess_BTS * unit_BTS).mean(dim=-1, keepdim=True) * unit_BTS
+        return guess_BTS / size_BT1
+
+
+def size(s_BTS: Tensor) -> Tensor:
+    """The root mean square at each position, shape (B, T, 1), kept from zero."""
+    return s_BTS.square().mean(dim=-1, keepdim=True).sqrt().clamp(min=1e-6)
 
 
 class SyntheticGradients(LearningRule):
-    """Its own parameters are the nets'. Their loss is the mean square of their error, of numbers that are of order one."""
+    """Its own parameters are the nets'. Their loss is the mean square of their error times the stream's size."""
 
     backward = False
+    short_of_one_batch = "its guesses trail behind the gradients, which change as the blocks learn"
 
     def __init__(self, options: Options, model: LanguageModel) -> None:
         super().__init__()
         vocabulary = model.vocabulary if options.targets else 0
         widths = stream_widths(model)[1:-1]
-        self.nets = nn.ModuleList(Predictor(width, options.hidden or width, vocabulary) for width in widths)
+        self.nets = nn.ModuleList(Predictor(width, options.hidden or width, vocabulary, options.across) for width in widths)
 
     def own_groups(self, model: LanguageModel) -> Groups:
         tables = [net.by_target for net in self.nets if isinstance(net, Predictor) and net.by_target is not None]
@@ -71,9 +88,10 @@ class SyntheticGradients(LearningRule):
         gradient = pieces.arrived(len(model.blocks))
         for number in range(len(model.blocks), 1, -1):
             at_input = pieces.teach(number, gradient)
-            guess = self.predict(number - 1, pieces.copies[number - 1].detach(), targets_BT)
+            s_BTS = pieces.copies[number - 1].detach()
+            guess = self.predict(number - 1, s_BTS, targets_BT)
             if at_input is not None:
-                torch.autograd.backward((guess - tokens * at_input).square().mean())
+                torch.autograd.backward(((guess - tokens * at_input) * size(s_BTS)).square().mean())
             gradient = guess.detach() / tokens
         pieces.teach(0, pieces.teach(1, gradient))
         return loss.detach()
