@@ -9,6 +9,7 @@ from test_learning_rules import assign, batch, cosine, gradients, refusal, rule_
 from torch import Tensor, nn
 
 from lmlab import parts
+from lmlab.learning_rules.forward_forward import contrast, corrupt, goodness
 from lmlab.learning_rules.strict_predictive_coding import energy
 from lmlab.learning_rules.target_propagation import targets
 from lmlab.learning_rules.three_factor_hebbian import over_later
@@ -369,3 +370,133 @@ def test_three_factors_teach_maps_that_see_whole_windows_and_nothing_else() -> N
     taught = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert {"embedding.weight", "blocks.0.recurrence.from_input.weight", "readout.weight"} <= taught
     assert not {name for name in taught if "norm" in name or "from_last" in name}
+
+
+# ------------------------------------------------------------------ forward-forward
+
+
+def found_by(name: str, model: LanguageModel, **changes: float) -> list[list[Tensor]]:
+    model.zero_grad()
+    assign(name, model, *batch(), **changes)
+    return of_blocks(model)
+
+
+def test_in_forward_forward_no_block_learns_of_what_is_above_it() -> None:
+    model = small.rough(small.some_model(depth=3))
+    before, embedding = found_by("forward_forward", model), gradients(model.embed.__self__.embedding)
+    moved(model.blocks[1])
+    moved(model.readout)
+    after = found_by("forward_forward", model)
+    assert all(torch.equal(one, other) for one, other in zip(before[0], after[0], strict=True))
+    assert all(
+        torch.equal(one, other) for one, other in zip(embedding, gradients(model.embed.__self__.embedding), strict=True)
+    )
+    for number in (1, 2):
+        assert not any(torch.equal(one, other) for one, other in zip(before[number], after[number], strict=True))
+
+
+def test_in_forward_forward_the_loss_of_the_next_token_teaches_the_head_exactly_and_no_block() -> None:
+    model = small.rough(small.some_model())
+    true = dict(zip([name for name, _ in model.named_parameters()], true_gradients(model, *batch()), strict=True))
+    tokens, targets = batch()
+    assign("forward_forward", model, tokens, targets)
+    assert close([model.readout.weight.grad], [true["readout.weight"]])
+    before = of_blocks(model)
+    model.zero_grad()
+    assign("forward_forward", model, tokens, targets.flip(0))
+    for one, other in zip(before, of_blocks(model), strict=True):
+        assert all(torch.equal(*pair) for pair in zip(one, other, strict=True))
+
+
+def test_swapping_real_and_corrupted_text_turns_the_local_loss_round() -> None:
+    torch.manual_seed(0)
+    one, other = (torch.rand(20).double().requires_grad_() for _ in range(2))
+    straight, swapped = contrast(one, other, 0.5), contrast(other, one, 0.5)
+    torch.testing.assert_close(swapped - straight, one.mean() - other.mean())
+    for loss, positive, negative in ((straight, one, other), (swapped, other, one)):
+        up, down = torch.autograd.grad(loss, (positive, negative))
+        assert (up < 0).all()
+        assert (down > 0).all()
+
+
+def test_corrupted_text_has_about_the_wanted_share_of_other_tokens_and_none_that_the_batch_has_not() -> None:
+    torch.manual_seed(0)
+    tokens = 2 * small.tokens(40, 50)
+    other = corrupt(tokens, 0.3)
+    assert (other != tokens).double().mean() == pytest.approx(0.3 * (1 - 1 / small.VOCABULARY), abs=0.03)
+    assert set(other.flatten().tolist()) <= set(tokens.flatten().tolist())
+
+
+def test_goodness_learns_to_tell_real_text_from_corrupted() -> None:
+    model = small.model(small.some_model())
+    rule = rule_for("forward_forward", model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    for _ in range(150):
+        rule.assign_gradients(model, *batch())
+        optimizer.step()
+        optimizer.zero_grad()
+    other = corrupt(batch()[0], 0.3)
+    reals, falses = taken_apart(model, batch()[0])[1], taken_apart(model, other)[1]
+    for number in range(len(model.blocks)):
+        of_real = goodness(reals[number], reals[number + 1]).mean()
+        of_false = goodness(falses[number], falses[number + 1])[other != batch()[0]].mean()
+        assert of_real > 1.2 * of_false
+
+
+# ------------------------------------------------------------------ NoProp
+
+
+def test_in_noprop_no_block_learns_of_any_other() -> None:
+    model = small.rough(small.some_model(depth=3))
+    before = found_by("noprop", model)
+    for other in range(3):
+        moved(model.blocks[other])
+        after = found_by("noprop", model)
+        for number in range(3):
+            same = [torch.equal(*pair) for pair in zip(before[number], after[number], strict=True)]
+            assert all(same) if number != other else not any(same)
+        before = after
+
+
+def test_noprop_with_one_block_is_backprop_bit_for_bit() -> None:
+    model = small.rough(small.some_model(depth=1))
+    true = true_gradients(model, *batch())
+    assign("noprop", model, *batch())
+    assert all(torch.equal(*pair) for pair in zip(gradients(model), true, strict=True))
+
+
+def test_in_noprop_the_head_learns_from_the_last_block_alone() -> None:
+    model = small.rough(small.some_model(depth=3))
+    found_by("noprop", model)
+    before = model.readout.weight.grad.clone()
+    moved(model.blocks[0])
+    moved(model.blocks[1])
+    found_by("noprop", model)
+    assert torch.equal(model.readout.weight.grad, before)
+    moved(model.blocks[2])
+    found_by("noprop", model)
+    assert not torch.equal(model.readout.weight.grad, before)
+
+
+def test_in_noprop_blocks_above_the_first_see_the_answer_and_noise_and_teach_no_embedding() -> None:
+    model = small.rough(small.some_model())
+    plain, embedding = found_by("noprop", model, label=0.0, noise=0.0), gradients(model.embed.__self__.embedding)
+    for changes in ({"label": 1.0, "noise": 0.0}, {"label": 0.0, "noise": 1.0}):
+        other = found_by("noprop", model, **changes)
+        assert all(torch.equal(*pair) for pair in zip(plain[0], other[0], strict=True))
+        assert not any(torch.equal(*pair) for pair in zip(plain[1], other[1], strict=True))
+        assert torch.equal(gradients(model.embed.__self__.embedding)[0], embedding[0])
+    x_BTD = model.embed(batch()[0])
+    logits = model.head(model.blocks[0](x_BTD))
+    alone = torch.autograd.grad(next_token_loss(logits, batch()[1]), list(model.blocks[0].parameters()))
+    assert close(plain[0], list(alone)), "and the first is as a model of one block, its head apart"
+
+
+@pytest.mark.parametrize("name", ["forward_forward", "noprop"])
+@pytest.mark.parametrize("wide", ["hyper", "value"])
+def test_a_stream_that_is_wider_than_the_model_is_refused(name: str, wide: str) -> None:
+    residual = parts.choose(small.tree(), "layers.residual", wide)
+    assert f"train.learning_rule: {name}" in refusal(
+        name, small.model(small.with_inner(small.some_model(), residual=residual))
+    )
+    assert f"train.learning_rule: {name}" in refusal(name, small.model(parts.choose(small.tree(), "models", "n_gram_table")))
