@@ -5,12 +5,14 @@ import itertools
 import pytest
 import small
 import torch
-from test_learning_rules import assign, batch, gradients, refusal, rule_for, true_gradients
+from test_learning_rules import assign, batch, cosine, gradients, refusal, rule_for, true_gradients
 from torch import Tensor, nn
 
 from lmlab import parts
+from lmlab.learning_rules.forward_forward import contrast, corrupt, goodness
 from lmlab.learning_rules.strict_predictive_coding import energy
 from lmlab.learning_rules.target_propagation import targets
+from lmlab.learning_rules.three_factor_hebbian import over_later
 from lmlab.models.base import LanguageModel, next_token_loss
 from lmlab.relaxing import taken_apart
 
@@ -184,14 +186,25 @@ def test_sweeps_see_the_same_dropped_units_each_time() -> None:
 # ------------------------------------------------------------------ target propagation
 
 
+class Map(nn.Linear):
+    """A linear block, whose output may be handed to later tokens."""
+
+    def __init__(self, width: int, later: int) -> None:
+        super().__init__(width, width, bias=False)
+        self.later = later
+
+    def forward(self, x_BTD: Tensor, memory: object = None) -> Tensor:
+        return nn.functional.pad(super().forward(x_BTD), (0, 0, self.later, 0))[:, : x_BTD.shape[1]]
+
+
 class Chain(LanguageModel):
     """A linear map for each block, and no more."""
 
-    def __init__(self, depth: int = 3, width: int = 6) -> None:
+    def __init__(self, depth: int = 3, width: int = 6, later: int = 0) -> None:
         super().__init__()
         self.vocabulary, self.context, self.width = small.VOCABULARY, small.CONTEXT, width
         self.embedding = nn.Embedding(self.vocabulary, width)
-        self.blocks = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(depth))
+        self.blocks = nn.ModuleList(Map(width, later) for _ in range(depth))
         self.readout = nn.Linear(width, self.vocabulary, bias=False)
 
     def embed(self, tokens_BT: Tensor, memory: object = None) -> Tensor:
@@ -201,9 +214,9 @@ class Chain(LanguageModel):
         return self.readout(x_BTD)
 
 
-def chain(seed: int = 0, depth: int = 3) -> Chain:
-    torch.manual_seed(seed)
-    return Chain(depth).double()
+def chain(depth: int = 3, later: int = 0) -> Chain:
+    torch.manual_seed(0)
+    return Chain(depth, later=later).double()
 
 
 def test_with_exact_inverses_of_linear_blocks_every_target_is_met_by_the_one_below() -> None:
@@ -279,3 +292,211 @@ def test_target_propagation_refuses_a_stream_that_is_wider_than_the_model() -> N
     transformer = small.some_model()
     wide = small.with_inner(transformer, residual=parts.choose(small.tree(), "layers.residual", "hyper"))
     assert "train.learning_rule: target_propagation" in refusal("target_propagation", small.model(wide))
+
+
+# ------------------------------------------------------------------ three factors
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_the_readout_learns_by_the_delta_rule_which_is_its_exact_gradient(noise: float) -> None:
+    model = small.rough(small.some_model())
+    true = dict(zip([name for name, _ in model.named_parameters()], true_gradients(model, *batch()), strict=True))
+    assign("three_factor_hebbian", model, *batch(), noise=noise)
+    assert close([model.readout.weight.grad], [true["readout.weight"]])
+    tokens, targets = batch()
+    x_BTD = model.final_norm(taken_apart(model, tokens)[1][-1])
+    errors_BTV = model(tokens).softmax(dim=-1) - nn.functional.one_hot(targets, small.VOCABULARY)
+    assert close([model.readout.weight.grad], [torch.einsum("btv,btd->vd", errors_BTV, x_BTD) / targets.numel()])
+
+
+@pytest.mark.parametrize("trace", [0.0, 0.7, 1.0])
+def test_a_modulator_filtered_backward_in_time_is_the_same_as_an_eligibility_trace(trace: float) -> None:
+    torch.manual_seed(0)
+    pre_BTI, post_BTE, modulator_BT = (torch.randn(3, 7, *rest).double() for rest in ((4,), (5,), ()))
+    explicit_EI, trace_BEI = torch.zeros(5, 4).double(), torch.zeros(3, 5, 4).double()
+    for time in range(7):
+        trace_BEI = trace * trace_BEI + post_BTE[:, time, :, None] * pre_BTI[:, time, None]
+        explicit_EI += (modulator_BT[:, time, None, None] * trace_BEI).sum(dim=0)
+    filtered_BT = over_later(modulator_BT, trace)
+    torch.testing.assert_close(
+        torch.einsum("bt,bte,bti->ei", filtered_BT, post_BTE, pre_BTI), explicit_EI, rtol=0, atol=1e-12
+    )
+
+
+def test_without_noise_a_linear_map_learns_the_covariance_of_its_output_with_the_loss_times_its_input() -> None:
+    model = chain()
+    tokens, targets = batch()
+    assign("three_factor_hebbian", model, tokens, targets, noise=0.0, trace=0.0)
+    values = taken_apart(model, tokens)[1]
+    losses_BT = nn.functional.cross_entropy(model(tokens).mT, targets, reduction="none")
+    for block, x_BTD, y_BTD in zip(model.blocks, values[:-1], values[1:], strict=True):
+        factors = (losses_BT - losses_BT.mean(), y_BTD - y_BTD.mean(dim=(0, 1)), x_BTD)
+        assert close([block.weight.grad], [torch.einsum("bt,bte,bti->ei", *factors) / targets.numel()])
+
+
+def likeness_of_the_mean(model: LanguageModel, tries: int, trace: float) -> float:
+    """Of the mean over tries and the true gradient, but for the readout's, which is exact."""
+    true = true_gradients(model, *batch())
+    rule = rule_for("three_factor_hebbian", model, noise=1e-3, trace=trace)
+    torch.manual_seed(0)
+    for _ in range(tries):
+        rule.assign_gradients(model, *batch())
+    return cosine(gradients(model)[:-1], true[:-1])
+
+
+def test_with_noise_the_mean_over_tries_tends_to_the_true_gradient() -> None:
+    """Where no token sees another, and the noise is small."""
+    few, many = (likeness_of_the_mean(chain(depth=2), tries, trace=0.0) for tries in (10, 1000))
+    assert few + 0.1 < many
+    assert many > 0.95
+
+
+def test_what_a_token_does_to_the_next_one_is_found_with_a_trace_and_not_without() -> None:
+    without, kept = (likeness_of_the_mean(chain(depth=1, later=1), 1000, trace) for trace in (0.0, 1.0))
+    assert abs(without) < 0.3
+    assert kept > 0.8
+
+
+def test_noise_does_not_change_which_units_are_dropped() -> None:
+    """Else the loss would change by far more than the noise makes it."""
+    model = with_dropout()
+    assign("three_factor_hebbian", model, *batch(), noise=1e-6)
+    assert max(gradient.abs().max() for gradient in gradients(model)) < 1e3
+
+
+def test_three_factors_teach_maps_that_see_whole_windows_and_nothing_else() -> None:
+    model = small.model(parts.choose(small.tree(), "models", "lstm"))
+    assign("three_factor_hebbian", model, *batch())
+    taught = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert {"embedding.weight", "blocks.0.recurrence.from_input.weight", "readout.weight"} <= taught
+    assert not {name for name in taught if "norm" in name or "from_last" in name}
+
+
+# ------------------------------------------------------------------ forward-forward
+
+
+def found_by(name: str, model: LanguageModel, **changes: float) -> list[list[Tensor]]:
+    model.zero_grad()
+    assign(name, model, *batch(), **changes)
+    return of_blocks(model)
+
+
+def test_in_forward_forward_no_block_learns_of_what_is_above_it() -> None:
+    model = small.rough(small.some_model(depth=3))
+    before, embedding = found_by("forward_forward", model), gradients(model.embed.__self__.embedding)
+    moved(model.blocks[1])
+    moved(model.readout)
+    after = found_by("forward_forward", model)
+    assert all(torch.equal(one, other) for one, other in zip(before[0], after[0], strict=True))
+    assert all(
+        torch.equal(one, other) for one, other in zip(embedding, gradients(model.embed.__self__.embedding), strict=True)
+    )
+    for number in (1, 2):
+        assert not any(torch.equal(one, other) for one, other in zip(before[number], after[number], strict=True))
+
+
+def test_in_forward_forward_the_loss_of_the_next_token_teaches_the_head_exactly_and_no_block() -> None:
+    model = small.rough(small.some_model())
+    true = dict(zip([name for name, _ in model.named_parameters()], true_gradients(model, *batch()), strict=True))
+    tokens, targets = batch()
+    assign("forward_forward", model, tokens, targets)
+    assert close([model.readout.weight.grad], [true["readout.weight"]])
+    before = of_blocks(model)
+    model.zero_grad()
+    assign("forward_forward", model, tokens, targets.flip(0))
+    for one, other in zip(before, of_blocks(model), strict=True):
+        assert all(torch.equal(*pair) for pair in zip(one, other, strict=True))
+
+
+def test_swapping_real_and_corrupted_text_turns_the_local_loss_round() -> None:
+    torch.manual_seed(0)
+    one, other = (torch.rand(20).double().requires_grad_() for _ in range(2))
+    straight, swapped = contrast(one, other, 0.5), contrast(other, one, 0.5)
+    torch.testing.assert_close(swapped - straight, one.mean() - other.mean())
+    for loss, positive, negative in ((straight, one, other), (swapped, other, one)):
+        up, down = torch.autograd.grad(loss, (positive, negative))
+        assert (up < 0).all()
+        assert (down > 0).all()
+
+
+def test_corrupted_text_has_about_the_wanted_share_of_other_tokens_and_none_that_the_batch_has_not() -> None:
+    torch.manual_seed(0)
+    tokens = 2 * small.tokens(40, 50)
+    other = corrupt(tokens, 0.3)
+    assert (other != tokens).double().mean() == pytest.approx(0.3 * (1 - 1 / small.VOCABULARY), abs=0.03)
+    assert set(other.flatten().tolist()) <= set(tokens.flatten().tolist())
+
+
+def test_goodness_learns_to_tell_real_text_from_corrupted() -> None:
+    model = small.model(small.some_model())
+    rule = rule_for("forward_forward", model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    for _ in range(150):
+        rule.assign_gradients(model, *batch())
+        optimizer.step()
+        optimizer.zero_grad()
+    other = corrupt(batch()[0], 0.3)
+    reals, falses = taken_apart(model, batch()[0])[1], taken_apart(model, other)[1]
+    for number in range(len(model.blocks)):
+        of_real = goodness(reals[number], reals[number + 1]).mean()
+        of_false = goodness(falses[number], falses[number + 1])[other != batch()[0]].mean()
+        assert of_real > 1.2 * of_false
+
+
+# ------------------------------------------------------------------ NoProp
+
+
+def test_in_noprop_no_block_learns_of_any_other() -> None:
+    model = small.rough(small.some_model(depth=3))
+    before = found_by("noprop", model)
+    for other in range(3):
+        moved(model.blocks[other])
+        after = found_by("noprop", model)
+        for number in range(3):
+            same = [torch.equal(*pair) for pair in zip(before[number], after[number], strict=True)]
+            assert all(same) if number != other else not any(same)
+        before = after
+
+
+def test_noprop_with_one_block_is_backprop_bit_for_bit() -> None:
+    model = small.rough(small.some_model(depth=1))
+    true = true_gradients(model, *batch())
+    assign("noprop", model, *batch())
+    assert all(torch.equal(*pair) for pair in zip(gradients(model), true, strict=True))
+
+
+def test_in_noprop_the_head_learns_from_the_last_block_alone() -> None:
+    model = small.rough(small.some_model(depth=3))
+    found_by("noprop", model)
+    before = model.readout.weight.grad.clone()
+    moved(model.blocks[0])
+    moved(model.blocks[1])
+    found_by("noprop", model)
+    assert torch.equal(model.readout.weight.grad, before)
+    moved(model.blocks[2])
+    found_by("noprop", model)
+    assert not torch.equal(model.readout.weight.grad, before)
+
+
+def test_in_noprop_blocks_above_the_first_see_the_answer_and_noise_and_teach_no_embedding() -> None:
+    model = small.rough(small.some_model())
+    plain, embedding = found_by("noprop", model, label=0.0, noise=0.0), gradients(model.embed.__self__.embedding)
+    for changes in ({"label": 1.0, "noise": 0.0}, {"label": 0.0, "noise": 1.0}):
+        other = found_by("noprop", model, **changes)
+        assert all(torch.equal(*pair) for pair in zip(plain[0], other[0], strict=True))
+        assert not any(torch.equal(*pair) for pair in zip(plain[1], other[1], strict=True))
+        assert torch.equal(gradients(model.embed.__self__.embedding)[0], embedding[0])
+    x_BTD = model.embed(batch()[0])
+    logits = model.head(model.blocks[0](x_BTD))
+    alone = torch.autograd.grad(next_token_loss(logits, batch()[1]), list(model.blocks[0].parameters()))
+    assert close(plain[0], list(alone)), "and the first is as a model of one block, its head apart"
+
+
+@pytest.mark.parametrize("name", ["forward_forward", "noprop"])
+@pytest.mark.parametrize("wide", ["hyper", "value"])
+def test_a_stream_that_is_wider_than_the_model_is_refused(name: str, wide: str) -> None:
+    residual = parts.choose(small.tree(), "layers.residual", wide)
+    assert f"train.learning_rule: {name}" in refusal(
+        name, small.model(small.with_inner(small.some_model(), residual=residual))
+    )
+    assert f"train.learning_rule: {name}" in refusal(name, small.model(parts.choose(small.tree(), "models", "n_gram_table")))

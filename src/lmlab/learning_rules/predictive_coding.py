@@ -3,7 +3,7 @@
 Every block's output, and the embedding's, is a node with a value of its own, which the unit below predicts. The energy is
 the sum of all squared errors of prediction, halved, plus the loss that the last value gives. Values follow its slope for
 some `sweeps`, each node told of its own error and of the one above alone; then the weights do. Here predictions and their
-slopes stay as the forward pass left them, so an error moves by step * (the error above, through its block, - itself) a sweep.
+slopes stay as the forward pass left them: a sweep moves an error by step * (the error above, through its block, - itself).
 
 Replaced: the one backward pass through all blocks. Exact: within a block, and at the head. With step 1, k sweeps are
 backprop in the upper k units and nothing below; as many as there are units (`sweeps` 0) are backprop. Costs as many backward
