@@ -1,7 +1,6 @@
 """What a study found: every arm at its best with an interval over seeds, its cost beside the reference arm's, and charts."""
 
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ def write(study: Study, folder: Path) -> pd.DataFrame:
     (folder / "charts").mkdir(exist_ok=True)
     for name, chart in charts(table, curves(arms), readings(arms), order):
         with whole_file(folder / "charts" / f"{name}.svg") as partial:
-            partial.write_text(_needed("vl_convert").vegalite_to_svg(chart.to_json()), encoding="utf-8")
+            partial.write_text(_Libraries().vl_convert.vegalite_to_svg(chart.to_json()), encoding="utf-8")
     return table
 
 
@@ -37,7 +36,7 @@ def summary(results: pd.DataFrame, reference: str) -> pd.DataFrame:
     `low` and `high` bound the mean of bits per byte with 95 % confidence by Student's distribution, which takes the seeds'
     results as normal; with a single seed there is no interval. Seconds and bytes are medians, and relative to the reference.
     """
-    student = _needed("scipy.stats").t
+    student = _Libraries().stats.t
     rows = []
     for arm, runs in results[results["at_best"]].groupby("arm"):
         bits = runs["validation_bits_per_byte"]
@@ -96,7 +95,7 @@ def readings(arms: dict[str, dict[str, Any]]) -> pd.DataFrame:
 
 def charts(table: pd.DataFrame, lines: pd.DataFrame, angles: pd.DataFrame, order: list[str]) -> Iterator[tuple[str, Any]]:
     """Vega-Lite charts by file name; those without data are left out."""
-    altair = _needed("altair")
+    altair = _Libraries().altair
     height = max(200, 16 * len(order))
     by_arm = altair.Y("arm:N", sort=order, title=None)
 
@@ -133,8 +132,16 @@ def charts(table: pd.DataFrame, lines: pd.DataFrame, angles: pd.DataFrame, order
         yield "cost", panels.resolve_scale(x="independent")
 
 
-def _needed(module: str) -> Any:
-    try:
-        return import_module(module)
-    except ModuleNotFoundError:
-        raise UserError(f"{module} is not installed, and charts and intervals need it; run `make setup-dev`") from None
+class _Libraries:
+    """What only studies need, imported when they do: it is not installed with the rest."""
+
+    def __init__(self) -> None:
+        try:
+            import altair
+            import vl_convert
+            from scipy import stats
+        except ModuleNotFoundError as missing:
+            raise UserError(
+                f"{missing.name} is not installed, and a study's intervals and charts need it; run `make setup-dev`"
+            ) from None
+        self.altair, self.vl_convert, self.stats = altair, vl_convert, stats
