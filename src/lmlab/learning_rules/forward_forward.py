@@ -32,7 +32,9 @@ class ForwardForward(LearningRule):
     """Real and corrupted text go through each block side by side."""
 
     backward = False
-    short_of_one_batch = "its blocks learn what real text looks like, not what comes next; the head alone learns that"
+    short_of_one_batch = (
+        "its blocks learn to know real text, not what comes next; the head alone learns that, on what they change"
+    )
 
     def __init__(self, options: Options, model: LanguageModel) -> None:
         super().__init__()
