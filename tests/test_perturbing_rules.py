@@ -93,14 +93,28 @@ def test_memory_does_not_grow_with_depth_beyond_copies_of_the_weights(name: str)
     "choice", [small.some_model(), small.some_model(tied=True), *small.variants("models")[-3:]], ids=small.title
 )
 def test_the_forward_slope_is_the_inner_product_with_the_true_gradient(choice: Choice) -> None:
-    model = small.rough(choice)
+    model = small.rough(choice).train()
     true = true_gradients(model, *batch())
-    noise = perturbing.direction(perturbing.taught(model), perturbing.gaussian, torch.Generator().manual_seed(1))
+    named, chance = perturbing.taught(model), torch.Generator().manual_seed(1)
+    noise = {name: torch.randn(3, *parameter.shape, generator=chance, dtype=torch.double) for name, parameter in named}
     assert len(noise) == len(true)  # a tied weight has one direction
     with torch.no_grad():
-        loss, slope = perturbing.slope_along(noise, model, *batch(), seed=0)
+        loss, slopes_N = perturbing.slopes_along(noise, model, *batch(), seed=0)
     torch.testing.assert_close(loss, next_token_loss(model(batch()[0]), batch()[1]).detach())
-    torch.testing.assert_close(slope, flat(true) @ flat(list(noise.values())), rtol=1e-10, atol=1e-10)
+    expected_N = sum(of_noise.flatten(1) @ of_loss.flatten() for of_noise, of_loss in zip(noise.values(), true, strict=True))
+    torch.testing.assert_close(slopes_N, expected_N, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_mixture_is_taught_as_if_it_had_no_penalty(name: str) -> None:
+    choices = [choice for choice in small.variants("models") if choice.inner.get("feed_forward")]
+    [mixture] = [choice for choice in choices if choice.inner["feed_forward"].name == "mixture_of_experts"]
+    model = small.rough(mixture).train()
+    with_penalty = estimate(name, model, *batch())
+    for module in model.modules():
+        if hasattr(module, "balance"):
+            module.balance = 0.0
+    assert torch.equal(estimate(name, model, *batch()), with_penalty)
 
 
 @pytest.mark.parametrize(("distribution", "beyond"), [("gaussian", 1), ("rademacher", -1)])

@@ -6,7 +6,7 @@ in memory does not grow with the model's depth; callers hold `torch.no_grad()`.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -146,35 +146,27 @@ SHAPINGS: dict[Shaping, Callable[[Tensor], Tensor]] = {"none": lambda losses: lo
 """How losses become the weights of a population's members."""
 
 
-@contextmanager
-def forward_differentiation() -> Iterator[None]:
-    """Inside, what is computed from a `dual` carries its derivative.
-
-    Attention's fused kernels have no forward derivative on a CPU; its plain form has.
-    """
-    with forward_mode.dual_level(), sdpa_kernel(SDPBackend.MATH):
-        yield
+def differentiable_attention() -> AbstractContextManager[None]:
+    """Inside, attention is in its plain form: its fused kernels have no forward derivative on a CPU."""
+    return sdpa_kernel(SDPBackend.MATH)
 
 
-def dual(value: Tensor, tangent: Tensor) -> Tensor:
-    """The value, with the direction in which what follows is differentiated."""
-    made: Tensor = forward_mode.make_dual(value, tangent)  # type: ignore[no-untyped-call]
-    return made
-
-
-def value_and_slope(of_duals: Tensor) -> tuple[Tensor, Tensor]:
-    """What was computed from duals, and its derivative: zero if no dual had a part in it."""
-    value, slope = forward_mode.unpack_dual(of_duals)  # type: ignore[no-untyped-call]
-    return value, torch.zeros_like(value) if slope is None else slope
-
-
-def slope_along(
+def slopes_along(
     noise: Mapping[str, Tensor], model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """The mean loss, and its derivative along noise for every parameter. `seed` says what dropout drops."""
-    with forward_differentiation():
-        weights = {name: dual(parameter.detach(), noise[name]) for name, parameter in taught(model)}
-        return value_and_slope(loss_with(weights, model, tokens_BT, targets_BT, seed))
+    """The mean loss, and slopes_N of it along N directions: `noise` has for each parameter a tensor (N, ...).
+
+    What does not depend on the direction is computed once. `seed` says what dropout drops.
+    """
+    weights = {name: parameter.detach() for name, parameter in taught(model)}
+
+    def along(one: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        loss, slope, *_ = torch.func.jvp(lambda at: loss_with(at, model, tokens_BT, targets_BT, seed), (weights,), (one,))
+        return loss, slope
+
+    with differentiable_attention():
+        losses_N, slopes_N = torch.vmap(along, randomness="same")(dict(noise))
+    return losses_N[0], slopes_N
 
 
 # ----------------------------------------------------------------------------------------------------------------- nodes
@@ -326,6 +318,18 @@ def noisy_losses(
         return token_losses(model, weights, tokens_BT, targets_BT)
 
 
+def dual(value: Tensor, tangent: Tensor) -> Tensor:
+    """The value, with the direction in which what follows is differentiated."""
+    made: Tensor = forward_mode.make_dual(value, tangent)  # type: ignore[no-untyped-call]
+    return made
+
+
+def value_and_slope(of_duals: Tensor) -> tuple[Tensor, Tensor]:
+    """What was computed from duals, and its derivative: zero if no dual had a part in it."""
+    value, slope = forward_mode.unpack_dual(of_duals)  # type: ignore[no-untyped-call]
+    return value, torch.zeros_like(value) if slope is None else slope
+
+
 def slopes_along_noise(
     model: LanguageModel, group: Group, seed: int, draw: Draw, tokens_BT: Tensor, targets_BT: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -335,7 +339,7 @@ def slopes_along_noise(
     def along_noise(call: Call) -> Tensor:
         return call.output + dual(torch.zeros_like(call.output), call.noise(draw, chance))
 
-    with forward_differentiation():
+    with forward_mode.dual_level(), differentiable_attention():
         weights = {name: dual(parameter.detach(), draw(parameter, chance)) for name, parameter in group.outside}
         with AtMaps(group.weights, tokens_BT, along_noise):
             return value_and_slope(token_losses(model, weights, tokens_BT, targets_BT))

@@ -1,11 +1,11 @@
 """Activity-perturbed forward gradient (Ren et al. 2023): the losses' exact slopes along noise at every token of every map.
 
 It replaces the backward pass by one that runs forward: beside every number goes its derivative along random noise in the
-outputs of all linear maps. A node's gradient is estimated by its noise times the slopes of the losses it can influence,
-those at its token and later in its sequence, and weights get the product of that and the map's input. Unbiased, and less
-noisy than noise in the weights where tokens outnumber what a node reads. Parameters outside linear maps (gains, decays) get
-noise of their own in the same pass, and the slope of the whole loss. It costs two to three forward passes a sample, one
-more, and the drawing of the noise, twice; no activation is kept. A mixture's balancing penalty is not seen.
+output of a linear map, or of all (`maps_at_once` 0, as in the paper, which is cheaper and noisier for the cost). A node's
+gradient is estimated by its noise times the slopes of the losses it can influence, those at its token and later in its
+sequence, and weights get the product of that and the map's input: unbiased. Parameters outside linear maps (gains,
+decays) get noise of their own, and the slope of the whole loss. It costs samples x maps times three to four forward
+passes, one more, and the drawing of the noise, twice; no activation is kept. A mixture's balancing penalty is not seen.
 """
 
 import torch

@@ -1,11 +1,12 @@
 """Node perturbation (Williams 1992; beside backprop: Lillicrap et al. 2020), with noise of its own at every token.
 
-It replaces the backward pass: noise is added to the output of every linear map, and a node's gradient is estimated by its
-noise times what happened to the losses it can influence, those at its token and later in its sequence. Weights get the
-product of that and the map's input. Noise in nodes instead of weights is the better bargain where tokens outnumber what a
-node reads: each token is a measurement of its own. Parameters outside linear maps (gains, decays) get noise of their own,
-and the change of the whole loss. Exact in expectation to the first order of `deviation`. It costs samples + 2 forward
-passes and the drawing of the noise, twice; no activation is kept. A mixture's balancing penalty is not seen.
+It replaces the backward pass: noise is added to the output of a linear map, and a node's gradient is estimated by its noise
+times what happened to the losses it can influence, those at its token and later in its sequence. Weights get the product of
+that and the map's input. (Outputs of whole blocks would be fewer nodes, but would need a backward pass inside the block.)
+Parameters outside linear maps (gains, decays) get noise of their own, and the change of the whole loss. Exact in
+expectation to the first order of `deviation`; the cosine with the gradient is 1 / sqrt(1 + variance / samples). One map
+at a time is worth its passes: the noise of the others would count as error. It costs samples x maps + 2 forward passes
+and the drawing of the noise, twice; no activation is kept. A mixture's balancing penalty is not seen.
 """
 
 import torch
@@ -40,7 +41,7 @@ class Options(Params):
 
 
 class NodePerturbation(LearningRule):
-    """Gradient at a node = mean over samples of noise times (loss with noise - loss without) / deviation."""
+    """Gradient at a node = mean over samples of noise times (losses with noise - losses without) / deviation."""
 
     backward = False
     short_of_one_batch = "with one or two samples a map, too noisy for so few steps; with 8 it learns a small batch by heart"
