@@ -70,6 +70,8 @@ class MixtureOfExperts(FeedForward):
 class _AddPenalty(torch.autograd.Function):
     """The first argument as it is; backward, the penalty gets the gradient it would have as a summand of the loss."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(y_ND: Tensor, penalty: Tensor) -> Tensor:
         return y_ND.view_as(y_ND)

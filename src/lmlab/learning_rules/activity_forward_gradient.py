@@ -1,0 +1,61 @@
+"""Activity-perturbed forward gradient (Ren et al. 2023): the losses' exact slopes along noise at every token of every map.
+
+It replaces the backward pass by one that runs forward: beside every number goes its derivative along random noise in the
+output of a linear map, or of all (`maps_at_once` 0, as in the paper, which is cheaper and noisier for the cost). A node's
+gradient is estimated by its noise times the slopes of the losses it can influence, those at its token and later in its
+sequence, and weights get the product of that and the map's input: unbiased. Parameters outside linear maps (gains,
+decays) get noise of their own, and the slope of the whole loss. It costs samples x maps times three to four forward
+passes, one more, and the drawing of the noise, twice; no activation is kept. A mixture's balancing penalty is not seen.
+"""
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from lmlab.learning_rules.base import LearningRule
+from lmlab.models.base import LanguageModel
+from lmlab.params import Params
+from lmlab.perturbing import (
+    DRAWS,
+    Distribution,
+    Sample,
+    credit,
+    new_seed,
+    new_seeds,
+    noise_groups,
+    same_chance,
+    slopes_along_noise,
+    teach_nodes,
+)
+
+
+class Options(Params):
+    """Options of the rule."""
+
+    samples: int = Field(ge=1)
+    maps_at_once: int = Field(ge=0)
+    distribution: Distribution
+
+
+class ActivityForwardGradient(LearningRule):
+    """Gradient at a node = mean over samples of noise times slope along all noise."""
+
+    backward = False
+    short_of_one_batch = "with one or two samples a map, too noisy for so few steps; with 8 it learns a small batch by heart"
+
+    def __init__(self, options: Options, model: LanguageModel) -> None:
+        super().__init__()
+        self.options, self.draw = options, DRAWS[options.distribution]
+
+    @torch.no_grad()
+    def assign_gradients(self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        dropout, count = new_seed(), self.options.samples
+        samples = []
+        for group in noise_groups(model, self.options.maps_at_once):
+            for seed in new_seeds(count):
+                with same_chance(dropout, tokens_BT.device):
+                    losses_BT, slopes_BT = slopes_along_noise(model, group, seed, self.draw, tokens_BT, targets_BT)
+                samples.append(Sample(group, seed, credit(slopes_BT) / count))
+        with same_chance(dropout, tokens_BT.device):
+            teach_nodes(model, samples, self.draw, tokens_BT)
+        return losses_BT.sum()

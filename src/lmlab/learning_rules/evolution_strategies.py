@@ -1,0 +1,45 @@
+"""Evolution strategies (Salimans et al. 2017): a population around the weights, and a step towards those that do better.
+
+It replaces the backward pass: members are pairs, `deviation` forward and back along random directions in all weights, and
+the estimate is the mean of the directions, each weighed by how its two ends fared. Without shaping that is SPSA with a
+larger step: the gradient of the loss as `deviation` blurs it. With ranks in place of losses no outlier counts for more than
+the worst, and any monotone change of the losses leaves the estimate as it is; its length then says nothing of the slope. It
+costs two forward passes a pair, one more for the loss that is reported, and a copy of the weights; no activation is kept.
+A mixture's balancing penalty, which has no loss of its own, is not seen.
+"""
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from lmlab.learning_rules.base import LearningRule
+from lmlab.models.base import LanguageModel
+from lmlab.params import Params
+from lmlab.perturbing import SHAPINGS, Shaping, gaussian, new_seeds, pair_losses, teach_weights
+
+
+class Options(Params):
+    """Options of the rule."""
+
+    population: int = Field(ge=1)
+    deviation: float = Field(gt=0)
+    shaping: Shaping
+
+
+class EvolutionStrategies(LearningRule):
+    """Gradient = mean over directions of (fate of one end - fate of the other) / (2 deviation) times the direction."""
+
+    backward = False
+    short_of_one_batch = "an estimate from few pairs is nearly orthogonal to the gradient: it takes thousands of steps"
+
+    def __init__(self, options: Options, model: LanguageModel) -> None:
+        super().__init__()
+        self.options, self.shape = options, SHAPINGS[options.shaping]
+
+    @torch.no_grad()
+    def assign_gradients(self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        seeds, deviation = new_seeds(self.options.population), self.options.deviation
+        loss, losses_N2 = pair_losses(model, seeds, gaussian, deviation, tokens_BT, targets_BT)
+        fates_N2 = self.shape(losses_N2)
+        teach_weights(model, seeds, gaussian, (fates_N2[:, 0] - fates_N2[:, 1]) / (2 * deviation * len(seeds)))
+        return loss
