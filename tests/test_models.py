@@ -31,6 +31,17 @@ def test_logits_have_a_row_for_each_token_and_a_number_for_each_id(choice: Choic
 
 
 @every_model
+def test_it_learns_in_lower_precision_too(choice: Choice) -> None:
+    model = small.model(choice).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = next_token_loss(model(small.tokens(2, CONTEXT)), small.tokens(2, CONTEXT, seed=1))
+    loss.backward()
+    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in model.parameters())
+    exact = next_token_loss(small.model(choice).train()(small.tokens(2, CONTEXT)), small.tokens(2, CONTEXT, seed=1))
+    torch.testing.assert_close(loss, exact, rtol=0.02, atol=0.02)
+
+
+@every_model
 @pytest.mark.parametrize("double", [True, False])
 def test_a_changed_token_leaves_the_logits_before_it_as_they_were(choice: Choice, double: bool) -> None:
     model = small.rough(choice).to(torch.float64 if double else torch.float32)

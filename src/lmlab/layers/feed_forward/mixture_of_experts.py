@@ -53,7 +53,8 @@ class MixtureOfExperts(FeedForward):
             weight_N = weights_NE[:, number]
             if self.training:
                 token = (chosen_NA == number).any(dim=-1).nonzero()[:, 0]
-                y_ND = y_ND.index_add(0, token, expert(x_ND[token]) * weight_N[token, None])
+                answer = expert(x_ND[token]) * weight_N[token, None]
+                y_ND = y_ND.index_add(0, token, answer.to(y_ND.dtype))  # in lower precision experts answer in that
             else:  # all tokens go to all experts: no bit of one may depend on how many others share its expert
                 y_ND = y_ND + expert(x_ND) * weight_N[:, None]
         if self.training and self.balance:
