@@ -40,7 +40,7 @@ class ForwardGradient(LearningRule):
     """Gradient = mean over directions v of (slope of the loss along v) v."""
 
     backward = False
-    short_of_one_batch = "an estimate from few directions is nearly orthogonal to the gradient: it takes thousands of steps"
+    short_of_one_batch = "few directions make an estimate nearly orthogonal to the gradient: so few steps go part of the way"
 
     def __init__(self, options: Options, model: LanguageModel) -> None:
         super().__init__()

@@ -30,7 +30,7 @@ class LowRankEvolution(LearningRule):
     """Gradient = mean over directions of (fate of one end - fate of the other) / (2 deviation) times the direction."""
 
     backward = False
-    short_of_one_batch = "an estimate from few pairs is nearly orthogonal to the gradient: it takes thousands of steps"
+    short_of_one_batch = "few pairs make an estimate nearly orthogonal to the gradient: so few steps go part of the way"
 
     def __init__(self, options: Options, model: LanguageModel) -> None:
         super().__init__()

@@ -29,7 +29,7 @@ class SPSA(LearningRule):
     """Gradient = mean over directions z of (loss(w + deviation z) - loss(w - deviation z)) / (2 deviation) z."""
 
     backward = False
-    short_of_one_batch = "an estimate from few directions is nearly orthogonal to the gradient: it takes thousands of steps"
+    short_of_one_batch = "few directions make an estimate nearly orthogonal to the gradient: so few steps go part of the way"
 
     def __init__(self, options: Options, model: LanguageModel) -> None:
         super().__init__()
