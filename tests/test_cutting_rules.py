@@ -11,11 +11,14 @@ from test_learning_rules import batch, gradients, rule_for, true_gradients
 from torch import Tensor, nn
 
 from lmlab.cutting import key, linear_weights
+from lmlab.errors import UserError
 from lmlab.learning_rules.base import LearningRule
-from lmlab.models.base import LanguageModel
+from lmlab.models import base as models
+from lmlab.models.base import LanguageModel, next_token_loss, with_past
 from lmlab.parts import Choice
 
-MODELS = small.variants("models")
+UNTIED = [*small.variants("models"), small.some_model(dropout=0.2, logit_cap=3.0)]
+MODELS = [*UNTIED, small.some_model(tied=True)]
 every_model = pytest.mark.parametrize("choice", MODELS, ids=small.title)
 
 
@@ -82,7 +85,10 @@ def same(ours: list[Tensor], theirs: list[Tensor]) -> bool:
 
 
 @every_model
-@pytest.mark.parametrize(("name", "become"), [("feedback_alignment", Tensor.clone), ("sign_symmetry", Tensor.abs)])
+@pytest.mark.parametrize(
+    ("name", "become"),
+    [("feedback_alignment", Tensor.clone), ("sign_symmetry", Tensor.abs)],
+)
 def test_with_the_forward_weights_as_feedback_it_is_backprop_bit_for_bit(
     name: str, become: Callable[[Tensor], Tensor], choice: Choice
 ) -> None:
@@ -167,17 +173,157 @@ def test_uniform_magnitudes_are_all_the_mean_of_the_weights() -> None:
 # ------------------------------------------------------------------ frozen
 
 
-@every_model
+@pytest.mark.parametrize("choice", [choice for choice in UNTIED if choice.name != "n_gram_table"], ids=small.title)
 @pytest.mark.parametrize("embedding", [False, True])
 def test_frozen_gives_the_head_its_exact_gradient_and_the_blocks_none(embedding: bool, choice: Choice) -> None:
     model = small.rough(choice).train()
-    if model.readout is None:
-        return
     exact = named(model, true_gradients_by_chance(model))
+    rule = rule_for("frozen", model, embedding=embedding)
     torch.manual_seed(2)
-    rule_for("frozen", model, embedding=embedding).assign_gradients(model, *batch())
+    rule.assign_gradients(model, *batch())
     taught = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert all(torch.equal(gradient, exact[name]) for name, gradient in taught.items())
     assert not any(name.startswith("blocks.") for name in taught)
     assert any("readout" in name for name in taught)
     assert any("embedding" in name for name in taught) == embedding
+
+
+def test_frozen_teaches_a_tied_readout_what_the_head_says_or_with_the_embedding_all_of_it() -> None:
+    model = small.rough(small.some_model(tied=True))
+    tokens, targets = batch()
+    alone = by(rule_for("frozen", model, embedding=False), model)
+    x_BTD = model.blocks[1](model.blocks[0](model.embed(tokens))).detach()
+    next_token_loss(model.head(x_BTD), targets).backward()
+    assert same(alone, gradients(model))
+    model.zero_grad()
+    whole = by(rule_for("frozen", model, embedding=True), model)
+    exact = true_gradients(model, tokens, targets)
+    tied = named(model, exact)["embedding.tokens.weight"]
+    assert torch.equal(named(model, whole)["embedding.tokens.weight"], tied)
+    assert not torch.equal(named(model, alone)["embedding.tokens.weight"], tied)
+
+
+# ------------------------------------------------------------------ errors sent to where they are used
+
+
+def below(model: LanguageModel) -> list[Tensor]:
+    """What the error at the logits is multiplied with to be the gradient: at the embedding, above each block, and inside."""
+    product = model.readout.weight.detach()
+    products = [product]
+    for block in reversed(model.blocks):
+        for layer in (block.down, block.up):
+            product = product @ layer.weight.detach()
+            products.append(product)
+    return products[::-1]
+
+
+def test_macro_feedback_through_the_product_of_the_layers_above_is_backprop_in_a_chain() -> None:
+    model = chain()
+    rule = rule_for("direct_feedback_macro", model)
+    for number, product in enumerate(below(model)[::2]):
+        rule.get_buffer(f"feedback_{number}").copy_(product)
+    for ours, exact in zip(by(rule, model), true_gradients(model, *batch()), strict=True):
+        torch.testing.assert_close(ours, exact, rtol=1e-12, atol=1e-15)
+
+
+def test_micro_feedback_through_the_product_of_the_layers_above_is_backprop_in_a_chain() -> None:
+    model = chain()
+    rule = rule_for("direct_feedback_micro", model)
+    names = [f"blocks.{number}.{layer}.weight" for number in range(3) for layer in ("up", "down")] + ["readout.weight"]
+    for name, product in zip(names, below(model), strict=True):
+        rule.get_buffer(key(name)).copy_(product)
+    for ours, exact in zip(by(rule, model), true_gradients(model, *batch()), strict=True):
+        torch.testing.assert_close(ours, exact, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", ["direct_feedback_macro", "direct_feedback_micro"])
+def test_in_a_chain_errors_pass_by_the_weights_above(name: str) -> None:
+    """Other weights above, the same error: nothing below learns otherwise."""
+    model = chain()
+    rule = rule_for(name, model)
+    before = named(model, by(rule, model))
+    middle = model.blocks[1]
+    with torch.no_grad():  # forward this undoes itself
+        middle.up.weight.mul_(3)
+        middle.up.bias.mul_(3)
+        middle.down.weight.div_(3)
+    after = named(model, by(rule, model))
+    for parameter in ("embedding.weight", "blocks.0.up.weight", "blocks.0.down.weight"):
+        torch.testing.assert_close(after[parameter], before[parameter])
+        assert before[parameter].any()
+
+
+@pytest.mark.parametrize("name", ["direct_feedback_macro", "direct_feedback_micro"])
+def test_other_direct_feedback_changes_what_is_below_the_head_alone(name: str) -> None:
+    model = small.rough(small.some_model())
+    one, other = (named(model, by(rule_for(name, model, seed=seed), model)) for seed in (1, 2))
+    exact = named(model, true_gradients(model, *batch()))
+    head = {"readout.weight"} | ({n for n in exact if n.startswith("final_norm")} if name.endswith("macro") else set())
+    for parameter, gradient in exact.items():
+        assert torch.equal(one[parameter], gradient) == (parameter in head)
+        assert torch.equal(one[parameter], other[parameter]) == (parameter in head)
+
+
+def test_with_macro_feedback_a_block_is_taught_by_its_input_and_the_error_alone() -> None:
+    """So the blocks may be taught in any order: here the lowest first, each by itself."""
+    model = small.rough(small.some_model(depth=3))
+    rule = rule_for("direct_feedback_macro", model)
+    found = named(model, by(rule, model))
+    tokens, targets = batch()
+    stream = [model.embed(tokens)]
+    for block in model.blocks:
+        stream.append(block(stream[-1].detach()))
+    logits = model.head(stream[-1].detach())
+    error = (logits.softmax(-1) - nn.functional.one_hot(targets, VOCABULARY)).detach() / targets.numel()
+    for number, s_BTS in enumerate(stream):
+        s_BTS.backward(error @ rule.get_buffer(f"feedback_{number}"))
+    alone = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert len(alone) > 10
+    for name, gradient in alone.items():
+        torch.testing.assert_close(gradient, found[name], rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("choice", "culprit"),
+    [
+        (next(choice for choice in MODELS if choice.name == "lstm"), "from_last"),
+        (next(choice for choice in MODELS if "mixture_of_experts" in small.title(choice)), "router"),
+    ],
+    ids=["lstm", "mixture of experts"],
+)
+def test_micro_feedback_refuses_maps_that_do_not_see_all_tokens(choice: Choice, culprit: str) -> None:
+    for device in ("cpu", "meta"):
+        with torch.device(device):
+            model = models.build(choice, VOCABULARY, CONTEXT)
+        with pytest.raises(UserError, match=rf"train.learning_rule: direct_feedback_micro .*{culprit}"):
+            rule_for("direct_feedback_micro", model)
+
+
+@pytest.mark.parametrize("name", ["frozen", "direct_feedback_macro"])
+def test_rules_that_need_a_head_refuse_a_model_without_one(name: str) -> None:
+    model = small.model(next(choice for choice in MODELS if choice.name == "n_gram_table"))
+    with pytest.raises(UserError, match=f"train.learning_rule: {name} .*readout"):
+        rule_for(name, model)
+
+
+class Shifted(nn.Module):
+    """A convolution of two positions that gives the earlier no weight: a linear map, but for where its input lies."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mix = nn.Conv1d(width, width, 2)
+        with torch.no_grad():
+            self.mix.weight[:, :, 0] = 0
+
+    def forward(self, x_BTD: Tensor, memory: Any = None) -> Tensor:
+        return self.mix(with_past(x_BTD, memory, 1).transpose(1, 2)).transpose(1, 2)
+
+
+def test_micro_feedback_reaches_the_positions_that_a_convolution_reads() -> None:
+    model = chain(layers=1)
+    model.blocks = nn.ModuleList([Shifted(6).double()])
+    rule = rule_for("direct_feedback_micro", model)
+    rule.get_buffer("readout/weight").copy_(model.readout.weight.detach())
+    rule.get_buffer("blocks/0/mix/weight").copy_((model.readout.weight @ model.blocks[0].mix.weight[:, :, 1]).detach())
+    for ours, exact in zip(by(rule, model), true_gradients(model, *batch()), strict=True):
+        torch.testing.assert_close(ours, exact, rtol=1e-12, atol=1e-15)

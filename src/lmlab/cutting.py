@@ -1,9 +1,12 @@
 """What flows backward at a cut: learning rules that replace it put it in here.
 
-`Rerouted` stands behind every linear map and decides what goes from its output's gradient to its input.
+`Rerouted` stands behind every linear map and decides what goes from its output's gradient to its input. `Pieces` cuts the
+model below every block and below the head, and leaves to a rule what arrives at each output.
 """
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv1d_input
 from torch.overrides import TorchFunctionMode
 
-from lmlab.models.base import LanguageModel
+from lmlab.models.base import LanguageModel, next_token_loss
 
 
 def linear_weights(model: LanguageModel) -> dict[str, nn.Parameter]:
@@ -27,9 +30,9 @@ def key(name: str) -> str:
     return name.replace(".", "/")
 
 
-def drawn_like(weight: Tensor, scale: float = 1.0) -> Tensor:
-    """Normal random numbers in a weight's shape, as large on root mean square as `scale` times the weight is now."""
-    drawn = torch.empty_like(weight, requires_grad=False)
+def drawn_like(weight: Tensor, scale: float = 1.0, shape: Sequence[int] | None = None) -> Tensor:
+    """Normal random numbers in root mean square `scale` times as large as the weight is now; in its shape or another."""
+    drawn = weight.detach().new_empty(shape or weight.shape)
     if weight.is_meta:
         return drawn
     return drawn.normal_().mul_(scale * weight.detach().square().mean().sqrt())
@@ -71,6 +74,8 @@ class Rerouted(TorchFunctionMode):
         super().__init__()
         self.names = {id(weight): name for name, weight in linear_weights(model).items()}
         self.down = down
+        self.calls: list[Call] = []
+        """Those made inside so far."""
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -85,6 +90,7 @@ class Rerouted(TorchFunctionMode):
             return function(*args, **kwargs)
         y = function(x.detach(), weight, bias, *convolution)
         call = Call(name, weight, x.shape, y.shape, None if is_linear else tuple(convolution))
+        self.calls.append(call)
         return _Junction.apply(x, y, lambda grad_y: self.down(call, grad_y))  # type: ignore[no-untyped-call]
 
 
@@ -104,9 +110,95 @@ class _Junction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, down: Callable[[Tensor], Tensor]) -> Tensor:
-        ctx.down, ctx.shape = down, x.shape
+        ctx.down = down
         return y.view_as(y)
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor, None]:
         return ctx.down(grad_y) if ctx.needs_input_grad[0] else None, grad_y, None
+
+
+@contextmanager
+def gradients_apart(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Inside, gradients begin at none; after it, what was there before is added."""
+    before = [parameter.grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    yield
+    for parameter, gradient in zip(parameters, before, strict=True):
+        if gradient is not None:
+            parameter.grad = gradient if parameter.grad is None else gradient + parameter.grad
+
+
+def without_storage(model: LanguageModel) -> LanguageModel:
+    """A copy that computes nothing but shapes, in evaluation mode, where no layer asks for the values of a tensor."""
+    return copy.deepcopy(model).to("meta").eval()
+
+
+def stream_widths(model: LanguageModel) -> list[int]:
+    """How many numbers the embedding and then each block hand on for a token: one more than there are blocks."""
+    trial = without_storage(model)
+    with torch.no_grad():
+        stream = [trial.embed(torch.zeros(1, 2, dtype=torch.long, device="meta"))]
+        for block in trial.blocks:
+            stream.append(block(stream[-1]))
+    return [s_BTS.shape[-1] for s_BTS in stream]
+
+
+class Pieces:
+    """A forward pass of the model in pieces: the embedding, which is piece 0, the blocks from 1 on, and the head.
+
+    Each reads a copy of what the one below put out, and no gradient gets from the copy to the original by itself.
+    """
+
+    def __init__(self, model: LanguageModel, tokens_BT: Tensor) -> None:
+        self.outputs = [model.embed(tokens_BT)]
+        self.copies = [self._copy()]
+        """Of the outputs: the input of the piece above, where gradients of what is computed from it arrive."""
+        for block in model.blocks:
+            self.outputs.append(block(self.copies[-1]))
+            self.copies.append(self._copy())
+        self.logits_BTV = model.head(self.copies[-1])
+
+    def _copy(self) -> Tensor:
+        return self.outputs[-1].detach().requires_grad_()
+
+    def arrived(self, number: int) -> Tensor | None:
+        """Takes away the gradient that has arrived at the copy of a piece's output, if any has, and returns it."""
+        gradient, self.copies[number].grad = self.copies[number].grad, None
+        return gradient
+
+    def teach(self, number: int, gradient: Tensor | None) -> Tensor | None:
+        """Backprop within one piece from a gradient at its output; returns that at its input, None below the embedding."""
+        output = self.outputs[number]
+        if gradient is not None and output.requires_grad:
+            torch.autograd.backward(output, gradient.to(output.dtype), retain_graph=True)
+        return self.arrived(number - 1) if number else None
+
+
+def teach_by_local_losses(pieces: Pieces, losses: list[Tensor], span: int) -> None:
+    """Each loss, one for every block and computed from the copy of its output, teaches that block and span - 1 below it.
+
+    The embedding belongs to the first block. What a loss is computed with (a head, say) is taught too.
+    """
+    from_above: list[Tensor | None] = []
+    for number in range(len(losses), 0, -1):
+        torch.autograd.backward(losses[number - 1])
+        arriving = [pieces.arrived(number), *from_above][:span]
+        from_above = [pieces.teach(number, gradient) for gradient in arriving]
+    for gradient in from_above:
+        pieces.teach(0, gradient)
+
+
+class LocalHeads(nn.Module):
+    """A head for every block but the last, as models have one above that: a norm without weights, then a linear map."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        super().__init__()
+        widths = stream_widths(model)[1:-1]
+        self.weights = nn.ParameterList(torch.empty(model.vocabulary, width).normal_(std=0.02) for width in widths)
+
+    def loss(self, number: int, s_BTS: Tensor, targets_BT: Tensor) -> Tensor:
+        """Mean cross-entropy in nats per token of the prediction from block `number`'s output, counted from 0."""
+        normalised = nn.functional.rms_norm(s_BTS, s_BTS.shape[-1:])
+        return next_token_loss(nn.functional.linear(normalised, self.weights[number]), targets_BT)

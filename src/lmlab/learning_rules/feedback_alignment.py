@@ -1,10 +1,11 @@
 """Feedback alignment (Lillicrap et al. 2016): errors go down through fixed random weights instead of the forward ones.
 
 Behind every linear map and convolution, the gradient at the input is grad_y B in place of grad_y W; B is drawn once, as
-large as W is at first, and never learns. It is W that comes to agree with B. Exact stay: the gradients of W and bias for the
-grad_y that arrives (so those of the readout altogether), and whatever is no linear map: norms, activations, attention's products,
-gates, look-ups, residual connections, and products that a layer writes out without torch's `linear` (as dynamic
-hyper-connections do to weigh their streams). It costs what backprop does, and as much memory again as the maps' weights.
+large as W is at first, and never learns. It is W that comes to agree with B. Exact stay: the gradients of W and bias for
+the grad_y that arrives (so those of the readout altogether), and whatever is no linear map: norms, activations, gates,
+look-ups, attention's products, residual connections, and products that a layer writes out without torch's `linear` (as
+dynamic hyper-connections do to weigh their streams). It costs what backprop does, and as much memory again as the maps'
+weights.
 """
 
 import torch

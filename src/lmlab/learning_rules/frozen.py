@@ -1,9 +1,10 @@
 """Hidden layers frozen: the head alone learns. No rule to use but the control beside every rule that claims to teach them.
 
-What stands above the last block (final norm and readout) gets its exact gradient; the blocks stay as they were drawn, and so
-does the embedding unless `embedding` lets it learn as well, exactly, through the frozen blocks. With tied weights the shared
-matrix learns from what the readout makes of it (and from the embedding, if that learns). It costs a forward pass and the
-backward pass of the head alone, or with the embedding one down through all blocks without the gradients of their weights.
+What stands above the last block (final norm and readout) gets its exact gradient; the blocks stay as they were drawn, and
+so does the embedding unless `embedding` lets it learn as well, exactly, through the frozen blocks. With tied weights the
+shared matrix learns from what the readout makes of it (and from the embedding, if that learns). It costs a forward pass and
+the backward pass of the head alone, or with the embedding one down through all blocks without the gradients of their
+weights.
 """
 
 import torch
