@@ -10,11 +10,13 @@ from small import CONTEXT, VOCABULARY
 from test_learning_rules import batch, gradients, rule_for, true_gradients
 from torch import Tensor, nn
 
+from lmlab import parts
 from lmlab.cutting import key, linear_weights
 from lmlab.errors import UserError
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models import base as models
 from lmlab.models.base import LanguageModel, next_token_loss, with_past
+from lmlab.optimizers.base import joined, parameter_groups
 from lmlab.parts import Choice
 
 UNTIED = [*small.variants("models"), small.some_model(dropout=0.2, logit_cap=3.0)]
@@ -87,7 +89,7 @@ def same(ours: list[Tensor], theirs: list[Tensor]) -> bool:
 @every_model
 @pytest.mark.parametrize(
     ("name", "become"),
-    [("feedback_alignment", Tensor.clone), ("sign_symmetry", Tensor.abs)],
+    [("feedback_alignment", Tensor.clone), ("sign_symmetry", Tensor.abs), ("kolen_pollack", Tensor.clone)],
 )
 def test_with_the_forward_weights_as_feedback_it_is_backprop_bit_for_bit(
     name: str, become: Callable[[Tensor], Tensor], choice: Choice
@@ -109,7 +111,7 @@ def test_in_lower_precision_too_the_forward_weights_as_feedback_give_backprop(na
         assert same(by(rule, model), true_gradients_by_chance(model))
 
 
-@pytest.mark.parametrize("name", ["feedback_alignment", "sign_symmetry"])
+@pytest.mark.parametrize("name", ["feedback_alignment", "sign_symmetry", "kolen_pollack", "weight_mirror"])
 def test_other_feedback_changes_all_gradients_but_the_readouts(name: str) -> None:
     model = small.rough(small.some_model())
     one, other = (named(model, by(rule_for(name, model, seed=seed), model)) for seed in (1, 2))
@@ -327,3 +329,120 @@ def test_micro_feedback_reaches_the_positions_that_a_convolution_reads() -> None
     rule.get_buffer("blocks/0/mix/weight").copy_((model.readout.weight @ model.blocks[0].mix.weight[:, :, 1]).detach())
     for ours, exact in zip(by(rule, model), true_gradients(model, *batch()), strict=True):
         torch.testing.assert_close(ours, exact, rtol=1e-12, atol=1e-15)
+
+
+# ------------------------------------------------------------------ feedback that learns
+
+
+def optimizer_of(name: str, model: LanguageModel, rule: LearningRule, **changes: Any) -> torch.optim.Optimizer:
+    """As training builds it, the model's parameters and the rule's own together."""
+    groups = joined(parameter_groups(model), rule.own_groups(model))
+    return parts.choose(small.tree(**changes), "optimizers", name).build(groups)
+
+
+def differences(model: LanguageModel, rule: LearningRule) -> dict[str, float]:
+    """The norm of W - B for each map."""
+    return {
+        name: (weight - rule.get_parameter(key(name))).detach().norm().item()
+        for name, weight in linear_weights(model).items()
+    }
+
+
+def steps(count: int, model: LanguageModel, rule: LearningRule, optimizer: torch.optim.Optimizer) -> None:
+    for _ in range(count):
+        rule.assign_gradients(model, *batch())
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_kolen_pollacks_difference_shrinks_by_the_rate_times_its_decay_a_step() -> None:
+    model = small.rough(small.some_model())
+    rule = rule_for("kolen_pollack", model, decay=0.2)
+    optimizer = optimizer_of(
+        "sgd", model, rule, decay="decoupled", weight_decay=0.0, learning_rate=0.05, momentum=0.0, nesterov=False
+    )
+    at_first = differences(model, rule)
+    steps(5, model, rule, optimizer)
+    for name, norm in differences(model, rule).items():
+        assert norm == pytest.approx(at_first[name] * (1 - 0.05 * 0.2) ** 5, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_kolen_pollacks_difference_shrinks_as_the_optimizer_decays_matrices(name: str) -> None:
+    """And stays as it was in the readout, which optimizers do not decay."""
+    model = small.rough(small.some_model())
+    rule = rule_for("kolen_pollack", model, decay=0.0)
+    optimizer = optimizer_of(name, model, rule, decay="decoupled", weight_decay=0.2, learning_rate=0.05)
+    at_first, readout = differences(model, rule), model.readout.weight.detach().clone()
+    steps(5, model, rule, optimizer)
+    for weight, norm in differences(model, rule).items():
+        factor = 1.0 if weight.startswith("readout") else (1 - 0.05 * 0.2) ** 5
+        assert norm == pytest.approx(at_first[weight] * factor, rel=1e-10)
+    assert not torch.equal(model.readout.weight, readout)
+
+
+def test_kolen_pollacks_feedback_gets_what_this_call_gives_the_weights() -> None:
+    model = small.rough(small.some_model())
+    rule = rule_for("kolen_pollack", model)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    rule.assign_gradients(model, *batch())
+    for name, weight in linear_weights(model).items():
+        torch.testing.assert_close(rule.get_parameter(key(name)).grad, weight.grad - 1)
+
+
+def test_kolen_pollacks_feedback_stands_in_the_group_of_its_weight() -> None:
+    for tied in (False, True):
+        model = small.model(small.some_model(tied=tied))
+        rule = rule_for("kolen_pollack", model)
+        groups = {id(p): name for name, group in parameter_groups(model).items() for p in group}
+        own = {id(p): name for name, group in rule.own_groups(model).items() for p in group}
+        for name, weight in linear_weights(model).items():
+            assert own[id(rule.get_parameter(key(name)))] == groups[id(weight)]
+        assert ("embeddings" in own.values()) == tied
+
+
+def alignment(model: LanguageModel, rule: LearningRule) -> float:
+    """Cosine of all W and all B."""
+    state = rule.state_dict()
+    weights = linear_weights(model)
+    one = torch.cat([weight.detach().flatten() for weight in weights.values()])
+    other = torch.cat([state[key(name)].flatten() for name in weights])
+    return nn.functional.cosine_similarity(one, other, dim=0).item()
+
+
+def test_forward_and_feedback_weights_come_to_agree_in_training() -> None:
+    aligned = {}
+    for name in ("kolen_pollack", "weight_mirror", "feedback_alignment"):
+        model = small.model(small.some_model())
+        rule = rule_for(name, model)
+        assert abs(alignment(model, rule)) < 0.1
+        steps(60, model, rule, optimizer_of("adamw", model, rule))
+        aligned[name] = alignment(model, rule)
+    assert aligned["kolen_pollack"] > 0.7
+    assert aligned["weight_mirror"] > 0.7
+    assert aligned["feedback_alignment"] < 0.5
+
+
+def test_a_mirror_shows_each_map_its_own_weights_in_the_size_of_rate_over_decay() -> None:
+    choices = [parts.choose(small.tree(), "models", name) for name in ("state_space", "convolution", "transformer")]
+    for choice in choices:
+        model = small.rough(choice)
+        rule = rule_for("weight_mirror", model, samples=4000, rate=0.1, decay=0.2, every=1)
+        for _ in range(25):
+            rule._mirror(model)  # type: ignore[operator]
+        for name, weight in linear_weights(model).items():
+            feedback = rule.get_buffer(key(name))
+            assert nn.functional.cosine_similarity(feedback.flatten(), weight.flatten(), dim=0) > 0.99
+            assert (feedback.norm() / weight.norm()).item() == pytest.approx(0.5, rel=0.02)
+
+
+def test_a_mirror_moves_feedback_every_so_many_calls_alone() -> None:
+    model = small.model(small.some_model())
+    rule = rule_for("weight_mirror", model, every=3)
+    seen = []
+    for _ in range(7):
+        before = rule.get_buffer("readout/weight").clone()
+        rule.assign_gradients(model, *batch())
+        seen.append(not torch.equal(rule.get_buffer("readout/weight"), before))
+    assert seen == [True, False, False, True, False, False, True]

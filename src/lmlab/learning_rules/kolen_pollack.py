@@ -1,0 +1,58 @@
+"""Kolen-Pollack (Kolen & Pollack 1994; Akrout et al. 2019): feedback weights learn as the forward ones do, and so meet them.
+
+Errors go down as in feedback alignment, grad_y B in place of grad_y W, but B is given W's own gradient and stands in the
+same group of the optimizer. Both are moved alike, so the difference they began with stays; with decay it shrinks to
+nothing, and the rule becomes backprop without ever copying a weight. That decay may be the optimizer's (decoupled, on
+matrices alone) or `decay` here, which is in the gradients: plain gradient descent then shrinks W - B by the factor 1 - rate
+* decay a step, less decay where gradients are clipped. Adam does not do so exactly, since the two gradients are then no
+longer the same. Exact stay the gradients of W and bias for the grad_y that arrives, and whatever is no call of torch's
+`linear` or `conv1d`. It costs what backprop does, the optimizer's work on B, and as much memory again as the maps' weights
+and what the optimizer keeps of them.
+"""
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from lmlab.cutting import Rerouted, drawn_like, gradients_apart, key, linear_weights
+from lmlab.learning_rules.base import LearningRule
+from lmlab.models.base import LanguageModel, next_token_loss
+from lmlab.optimizers.base import Groups, parameter_groups
+from lmlab.params import Params
+
+
+class Options(Params):
+    """Options of the rule."""
+
+    decay: float = Field(ge=0)
+
+
+class KolenPollack(LearningRule):
+    """Its own parameters are one B for each W, of the same shape and name."""
+
+    backward = True
+
+    def __init__(self, options: Options, model: LanguageModel) -> None:
+        super().__init__()
+        self.decay = options.decay
+        for name, weight in linear_weights(model).items():
+            self.register_parameter(key(name), nn.Parameter(drawn_like(weight)))
+
+    def own_groups(self, model: LanguageModel) -> Groups:
+        feedback = {id(weight): self.get_parameter(key(name)) for name, weight in linear_weights(model).items()}
+        groups = {
+            name: [feedback[id(p)] for p in group if id(p) in feedback] for name, group in parameter_groups(model).items()
+        }
+        return {name: group for name, group in groups.items() if group}
+
+    def assign_gradients(self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        with gradients_apart([*model.parameters(), *self.parameters()]):
+            with Rerouted(model, lambda call, grad_y: call.back(grad_y, self.get_parameter(key(call.name)))):
+                loss = next_token_loss(model(tokens_BT), targets_BT)
+            torch.autograd.backward(loss)
+            for name, weight in linear_weights(model).items():
+                feedback = self.get_parameter(key(name))
+                if weight.grad is not None:
+                    feedback.grad = weight.grad.add(feedback.detach(), alpha=self.decay)
+                    weight.grad.add_(weight.detach(), alpha=self.decay)
+        return loss.detach()
