@@ -14,6 +14,7 @@ from lmlab import parts
 from lmlab.cutting import key, linear_weights
 from lmlab.errors import UserError
 from lmlab.learning_rules.base import LearningRule
+from lmlab.learning_rules.block_local import similarity_loss
 from lmlab.models import base as models
 from lmlab.models.base import LanguageModel, next_token_loss, with_past
 from lmlab.optimizers.base import joined, parameter_groups
@@ -446,3 +447,98 @@ def test_a_mirror_moves_feedback_every_so_many_calls_alone() -> None:
         rule.assign_gradients(model, *batch())
         seen.append(not torch.equal(rule.get_buffer("readout/weight"), before))
     assert seen == [True, False, False, True, False, False, True]
+
+
+# ------------------------------------------------------------------ local losses
+
+
+def local_losses(rule: LearningRule, model: LanguageModel) -> list[Tensor]:
+    """The losses of all blocks, from one forward pass without cuts."""
+    tokens, targets = batch()
+    x_BTD, losses = model.embed(tokens), []
+    for number, block in enumerate(model.blocks[:-1]):
+        x_BTD = block(x_BTD)
+        normalised = nn.functional.rms_norm(x_BTD, x_BTD.shape[-1:])
+        losses.append(next_token_loss(normalised @ rule.get_parameter(f"heads.weights.{number}").T, targets))
+    return [*losses, next_token_loss(model.head(model.blocks[-1](x_BTD)), targets)]
+
+
+def block_of(name: str) -> int:
+    """Of a parameter by its name; the embedding counts to block 0, the head to none."""
+    return int(name.split(".")[1]) if name.startswith("blocks.") else 0 if name.startswith("embedding") else -1
+
+
+LOCAL = [("block_local", {"similarity": 0.0}), ("block_local", {"similarity": 0.5}), ("interlocking", {"span": 2}),
+         ("synthetic_gradients", {})]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "changes"), LOCAL)
+@pytest.mark.parametrize("other", parts.names("models"))
+def test_one_block_alone_learns_by_backprop_bit_for_bit(name: str, changes: dict[str, Any], other: str) -> None:
+    model = small.rough(parts.choose(small.tree(depth=1, layers=1), "models", other)).train()
+    assert len(model.blocks) == 1
+    rule = rule_for(name, model, **changes)
+    assert not list(rule.parameters())
+    assert same(by(rule, model), true_gradients_by_chance(model))
+
+
+@pytest.mark.parametrize("span", [1, 2, 3])
+def test_a_local_loss_teaches_the_blocks_of_its_span_and_none_below(span: int) -> None:
+    """Each parameter's gradient is the sum of those of the losses at most span - 1 blocks above it."""
+    model = small.rough(small.some_model(depth=4))
+    rule = rule_for("interlocking", model, span=span)
+    found = named(model, by(rule, model))
+    rule.zero_grad()
+    losses = local_losses(rule, model)
+    parameters = dict(model.named_parameters())
+    for name, parameter in parameters.items():
+        block = block_of(name)
+        reaching = losses[-1:] if block < 0 else losses[block : block + span]
+        exact = torch.autograd.grad(sum(reaching), parameter, retain_graph=True)[0]
+        torch.testing.assert_close(found[name], exact, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("residual", ["plain", "value", "hyper"])
+def test_with_a_span_of_all_blocks_it_is_backprop_from_the_sum_of_all_losses(residual: str) -> None:
+    model = small.rough(small.some_model(depth=3, residual=residual))
+    rule = rule_for("interlocking", model, span=7)
+    ours = by(rule, model) + gradients(rule)
+    rule.zero_grad()
+    sum(local_losses(rule, model)).backward()
+    for found, exact in zip(ours, gradients(model) + gradients(rule), strict=True):
+        torch.testing.assert_close(found, exact, rtol=1e-10, atol=1e-13)
+
+
+def test_interlocking_with_span_one_is_block_local_without_similarity_bit_for_bit() -> None:
+    model = small.rough(small.some_model(depth=3))
+    one, other = rule_for("interlocking", model, span=1), rule_for("block_local", model, similarity=0.0)
+    assert same(by(one, model), by(other, model))
+    assert same(gradients(one), gradients(other))
+    assert not same(by(rule_for("interlocking", model, span=2), model), by(other, model))
+
+
+@pytest.mark.parametrize("similarity", [0.0, 0.5, 1.0])
+def test_no_gradient_crosses_a_block(similarity: float) -> None:
+    """Other weights in a block or head change what is learned there and above, never below."""
+    model = small.rough(small.some_model(depth=3))
+    rule = rule_for("block_local", model, similarity=similarity)
+    before = named(model, by(rule, model))
+    with torch.no_grad():
+        for parameter in model.blocks[1].parameters():
+            parameter.mul_(1.1)
+    after = named(model, by(rule, model))
+    for name, gradient in before.items():
+        assert torch.equal(gradient, after[name]) == (block_of(name) == 0)
+        assert gradient.any()
+
+
+def test_similarities_are_correlations_and_their_loss_the_mean_square_of_the_difference() -> None:
+    _, targets = batch(2)
+    targets_BTV = nn.functional.one_hot(targets, VOCABULARY).double()
+    s_BTS = torch.randn(2, CONTEXT, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    squares = [
+        (torch.corrcoef(of_stream) - torch.corrcoef(of_targets)).square()
+        for of_stream, of_targets in zip(s_BTS, targets_BTV, strict=True)
+    ]
+    torch.testing.assert_close(similarity_loss(s_BTS, targets_BTV), torch.stack(squares).mean())
+    assert similarity_loss(5 * targets_BTV + 3, targets_BTV).item() == pytest.approx(0, abs=1e-15)
