@@ -542,3 +542,59 @@ def test_similarities_are_correlations_and_their_loss_the_mean_square_of_the_dif
     ]
     torch.testing.assert_close(similarity_loss(s_BTS, targets_BTV), torch.stack(squares).mean())
     assert similarity_loss(5 * targets_BTV + 3, targets_BTV).item() == pytest.approx(0, abs=1e-15)
+
+
+# ------------------------------------------------------------------ guessed gradients
+
+
+@every_model
+def test_with_the_true_gradient_for_a_guess_it_is_backprop_bit_for_bit(choice: Choice) -> None:
+    model = small.rough(choice).train()
+    rule = rule_for("synthetic_gradients", model)
+    tokens, targets = batch()
+    torch.manual_seed(2)
+    stream = [model.embed(tokens)]
+    for block in model.blocks:
+        stream.append(block(stream[-1]))
+    for s_BTS in stream[1:]:
+        s_BTS.retain_grad()
+    next_token_loss(model.head(stream[-1]), targets).backward()
+    exact = gradients(model)
+    tokens_in_batch = targets.numel()  # a power of two: multiplied and divided, numbers stay as they were
+    rule.predict = lambda number, s_BTS, targets_BT: (tokens_in_batch * stream[number].grad).requires_grad_()  # type: ignore
+    assert same(by(rule, model), exact)
+
+
+def test_at_first_guesses_are_zero_and_only_the_last_block_and_the_head_learn() -> None:
+    model = small.rough(small.some_model(depth=3))
+    exact = named(model, true_gradients(model, *batch()))
+    found = named(model, by(rule_for("synthetic_gradients", model), model))
+    for name, gradient in found.items():
+        if block_of(name) in (-1, 2):
+            assert torch.equal(gradient, exact[name])
+        else:
+            assert not gradient.any()
+
+
+def test_guesses_come_to_point_along_the_gradient() -> None:
+    model = small.model(small.some_model())
+    rule = rule_for("synthetic_gradients", model)
+    optimizer = torch.optim.Adam(rule.parameters(), lr=0.01)  # the model stays, so that there is one thing to learn
+    steps(150, model, rule, optimizer)
+    tokens, targets = batch()
+    s_BTS = model.blocks[0](model.embed(tokens)).detach().requires_grad_()
+    next_token_loss(model.head(model.blocks[1](s_BTS)), targets).backward()
+    predict: Callable[..., Tensor] = rule.predict  # type: ignore[assignment]
+    assert nn.functional.cosine_similarity(predict(1, s_BTS, targets).flatten(), s_BTS.grad.flatten(), dim=0) > 0.9
+
+
+def test_guesses_across_the_stream_have_no_part_along_it() -> None:
+    s_BTS = torch.randn(2, 3, 16)
+    model = small.model(small.some_model())
+    for across in (True, False):
+        rule = rule_for("synthetic_gradients", model, across=across)
+        for parameter in rule.parameters():
+            nn.init.normal_(parameter)
+        predict: Callable[..., Tensor] = rule.predict  # type: ignore[assignment]
+        along = (predict(1, s_BTS, torch.zeros(2, 3, dtype=torch.long)) * s_BTS).sum(dim=-1)
+        assert (along.abs().max() < 1e-4) == across
