@@ -3,11 +3,11 @@
 Errors go down as in feedback alignment, grad_y B in place of grad_y W, but B is given W's own gradient and stands in the
 same group of the optimizer. Both are moved alike, so the difference they began with stays; with decay it shrinks to
 nothing, and the rule becomes backprop without ever copying a weight. That decay may be the optimizer's (decoupled, on
-matrices alone) or `decay` here, which is in the gradients: plain gradient descent shrinks W - B by 1 - rate * decay a step,
-times what clipping leaves. With Adam it does not do so exactly, since the two gradients are then no longer the same. Exact
-stay the gradients of W and bias for the grad_y that arrives, and whatever is no call of torch's `linear` or `conv1d`. It
-costs what backprop does, the optimizer's work on B, and as much memory again as the maps' weights and what the optimizer
-keeps of them.
+matrices alone) or `decay` here, which is in the gradients: plain gradient descent then shrinks W - B by the factor 1 - rate
+* decay a step, less decay where gradients are clipped. Adam does not do so exactly, since the two gradients are then no
+longer the same. Exact stay the gradients of W and bias for the grad_y that arrives, and whatever is no call of torch's
+`linear` or `conv1d`. It costs what backprop does, the optimizer's work on B, and as much memory again as the maps' weights
+and what the optimizer keeps of them.
 """
 
 import torch

@@ -1,8 +1,8 @@
 """Weight mirrors (Akrout et al. 2019): feedback weights find the forward ones by watching what the maps make of noise.
 
 Errors go down as in feedback alignment, grad_y B in place of grad_y W. Every so many calls each linear map, on its own, is
-given white noise x and answers y = x W; then B <- (1 - decay) B + rate * (mean of y x over the noise), which on average is
-rate * W. So B follows W (with rate = decay, in size too) though no weight is copied, only activities multiplied. Calls are
+given white noise x and answers y = W x; then B <- (1 - decay) B + rate * (mean of y x^T over the noise), whose expectation
+is W. So B follows W (with rate = decay, in size too) though no weight is copied, only activities multiplied. Calls are
 counted, so with train.accumulate a step has several. Exact stay the gradients of W and bias for the grad_y that arrives,
 and whatever is no call of torch's `linear` or `conv1d`. It costs what backprop does, two products with `samples` rows for
 each map and noise pass, and as much memory again as the maps' weights.
