@@ -94,6 +94,14 @@ class Rerouted(TorchFunctionMode):
         return _Junction.apply(x, y, lambda grad_y: self.down(call, grad_y))  # type: ignore[no-untyped-call]
 
 
+def backprop_with(down: Down, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    """Add the gradients that backprop gives when linear maps send down what `down` says; returns the mean loss, detached."""
+    with Rerouted(model, down):
+        loss = next_token_loss(model(tokens_BT), targets_BT)
+        torch.autograd.backward(loss)  # inside, since blocks that are checkpointed compute forward again on the way back
+    return loss.detach()
+
+
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Any, ...]:
     return input, weight, bias
 

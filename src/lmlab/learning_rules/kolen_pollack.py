@@ -10,13 +10,12 @@ longer the same. Exact stay the gradients of W and bias for the grad_y that arri
 and what the optimizer keeps of them.
 """
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lmlab.cutting import Rerouted, drawn_like, gradients_apart, key, linear_weights
+from lmlab.cutting import backprop_with, drawn_like, gradients_apart, key, linear_weights
 from lmlab.learning_rules.base import LearningRule
-from lmlab.models.base import LanguageModel, next_token_loss
+from lmlab.models.base import LanguageModel
 from lmlab.optimizers.base import Groups, parameter_groups
 from lmlab.params import Params
 
@@ -47,12 +46,12 @@ class KolenPollack(LearningRule):
 
     def assign_gradients(self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         with gradients_apart([*model.parameters(), *self.parameters()]):
-            with Rerouted(model, lambda call, grad_y: call.back(grad_y, self.get_parameter(key(call.name)))):
-                loss = next_token_loss(model(tokens_BT), targets_BT)
-            torch.autograd.backward(loss)
+            loss = backprop_with(
+                lambda call, grad_y: call.back(grad_y, self.get_parameter(key(call.name))), model, tokens_BT, targets_BT
+            )
             for name, weight in linear_weights(model).items():
                 feedback = self.get_parameter(key(name))
                 if weight.grad is not None:
                     feedback.grad = weight.grad.add(feedback.detach(), alpha=self.decay)
                     weight.grad.add_(weight.detach(), alpha=self.decay)
-        return loss.detach()
+        return loss

@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lmlab.cutting import Rerouted, drawn_like, key, linear_weights
+from lmlab.cutting import backprop_with, drawn_like, key, linear_weights
 from lmlab.learning_rules.base import LearningRule
-from lmlab.models.base import LanguageModel, next_token_loss
+from lmlab.models.base import LanguageModel
 from lmlab.params import Params
 
 
@@ -36,7 +36,9 @@ class SignSymmetry(LearningRule):
             self.register_buffer(key(name), magnitudes)
 
     def assign_gradients(self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        with Rerouted(model, lambda call, grad_y: call.back(grad_y, call.weight.sign() * self.get_buffer(key(call.name)))):
-            loss = next_token_loss(model(tokens_BT), targets_BT)
-        torch.autograd.backward(loss)
-        return loss.detach()
+        return backprop_with(
+            lambda call, grad_y: call.back(grad_y, call.weight.sign() * self.get_buffer(key(call.name))),
+            model,
+            tokens_BT,
+            targets_BT,
+        )

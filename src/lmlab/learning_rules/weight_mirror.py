@@ -12,9 +12,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lmlab.cutting import Rerouted, drawn_like, key, linear_weights
+from lmlab.cutting import backprop_with, drawn_like, key, linear_weights
 from lmlab.learning_rules.base import LearningRule
-from lmlab.models.base import LanguageModel, next_token_loss
+from lmlab.models.base import LanguageModel
 from lmlab.params import Params
 
 
@@ -44,10 +44,9 @@ class WeightMirror(LearningRule):
         if int(self.calls) % self.options.every == 0:
             self._mirror(model)
         self.calls += 1
-        with Rerouted(model, lambda call, grad_y: call.back(grad_y, self.get_buffer(key(call.name)))):
-            loss = next_token_loss(model(tokens_BT), targets_BT)
-        torch.autograd.backward(loss)
-        return loss.detach()
+        return backprop_with(
+            lambda call, grad_y: call.back(grad_y, self.get_buffer(key(call.name))), model, tokens_BT, targets_BT
+        )
 
     @torch.no_grad()
     def _mirror(self, model: LanguageModel) -> None:
