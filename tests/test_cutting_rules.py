@@ -11,7 +11,7 @@ from test_learning_rules import batch, gradients, rule_for, true_gradients
 from torch import Tensor, nn
 
 from lmlab import parts
-from lmlab.cutting import key, linear_weights
+from lmlab.cutting import key, linear_weights, stream_widths
 from lmlab.errors import UserError
 from lmlab.learning_rules.base import LearningRule
 from lmlab.learning_rules.block_local import similarity_loss
@@ -218,6 +218,20 @@ def below(model: LanguageModel) -> list[Tensor]:
             product = product @ layer.weight.detach()
             products.append(product)
     return products[::-1]
+
+
+@every_model
+def test_the_width_of_the_stream_is_known_at_every_cut_without_computing_it(choice: Choice) -> None:
+    model = small.model(choice)
+    modes = [module.training for module in model.modules()]
+    widths = stream_widths(model)
+    stream = [model.embed(batch()[0])]
+    for block in model.blocks:
+        stream.append(block(stream[-1]))
+    assert widths == [s_BTS.shape[-1] for s_BTS in stream]
+    assert [module.training for module in model.modules()] == modes
+    with torch.device("meta"):
+        assert stream_widths(models.build(choice, VOCABULARY, CONTEXT)) == widths
 
 
 def test_macro_feedback_through_the_product_of_the_layers_above_is_backprop_in_a_chain() -> None:

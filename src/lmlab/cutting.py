@@ -145,6 +145,8 @@ def without_storage(model: LanguageModel) -> LanguageModel:
 
 def stream_widths(model: LanguageModel) -> list[int]:
     """How many numbers the embedding and then each block hand on for a token: one more than there are blocks."""
+    if model.plain_stream:  # without a trial, for which torch would load its compiler (2 s)
+        return [model.width] * (1 + len(model.blocks))
     trial = without_storage(model)
     with torch.no_grad():
         stream = [trial.embed(torch.zeros(1, 2, dtype=torch.long, device="meta"))]
