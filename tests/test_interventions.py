@@ -432,6 +432,14 @@ def test_checkpointing_is_bitwise_backprop_and_keeps_less(name: str, dropout: fl
     assert same(found(around("checkpointing", model, blocks=1), model), found(rule_for("backprop", model), model))
 
 
+@pytest.mark.parametrize(
+    "name", [name for name in parts.names("learning_rules") if parts.find("learning_rules", name)[0].backward]
+)
+def test_checkpointing_changes_no_bit_of_any_rule_that_it_may_stand_around(name: str) -> None:
+    model = small.model(small.some_model(dropout=0.2)).train()
+    assert same(found(around("checkpointing", model, rule_for(name, model)), model), found(rule_for(name, model), model))
+
+
 def test_layer_rates_multiply_from_the_top_down() -> None:
     model = small.model(small.some_model())
     rule = around("layer_rates", model, factor=0.5)

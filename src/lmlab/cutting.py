@@ -98,7 +98,7 @@ def backprop_with(down: Down, model: LanguageModel, tokens_BT: Tensor, targets_B
     """Add the gradients that backprop gives when linear maps send down what `down` says; returns the mean loss, detached."""
     with Rerouted(model, down):
         loss = next_token_loss(model(tokens_BT), targets_BT)
-        torch.autograd.backward(loss)  # inside, since blocks that are checkpointed compute forward again on the way back
+    torch.autograd.backward(loss)
     return loss.detach()
 
 

@@ -1,11 +1,12 @@
 """Activation checkpointing (Chen et al. 2016): blocks compute their forward pass again on the way back, to keep less."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 
 from pydantic import Field
 from torch import Tensor
+from torch.overrides import _get_current_function_mode_stack
 from torch.utils.checkpoint import checkpoint
 
 from lmlab.interventions.base import Intervention
@@ -44,9 +45,26 @@ class Checkpointing(Intervention):
 def _forgetful(model: LanguageModel, blocks: int) -> Iterator[None]:
     lowest = list(model.blocks)[:blocks]
     for block in lowest:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=_both_times)
     try:
         yield
     finally:
         for block in lowest:
             del block.forward  # what its class says is seen again
+
+
+def _both_times() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """What surrounds a block's first and its second forward pass.
+
+    Autograd starts the second outside the modes that a learning rule or another intervention had put around the first.
+    """
+    modes = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        with ExitStack() as stack:
+            for mode in modes:
+                stack.enter_context(mode)
+            yield
+
+    return nullcontext(), again()

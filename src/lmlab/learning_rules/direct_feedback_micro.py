@@ -48,9 +48,9 @@ class DirectFeedbackMicro(LearningRule):
 
         with Rerouted(model, down):
             logits_BTV = model(tokens_BT)
-            logits_BTV.register_hook(error.append)
-            loss = next_token_loss(logits_BTV, targets_BT)
-            torch.autograd.backward(loss)  # inside, as in `backprop_with`
+        logits_BTV.register_hook(error.append)
+        loss = next_token_loss(logits_BTV, targets_BT)
+        torch.autograd.backward(loss)
         return loss.detach()
 
 
