@@ -14,11 +14,13 @@ def train(
     tokenizer: Path = Path("data/tokenizer"),
     model: Path = Path("data/model"),
     log: Path = Path("data/training"),
+    snapshots: Path = Path("data/snapshots"),
 ) -> dict[str, float]:
-    """Train on SHARDS; write the weights to MODEL and the log of the training to LOG."""
+    """Train on SHARDS; write the weights to MODEL, the training's log to LOG, what probes look at to SNAPSHOTS."""
     params, parts = read_params("train", TrainParams)
     fitted = tokenizers.load(tokenizer / "tokenizer.json")
-    return training.train(params, parts, open_shards(shards, tokenizer / "tokenizer.json"), fitted, model, log)
+    opened = open_shards(shards, tokenizer / "tokenizer.json")
+    return training.train(params, parts, opened, fitted, model, log, snapshots)
 
 
 if __name__ == "__main__":

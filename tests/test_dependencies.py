@@ -48,7 +48,7 @@ def closure(modules: set[str]) -> set[str]:
 
 
 def resolved(stage: str) -> set[str]:
-    """A stage's dependencies with `${...}` replaced by the values in params.yaml."""
+    """A stage's dependencies with `${...}` replaced by the values in params.yaml, and folders of code by their files."""
     tree = params.read(PROJECT / "params.yaml")
     answers = set()
     for dependency in STAGES[stage]["deps"]:
@@ -57,7 +57,9 @@ def resolved(stage: str) -> set[str]:
             key, _, after = rest.partition("}")
             block, _, name = key.rpartition(".")
             dependency = before + params.block(tree, block)[name] + after
-        answers.add(dependency)
+        folder = PROJECT / dependency
+        in_folder = folder.rglob("*.py") if dependency.startswith("src/") and folder.is_dir() else ()
+        answers |= {str(path.relative_to(PROJECT)) for path in in_folder} or {dependency}
     return answers
 
 

@@ -10,7 +10,7 @@ import small
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from lmlab import checkpoint, device, parts, training
+from lmlab import checkpoint, device, parts, snapshots, training
 from lmlab.errors import UserError
 from lmlab.evaluation.scoring import bits_per_byte, score
 from lmlab.layers.attention.base import Attention
@@ -22,9 +22,10 @@ from lmlab.training import TrainParams
 
 TEXT = "".join(f"{number} times {number} is {number * number}.\n" for number in range(120))
 OUTPUTS = ("model/weights.safetensors", "model/model.json", "training/log.jsonl")
+FOLDERS = ("model", "training", "snapshots")
 BASE = {
     "steps": 7, "batch": 4, "context": 8, "threads": 1, "log_every": 2, "validate_every": 3, "sample_every": 4,
-    "checkpoint_seconds": 0.0, "learning_rate": 0.01,
+    "snapshots": 3, "checkpoint_seconds": 0.0, "learning_rate": 0.01,
 }  # fmt: skip
 VARIATIONS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -63,9 +64,9 @@ def train(corpus: Corpus, folder: str, **changes: Any) -> dict[str, bytes]:
     tree = small.tree(**{**BASE, **changes})
     params = section(tree, "train", TrainParams)
     home = Path(folder)
-    facts = training.train(params, parts.choices(tree, "train", params), *corpus, home / "model", home / "training")
+    facts = training.train(params, parts.choices(tree, "train", params), *corpus, *(home / folder for folder in FOLDERS))
     assert facts["tokens_per_second"] > 0
-    return {name: (home / name).read_bytes() for name in OUTPUTS}
+    return {str(path.relative_to(home)): path.read_bytes() for path in sorted(home.rglob("*")) if path.is_file()}
 
 
 def rows(written: dict[str, bytes]) -> list[dict[str, Any]]:
@@ -100,9 +101,11 @@ def test_run_twice_and_stopped_at_every_turn_it_writes_the_same_bytes(
     assert train(corpus, "again", **changes) == whole
     ends: list[tuple[Any, str, int]] = [
         (training, "_step", 3),
+        (snapshots, "write", 1),
         (checkpoint, "save", 2),
         (training, "score", 1),
         (models, "save", 1),
+        (snapshots, "publish", 1),
         (checkpoint, "discard", 1),
     ]
     for owner, name, call in ends:

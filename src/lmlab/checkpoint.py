@@ -43,17 +43,27 @@ def scratch_folder(key: str) -> Path:
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
-    """Write `state`, a tree of dicts and lists with tensors and plain values as leaves, whole or not at all."""
-    tensors: dict[str, Tensor] = {}
-    skeleton = _take_out(state, tensors)
-    with whole_file(folder / FILE) as partial:
-        save_file(tensors, partial, metadata={"state": json.dumps(skeleton)})
+    """Write `state` as the folder's checkpoint, whole or not at all."""
+    write(folder / FILE, state)
 
 
 def load(folder: Path) -> dict[str, Any] | None:
     """What `save` wrote last, or None when there is nothing or (after a crash of the machine) nothing whole."""
+    return read(folder / FILE)
+
+
+def write(path: Path, state: dict[str, Any]) -> None:
+    """Write a tree of dicts and lists with tensors and plain values as leaves, whole or not at all."""
+    tensors: dict[str, Tensor] = {}
+    skeleton = _take_out(state, tensors)
+    with whole_file(path) as partial:
+        save_file(tensors, partial, metadata={"state": json.dumps(skeleton)})
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """What `write` wrote, or None when there is nothing whole."""
     try:
-        with safe_open(folder / FILE, framework="pt") as opened:
+        with safe_open(path, framework="pt") as opened:
             skeleton = json.loads(opened.metadata()["state"])
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a dict)
         state: dict[str, Any] = _put_back(skeleton, tensors)

@@ -15,5 +15,7 @@ def use_device(name: str, threads: int) -> torch.device:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there[name]:
-        raise UserError(f"params.yaml: the device {name!r} is not there; set train.device and evaluate.device to 'cpu'")
+        raise UserError(
+            f"params.yaml: the device {name!r} is not there; set train.device, evaluate.device and probe.device to 'cpu'"
+        )
     return torch.device(name)

@@ -11,16 +11,17 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from lmlab import params, parts, training
+from lmlab import params, parts, probing
 from lmlab.collecting import DownloadParams
 from lmlab.errors import UserError
 from lmlab.evaluation.results import EvaluateParams
 from lmlab.models import base as models
 from lmlab.params import Params, Tree
 from lmlab.parts import Choice
+from lmlab.probing import ProbeParams
 from lmlab.sharding import ShardParams
 from lmlab.tokenizers.base import TokenizerParams
-from lmlab.training import TrainParams
+from lmlab.training import TrainParams, chosen_rule
 
 SECTIONS: dict[str, type[Params]] = {
     "download": DownloadParams,
@@ -28,6 +29,7 @@ SECTIONS: dict[str, type[Params]] = {
     "shard": ShardParams,
     "train": TrainParams,
     "evaluate": EvaluateParams,
+    "probe": ProbeParams,
 }
 SOME_VOCABULARY = 256
 
@@ -46,13 +48,16 @@ def check(tree: Tree) -> None:
     for choice in chosen["train"].values():
         _check_followed(choice)
     chosen["download"]["corpus"].build()
-    train, evaluate = sections["train"], sections["evaluate"]
+    train, evaluate, probe = sections["train"], sections["evaluate"], sections["probe"]
     assert isinstance(train, TrainParams)
     assert isinstance(evaluate, EvaluateParams)
+    assert isinstance(probe, ProbeParams)
+    for choice in probing.chosen(tree, probe).values():
+        choice.build()
     with torch.device("meta"), _NothingDrawn():
         model = models.build(chosen["train"]["model"], SOME_VOCABULARY, train.context)
         chosen["train"]["parametrisation"].build().start(model)
-        training.build_rule(train, chosen["train"], model)
+        chosen_rule(train, chosen["train"], model)
     if evaluate.stride > train.context:
         raise UserError(
             f"params.yaml: evaluate.stride ({evaluate.stride}) is larger than train.context ({train.context}), so some"
@@ -71,7 +76,7 @@ def _check_followed(choice: Choice) -> None:
         if missing := [line for line in lines if listed is not None and f"- {line}\n" not in listed]:
             raise UserError(
                 f"dvc.yaml: the stage train does not follow the part that {name} names; add `- {missing[0]}` under its"
-                f" {'deps and those of evaluate' if missing[0].endswith('.py') else 'params'}"
+                f" {'deps and those of evaluate and probe' if missing[0].endswith('.py') else 'params'}"
             )
         _check_followed(inner)
 

@@ -17,11 +17,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from lmlab import checkpoint, generation, sizing
+from lmlab import checkpoint, generation, sizing, snapshots
 from lmlab.batches import Batches
 from lmlab.device import use_device
 from lmlab.errors import UserError
 from lmlab.evaluation.scoring import bits_per_byte, score
+from lmlab.interventions import base as interventions
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models import base as models
 from lmlab.models.base import LanguageModel
@@ -61,6 +62,7 @@ class TrainParams(Params):
     log_every: int = Field(ge=1)
     validate_every: int = Field(ge=0)
     sample_every: int = Field(ge=0)
+    snapshots: int = Field(ge=0)
     checkpoint_seconds: float = Field(ge=0)
 
     @model_validator(mode="after")
@@ -77,7 +79,6 @@ class TrainParams(Params):
         return self if self.batch else self.model_copy(update={"batch": pieces * self.accumulate})
 
 
-INTERVENTIONS = ["intervention", "second_intervention", "third_intervention"]
 SAMPLE_TOKENS = 200
 SAMPLE_TEMPERATURE = 0.8
 
@@ -133,16 +134,11 @@ class Run:
     _COUNTERS = ("step", "loss_sum", "loss_count", "seconds", "validation_seconds")
 
 
-def build_rule(params: TrainParams, parts: dict[str, Choice], model: LanguageModel) -> LearningRule:
-    """The learning rule, in the interventions that stand around it: the first is the one next to it.
-
-    Raises UserError for what cannot work together.
-    """
-    rule: LearningRule = parts["learning_rule"].build(model)
-    for key in INTERVENTIONS:
-        rule = parts[key].build(model, rule)
+def chosen_rule(params: TrainParams, parts: dict[str, Choice], model: LanguageModel) -> LearningRule:
+    """The learning rule with its interventions. Raises UserError for what cannot work together."""
+    rule = interventions.build_rule(parts, model)
     if params.step_in_backward and not rule.final_in_backward:
-        chosen = ", ".join(parts[key].name for key in ["learning_rule", *INTERVENTIONS])
+        chosen = ", ".join(parts[key].name for key in ["learning_rule", *interventions.KEYS])
         raise UserError(
             f"params.yaml: train.step_in_backward needs gradients that are final once autograd has them, and with {chosen}"
             " they are not; set it to false, or train.learning_rule to backprop and the interventions to absent"
@@ -156,7 +152,7 @@ def begin(params: TrainParams, parts: dict[str, Choice], vocabulary: int, device
     model = models.build(parts["model"], vocabulary, params.context).to(device)
     parametrisation: Parametrisation = parts["parametrisation"].build()
     parametrisation.start(model)
-    rule = build_rule(params, parts, model).to(device)
+    rule = chosen_rule(params, parts, model).to(device)
     optimizer = parts["optimizer"].build(joined(parameter_groups(model), rule.own_groups(model)))
     split_by_rate(optimizer, {p: rule.rate_factor(name) for name, p in model.named_parameters()})
     for group in optimizer.param_groups:
@@ -172,8 +168,9 @@ def train(
     tokenizer: Tokenizer,
     model_folder: Path,
     log_folder: Path,
+    snapshot_folder: Path | None = None,
 ) -> dict[str, float]:
-    """Train, write the model and the log (`log.jsonl`), and return what it took in seconds and tokens.
+    """Train, write the model, the log (`log.jsonl`) and if wished snapshots; return what it took in seconds and tokens.
 
     Raises UserError when the loss stops being a number, naming the step and the last good checkpoint.
     """
@@ -189,17 +186,22 @@ def train(
     for line in sizing.lines(size):
         print(f"train: {line}", flush=True)
     print(f"train: {batches.tokens:,} tokens of text", flush=True)
-    if saved := checkpoint.load(scratch):
+    due = snapshots.positions(params.steps, params.snapshots if snapshot_folder else 0)
+    saved = checkpoint.load(scratch)
+    if saved and snapshots.has_all(scratch, due, saved["step"]):
         run.restore(saved)
         print(f"train: going on from step {run.step:,}", flush=True)
 
-    _loop(params, run, schedule, batches, shards, tokenizer, scratch, log_folder)
+    _loop(params, run, schedule, batches, shards, tokenizer, scratch, log_folder, due)
 
     size["bytes"]["optimizer"] = sizing.optimizer_bytes(run.optimizer)
     tokens = run.step * params.batch * params.context
     facts = {"tokenizer_sha256": shards.manifest["tokenizer_sha256"], "steps": run.step, "seed": params.seed}
     with evaluation_weights(run.optimizer):
         models.save(model_folder, parts["model"], model, {**facts, "tokens": tokens, "size": size})
+    if snapshot_folder:
+        record = {"vocabulary": model.vocabulary, "context": model.context, **facts, "parts": chosen}
+        snapshots.publish(scratch, snapshot_folder, due, record)
     checkpoint.discard(scratch)
     return {
         "training_seconds": run.seconds,
@@ -210,15 +212,19 @@ def train(
 
 def _loop(
     params: TrainParams, run: Run, schedule: Schedule, batches: Batches, shards: Shards, tokenizer: Tokenizer,
-    scratch: Path, log_folder: Path,
+    scratch: Path, log_folder: Path, due: list[int],
 ) -> None:  # fmt: skip
     saved_step, saved_at = run.step, time.monotonic()
     with _Log(log_folder / "log.jsonl", run.log) as log, ProgressBar("train", params.steps, "steps", run.step) as bar:
         record = _Record(params, run, shards, tokenizer, log, bar)
         while run.step < params.steps:
+            before = snapshots.before(run.model, run.rule) if run.step in due else None
             started = time.perf_counter()
             loss, norm, rate = _step(params, run, schedule, batches)
             run.seconds += time.perf_counter() - started
+            if before:
+                seen = {"step": run.step, "tokens": run.step * params.batch * params.context, "learning_rate": rate}
+                snapshots.write(scratch, {**seen, **before, "after": run.model.state_dict()})
             run.step += 1
             try:
                 record.after_step(loss, norm, rate)

@@ -11,6 +11,10 @@ from lmlab.errors import UserError
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models.base import LanguageModel
 from lmlab.optimizers.base import Groups
+from lmlab.parts import Choice
+
+KEYS = ["intervention", "second_intervention", "third_intervention"]
+"""The params that choose them, in the order in which they stand around the rule."""
 
 Gradients = dict[str, Tensor]
 """By the parameter's dotted name; a tied one has one name."""
@@ -113,3 +117,11 @@ def blocks_above(model: LanguageModel) -> dict[str, int]:
         inside = len(model.blocks) - 1 - int(path[1]) if path[0] == "blocks" else 0
         heights[name] = len(model.blocks) if name in embedding else inside
     return heights
+
+
+def build_rule(parts: dict[str, Choice], model: LanguageModel) -> LearningRule:
+    """The learning rule, in the interventions that stand around it: the first is the one next to it."""
+    rule: LearningRule = parts["learning_rule"].build(model)
+    for key in KEYS:
+        rule = parts[key].build(model, rule)
+    return rule

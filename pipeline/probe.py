@@ -1,0 +1,24 @@
+"""Stage `probe`: what the snapshots of a training run show."""
+
+from pathlib import Path
+
+from lmlab import params, probing
+from lmlab.probing import ProbeParams
+from lmlab.shards import open_shards
+from pipeline import read_params, run_stage
+
+
+def probe(
+    shards: Path = Path("data/shards"),
+    tokenizer: Path = Path("data/tokenizer"),
+    snapshots: Path = Path("data/snapshots"),
+    probes: Path = Path("data/probes"),
+) -> dict[str, float]:
+    """Let the probes that `probe.probes` lists look at SNAPSHOTS with validation text of SHARDS; write PROBES."""
+    values, _ = read_params("probe", ProbeParams)
+    opened = open_shards(shards, tokenizer / "tokenizer.json")
+    return probing.look(values, probing.chosen(params.read(), values), opened, snapshots, probes)
+
+
+if __name__ == "__main__":
+    run_stage(probe)

@@ -1,0 +1,1 @@
+"""Ways of looking inside a model while it learned: one module per probe."""

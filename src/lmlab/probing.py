@@ -1,0 +1,111 @@
+"""The stage `probe`: every probe looks at every snapshot that training left; what they read becomes one table."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from pydantic import Field, field_validator
+
+from lmlab import parts, snapshots
+from lmlab.device import use_device
+from lmlab.errors import UserError
+from lmlab.files import whole_folder
+from lmlab.interventions import base as interventions
+from lmlab.interventions.base import build_rule
+from lmlab.models import base as models
+from lmlab.params import Params, Tree
+from lmlab.parts import Choice
+from lmlab.probes.base import Batch, Probe, Snapshot
+from lmlab.progress import ProgressBar
+from lmlab.shards import Shards
+
+COLUMNS = pa.schema(
+    {
+        "step": pa.int64(), "tokens": pa.int64(), "probe": pa.string(), "measure": pa.string(), "where": pa.string(),
+        "value": pa.float64(),
+    }
+)  # fmt: skip
+
+
+class ProbeParams(Params):
+    """The section `probe`."""
+
+    probes: list[str]
+    windows: int = Field(ge=2)
+    device: Literal["cpu", "cuda", "mps"]
+    threads: int = Field(ge=1)
+
+    @field_validator("probes")
+    @classmethod
+    def _once(cls, names: list[str]) -> list[str]:
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"{twice[0]} stands there twice")
+        return names
+
+
+def chosen(tree: Tree, params: ProbeParams) -> dict[str, Choice]:
+    """The probes that `probe.probes` lists, by name. Raises UserError with the nearest spelling of one that is not there."""
+    return {name: parts.choose(tree, "probes", name, "probe.probes") for name in params.probes}
+
+
+def look(
+    params: ProbeParams, probes: dict[str, Choice], shards: Shards, snapshot_folder: Path, folder: Path
+) -> dict[str, float]:
+    """Let all probes look at all snapshots, write `probes.parquet` and return what was timed, a name and a number each."""
+    device = use_device(params.device, params.threads)
+    record, states = snapshots.read(snapshot_folder)
+    if record["tokenizer_sha256"] != shards.manifest["tokenizer_sha256"]:
+        raise UserError(f"{snapshot_folder} was left by a run with another tokenizer; run `dvc repro train`")
+    batch = fixed_batch(shards, record["context"], params.windows, device)
+    looking: dict[str, Probe] = {name: choice.build() for name, choice in probes.items()}
+    rows: list[dict[str, Any]] = []
+    timed: dict[str, float] = {}
+    with ProgressBar("probe", len(record["snapshots"]) * len(looking), "looks") as bar:
+        for snapshot in (restored(record, state, device) for state in states):
+            for name, probe in looking.items():
+                at = {"step": snapshot.step, "tokens": snapshot.tokens, "probe": name}
+                for measure, where, value in probe.look(snapshot, batch):
+                    if probe.timed:
+                        timed[f"{name}.{measure}.{where}.step_{snapshot.step}"] = value
+                    else:
+                        rows.append({**at, "measure": measure, "where": where, "value": value})
+                bar.advance(1, name)
+    with whole_folder(folder) as made:
+        pq.write_table(pa.Table.from_pylist(rows, schema=COLUMNS), made / "probes.parquet")
+    return timed
+
+
+def restored(record: dict[str, Any], state: dict[str, Any], device: torch.device) -> Snapshot:
+    """A snapshot with its model and rule as they were, from what `snapshots.read` gives."""
+    choices = dict(_recalled(record["parts"]))
+    model = models.build(choices["model"], record["vocabulary"], record["context"])
+    rule = build_rule(choices, model)
+    model.load_state_dict(state["model"])
+    rule.load_state_dict(state["rule"])
+    after = {name: state["after"][name].to(device) for name, _ in model.named_parameters()}
+    name = choices["model"].name
+    return Snapshot(state["step"], state["tokens"], model.to(device).eval(), after, rule.to(device), name)
+
+
+def _recalled(recorded: dict[str, Any]) -> Iterator[tuple[str, Choice]]:
+    """The parts that make model and rule."""
+    yield "model", parts.recall("models", recorded["model"])
+    yield "learning_rule", parts.recall("learning_rules", recorded["learning_rule"])
+    for key in interventions.KEYS:
+        yield key, parts.recall("interventions", recorded[key])
+
+
+def fixed_batch(shards: Shards, context: int, windows: int, device: torch.device) -> Batch:
+    """Windows of the validation split, the first at its start, the last at its end, the others evenly between.
+
+    A split shorter than a context is one shorter window.
+    """
+    ids = torch.from_numpy(shards.stream("validation").astype(np.int64))
+    length = min(context, len(ids) - 1)
+    starts = np.unique(np.linspace(0, len(ids) - 1 - length, windows).astype(np.int64))
+    rows = ids[torch.from_numpy(starts)[:, None] + torch.arange(length + 1)].to(device)
+    return Batch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
