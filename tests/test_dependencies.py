@@ -85,9 +85,10 @@ def test_a_stage_lists_exactly_the_code_it_imports(stage: str) -> None:
 
 
 def choosable_modules(stage: str) -> set[str]:
-    """Every part of the kinds from which a stage's dependencies name one: what any of them imports has to be listed."""
+    """Every part of the kinds from which a stage's dependencies name one or all: what any imports has to be listed."""
     folders = {dep.removeprefix("src/").partition("/${")[0] for dep in STAGES[stage]["deps"] if "${" in dep}
     kinds = {folder.removeprefix("lmlab/").replace("/", ".") for folder in folders}
+    kinds |= {kind for kind in parts.kinds() if f"src/lmlab/{kind.replace('.', '/')}" in STAGES[stage]["deps"]}
     return {f"lmlab.{kind}.{name}" for kind in kinds for name in parts.names(kind)}
 
 

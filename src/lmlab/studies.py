@@ -28,15 +28,16 @@ import pandas as pd
 import torch
 from pydantic import Field
 
-from lmlab import documents, lifeline, params, parts, preflight, sharding, training
+from lmlab import documents, lifeline, params, parts, preflight, probing, sharding, training
 from lmlab.device import use_device
 from lmlab.errors import UserError
 from lmlab.evaluation.scoring import bits_per_byte, score
 from lmlab.files import read_json, sha256, whole_file, write_json
 from lmlab.models import base as models
 from lmlab.params import Params, Tree
+from lmlab.probing import ProbeParams
 from lmlab.sharding import ShardParams
-from lmlab.shards import open_shards
+from lmlab.shards import Shards, open_shards
 from lmlab.sizing import forward_operations
 from lmlab.tokenizers import base as tokenizers
 from lmlab.tokenizers.base import TokenizerParams
@@ -45,6 +46,8 @@ from lmlab.training import TrainParams
 BACKWARD = 2
 """A backward pass costs about twice a forward pass: a product of matrices has two gradients, each a product of that size."""
 
+WINDOWS = 8
+"""Of text that snapshots are looked at with."""
 MOST_ROWS = 25
 """Of a run's curve that are kept."""
 
@@ -248,7 +251,7 @@ def run_point(tree: Tree, operations: float, test: bool, corpus: Path) -> dict[s
         choices = parts.choices(tree, "train", train)
         if operations:
             train = _within(train, choices, shards.vocabulary, operations)
-        timing = training.train(train, choices, shards, tokenizer, folder / "model", folder / "log")
+        timing = training.train(train, choices, shards, tokenizer, folder / "model", folder / "log", folder / "snapshots")
         model, saved = models.load(folder / "model", use_device(train.device, train.threads))
         rows = [json.loads(line) for line in (folder / "log" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
         last = [row for row in rows if "validation_nats" in row][-1]  # at the end of training, in the same windows
@@ -258,6 +261,7 @@ def run_point(tree: Tree, operations: float, test: bool, corpus: Path) -> dict[s
             scored = score(model, shards.stream("test"), shards.document, model.context, model.context)
             bits = bits_per_byte(scored.nats, shards.count("test", "bytes"))
             measures["test"] = {"bits_per_byte": bits, "nats_per_token": scored.nats_per_token}
+        looked = _looked(tree, train, shards, folder) if train.snapshots else {}
         spent = (1 + BACKWARD) * saved["size"]["forward_operations_per_token"] * saved["tokens"]
         return {
             **measures,
@@ -268,9 +272,24 @@ def run_point(tree: Tree, operations: float, test: bool, corpus: Path) -> dict[s
             "tokens": saved["tokens"],
             "operations": spent,
             **timing,
+            **looked,
             "curve": [[row["step"], row["validation_nats"]] for row in rows if "validation_nats" in row],
             "training": _thinned([[row["step"], row["train_nats"]] for row in rows if "train_nats" in row]),
         }
+
+
+def _looked(tree: Tree, train: TrainParams, shards: Shards, folder: Path) -> dict[str, Any]:
+    """What a call of the rule costs, and at each snapshot the cosine of its gradient with the true one."""
+    probe = ProbeParams(probes=["cost", "gradient_angle"], windows=WINDOWS, device=train.device, threads=train.threads)
+    timed = probing.look(probe, probing.chosen(tree, probe), shards, folder / "snapshots", folder / "probes")
+    readings = pd.read_parquet(folder / "probes" / "probes.parquet")
+    angles = readings.query("probe == 'gradient_angle' and measure == 'rule' and where == 'all'")
+    costs = {key.split(".")[1]: value for key, value in timed.items() if key.split(".")[2] == "rule"}
+    return {
+        "step_seconds": costs["seconds"],
+        "step_bytes": costs["peak_bytes"],
+        "angle": angles[["tokens", "value"]].to_numpy().tolist(),
+    }
 
 
 def _thinned(rows: list[list[float]]) -> list[list[float]]:
