@@ -184,8 +184,8 @@ def test_all_runs_are_collected_in_one_table(folder: Path) -> None:
 def test_a_published_study_has_an_arm_a_stage_and_a_file_of_results_for_each_name(name: str) -> None:
     folder = small.PROJECT / "studies" / name
     study = studies.read(folder)
-    stages = params.read(folder / "dvc.yaml")["stages"]
-    assert sorted(stages["arm"]["matrix"]["name"]) == sorted(study.arms)
+    stage = params.read(folder / "dvc.yaml")["stages"]["arm"]
+    assert sorted(stage["matrix"]["name"] if "matrix" in stage else stage["foreach"]) == sorted(study.arms)
     tree = studies.changed(params.read(small.PROJECT / "params.yaml"), study.params.changes)
     for arm in study.arms:
         changes, sweep = study.arm(arm)
