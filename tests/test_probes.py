@@ -1,0 +1,624 @@
+"""What every probe keeps, and what each sees where the answer is known."""
+
+import itertools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import small
+import test_training
+import torch
+from small import CONTEXT
+from test_learning_rules import batch as tokens_and_targets
+from test_learning_rules import refusal, rule_for
+from test_training import Corpus
+from torch import Tensor, nn
+
+from lmlab import parts, preflight, probing
+from lmlab.errors import UserError
+from lmlab.layers.memory import Memory
+from lmlab.models.base import LanguageModel, next_token_loss
+from lmlab.params import section
+from lmlab.parts import Choice
+from lmlab.probes.activations import dead_share, inputs_of_writers, kurtosis
+from lmlab.probes.attention import drawn, entropy, induction, softmax_weights
+from lmlab.probes.base import Batch, Probe, Reading, Snapshot, streams
+from lmlab.probes.cost import peak_bytes
+from lmlab.probes.gradient_angle import cosine
+from lmlab.probes.gradient_noise_scale import noise_and_signal
+from lmlab.probes.similarity import alignment
+from lmlab.probes.spectra import effective_rank, stable_rank
+from lmlab.probing import ProbeParams
+
+corpus = test_training.corpus  # the fixture
+PROBES = parts.names("probes")
+every_probe = pytest.mark.parametrize("name", PROBES)
+TIMED = [name for name in PROBES if parts.find("probes", name)[0].timed]
+
+
+def the_batch(size: int = 4) -> Batch:
+    return Batch(*tokens_and_targets(size))
+
+
+def chosen_model(name: str) -> Choice:
+    return parts.choose(small.tree(), "models", name)
+
+
+def snapshot(model: LanguageModel | None = None, rule: str = "backprop", step: int = 0) -> Snapshot:
+    """Of a model in double precision, with an update that is a hundredth of a random one."""
+    model = model if model is not None else small.rough(small.some_model(), seed=step)
+    chance = torch.Generator().manual_seed(step)
+    after = {
+        name: parameter.detach() + 0.01 * torch.randn(parameter.shape, generator=chance, dtype=parameter.dtype)
+        for name, parameter in model.named_parameters()
+    }
+    return Snapshot(step, 32 * step, model.eval(), after, rule_for(rule, model), "some_model")
+
+
+def probe_for(name: str, **changes: Any) -> Probe:
+    probe: Probe = parts.choose(small.tree(**changes), "probes", name).build()
+    return probe
+
+
+def readings(name: str, *of: Snapshot, **changes: Any) -> list[Reading]:
+    """All that a new probe reads off the snapshots, on the same batch."""
+    probe = probe_for(name, **changes)
+    return [reading for one in of for reading in probe.look(one, the_batch())]
+
+
+def values(name: str, *of: Snapshot, **changes: Any) -> dict[tuple[str, str], float]:
+    """The same by measure and place."""
+    return {(measure, where): value for measure, where, value in readings(name, *of, **changes)}
+
+
+# ---------------------------------------------------------------- what every probe keeps
+
+
+@every_probe
+def test_a_probe_leaves_model_rule_and_chance_as_they_were(name: str) -> None:
+    looked_at = snapshot(small.rough(small.some_model(dropout=0.3)))
+    model, rule = looked_at.model, looked_at.rule
+    states = [{key: value.clone() for key, value in module.state_dict().items()} for module in (model, rule)]
+    after = {key: value.clone() for key, value in looked_at.after.items()}
+    modes, doings = [module.training for module in model.modules()], [vars(module).copy() for module in model.modules()]
+    chance = torch.get_rng_state()
+    assert readings(name, looked_at)
+    assert torch.equal(torch.get_rng_state(), chance)
+    for module, state in zip((model, rule), states, strict=True):
+        assert all(torch.equal(value, state[key]) for key, value in module.state_dict().items())
+    assert all(torch.equal(value, after[key]) for key, value in looked_at.after.items())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in [*model.parameters(), *rule.parameters()])
+    assert [module.training for module in model.modules()] == modes
+    assert [vars(module).keys() for module in model.modules()] == [of_module.keys() for of_module in doings]
+    hooks: list[Any] = [h for m in model.modules() for h in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks)]
+    assert not any(hooks)
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("name", [name for name in PROBES if name not in TIMED])
+def test_a_probe_reads_the_same_numbers_twice_each_finite_and_in_its_own_place(name: str) -> None:
+    first = readings(name, snapshot(), snapshot(step=5))
+    torch.manual_seed(99)
+    assert readings(name, snapshot(), snapshot(step=5)) == first
+    assert all(isinstance(reading.value, float) and math.isfinite(reading.value) for reading in first)
+    alone = readings(name, snapshot())
+    assert len({(reading.measure, reading.where) for reading in alone}) == len(alone)
+
+
+@every_probe
+@pytest.mark.parametrize("other", parts.names("models"))
+def test_a_probe_looks_at_every_model_or_says_what_it_does_not_find(name: str, other: str) -> None:
+    looked_at = snapshot(small.model(chosen_model(other)))
+    if name == "attention" and other not in ("transformer", "hybrid"):
+        said = "params.yaml: probe.probes: attention finds no attention with a softmax in the model some_model; leave it out"
+        with pytest.raises(UserError, match=said):
+            readings(name, looked_at)
+        return
+    found = readings(name, looked_at)
+    assert found
+    assert all(math.isfinite(reading.value) for reading in found)
+
+
+@every_probe
+@pytest.mark.parametrize("choice", [c for c in small.variants("models") if c.name == "transformer"], ids=small.title)
+def test_a_probe_looks_at_every_transformer(name: str, choice: Choice) -> None:
+    if name == "attention" and choice.inner["attention"].name == "linear":
+        with pytest.raises(UserError, match="attention finds no attention with a softmax"):
+            readings(name, snapshot(small.model(choice)))
+    else:
+        found = readings(name, snapshot(small.model(choice)))
+        assert found
+        assert all(math.isfinite(reading.value) for reading in found)
+
+
+@every_probe
+@pytest.mark.parametrize("rule", parts.names("learning_rules"))
+def test_a_probe_looks_at_runs_by_every_rule(name: str, rule: str) -> None:
+    model = small.model(small.some_model())
+    if refusal(rule, model):
+        pytest.skip("the rule refuses the model")
+    assert all(math.isfinite(reading.value) for reading in readings(name, snapshot(model, rule)))
+
+
+def test_a_probe_looks_alike_at_what_is_a_copy() -> None:
+    """Two snapshots of the same model are the same to every probe that remembers nothing."""
+    for name in PROBES:
+        if name not in (*TIMED, "similarity"):
+            assert readings(name, snapshot(), snapshot())[: len(readings(name, snapshot()))] == readings(name, snapshot())
+
+
+# ---------------------------------------------------------------- gradients and updates
+
+
+def test_backprop_is_at_no_angle_to_itself() -> None:
+    found = values("gradient_angle", snapshot())
+    assert len(found) == 2 * (1 + len(list(snapshot().model.parameters())))
+    for (measure, where), value in found.items():
+        if measure == "rule":
+            assert value == pytest.approx(1.0, abs=1e-12), where
+
+
+def test_a_random_update_is_nearly_at_a_right_angle() -> None:
+    model = small.rough(small.some_model(width=32))
+    size = sum(parameter.numel() for parameter in model.parameters())
+    seen = [values("gradient_angle", snapshot(model, step=step))["update", "all"] for step in range(40)]
+    spread = math.sqrt(sum(value**2 for value in seen) / len(seen))
+    assert spread == pytest.approx(1 / math.sqrt(size), rel=0.4)
+
+
+def test_the_angle_of_an_update_is_taken_to_the_way_downhill() -> None:
+    down = snapshot()
+    gradient = down.true_gradient(the_batch())
+    for factor, expected in ((-0.1, 1.0), (0.1, -1.0)):
+        after = {name: weight + factor * gradient[name] for name, weight in down.weights.items()}
+        moved = Snapshot(0, 0, down.model, after, down.rule, "")
+        assert values("gradient_angle", moved)["update", "all"] == pytest.approx(expected)
+    still = Snapshot(0, 0, down.model, dict(down.weights), down.rule, "")
+    assert values("gradient_angle", still)["update", "all"] == 0.0
+
+
+def test_a_known_angle() -> None:
+    assert cosine(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0])) == pytest.approx(math.sqrt(0.5))
+    assert cosine(torch.zeros(2), torch.ones(2)) == 0.0
+
+
+class _Doubled(nn.Module):
+    """As a rule: what backprop gives, twice over, but for the readout, which is not taught."""
+
+    def assign_gradients(self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        loss = next_token_loss(model(tokens_BT), targets_BT)
+        (2 * loss).backward()
+        assert model.readout is not None
+        model.readout.weight.grad = None
+        return loss.detach()
+
+
+def test_a_rule_is_told_from_backprop_by_length_and_angle() -> None:
+    true = snapshot()
+    rules = Snapshot(0, 0, true.model, true.after, _Doubled(), "")  # type: ignore[arg-type]
+    norms, angles = values("gradient_norm", rules), values("gradient_angle", rules)
+    gradient = true.true_gradient(the_batch())
+    for name, of_parameter in gradient.items():
+        assert norms["backprop", name] == pytest.approx(float(of_parameter.norm()))
+        taught = name != "readout.weight"
+        assert norms["rule", name] == pytest.approx(2 * taught * norms["backprop", name])
+        assert angles["rule", name] == pytest.approx(float(taught))
+    total = math.sqrt(sum(norms["backprop", name] ** 2 for name in gradient))
+    assert norms["backprop", "all"] == pytest.approx(total)
+    rest = math.sqrt(total**2 - norms["backprop", "readout.weight"] ** 2)
+    assert angles["rule", "all"] == pytest.approx(rest / total)
+
+
+def test_an_update_is_measured_by_the_weights() -> None:
+    one = snapshot()
+    after = {name: weight * (1 + 0.25 * (name == "readout.weight")) for name, weight in one.weights.items()}
+    found = values("update_ratio", Snapshot(0, 0, one.model, after, one.rule, ""))
+    assert found["ratio", "readout.weight"] == pytest.approx(0.25)
+    assert [value for (_, where), value in found.items() if where not in ("readout.weight", "all")] == pytest.approx(
+        [0.0] * (len(found) - 2)
+    )
+    assert 0 < found["ratio", "all"] < 0.25
+
+
+def test_weights_that_are_zero_have_no_ratio() -> None:
+    model = small.rough(small.some_model())
+    assert model.readout is not None
+    nn.init.zeros_(model.readout.weight)
+    assert ("ratio", "readout.weight") not in values("update_ratio", snapshot(model))
+
+
+def test_the_noise_scale_recovers_what_was_planted() -> None:
+    chance = torch.Generator().manual_seed(0)
+    true, deviation = torch.randn(50, generator=chance).double(), 3.0
+    noises = torch.randn(4000, 50, generator=chance).double() * deviation
+    noise, signal = noise_and_signal(true + of_window for of_window in noises)
+    assert noise == pytest.approx(50 * deviation**2, rel=0.02)
+    assert signal == pytest.approx(float(true @ true), rel=0.05)
+
+
+def test_the_noise_scale_is_unbiased_with_two_windows() -> None:
+    """Over all pairs of the values 1 and 5 about the mean 3: variance 4 and squared mean 9, each on average exactly."""
+    found = [
+        noise_and_signal(torch.tensor([value]).double() for value in pair) for pair in itertools.product((1, 5), repeat=2)
+    ]
+    assert sum(noise for noise, _ in found) / 4 == pytest.approx(4)
+    assert sum(signal for _, signal in found) / 4 == pytest.approx(9)
+
+
+def test_the_noise_scale_of_equal_windows_is_zero_and_of_one_is_refused() -> None:
+    tokens, targets = tokens_and_targets(1)
+    (same,) = (probe_for("gradient_noise_scale") for _ in range(1))
+    found = {r.measure: r.value for r in same.look(snapshot(), Batch(tokens.expand(3, -1), targets.expand(3, -1)))}
+    true = sum(float(g.square().sum()) for g in snapshot().true_gradient(Batch(tokens, targets)).values())
+    assert found == pytest.approx({"noise": 0.0, "signal": true, "scale": 0.0}, abs=1e-9)
+    with pytest.raises(UserError, match=r"probe\.probes: gradient_noise_scale compares windows"):
+        list(same.look(snapshot(), Batch(tokens, targets)))
+
+
+# ---------------------------------------------------------------- activations, spectra, similarity
+
+
+def test_kurtosis_is_known_for_coins_for_uniform_and_for_normal_numbers() -> None:
+    assert kurtosis(torch.tensor([1.0, -1.0, 1.0, -1.0])) == pytest.approx(1.0)
+    assert kurtosis(torch.linspace(-1, 1, 100_001)) == pytest.approx(1.8, rel=1e-3)
+    assert kurtosis(torch.randn(200_000, generator=torch.Generator().manual_seed(0))) == pytest.approx(3.0, rel=0.03)
+    assert kurtosis(torch.ones(5)) == 0.0
+
+
+def test_units_that_never_wake_are_dead() -> None:
+    hidden = torch.tensor([[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 2.0, 1e-9]])
+    assert dead_share(hidden, 0.001) == 0.5
+    assert dead_share(hidden, 0.0) == 0.25
+    assert dead_share(torch.zeros(3, 2), 0.001) == 1.0
+
+
+def test_a_hidden_unit_that_is_cut_off_counts_as_dead_and_no_other() -> None:
+    model = small.rough(chosen_model("transformer"))
+    before = values("activations", snapshot(model))
+    with torch.no_grad():
+        model.blocks[1].feed_forward.up.weight[:16].zero_()  # type: ignore[index,union-attr]
+    after = values("activations", snapshot(model))
+    hidden = model.blocks[1].feed_forward.up.out_features  # type: ignore[union-attr]
+    assert after["dead", "blocks.1.feed_forward.out"] - before["dead", "blocks.1.feed_forward.out"] == pytest.approx(
+        16 / hidden
+    )
+    assert after["dead", "blocks.0.feed_forward.out"] == before["dead", "blocks.0.feed_forward.out"]
+
+
+def test_the_size_of_the_stream_is_that_of_the_blocks_outputs() -> None:
+    model = small.rough(small.some_model())
+    found = values("activations", snapshot(model))
+    for number, x_BTD in enumerate(streams(model, the_batch().tokens)):
+        assert found["root_mean_square", f"blocks.{number}"] == pytest.approx(x_BTD.square().mean().sqrt().item())
+
+
+@pytest.mark.parametrize(("factor", "least", "most"), [(1e-3, 0.0, 0.0), (1e6, 0.99, 1.0)])
+def test_squashing_functions_are_saturated_by_large_weights_and_not_by_small(
+    factor: float, least: float, most: float
+) -> None:
+    model = small.rough(chosen_model("perceptron"))
+    with torch.no_grad():
+        for block in model.blocks:
+            block.up.weight.mul_(factor)  # type: ignore[operator,union-attr]
+            block.up.bias.mul_(factor)  # type: ignore[operator,union-attr]
+    found = values("activations", snapshot(model))
+    saturated = [value for (measure, _), value in found.items() if measure == "saturated"]
+    assert len(saturated) == len(model.blocks)
+    assert all(least <= value <= most for value in saturated)
+
+
+def test_watching_ends_with_its_block_also_when_the_model_fails() -> None:
+    model = small.rough(small.some_model())
+    with pytest.raises(IndexError), inputs_of_writers(model.blocks):
+        model(torch.full((1, 3), 999))
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_ranks_are_known_for_the_identity_for_rank_one_and_for_zero() -> None:
+    chance = torch.Generator().manual_seed(0)
+    outer = torch.linalg.svdvals(torch.outer(*torch.randn(2, 7, generator=chance).double()))
+    assert effective_rank(torch.ones(7)) == pytest.approx(7)
+    assert stable_rank(torch.ones(7)) == pytest.approx(7)
+    assert effective_rank(outer) == pytest.approx(1, abs=1e-9)
+    assert stable_rank(outer) == pytest.approx(1, abs=1e-9)
+    assert effective_rank(torch.zeros(3)) == stable_rank(torch.zeros(3)) == 0
+    # shares 1/2, 1/4, 1/4: entropy 1.5 ln 2; squares 1, 1/4, 1/4
+    assert effective_rank(torch.tensor([2.0, 1.0, 1.0])) == pytest.approx(2**1.5)
+    assert stable_rank(torch.tensor([2.0, 1.0, 1.0])) == pytest.approx(1.5)
+
+
+def test_every_matrix_has_its_spectrum() -> None:
+    model = small.rough(chosen_model("convolution"))
+    found = values("spectra", snapshot(model))
+    matrices = {name: p for name, p in model.named_parameters() if p.ndim >= 2}
+    assert any(p.ndim == 3 for p in matrices.values())
+    assert {where for _, where in found} == set(matrices)
+    for name, matrix in matrices.items():
+        largest = torch.linalg.matrix_norm(matrix.detach().flatten(1), ord=2)
+        assert found["spectral_norm", name] == pytest.approx(float(largest))
+
+
+def test_alignment_sees_neither_rotation_nor_scale_nor_shift() -> None:
+    chance = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 10, generator=chance).double()
+    rotation = torch.linalg.qr(torch.randn(10, 10, generator=chance).double()).Q
+    assert alignment(x, x) == pytest.approx(1)
+    assert alignment(x, 3 * x @ rotation + 5) == pytest.approx(1)
+    assert alignment(x, x @ torch.randn(10, 10, generator=chance).double()) < 0.99
+    assert alignment(x, torch.ones(60, 4).double()) == 0.0
+
+
+def test_alignment_of_independent_data_is_about_zero_where_the_usual_estimate_is_not() -> None:
+    chance = torch.Generator().manual_seed(0)
+    pairs = [torch.randn(2, 100, 20, generator=chance).double() for _ in range(30)]
+    assert abs(sum(alignment(x, y) for x, y in pairs) / 30) < 0.01
+
+    def biased(x: Tensor, y: Tensor) -> float:
+        x, y = x - x.mean(0), y - y.mean(0)
+        return float((x.T @ y).norm() ** 2 / ((x.T @ x).norm() * (y.T @ y).norm()))
+
+    assert sum(biased(x, y) for x, y in pairs) / 30 == pytest.approx(0.16, abs=0.02)
+
+
+def test_similarity_is_to_the_first_and_to_the_previous_snapshot() -> None:
+    one, other = snapshot(), snapshot(step=3)
+    probe = probe_for("similarity")
+    seen = [{(r.measure, r.where): r.value for r in probe.look(s, the_batch())} for s in (one, other, other, one)]
+    blocks = [f"blocks.{number}" for number in range(len(one.model.blocks))]
+    assert {measure for measure, _ in seen[0]} == {"to_first"}
+    for block in blocks:
+        assert seen[0]["to_first", block] == pytest.approx(1)
+        assert seen[1]["to_first", block] == seen[1]["to_previous", block] < 0.9
+        assert seen[2]["to_previous", block] == pytest.approx(1)
+        assert seen[3]["to_first", block] == pytest.approx(1)
+        assert seen[3]["to_previous", block] == pytest.approx(seen[1]["to_first", block])
+
+
+# ---------------------------------------------------------------- attention, lens, Hessian, cost
+
+
+def test_entropy_is_ln_t_for_uniform_attention_and_zero_for_one_hot() -> None:
+    uniform = torch.ones(6, 6).tril() / torch.arange(1, 7)[:, None]
+    found = entropy(torch.stack([uniform, torch.eye(6)])[None])
+    assert found.tolist() == pytest.approx([sum(math.log(t) for t in range(1, 7)) / 6, 0.0])
+
+
+class _Induction(nn.Module):
+    """A block whose one head is an induction head by construction: it looks for the token that stands behind its own."""
+
+    def __init__(self, scale: float, shift: int) -> None:
+        super().__init__()
+        self.scale, self.shift = scale, shift
+
+    def forward(self, x_BTD: Tensor, memory: Memory | None = None) -> Tensor:
+        keys = nn.functional.pad(x_BTD, (0, 0, self.shift, 0))[:, : x_BTD.shape[1]]
+        out: Tensor = nn.functional.scaled_dot_product_attention(
+            self.scale * x_BTD[:, None], keys[:, None], x_BTD[:, None], is_causal=True
+        )
+        return out[:, 0]
+
+
+class _OneHot(LanguageModel):
+    """Tokens as one-hot vectors, then the blocks."""
+
+    readout = None
+
+    def __init__(self, vocabulary: int, *blocks: nn.Module) -> None:
+        super().__init__()
+        self.vocabulary, self.context, self.width, self.blocks = vocabulary, 16, vocabulary, nn.ModuleList(blocks)
+
+    def embed(self, tokens_BT: Tensor, memory: Memory | None = None) -> Tensor:
+        return nn.functional.one_hot(tokens_BT, self.vocabulary).double()
+
+    def head(self, x_BTD: Tensor) -> Tensor:
+        return x_BTD
+
+
+def test_a_hand_built_induction_head_scores_one_and_others_less() -> None:
+    rule = rule_for("backprop", small.model(small.some_model()))
+
+    def score(scale: float, shift: int) -> float:
+        one = Snapshot(0, 0, _OneHot(12, _Induction(scale, shift)), {}, rule, "hand-built")
+        return values("attention", one)["induction", "blocks.0.head.0"]
+
+    assert score(1e3, 1) == pytest.approx(1.0)
+    assert score(0.0, 1) == pytest.approx(sum(1 / t for t in range(9, 17)) / 8)  # sees all alike
+    assert score(1e3, 0) < 0.01  # looks for its own token
+
+
+def test_induction_is_counted_in_the_second_round_alone() -> None:
+    weights = torch.zeros(1, 1, 8, 8)
+    weights[..., torch.arange(4, 8), torch.arange(1, 5)] = 1.0
+    assert induction(weights, 4).tolist() == [1.0]
+    weights[..., 3, 0] = 1.0
+    assert induction(weights, 4).tolist() == [1.0]
+    assert induction(weights.roll(1, -1), 4).tolist() == [0.0]
+
+
+def test_tokens_are_drawn_without_repeats_while_there_are_others() -> None:
+    assert all(len(set(row.tolist())) == 9 for row in drawn(5, 9, 11, 0))
+    assert drawn(3, 30, 11, 0).shape == (3, 30)
+    assert not torch.equal(drawn(3, 9, 11, 0), drawn(3, 9, 11, 1))
+
+
+@pytest.mark.parametrize("attention", [name for name in parts.names("layers.attention") if name != "linear"])
+@pytest.mark.parametrize("position", parts.names("layers.position"))
+def test_the_weights_seen_are_those_the_layer_uses(attention: str, position: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = small.tree()
+    inner = {"attention": parts.choose(tree, "layers.attention", attention)}
+    inner["position"] = parts.choose(tree, "layers.position", position)
+    model = small.rough(small.with_inner(chosen_model("transformer"), **inner))
+    real, calls = nn.functional.scaled_dot_product_attention, []
+
+    def compared(q: Tensor, k: Tensor, v: Tensor, **how: Any) -> Tensor:
+        weights, out = softmax_weights(q, k, v, **how), real(q, k, v, **how)
+        torch.testing.assert_close(weights @ v, out)
+        assert weights.triu(1).count_nonzero() == 0
+        calls.append(weights.shape)
+        return out
+
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", compared)
+    model(the_batch().tokens)
+    monkeypatch.undo()
+    assert calls == [(4, 2, CONTEXT, CONTEXT)] * 2
+    found = values("attention", snapshot(model))
+    heads = {f"blocks.{block}.head.{head}" for block in range(2) for head in range(2)}
+    assert set(found) == {(measure, head) for measure in ("entropy", "induction") for head in heads}
+
+
+def test_the_lens_behind_the_last_block_is_the_models_own_loss_to_the_bit() -> None:
+    for name in parts.names("models"):
+        model = small.model(chosen_model(name)).eval()
+        found = values("logit_lens", snapshot(model))
+        assert len(found) == len(model.blocks)
+        with torch.no_grad():
+            loss = next_token_loss(model(the_batch().tokens), the_batch().targets)
+        assert found["nats", f"blocks.{len(model.blocks) - 1}"] == float(loss)
+
+
+def test_the_lens_behind_an_earlier_block_is_the_loss_of_a_model_that_ends_there() -> None:
+    model = small.rough(small.some_model())
+    found = values("logit_lens", snapshot(model))
+    model.blocks = model.blocks[:1]
+    assert found["nats", "blocks.0"] == float(next_token_loss(model(the_batch().tokens), the_batch().targets))
+    assert found["nats", "blocks.1"] != found["nats", "blocks.0"]
+
+
+def test_the_hessians_top_eigenvalue_is_that_of_the_dense_hessian() -> None:
+    model = small.rough(small.some_model(width=4, heads=1, depth=1, expansion=1.0), vocabulary=5)
+    tokens = small.tokens(3, CONTEXT + 1, vocabulary=5)
+    of_batch = Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+    names = [name for name, _ in model.named_parameters()]
+
+    def loss(flat: Tensor) -> Tensor:
+        parameters = dict(model.named_parameters())
+        sizes = [parameters[name].numel() for name in names]
+        weights = {n: part.view_as(parameters[n]) for n, part in zip(names, flat.split(sizes), strict=True)}
+        return next_token_loss(torch.func.functional_call(model, weights, (of_batch.tokens,)), of_batch.targets)
+
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        dense = torch.autograd.functional.hessian(loss, torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert isinstance(dense, Tensor)
+    eigenvalues = torch.linalg.eigvalsh(dense)
+    top = float(eigenvalues[eigenvalues.abs().argmax()])
+    found = {r.measure: r.value for r in probe_for("hessian", iterations=300).look(snapshot(model), of_batch)}
+    assert found["top_eigenvalue"] == pytest.approx(top, rel=1e-6)
+    early = {r.measure: r.value for r in probe_for("hessian", iterations=3).look(snapshot(model), of_batch)}
+    assert found["error"] < early["error"]
+    assert float((eigenvalues - early["top_eigenvalue"]).abs().min()) <= early["error"]
+
+
+def test_a_rule_costs_as_much_as_backprop_if_it_is_backprop_and_twice_as_much_if_it_does_it_twice() -> None:
+    class Twice(nn.Module):
+        def assign_gradients(self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+            losses = [next_token_loss(model(tokens_BT), targets_BT) for _ in range(2)]
+            sum(losses).backward()  # type: ignore[union-attr]
+            return losses[0].detach()
+
+    one = snapshot(small.model(small.some_model(width=64), context=64))
+    own = values("cost", one)
+    assert own["peak_bytes", "ratio"] == 1.0
+    assert own["seconds", "backprop"] > 0
+    both = values("cost", Snapshot(0, 0, one.model, one.after, Twice(), ""))  # type: ignore[arg-type]
+    assert 1.5 < both["peak_bytes", "ratio"] <= 2.0
+    assert both["seconds", "ratio"] > 1.3
+    assert len(readings("cost", one, one)) == len(own)  # once is enough
+
+
+def test_peak_memory_is_what_is_held_at_once() -> None:
+    def hold() -> None:
+        first, second = torch.empty(1000), torch.empty(2000)
+        del first
+        third = torch.empty(500)
+        del second, third
+
+    assert peak_bytes(hold, torch.device("cpu")) == pytest.approx(3000 * 4, rel=0.05)
+
+
+# ---------------------------------------------------------------- the stage
+
+
+def look(corpus: Corpus, folder: str, probes: list[str], **changes: Any) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """The stage's library call on what `train` left in a folder: the table's rows, and what was timed."""
+    tree = {**small.tree(), "probe": {"probes": probes, "windows": 3, "device": "cpu", "threads": 1, **changes}}
+    params = section(tree, "probe", ProbeParams)
+    timed = probing.look(
+        params, probing.chosen(tree, params), corpus[0], Path(folder) / "snapshots", Path(folder) / "probes"
+    )
+    rows: list[dict[str, Any]] = pq.read_table(Path(folder) / "probes" / "probes.parquet").to_pylist()
+    return rows, timed
+
+
+def test_the_stage_writes_one_table_the_same_bytes_each_time(corpus: Corpus) -> None:
+    test_training.train(corpus, "run", dropout=0.2)
+    rows, timed = look(corpus, "run", PROBES)
+    first = Path("run/probes/probes.parquet").read_bytes()
+    look(corpus, "run", PROBES)
+    assert Path("run/probes/probes.parquet").read_bytes() == first
+    assert {row["probe"] for row in rows} == set(PROBES) - set(TIMED)
+    assert {(row["step"], row["tokens"]) for row in rows} == {(0, 0), (3, 96), (6, 192)}
+    assert list(rows[0]) == ["step", "tokens", "probe", "measure", "where", "value"]
+    assert set(timed) == {
+        f"cost.{m}.{w}.step_0" for m in ("seconds", "peak_bytes") for w in ("rule", "backprop", "ratio")
+    }  # fmt: skip
+
+
+def test_what_the_stage_restores_is_what_the_run_was(corpus: Corpus) -> None:
+    """The update's angle and the rule's own state come from the run: backprop's is 1, and an unmoved model has none."""
+    test_training.train(corpus, "run", steps=30, snapshots=2, warmup=0)
+    rows, _ = look(corpus, "run", ["gradient_angle", "update_ratio", "logit_lens"])
+    at = {(row["step"], row["measure"], row["where"]): row["value"] for row in rows}
+    assert at[0, "rule", "all"] == pytest.approx(1, abs=1e-6)
+    assert 0.05 < at[0, "update", "all"] <= 1
+    assert at[29, "nats", "blocks.1"] < at[0, "nats", "blocks.1"] - 0.1
+
+
+def test_no_snapshots_or_no_probes_give_an_empty_table(corpus: Corpus) -> None:
+    test_training.train(corpus, "none", snapshots=0)
+    assert look(corpus, "none", PROBES) == ([], {})
+    test_training.train(corpus, "some")
+    assert look(corpus, "some", []) == ([], {})
+
+
+def test_the_probe_batch_reaches_from_one_end_of_the_validation_text_to_the_other(corpus: Corpus) -> None:
+    stream = torch.from_numpy(corpus[0].stream("validation").astype("int64"))
+    found = probing.fixed_batch(corpus[0], 8, 3, torch.device("cpu"))
+    assert found.tokens.shape == found.targets.shape == (3, 8)
+    assert torch.equal(found.tokens[0], stream[:8])
+    assert torch.equal(found.targets[-1], stream[-8:])
+    assert torch.equal(found.tokens[:, 1:], found.targets[:, :-1])
+    short = probing.fixed_batch(corpus[0], 10_000, 3, torch.device("cpu"))
+    assert short.tokens.shape == (1, len(stream) - 1)
+
+
+def test_snapshots_of_another_tokenizer_are_refused(corpus: Corpus, shards_of: Callable[..., Corpus]) -> None:
+    test_training.train(corpus, "run")
+    with pytest.raises(UserError, match=r"run/snapshots was left by a run with another tokenizer; run `dvc repro train`"):
+        look(shards_of("abc" * 50, "cab" * 20), "run", ["logit_lens"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"probes": ["spectar"]}, r"params\.yaml: probe\.probes: there is no 'spectar' in probes; did you mean spectra\?"),
+        ({"probes": ["spectra", "spectra"]}, r"params\.yaml: probe\.probes: spectra stands there twice"),
+        ({"windows": 1}, r"params\.yaml: probe\.windows should be greater than or equal to 2"),
+    ],
+)
+def test_a_wrong_section_is_refused_before_anything_runs(
+    changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(small.PROJECT)
+    tree = small.tree()
+    with pytest.raises(UserError, match=message):
+        preflight.check({**tree, "probe": {**tree["probe"], **changes}})
+
+
+@pytest.mark.parametrize("model", parts.names("models"))
+def test_the_probes_of_the_default_run_suit_every_model(model: str) -> None:
+    looked_at = snapshot(small.model(chosen_model(model)))
+    for name in ProbeParams(**small.tree()["probe"]).probes:
+        assert readings(name, looked_at)
