@@ -79,14 +79,15 @@ def test_a_stage_lists_exactly_the_code_it_imports(stage: str) -> None:
     assert needed - listed == set(), "imported, but not among the stage's deps: an edit would go unnoticed"
     assert {dep for dep in listed if not (PROJECT / dep).is_file()} == set()
     kind_files = {dep for dep in STAGES[stage]["deps"] if "${" in dep}
-    direct = closure({f"pipeline.{stage}"} | {m for m in chosen_modules(stage) if _is_part(m)})
-    assert listed - direct == set(), "listed, but not imported: an edit would rerun the stage for nothing"
+    direct = closure({f"pipeline.{stage}"} | choosable_modules(stage))
+    assert listed - direct == set(), "listed, but imported by no part there is: an edit would rerun the stage for nothing"
     assert kind_files
 
 
-def _is_part(module: str) -> bool:
-    _, *kind, name = module.split(".")
-    return name in parts.names(".".join(kind)) if kind else False
+def choosable_modules(stage: str) -> set[str]:
+    """Every part of the kinds of which a stage's dependencies name one, or all: what any of them imports is to be listed."""
+    kinds = {dep.removeprefix("src/lmlab/").partition("/${")[0].replace("/", ".") for dep in STAGES[stage]["deps"]}
+    return {f"lmlab.{kind}.{name}" for kind in kinds.intersection(parts.kinds()) for name in parts.names(kind)}
 
 
 @pytest.mark.parametrize("stage", STAGES)
