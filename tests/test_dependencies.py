@@ -85,11 +85,9 @@ def test_a_stage_lists_exactly_the_code_it_imports(stage: str) -> None:
 
 
 def choosable_modules(stage: str) -> set[str]:
-    """Every part of the kinds from which a stage's dependencies name one or all: what any imports has to be listed."""
-    folders = {dep.removeprefix("src/").partition("/${")[0] for dep in STAGES[stage]["deps"] if "${" in dep}
-    kinds = {folder.removeprefix("lmlab/").replace("/", ".") for folder in folders}
-    kinds |= {kind for kind in parts.kinds() if f"src/lmlab/{kind.replace('.', '/')}" in STAGES[stage]["deps"]}
-    return {f"lmlab.{kind}.{name}" for kind in kinds for name in parts.names(kind)}
+    """Every part of the kinds of which a stage's dependencies name one, or all: what any of them imports is to be listed."""
+    kinds = {dep.removeprefix("src/lmlab/").partition("/${")[0].replace("/", ".") for dep in STAGES[stage]["deps"]}
+    return {f"lmlab.{kind}.{name}" for kind in kinds.intersection(parts.kinds()) for name in parts.names(kind)}
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from lmlab.files import read_json
 
-STAGES = ("download", "tokenizer", "shard", "train", "evaluate")
+STAGES = ("download", "tokenizer", "shard", "train", "evaluate", "probe")
 SAMPLE_LINES = 14
 
 

@@ -35,6 +35,8 @@ SMALL = {
     "evaluate.ngram_order": 3,
     "evaluate.sample_tokens": 20,
     "evaluate.threads": 1,
+    "probe.threads": 1,
+    "probe.windows": 4,
     "shard.processes": 1,
 }
 
@@ -119,7 +121,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
             shutil.copy(PROJECT / name, folder / name)
     workspace.set(SMALL, must_change=False)
     workspace.run("git", "init", "-q", "-b", "main")
-    assert workspace.reruns() == {"download", "tokenizer", "shard", "train", "evaluate"}
+    assert workspace.reruns() == {"download", "tokenizer", "shard", "train", "evaluate", "probe"}
     workspace.run("git", "add", "-A")
     workspace.run("git", "commit", "-q", "-m", "first run")
     return workspace

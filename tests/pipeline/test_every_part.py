@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from ruamel.yaml import YAML
 from small import PROJECT
@@ -30,6 +31,7 @@ def choosers() -> Iterator[tuple[str, str]]:
 KEYS = {key: kind for key, kind in choosers() if not key.startswith("models.hybrid.")}
 SLOTS = [key for key, kind in KEYS.items() if kind == "interventions"]
 INSIDE = {key: kind for key, kind in KEYS.items() if key not in ("train.model", "train.learning_rule", *SLOTS)}
+EVERY_PROBE = "[" + ",".join(parts.names("probes")) + "]"
 
 
 def covering() -> list[dict[str, str]]:
@@ -48,6 +50,8 @@ def covering() -> list[dict[str, str]]:
             values["models.transformer.position"] = "rotary"  # linear attention has no scores for a bias to be added to
         slots = {slot: around[(len(SLOTS) * run + number) % len(around)] for number, slot in enumerate(SLOTS)}
         chosen.append({"train.model": "transformer", "train.learning_rule": "backprop", **values, **slots})
+    chosen[0]["probe.probes"] = EVERY_PROBE  # not with linear attention, where the probe `attention` finds nothing
+    assert chosen[0]["models.transformer.attention"] != "linear"
     models = parts.names("models")
     for run, rule in enumerate(parts.names("learning_rules")):
         small = {key: names[run % len(names)] for key, names in known.items() if key.startswith(("train.", "tokenizer."))}
@@ -72,12 +76,16 @@ COVERING = covering()
 
 
 def test_the_runs_below_cover_every_part() -> None:
-    seen = {(KEYS[key], value) for values in COVERING for key, value in values.items()}
+    seen = {(KEYS[key], value) for values in COVERING for key, value in values.items() if key in KEYS}
+    if any(values.get("probe.probes") == EVERY_PROBE for values in COVERING):
+        seen |= {("probes", name) for name in parts.names("probes")}
     every = {(kind, name) for kind in parts.kinds() for name in parts.names(kind)}
     assert {part for part in every - seen if part[0] != "corpora"} == set()
 
 
-@pytest.mark.parametrize("values", COVERING, ids=lambda values: "-".join(dict.fromkeys(values.values())))
+@pytest.mark.parametrize(
+    "values", COVERING, ids=lambda values: "-".join(dict.fromkeys(values.values())).replace(EVERY_PROBE, "probes")
+)
 def test_every_part_is_trained_by_an_experiment(workspace: Any, values: dict[str, str]) -> None:
     changed = [f"{key}={value}" for key, value in values.items()]
     workspace.run("dvc", "exp", "run", "--name", "tried", *(argument for change in changed for argument in ("-S", change)))
@@ -106,9 +114,10 @@ def test_a_part_of_each_kind_is_added_by_its_file_and_its_params_alone(workspace
 
     at("train")["model"] = "lstm"  # a model that names no others: one that does adds a line for each to dvc.yaml
     keys = [key for key in KEYS if key.count(".") == 1 or key.startswith("models.transformer.")]
-    for key in keys:
+    kinds = {**{key: KEYS[key] for key in keys}, "probe.probes": "probes"}  # the only key that lists parts: its first
+    for key, kind in kinds.items():
         block, _, name = key.rpartition(".")
-        kind, old = KEYS[key], at(block)[name]
+        old = at(block)[name][0] if kind == "probes" else at(block)[name]
         source = workspace.path(f"src/lmlab/{kind.replace('.', '/')}/{old}.py")
         text = source.read_text()
         class_name = next(
@@ -116,20 +125,21 @@ def test_a_part_of_each_kind_is_added_by_its_file_and_its_params_alone(workspace
         )
         source.with_name("twin.py").write_text(re.sub(rf"(?<![.\w]){class_name}\b", "Twin", text))
         at(kind)["twin"] = dict(at(f"{kind}.{old}") or {})
-    assert {KEYS[key] for key in keys} == set(parts.kinds())
+    assert set(kinds.values()) == set(parts.kinds())
     at("train")["model"] = "transformer"
     with workspace.path("params.yaml").open("w") as file:
         yaml.dump(tree, file)
     listing = "import pipeline; from lmlab import catalogue; print(*(list(names) for names in catalogue.parts().values()))"
     assert workspace.run("python", "-c", listing).stdout.count("'twin'") == len(parts.kinds())  # as `lmlab parts` has it
-    assert workspace.reruns() == set()
+    assert workspace.reruns() == {"probe"}  # cheap, so it depends on the folder of all probes; nothing is trained again
 
     def weights_of(*changes: str) -> bytes:
         workspace.run("dvc", "exp", "run", *(argument for change in changes for argument in ("-S", change)))
         data: bytes = workspace.path("data/model/weights.safetensors").read_bytes()
         return data
 
-    assert weights_of(*(f"{key}=twin" for key in keys if key != "train.model")) == before
+    assert weights_of(*(f"{key}=twin" for key in keys if key != "train.model"), "probe.probes=[twin]") == before
+    assert set(pq.read_table(workspace.path("data/probes/probes.parquet")).column("probe").to_pylist()) == {"twin"}
     inner = workspace.json("data/model/model.json")["model"]["inner"]
     assert {choice["name"] for choice in inner.values()} == {"twin"}
     assert weights_of("train.model=lstm") == weights_of("train.model=twin")

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -20,11 +21,13 @@ LONGER = {
     "train.checkpoint_seconds": 0.05,
     "models.transformer.dropout": 0.1,
 }
-OUTPUTS = ("data/model/weights.safetensors", "data/model/model.json", "data/training/log.jsonl")
+OUTPUTS = ("data/model", "data/training", "data/snapshots")
 
 
-def digest(workspace: Any) -> list[str]:
-    return [hashlib.sha256(workspace.path(name).read_bytes()).hexdigest() for name in OUTPUTS]
+def digest(workspace: Any) -> dict[str, str]:
+    """Every file that training writes, by its hash."""
+    files = [path for name in OUTPUTS for path in sorted(workspace.path(name).rglob("*")) if path.is_file()]
+    return {str(path.relative_to(workspace.folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def start(workspace: Any, *command: str) -> subprocess.Popen[bytes]:
@@ -38,11 +41,12 @@ def test_training_killed_at_random_moments_ends_in_the_same_bytes(workspace: Any
     workspace.set(LONGER)
     workspace.run("python", "-m", "pipeline.train")
     expected = digest(workspace)
+    assert len(expected) == 3 + 5  # weights, model.json, the log; run.json and four snapshots
     chance = Random(0)
     kills = 0
     for _ in range(12):
         for name in OUTPUTS:  # as DVC does before a stage starts
-            workspace.path(name).unlink(missing_ok=True)
+            shutil.rmtree(workspace.path(name), ignore_errors=True)
         process = start(workspace, "python", "-m", "pipeline.train")
         scratch = workspace.path(".scratch")
         deadline = time.monotonic() + 60
@@ -132,6 +136,11 @@ def cut_weights(workspace: Any) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
+def cut_snapshot(workspace: Any) -> None:
+    path = workspace.path("data/snapshots/step-00000000.safetensors")
+    path.write_bytes(path.read_bytes()[:-100])
+
+
 def remove(name: str) -> Any:
     return lambda workspace: workspace.path(name).unlink()
 
@@ -156,6 +165,9 @@ BAD: list[tuple[str, str, Any, str]] = [
     ("weights missing", "evaluate", remove("data/model/weights.safetensors"), "dvc repro train"),
     ("corpus missing", "tokenizer", remove("data/corpus/train.parquet"), "dvc repro download"),
     ("log missing", "evaluate", remove("data/training/log.jsonl"), "dvc repro train"),
+    ("snapshot cut short", "probe", cut_snapshot, "step-00000000.safetensors is missing or damaged; run `dvc repro --force"),
+    ("snapshots' record missing", "probe", remove("data/snapshots/run.json"), "dvc repro train"),
+    ("unknown probe", "train", lambda w: w.set({"probe.probes": ["spectar"]}), "'spectar' in probes; did you mean spectra?"),
     ("empty corpus", "download", local(b""), "is empty"),
     ("not UTF-8", "download", local(b"caf\xe9 noir\n" * 50), "is not UTF-8"),
     ("no file", "download", lambda workspace: workspace.set({"download.corpus": "local"}), "no file matches"),

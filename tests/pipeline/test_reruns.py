@@ -2,28 +2,35 @@
 
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 pytestmark = pytest.mark.pipeline
 
-ALL = {"download", "tokenizer", "shard", "train", "evaluate"}
+ALL = {"download", "tokenizer", "shard", "train", "evaluate", "probe"}
 FROM_TOKENIZER = ALL - {"download"}
+FROM_TRAIN = {"train", "evaluate", "probe"}
 
 PARAMS: list[tuple[str, Any, set[str]]] = [
     # each stage's own section
     ("download.validation", 0.2, ALL),
     ("tokenizer.name", "byte", FROM_TOKENIZER),
     ("shard.megabytes", 32.0, {"shard"}),  # as many shards as before: what follows stays valid
-    ("train.seed", 1, {"train", "evaluate"}),
+    ("train.seed", 1, FROM_TRAIN),
+    ("train.snapshots", 2, {"train", "probe"}),  # the weights are the same bytes, so their evaluation stays valid
+    ("train.snapshots", 0, {"train", "probe"}),
     ("evaluate.temperature", 0.5, {"evaluate"}),
+    ("probe.windows", 3, {"probe"}),
+    ("probe.probes", ["attention", "cost", "hessian", "similarity"], {"probe"}),
     # options of the parts in use, and another part chosen
     ("corpora.grammar.seed", 1, ALL),
-    ("models.transformer.width", 32, {"train", "evaluate"}),
-    ("layers.attention.multi_head.heads", 4, {"train", "evaluate"}),
-    ("models.transformer.feed_forward", "swiglu", {"train", "evaluate"}),
-    ("optimizers.adamw.learning_rate", 0.001, {"train", "evaluate"}),
-    ("schedules.linear.final", 0.5, {"train", "evaluate"}),
-    ("parametrisations.standard.power", 0.0, {"train", "evaluate"}),
+    ("models.transformer.width", 32, FROM_TRAIN),
+    ("layers.attention.multi_head.heads", 4, FROM_TRAIN),
+    ("models.transformer.feed_forward", "swiglu", FROM_TRAIN),
+    ("optimizers.adamw.learning_rate", 0.001, FROM_TRAIN),
+    ("schedules.linear.final", 0.5, FROM_TRAIN),
+    ("parametrisations.standard.power", 0.0, FROM_TRAIN),
+    ("probes.activations.dead_below", 0.1, {"probe"}),
     # options of parts that are not in use
     ("corpora.markov.order", 3, set()),
     ("corpora.shakespeare.plays", "all", set()),
@@ -41,11 +48,14 @@ CODE: list[tuple[str, set[str]]] = [
     ("pipeline/shard.py", {"shard"}),
     ("pipeline/train.py", {"train"}),
     ("pipeline/evaluate.py", {"evaluate"}),
+    ("pipeline/probe.py", {"probe"}),
     # the parts in use
     ("src/lmlab/corpora/grammar.py", {"download"}),
     ("src/lmlab/tokenizers/character.py", FROM_TOKENIZER),
-    ("src/lmlab/layers/feed_forward/relu_squared.py", {"train", "evaluate"}),
-    ("src/lmlab/learning_rules/backprop.py", {"train"}),
+    ("src/lmlab/layers/feed_forward/relu_squared.py", FROM_TRAIN),
+    ("src/lmlab/learning_rules/backprop.py", {"train", "probe"}),  # which runs the rule again
+    ("src/lmlab/probes/gradient_angle.py", {"probe"}),
+    ("src/lmlab/probes/base.py", {"probe"}),
     ("src/lmlab/schedules/linear.py", {"train"}),
     ("src/lmlab/evaluation/kneser_ney.py", {"evaluate"}),
 ]
@@ -68,7 +78,7 @@ UNUSED_CODE = [
 ]
 
 
-@pytest.mark.parametrize(("key", "value", "expected"), PARAMS, ids=[key for key, _, _ in PARAMS])
+@pytest.mark.parametrize(("key", "value", "expected"), PARAMS, ids=[f"{key}={value}" for key, value, _ in PARAMS])
 def test_a_changed_param_reruns_the_stages_it_affects(workspace: Any, key: str, value: Any, expected: set[str]) -> None:
     workspace.set({key: value})
     assert workspace.reruns("--no-run-cache") == expected
@@ -111,7 +121,7 @@ def test_a_param_set_back_is_taken_from_the_run_cache(workspace: Any) -> None:
     weights = workspace.path("data/model/weights.safetensors")
     before = weights.read_bytes()
     workspace.set({"train.seed": 1})
-    assert workspace.reruns() == {"train", "evaluate"}
+    assert workspace.reruns() == FROM_TRAIN
     assert weights.read_bytes() != before
     workspace.set({"train.seed": 0})
     assert workspace.reruns() <= {"evaluate"}  # its results are kept by Git, not by DVC's cache, so it may run again
@@ -124,3 +134,25 @@ def test_local_text_is_watched(workspace: Any) -> None:
     assert workspace.reruns() == ALL
     workspace.path("texts/mine.txt").write_text("It was a bright cold day, and the clocks were striking.\n" * 60)
     assert workspace.reruns() == ALL
+
+
+def test_without_snapshots_probes_have_nothing_to_say(workspace: Any) -> None:
+    table = workspace.path("data/probes/probes.parquet")
+    assert pq.read_table(table).num_rows > 0
+    workspace.set({"train.snapshots": 0})
+    workspace.reruns()
+    assert pq.read_table(table).num_rows == 0
+    assert [path.name for path in workspace.path("data/snapshots").iterdir()] == ["run.json"]
+
+
+def test_a_finished_run_is_looked_at_again_without_training(workspace: Any) -> None:
+    """The readings are the same bytes each time, and another probe beside them changes none of them."""
+    table = workspace.path("data/probes/probes.parquet")
+    before, rows = table.read_bytes(), pq.read_table(table).to_pylist()
+    workspace.run("dvc", "repro", "--force", "--single-item", "--no-run-cache", "probe")
+    assert table.read_bytes() == before
+    names = [*dict.fromkeys(row["probe"] for row in rows), "attention"]
+    workspace.run("dvc", "exp", "run", "-S", f"probe.probes=[{','.join(names)}]")
+    more = pq.read_table(table).to_pylist()
+    assert {row["measure"] for row in more if row["probe"] == "attention"} == {"entropy", "induction"}
+    assert [row for row in more if row["probe"] != "attention"] == rows
