@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lmlab import studies
+from lmlab.experiments import studies
 from pipeline import run_command
 
 

@@ -16,8 +16,7 @@ ORDER = [
     ["device", "generation", "evaluation", "checkpoint", "snapshots", "probes"],
     ["training", "probing"],
     ["catalogue", "summary", "preflight"],
-    ["studies"],
-    ["findings"],
+    ["experiments"],
     ["cli"],
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import small
 
-from lmlab import params, studies
+from lmlab import params
 from lmlab.errors import UserError
+from lmlab.experiments import studies
 
 TEXT = "".join(f"{number} times {number} is {number * number}.\n" for number in range(120))
 SHARED = {

@@ -49,7 +49,7 @@ def study(
     corpus: Annotated[Path, typer.Option(help="The corpus to run it on.")] = Path("data/corpus"),
 ) -> None:
     """Run a study's arms by hand, into FOLDER/tried, and show the table. (What is published comes from `dvc repro`.)"""
-    from lmlab import studies
+    from lmlab.experiments import studies
 
     wanted = studies.read(folder, quick)
     tried = folder / "tried"

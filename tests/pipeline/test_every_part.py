@@ -9,8 +9,9 @@ import pytest
 from ruamel.yaml import YAML
 from small import PROJECT
 
-from lmlab import params, parts, preflight, studies
+from lmlab import params, parts, preflight
 from lmlab.errors import UserError
+from lmlab.experiments import studies
 
 pytestmark = pytest.mark.pipeline
 

@@ -68,7 +68,7 @@ UNUSED_CODE = [
     "src/lmlab/layers/attention/latent.py",
     "src/lmlab/models/lstm.py",
     "src/lmlab/optimizers/muon.py",
-    "src/lmlab/studies.py",
+    "src/lmlab/experiments/studies.py",
     "src/lmlab/layers/feed_forward/swiglu.py",
     "src/lmlab/layers/normalisation/layer_norm.py",
     "src/lmlab/layers/position/absent.py",

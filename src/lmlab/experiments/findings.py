@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import altair
 import pandas as pd
+import vl_convert
+from scipy import stats
 
-from lmlab.errors import UserError
+from lmlab.experiments.studies import Study, collect
 from lmlab.files import read_json, whole_file
-from lmlab.studies import Study, collect
 
 CONFIDENCE = 0.95
 
@@ -16,7 +18,7 @@ CONFIDENCE = 0.95
 def write(study: Study, folder: Path) -> pd.DataFrame:
     """Write results.csv, summary.csv and charts of the arms whose files are in `folder`/points; return the summary.
 
-    Raises UserError when there is nothing to write about, or when a package that it takes is not installed.
+    Raises UserError when there is nothing to write about.
     """
     arms = {path.stem: read_json(path, made_by="arm") for path in sorted((folder / "points").glob("*.json"))}
     table = summary(collect(folder / "points", folder / "results.csv"), study.params.reference)
@@ -26,7 +28,7 @@ def write(study: Study, folder: Path) -> pd.DataFrame:
     (folder / "charts").mkdir(exist_ok=True)
     for name, chart in charts(table, curves(arms), readings(arms), order):
         with whole_file(folder / "charts" / f"{name}.svg") as partial:
-            partial.write_text(_Libraries().vl_convert.vegalite_to_svg(chart.to_json()), encoding="utf-8")
+            partial.write_text(vl_convert.vegalite_to_svg(chart.to_json()), encoding="utf-8")
     return table
 
 
@@ -36,12 +38,11 @@ def summary(results: pd.DataFrame, reference: str) -> pd.DataFrame:
     `low` and `high` bound the mean of bits per byte with 95 % confidence by Student's distribution, which takes the seeds'
     results as normal; with a single seed there is no interval. Seconds and bytes are medians, and relative to the reference.
     """
-    student = _Libraries().stats.t
     rows = []
     for arm, runs in results[results["at_best"]].groupby("arm"):
         bits = runs["validation_bits_per_byte"]
         count = len(bits)
-        half = student.ppf((1 + CONFIDENCE) / 2, count - 1) * bits.std() / count**0.5 if count > 1 else float("nan")
+        half = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * bits.std() / count**0.5 if count > 1 else float("nan")
         row = {
             "arm": arm,
             "seeds": count,
@@ -95,7 +96,6 @@ def readings(arms: dict[str, dict[str, Any]]) -> pd.DataFrame:
 
 def charts(table: pd.DataFrame, lines: pd.DataFrame, angles: pd.DataFrame, order: list[str]) -> Iterator[tuple[str, Any]]:
     """Vega-Lite charts by file name; those without data are left out."""
-    altair = _Libraries().altair
     height = max(200, 16 * len(order))
     by_arm = altair.Y("arm:N", sort=order, title=None)
 
@@ -130,18 +130,3 @@ def charts(table: pd.DataFrame, lines: pd.DataFrame, angles: pd.DataFrame, order
         )  # fmt: skip
         panels = cost.properties(width=260, height=height).facet(column=altair.Column("what:N", title=None))
         yield "cost", panels.resolve_scale(x="independent")
-
-
-class _Libraries:
-    """What only studies need, imported when they do: it is not installed with the rest."""
-
-    def __init__(self) -> None:
-        try:
-            import altair
-            import vl_convert
-            from scipy import stats
-        except ModuleNotFoundError as missing:
-            raise UserError(
-                f"{missing.name} is not installed, and a study's intervals and charts need it; run `make setup-dev`"
-            ) from None
-        self.altair, self.vl_convert, self.stats = altair, vl_convert, stats

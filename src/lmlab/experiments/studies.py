@@ -202,7 +202,7 @@ def _kept(work: Work) -> Path:
 
 @cache
 def _code() -> dict[str, str]:
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     return {str(path.relative_to(package)): sha256(path) for path in sorted(package.rglob("*.py"))}
 
 
