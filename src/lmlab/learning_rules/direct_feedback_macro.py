@@ -31,7 +31,7 @@ class Options(Params):
 
 
 class DirectFeedbackMacro(LearningRule):
-    """Its state is a B_VS for the embedding and each block, or one for all, as large as the readout's weights are at first."""
+    """Its state is a B_VS for the embedding and each block, or one for all, drawn as large as the readout's weights."""
 
     backward = False
     short_of_one_batch = ""
