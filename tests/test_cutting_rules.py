@@ -236,7 +236,7 @@ def test_the_width_of_the_stream_is_known_at_every_cut_without_computing_it(choi
 
 def test_macro_feedback_through_the_product_of_the_layers_above_is_backprop_in_a_chain() -> None:
     model = chain()
-    rule = rule_for("direct_feedback_macro", model)
+    rule = rule_for("direct_feedback_macro", model, shared=False, normalised=False)
     for number, product in enumerate(below(model)[::2]):
         rule.get_buffer(f"feedback_{number}").copy_(product)
     for ours, exact in zip(by(rule, model), true_gradients(model, *batch()), strict=True):
@@ -281,10 +281,12 @@ def test_other_direct_feedback_changes_what_is_below_the_head_alone(name: str) -
         assert torch.equal(one[parameter], other[parameter]) == (parameter in head)
 
 
-def test_with_macro_feedback_a_block_is_taught_by_its_input_and_the_error_alone() -> None:
-    """So the blocks may be taught in any order: here the lowest first, each by itself."""
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("normalised", [False, True])
+def test_with_macro_feedback_a_block_is_taught_by_its_input_and_the_error_alone(shared: bool, normalised: bool) -> None:
+    """So the blocks may be taught in any order: here the lowest first, each by itself, with a norm for autograd to pass."""
     model = small.rough(small.some_model(depth=3))
-    rule = rule_for("direct_feedback_macro", model)
+    rule = rule_for("direct_feedback_macro", model, shared=shared, normalised=normalised)
     found = named(model, by(rule, model))
     tokens, targets = batch()
     stream = [model.embed(tokens)]
@@ -292,12 +294,34 @@ def test_with_macro_feedback_a_block_is_taught_by_its_input_and_the_error_alone(
         stream.append(block(stream[-1].detach()))
     logits = model.head(stream[-1].detach())
     error = (logits.softmax(-1) - nn.functional.one_hot(targets, VOCABULARY)).detach() / targets.numel()
+    feedback = dict(rule.named_buffers())
+    assert len(feedback) == (1 if shared else len(stream))
     for number, s_BTS in enumerate(stream):
-        s_BTS.backward(error @ rule.get_buffer(f"feedback_{number}"))
+        heard = nn.functional.rms_norm(s_BTS, s_BTS.shape[-1:], eps=1e-6) if normalised else s_BTS
+        heard.backward(error @ feedback[f"feedback_{0 if shared else number}"])
     alone = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert len(alone) > 10
     for name, gradient in alone.items():
         torch.testing.assert_close(gradient, found[name], rtol=1e-10, atol=1e-14)
+
+
+def test_through_a_norm_macro_feedback_never_says_to_shrink_or_grow() -> None:
+    """What arrives at the embedding is orthogonal to what it put out, at every token."""
+    model = small.rough(small.some_model(depth=1))
+    rule = rule_for("direct_feedback_macro", model, normalised=True)
+    arrived = []
+    embed = model.embed
+
+    def listening(tokens_BT: Tensor, *more: Any) -> Tensor:
+        x_BTD = embed(tokens_BT, *more)
+        x_BTD.register_hook(lambda gradient: arrived.append((x_BTD.detach(), gradient)))
+        return x_BTD
+
+    model.embed = listening  # type: ignore[method-assign]
+    rule.assign_gradients(model, *batch())
+    ((x_BTD, gradient_BTD),) = arrived
+    assert gradient_BTD.norm() > 0
+    assert float((x_BTD * gradient_BTD).sum(-1).abs().max()) < 1e-5 * float(x_BTD.norm() * gradient_BTD.norm())
 
 
 @pytest.mark.parametrize(

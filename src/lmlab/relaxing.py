@@ -37,7 +37,7 @@ def teach(outputs: list[Tensor], signals: list[Tensor]) -> None:
         torch.autograd.backward([output for output, _ in pairs], [signal for _, signal in pairs])
 
 
-def same_chance(of: Tensor) -> AbstractContextManager[None]:
+def chance_to_repeat(of: Tensor) -> AbstractContextManager[None]:
     """Inside, chance is drawn that will be drawn again after it: units that run again there drop the same numbers."""
     devices = [of.device] if of.device.type == "cuda" else []
     return torch.random.fork_rng(devices)

@@ -24,7 +24,7 @@ from lmlab.errors import UserError
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models.base import LanguageModel, next_token_loss
 from lmlab.params import Params
-from lmlab.relaxing import same_chance
+from lmlab.relaxing import chance_to_repeat
 
 TINY = 1e-30
 """Least variance of noise that is divided by: a map whose outputs are all 0 is not tried."""
@@ -55,7 +55,7 @@ class ThreeFactorHebbian(LearningRule):
     def assign_gradients(self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         assert model.readout is not None
         maps = Maps(model, tokens_BT, self.noise)
-        with same_chance(tokens_BT), maps:
+        with chance_to_repeat(tokens_BT), maps:
             tried_BTS = through_blocks(model, tokens_BT)
         plain_BTS = through_blocks(model, tokens_BT) if self.noise else tried_BTS
         logits_BTV = model.head(plain_BTS)
