@@ -13,7 +13,7 @@ ORDER = [
     ["layers", "models"],
     ["optimizers", "cutting", "perturbing", "relaxing"],
     ["learning_rules", "interventions", "schedules", "parametrisations", "sizing"],
-    ["device", "generation", "evaluation", "checkpoint", "snapshots", "probes"],
+    ["device", "generation", "evaluation", "measures", "checkpoint", "snapshots", "probes"],
     ["training", "probing"],
     ["catalogue", "summary", "preflight"],
     ["experiments"],
