@@ -15,6 +15,7 @@ ORDER = [
     ["learning_rules", "interventions", "schedules", "parametrisations", "sizing"],
     ["device", "generation", "evaluation", "measures", "checkpoint", "snapshots", "probes"],
     ["training", "probing"],
+    ["adapting"],
     ["catalogue", "summary", "preflight"],
     ["experiments"],
     ["cli"],

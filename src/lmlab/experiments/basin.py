@@ -40,8 +40,9 @@ def basin(rates: Sequence[float], losses: Sequence[float], tolerance: float) -> 
     """The interval around the rate of least loss where the loss is at most `tolerance` higher.
 
     Between two rates of the sweep the loss is taken to follow a straight line over the rate's logarithm. A loss that is no
-    finite number (a run that broke down) ends the basin at the last rate before it, the least that it can be. Only rates that hang together with the best count. Several losses of one rate (seeds) are to be averaged
-    before. Raises ValueError for no rates, rates that are not positive or repeat, or no finite loss.
+    finite number (a run that broke down) ends the basin at the last rate before it, the least that it can be. Only rates
+    that hang together with the best count. Several losses of one rate (seeds) are to be averaged before. Raises ValueError
+    for no rates, rates that are not positive or repeat, or no finite loss.
     """
     sweep = np.array(sorted(zip(rates, losses, strict=True)), dtype=np.float64).reshape(-1, 2)
     at, loss = sweep[:, 0], sweep[:, 1]
