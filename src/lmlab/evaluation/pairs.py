@@ -52,8 +52,8 @@ def text_nats(model: LanguageModel, tokenizer: Tokenizer, texts: Sequence[str]) 
         for row, text in enumerate(some):
             rows[row, : lengths[text] + 1] = ids[text]
         tokens_BT = torch.from_numpy(rows).to(device)
-        logs_BTV = model(tokens_BT[:, :-1]).double().log_softmax(-1)
-        nats_BT = -logs_BTV.gather(-1, tokens_BT[:, 1:, None])[..., 0]
-        is_text = torch.arange(width, device=device) < torch.from_numpy(lengths[some]).to(device)[:, None]
-        nats[some] = nats_BT.where(is_text, 0.0).sum(1).cpu().numpy()
+        logs_BTV = model(tokens_BT[:, :-1]).float().log_softmax(-1)
+        nats_BT = -logs_BTV.gather(-1, tokens_BT[:, 1:, None])[..., 0].cpu().double()
+        is_text = torch.arange(width) < torch.from_numpy(lengths[some])[:, None]
+        nats[some] = nats_BT.where(is_text, 0.0).sum(1).numpy()
     return nats, lengths

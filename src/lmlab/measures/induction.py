@@ -46,5 +46,5 @@ class Induction(Measure):
 @torch.no_grad()
 def _costs(model: nn.Module, tokens_BT: Tensor) -> Tensor:
     """Nats of every token but the first, shape (B, T - 1)."""
-    logs_BTV = model(tokens_BT[:, :-1]).double().log_softmax(-1)
-    return -logs_BTV.gather(-1, tokens_BT[:, 1:, None])[..., 0]
+    logs_BTV = model(tokens_BT[:, :-1]).float().log_softmax(-1)
+    return -logs_BTV.gather(-1, tokens_BT[:, 1:, None])[..., 0].cpu().double()
