@@ -258,6 +258,7 @@ def test_without_anything_learned_by_heart_the_same_text_has_no_gap(shards_of: S
     run = trained(shards_of, SENTENCES, SENTENCES, stride=8)
     found = measured("generalisation_gap", run, tokens=10**6)
     assert found["gap"]["nats_per_token"] == pytest.approx(0, abs=0.01)  # but for the first window and stretches' ends
+    assert found["train"]["tokens"] <= len(SENTENCES)
     uniformly = measured("generalisation_gap", trained(shards_of, model=uniform(run.shards.vocabulary)))
     assert uniformly["gap"]["nats_per_token"] == pytest.approx(0)
     assert uniformly["train"]["nats_per_token"] == pytest.approx(math.log(run.shards.vocabulary))

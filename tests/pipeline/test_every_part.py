@@ -1,5 +1,6 @@
 """Every part is trained through the pipeline as a user would choose it; a new one needs its file and its params alone."""
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -138,7 +139,7 @@ def test_a_part_of_each_kind_is_added_by_its_file_and_its_params_alone(workspace
             found for found in re.findall(r"^class (\w+)", text, re.M) if found.lower() == old.replace("_", "")
         )
         source.with_name("twin.py").write_text(re.sub(rf"(?<![.\w]){class_name}\b", "Twin", text))
-        at(kind)["twin"] = dict(at(f"{kind}.{old}") or {})
+        at(kind)["twin"] = json.loads(json.dumps(at(f"{kind}.{old}") or {}))  # a copy without comments
     assert set(kinds.values()) == set(parts.kinds())
     at("train")["model"] = "transformer"
     with workspace.path("params.yaml").open("w") as file:

@@ -35,7 +35,8 @@ class GeneralisationGap(Measure):
         length = min(len(stream), model.context + 1 + charged)
         before = model.context if length > model.context + 1 else 0
         nats = []
-        for start in evenly(0, len(stream) - length, -(-self.tokens // charged)):
+        stretches = max(1, min(-(-self.tokens // charged), (len(stream) - 1) // charged))
+        for start in evenly(0, len(stream) - length, stretches):
             stretch = stream[start : start + length]
             nats.append(score(model, stretch, document, model.context, trained.stride).nats_of[before:])
         all_nats = np.concatenate(nats)
