@@ -44,7 +44,7 @@ def read_params(section: str, kind: type[P]) -> tuple[P, dict[str, parts.Choice]
     return values, parts.choices(tree, section, values)
 
 
-def run_stage(command: Callable[..., dict[str, float] | None]) -> None:
+def run_stage(command: Callable[..., dict[str, Any] | None]) -> None:
     """Run a stage's command: check all params first, stop if the parent dies, note the time in `data/timing`."""
 
     @functools.wraps(command)

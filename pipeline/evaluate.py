@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+from lmlab import params as settings
 from lmlab.device import use_device
 from lmlab.evaluation import results as library
 from lmlab.evaluation.results import EvaluateParams
-from lmlab.files import read_json
+from lmlab.measures import base as measures
 from lmlab.models import base as models
 from lmlab.shards import open_shards
 from lmlab.tokenizers import base as tokenizers
@@ -26,8 +27,8 @@ def evaluate(
     split = open_shards(shards, tokenizer / "tokenizer.json")
     trained, saved = models.load(model, use_device(params.device, params.threads))
     library.check_model_fits(saved, split)
-    entropy = read_json(corpus / "manifest.json", made_by="download").get("entropy_bits_per_byte")
-    library.evaluate(params, trained, saved, split, fitted, log / "log.jsonl", entropy, results)
+    chosen = measures.chosen(settings.read(), params.measures)
+    library.evaluate(params, chosen, trained, saved, split, fitted, corpus, log / "log.jsonl", results)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Stage `train`: a model learns from the train split's shards."""
 
 from pathlib import Path
+from typing import Any
 
 from lmlab import training
 from lmlab.shards import open_shards
@@ -15,7 +16,7 @@ def train(
     model: Path = Path("data/model"),
     log: Path = Path("data/training"),
     snapshots: Path = Path("data/snapshots"),
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Train on SHARDS; write the weights to MODEL, the training's log to LOG, what probes look at to SNAPSHOTS."""
     params, parts = read_params("train", TrainParams)
     fitted = tokenizers.load(tokenizer / "tokenizer.json")

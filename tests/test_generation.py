@@ -138,3 +138,17 @@ def test_a_prompt_begins_a_document(monkeypatch: pytest.MonkeyPatch) -> None:
     for prompt in ("AB", ""):
         list(sample_text(None, tokenizer, prompt, 1, 1.0, 0))  # type: ignore[arg-type]
     assert asked == [[tokenizer.document, 65, 66], [tokenizer.document]]
+
+
+def test_several_texts_at_once_are_drawn_as_one_is() -> None:
+    model = small.rough(small.some_model(dropout=0.5)).train()
+    alone = list(generation.sample_ids(model, [3], 20, 0, seed=1))
+    assert generation.sample_rows(model, 2, 3, 20, 0, seed=5).tolist() == [alone, alone]  # the likeliest, beyond the context
+    drawn = generation.sample_rows(model, 3, 3, 20, 1.0, seed=5)
+    assert torch.equal(drawn, generation.sample_rows(model, 3, 3, 20, 1.0, seed=5))
+    assert len({tuple(row) for row in drawn.tolist()}) == 3
+    assert model.training
+    with torch.no_grad():
+        shares = model.eval()(torch.tensor([[3]]))[0, -1].softmax(-1)
+    first = generation.sample_rows(model, 4000, 3, 1, 1.0, seed=0)[:, 0]
+    assert torch.allclose(torch.bincount(first, minlength=small.VOCABULARY) / 4000, shares.float(), atol=0.03)

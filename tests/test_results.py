@@ -16,13 +16,17 @@ from lmlab.errors import UserError
 from lmlab.evaluation import references, results
 from lmlab.evaluation.results import EvaluateParams
 from lmlab.evaluation.scoring import bits_per_byte, score
+from lmlab.files import write_json
+from lmlab.measures import base as measures
 from lmlab.models.base import LanguageModel
 from lmlab.shards import Shards
 from lmlab.tokenizers.base import Tokenizer
 
 Corpus = tuple[Shards, Tokenizer]
-FILES = {"metrics.json", "training.csv", "validation.csv", "loss_by_position.csv", "calibration.csv", "samples.md"}
-BASE = {"stride": 5, "ngram_order": 3, "prompts": ["7 ", ""], "sample_tokens": 20, "threads": 1}
+CURVES = {"training.csv", "validation.csv", "loss_by_position.csv", "calibration.csv", "character_classes.csv"}
+FILES = {"metrics.json", "samples.md", *CURVES}
+SAVED = {"parameters": 1234, "tokens": 99, "size": {"forward_operations_per_token": 10}}
+BASE = {"stride": 5, "ngram_order": 3, "prompts": ["7 ", ""], "sample_tokens": 20, "threads": 1, "measures": ["entropy_gap"]}
 
 
 @pytest.fixture
@@ -40,9 +44,9 @@ def a_log(folder: Path, steps: int = 3) -> Path:
     lines: list[dict[str, Any]] = []
     for step in range(1, steps + 1):
         lines += [
-            {"step": step, "train_nats": 1 / step},
-            {"step": step, "validation_nats": 2 / step},
-            {"step": step, "sample": "x"},
+            {"step": step, "tokens": 4 * step, "train_nats": 1 / step},
+            {"step": step, "tokens": 4 * step, "validation_nats": 2 / step},
+            {"step": step, "tokens": 4 * step, "sample": "x"},
         ]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -50,10 +54,14 @@ def a_log(folder: Path, steps: int = 3) -> Path:
 
 
 def evaluate(corpus: Corpus, model: LanguageModel, folder: Path, entropy: float | None = None, **changes: Any) -> Any:
-    values = params.section(small.tree(**{**BASE, **changes}), "evaluate", EvaluateParams)
-    saved = {"parameters": 1234, "tokens": 99}
+    tree = small.tree(**{**BASE, **changes})
+    values = params.section(tree, "evaluate", EvaluateParams)
     log = a_log(folder / "log", changes.get("log_steps", 3))
-    return results.evaluate(values, model, saved, *corpus, log, entropy, folder / "results")
+    texts = corpus[0].folder.parent / "corpus"
+    write_json(texts / "manifest.json", {} if entropy is None else {"entropy_bits_per_byte": entropy})
+    return results.evaluate(
+        values, measures.chosen(tree, values.measures), model, SAVED, *corpus, texts, log, folder / "results"
+    )
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -123,6 +131,33 @@ def test_curves_have_the_lines_of_the_log_thinned_to_the_last(corpus: Corpus, mo
     assert {later - earlier for earlier, later in pairwise(thinned)} == {3}
 
 
+def test_measures_stand_under_their_names_and_what_does_not_apply_is_told(
+    corpus: Corpus, model: LanguageModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = evaluate(corpus, model, tmp_path, entropy=1.5)
+    assert metrics["entropy_gap"]["test"] == pytest.approx(metrics["test"]["bits_per_byte"] - 1.5)
+    assert metrics["left_out"] == []
+    metrics = evaluate(corpus, model, tmp_path)
+    assert "entropy_gap" not in metrics
+    assert metrics["left_out"] == ["entropy_gap: the exact entropy of this corpus is not known"]
+    assert "evaluate: left out entropy_gap" in capsys.readouterr().out
+
+
+def test_curves_say_how_many_operations_the_tokens_took(corpus: Corpus, model: LanguageModel, tmp_path: Path) -> None:
+    evaluate(corpus, model, tmp_path)
+    for name in ("training", "validation"):
+        rows = table(tmp_path / f"results/{name}.csv")
+        assert list(rows[0])[:3] == ["step", "tokens", "operations"]
+        assert [float(row["operations"]) for row in rows] == [3 * 10 * 4 * step for step in (1, 2, 3)]
+
+
+def test_character_classes_hold_every_bit_of_validation(corpus: Corpus, model: LanguageModel, tmp_path: Path) -> None:
+    metrics = evaluate(corpus, model, tmp_path)["validation"]
+    rows = table(tmp_path / "results/character_classes.csv")
+    assert sum(float(row["nats"]) for row in rows) == pytest.approx(metrics["tokens"] * metrics["nats_per_token"])
+    assert sum(int(row["tokens"]) for row in rows) == metrics["tokens"]
+
+
 def test_tables_hold_what_was_scored(corpus: Corpus, model: LanguageModel, tmp_path: Path) -> None:
     metrics = evaluate(corpus, model, tmp_path)
     positions = table(tmp_path / "results/loss_by_position.csv")
@@ -151,8 +186,10 @@ def test_a_log_that_cannot_be_read_is_one_line(
     if log:
         path.write_text(log)
     values = params.section(small.tree(**BASE), "evaluate", EvaluateParams)
+    texts = corpus[0].folder.parent / "corpus"
+    write_json(texts / "manifest.json", {})
     with pytest.raises(UserError, match=said) as refused:
-        results.evaluate(values, model, {"parameters": 1, "tokens": 1}, *corpus, path, None, tmp_path / "results")
+        results.evaluate(values, {}, model, SAVED, *corpus, texts, path, tmp_path / "results")
     assert str(path) in str(refused.value)
 
 

@@ -152,6 +152,20 @@ def test_sums_by_position_add_up_to_the_whole_where_no_window_overlaps() -> None
     assert len(result.tokens_at) == 8
 
 
+@pytest.mark.parametrize("stride", [1, 3, 8])
+def test_every_token_has_its_own_cost_in_the_order_of_the_text(stride: int) -> None:
+    model, ids = small.rough(small.some_model()), stream(60)
+    result = score(model, ids, DOCUMENT, 8, stride)
+    assert (np.isnan(result.nats_of) == (ids[1:] == DOCUMENT)).all()
+    assert np.nansum(result.nats_of) == pytest.approx(result.nats)
+    for place in np.flatnonzero(~np.isnan(result.nats_of))[20:30].tolist():
+        begin = next(begin for begin, fresh in windows(59, 8, stride) if fresh <= place < begin + 8)
+        text = torch.from_numpy(ids[begin : place + 1].astype(np.int64))[None]
+        with torch.no_grad():
+            cost = -model(text)[0, -1].float().log_softmax(-1)[int(ids[place + 1])]
+        assert result.nats_of[place] == pytest.approx(float(cost), rel=1e-4)
+
+
 def test_calibration_bins_hold_each_scored_token_once() -> None:
     model, ids = small.rough(small.some_model()), stream(100)
     result = score(model, ids, DOCUMENT, 8, 3)

@@ -188,6 +188,35 @@ def test_a_spoilt_checkpoint_is_passed_over(
 # ---------------------------------------------------------------- what is written
 
 
+def test_seconds_are_told_for_every_step_of_the_log_and_go_on_over_a_restart(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = small.tree(**BASE)
+    params = section(tree, "train", TrainParams)
+    train_until(6, corpus, "stopped", monkeypatch)
+    folders = (Path(f"stopped/{name}") for name in FOLDERS)
+    facts = training.train(params, parts.choices(tree, "train", params), *corpus, *folders)
+    assert facts["seconds_at"]["step"] == [2, 3, 4, 6, 7]
+    seconds = facts["seconds_at"]["seconds"]
+    assert seconds == sorted(seconds)
+    assert seconds[0] > 0
+    assert seconds[-1] == facts["training_seconds"]
+    assert 50e6 < facts["peak_bytes"] < 50e9  # of a process that has loaded torch
+    assert json.loads(json.dumps(facts)) == facts
+
+
+def test_training_starts_from_given_weights(corpus: Corpus) -> None:
+    tree = small.tree(**{**BASE, "steps": 1, "learning_rate": 1e-12})
+    params = section(tree, "train", TrainParams)
+    chosen = parts.choices(tree, "train", params)
+    train(corpus, "first")
+    first, second = Path("first/model"), Path("second/model")
+    for start in (first, None):
+        training.train(params, chosen, *corpus, second, Path("second/log"), start=start)
+        one, other = (models.load(folder, torch.device("cpu"))[0].state_dict() for folder in (first, second))
+        assert all(torch.allclose(value, other[key], atol=1e-6) for key, value in one.items()) == (start is not None)
+
+
 def test_the_log_has_the_lines_that_were_asked_for(corpus: Corpus) -> None:
     log = rows(train(corpus, "run"))
     steps = {key: [row["step"] for row in log if key in row] for key in ("train_nats", "validation_bits_per_byte", "sample")}

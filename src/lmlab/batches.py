@@ -76,6 +76,11 @@ class Batches:
         both = torch.from_numpy(np.stack(rows).astype(np.int64))
         return both[:, :-1].contiguous(), both[:, 1:].contiguous()
 
+    @property
+    def first_pass(self) -> int:
+        """How many windows there are before any text comes a second time."""
+        return sum(pool.windows for pool in self._deal(0))
+
     def _locate(self, window: int) -> tuple[_Pool, int]:
         """The pool that a window of the endless sequence lies in, and its place there."""
         if window < self._first_window:

@@ -91,6 +91,27 @@ def size(
 
 @app.command()
 @errors.one_line
+def adapt(
+    to: Annotated[str, typer.Option(help="The corpus to go on with; none: the same text, its tokens under other ids.")] = "",
+    steps: Annotated[int, typer.Option(min=1, help="Updates after the change.")] = 400,
+    every: Annotated[int, typer.Option(min=1, help="Updates between validations.")] = 50,
+    within: Annotated[float, typer.Option(min=0, help="Bits per byte above the old level that count as recovered.")] = 0.1,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed gives the tokens other ids.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Where to write all that was found, as JSON.")] = None,
+) -> None:
+    """Change the corpus under the trained model and see how soon it recovers, beside the same training from scratch."""
+    from lmlab import adapting, params
+    from lmlab.files import write_json
+
+    found = adapting.adapt(params.read(), Path("data"), adapting.Change(to, seed), steps, every, within)
+    for line in adapting.lines(found):
+        typer.echo(line)
+    if out:
+        write_json(out, found)
+
+
+@app.command()
+@errors.one_line
 def summary() -> None:
     """Show what the last run gave: corpus, model, measures beside references, speed, a sample."""
     from lmlab import summary as library

@@ -29,20 +29,42 @@ def sample_ids(model: LanguageModel, prompt: list[int], count: int, temperature:
         for _ in range(count):
             with torch.no_grad():
                 logits_V = model(tokens, memory)[0, -1].float().cpu()
-            chosen = _draw(logits_V, temperature, chance)
+            chosen = int(_draw(logits_V, temperature, chance))
             yield chosen
             tokens = torch.tensor([[chosen]], device=device)
     finally:
         model.train(was_training)
 
 
-def _draw(logits_V: Tensor, temperature: float, chance: torch.Generator) -> int:
-    below_V = (logits_V - logits_V.max()).double()  # so that no temperature, however low, makes a logit infinite
+def sample_rows(model: LanguageModel, rows: int, first: int, count: int, temperature: float, seed: int) -> Tensor:
+    """Several texts at once: ids of shape (rows, count) that follow the single id `first`, drawn as `sample_ids` does."""
+    device = next(model.parameters()).device
+    chance = torch.Generator().manual_seed(seed)
+    memory = model.new_memory()
+    was_training = model.training
+    model.eval()
+    drawn: list[Tensor] = []
+    try:
+        tokens_B1 = torch.full((rows, 1), first, device=device)
+        for _ in range(count):
+            with torch.no_grad():
+                logits_BV = model(tokens_B1, memory)[:, -1].float().cpu()
+            drawn.append(_draw(logits_BV, temperature, chance))
+            tokens_B1 = drawn[-1].to(device)
+    finally:
+        model.train(was_training)
+    return torch.cat(drawn, dim=1)
+
+
+def _draw(logits_V: Tensor, temperature: float, chance: torch.Generator) -> Tensor:
+    """An id, shape (1,); from logits_BV one for each row, shape (B, 1)."""
+    # so that no temperature, however low, makes a logit infinite
+    below_V = (logits_V - logits_V.amax(dim=-1, keepdim=True)).double()
     if below_V.isnan().any():
         raise FloatingPointError("the model's logits are no numbers")
     if temperature == 0:
-        return int(below_V.argmax())
-    return int(torch.multinomial(nn.functional.softmax(below_V / temperature, dim=-1), 1, generator=chance))
+        return below_V.argmax(dim=-1, keepdim=True)
+    return torch.multinomial(nn.functional.softmax(below_V / temperature, dim=-1), 1, generator=chance)
 
 
 def sample_text(

@@ -15,6 +15,7 @@ from lmlab import params, parts, probing
 from lmlab.collecting import DownloadParams
 from lmlab.errors import UserError
 from lmlab.evaluation.results import EvaluateParams
+from lmlab.measures import base as measures
 from lmlab.models import base as models
 from lmlab.params import Params, Tree
 from lmlab.parts import Choice
@@ -52,7 +53,7 @@ def check(tree: Tree) -> None:
     assert isinstance(train, TrainParams)
     assert isinstance(evaluate, EvaluateParams)
     assert isinstance(probe, ProbeParams)
-    for choice in probing.chosen(tree, probe).values():
+    for choice in [*probing.chosen(tree, probe).values(), *measures.chosen(tree, evaluate.measures).values()]:
         choice.build()
     with torch.device("meta"), _NothingDrawn():
         model = models.build(chosen["train"]["model"], SOME_VOCABULARY, train.context)

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from lmlab import parts, snapshots
 from lmlab.device import use_device
@@ -17,7 +17,7 @@ from lmlab.files import whole_folder
 from lmlab.interventions import base as interventions
 from lmlab.interventions.base import build_rule
 from lmlab.models import base as models
-from lmlab.params import Params, Tree
+from lmlab.params import Names, Params, Tree
 from lmlab.parts import Choice
 from lmlab.probes.base import Batch, Probe, Snapshot
 from lmlab.progress import ProgressBar
@@ -34,17 +34,10 @@ COLUMNS = pa.schema(
 class ProbeParams(Params):
     """The section `probe`."""
 
-    probes: list[str]
+    probes: Names
     windows: int = Field(ge=2)
     device: Literal["cpu", "cuda", "mps"]
     threads: int = Field(ge=1)
-
-    @field_validator("probes")
-    @classmethod
-    def _once(cls, names: list[str]) -> list[str]:
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f"{twice[0]} stands there twice")
-        return names
 
 
 def chosen(tree: Tree, params: ProbeParams) -> dict[str, Choice]:

@@ -16,6 +16,17 @@ from torch.utils.flop_counter import flop_registry
 
 from lmlab.models.base import LanguageModel, next_token_loss
 
+BACKWARD = 2
+"""A backward pass costs about twice a forward pass: a product of matrices has two gradients, each a product of that size."""
+
+
+def training_operations(forward: float, tokens: float) -> float:
+    """Floating-point operations of learning from `tokens` by backpropagation, with `forward` of them for each token.
+
+    Other learning rules may cost more or less; the probe `cost` measures them.
+    """
+    return (1 + BACKWARD) * forward * tokens
+
 
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the cost of every operation below it. (torch's FlopCounterMode does too, and takes 2 s to load a compiler.)"""

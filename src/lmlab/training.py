@@ -6,9 +6,11 @@ from its last checkpoint and writes the same bytes as a run that was never stopp
 
 import json
 import math
+import resource
+import sys
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,6 +24,7 @@ from lmlab.batches import Batches
 from lmlab.device import use_device
 from lmlab.errors import UserError
 from lmlab.evaluation.scoring import bits_per_byte, score
+from lmlab.files import sha256
 from lmlab.interventions import base as interventions
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models import base as models
@@ -98,6 +101,10 @@ class Run:
     seconds: float = 0.0
     """Spent in training steps alone, over all starts of the run."""
     validation_seconds: float = 0.0
+    seconds_at: list[list[float]] = field(default_factory=list)
+    """(step, seconds in training steps until then), for each line of the log with a loss."""
+    peak_bytes: int = 0
+    """The most memory that a process of the run has held, as of the last checkpoint."""
 
     def state(self) -> dict[str, Any]:
         """A tree of tensors and plain values."""
@@ -131,7 +138,7 @@ class Run:
         for key in self._COUNTERS:
             setattr(self, key, state[key])
 
-    _COUNTERS = ("step", "loss_sum", "loss_count", "seconds", "validation_seconds")
+    _COUNTERS = ("step", "loss_sum", "loss_count", "seconds", "validation_seconds", "seconds_at", "peak_bytes")
 
 
 def chosen_rule(params: TrainParams, parts: dict[str, Choice], model: LanguageModel) -> LearningRule:
@@ -169,9 +176,13 @@ def train(
     model_folder: Path,
     log_folder: Path,
     snapshot_folder: Path | None = None,
-) -> dict[str, float]:
-    """Train, write the model, the log (`log.jsonl`) and if wished snapshots; return what it took in seconds and tokens.
+    start: Path | None = None,
+) -> dict[str, Any]:
+    """Train, write the model, the log (`log.jsonl`) and if wished snapshots; return what it took in time and memory.
 
+    With `start`, the folder of a saved model, its weights are the first. What is returned differs from run to run:
+    `training_seconds`, `validation_seconds`, `tokens_per_second`, `peak_bytes` of the process (on a GPU, of tensors there)
+    and `seconds_at`, the seconds in training steps until each step of the log. They count over all starts of a run.
     Raises UserError when the loss stops being a number, naming the step and the last good checkpoint.
     """
     params, run = begin(params, parts, shards.vocabulary, use_device(params.device, params.threads))
@@ -179,9 +190,12 @@ def train(
     batches = Batches(shards, params.batch, params.context, params.data_seed, int(params.pool_megatokens * 1e6))
     schedule: Schedule = parts["schedule"].build(params.steps)
     chosen = {key: choice.record() for key, choice in parts.items()}
-    scratch = checkpoint.scratch_folder(
-        checkpoint.run_key({"params": params.model_dump(), "parts": chosen, "shards": shards.fingerprint})
-    )
+    decides = {"params": params.model_dump(), "parts": chosen, "shards": shards.fingerprint}
+    if start:
+        begun, _ = models.load(start, torch.device("cpu"))
+        model.load_state_dict(begun.state_dict())
+        decides["start"] = sha256(start / models.WEIGHTS)
+    scratch = checkpoint.scratch_folder(checkpoint.run_key(decides))
     size = sizing.describe(model, run.optimizer, params.batch, params.batch // params.accumulate)
     for line in sizing.lines(size):
         print(f"train: {line}", flush=True)
@@ -197,8 +211,9 @@ def train(
     size["bytes"]["optimizer"] = sizing.optimizer_bytes(run.optimizer)
     tokens = run.step * params.batch * params.context
     facts = {"tokenizer_sha256": shards.manifest["tokenizer_sha256"], "steps": run.step, "seed": params.seed}
+    reading = {"data_seed": params.data_seed, "pool_tokens": batches.pool_tokens}
     with evaluation_weights(run.optimizer):
-        models.save(model_folder, parts["model"], model, {**facts, "tokens": tokens, "size": size})
+        models.save(model_folder, parts["model"], model, {**facts, **reading, "tokens": tokens, "size": size})
     if snapshot_folder:
         record = {"vocabulary": model.vocabulary, "context": model.context, **facts, "parts": chosen}
         snapshots.publish(scratch, snapshot_folder, due, record)
@@ -207,7 +222,20 @@ def train(
         "training_seconds": run.seconds,
         "validation_seconds": run.validation_seconds,
         "tokens_per_second": tokens / run.seconds if run.seconds else 0.0,
+        "peak_bytes": _peak_bytes(run),
+        "seconds_at": {"step": [int(step) for step, _ in run.seconds_at], "seconds": [s for _, s in run.seconds_at]},
     }
+
+
+def _peak_bytes(run: Run) -> int:
+    """The most memory held so far: by tensors where they are on a CUDA device, otherwise by the whole process."""
+    device = next(run.model.parameters()).device
+    if device.type == "cuda":
+        held = torch.cuda.max_memory_allocated(device)
+    else:
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, kibibytes elsewhere
+        held = most if sys.platform == "darwin" else most * 1024
+    return max(run.peak_bytes, held)
 
 
 def _loop(
@@ -236,6 +264,7 @@ def _loop(
                 ) from None
             bar.advance(1)
             if run.step < params.steps and time.monotonic() - saved_at >= params.checkpoint_seconds:
+                run.peak_bytes = _peak_bytes(run)
                 checkpoint.save(scratch, run.state())
                 saved_step, saved_at = run.step, time.monotonic()
 
@@ -331,11 +360,14 @@ class _Record:
         run.loss_sum, run.loss_count = run.loss_sum + loss, run.loss_count + 1
         last = run.step == params.steps
         seen = {"step": run.step, "tokens": run.step * params.batch * params.context}
+        validates = last or (params.validate_every and run.step % params.validate_every == 0)
+        if validates or run.step % params.log_every == 0:
+            run.seconds_at.append([run.step, run.seconds])
         if last or run.step % params.log_every == 0:
             mean, run.loss_sum, run.loss_count = run.loss_sum / run.loss_count, 0.0, 0
             self.log.add({**seen, "train_nats": mean, "learning_rate": rate, "gradient_norm": norm})
             self.bar.advance(0, f"loss {mean:.3f}, {seen['tokens'] / run.seconds:,.0f} tokens/s")
-        if last or (params.validate_every and run.step % params.validate_every == 0):
+        if validates:
             self._validate(seen)
         if params.sample_every and (last or run.step % params.sample_every == 0):
             self._sample(seen)

@@ -1,5 +1,6 @@
 """Every part is trained through the pipeline as a user would choose it; a new one needs its file and its params alone."""
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -33,6 +34,7 @@ KEYS = {key: kind for key, kind in choosers() if not key.startswith("models.hybr
 SLOTS = [key for key, kind in KEYS.items() if kind == "interventions"]
 INSIDE = {key: kind for key, kind in KEYS.items() if key not in ("train.model", "train.learning_rule", *SLOTS)}
 EVERY_PROBE = "[" + ",".join(parts.names("probes")) + "]"
+EVERY_MEASURE = "[" + ",".join(parts.names("measures")) + "]"
 
 
 def covering() -> list[dict[str, str]]:
@@ -53,6 +55,7 @@ def covering() -> list[dict[str, str]]:
         chosen.append({"train.model": "transformer", "train.learning_rule": "backprop", **values, **slots})
     chosen[0]["probe.probes"] = EVERY_PROBE  # not with linear attention, where the probe `attention` finds nothing
     assert chosen[0]["models.transformer.attention"] != "linear"
+    chosen[0] |= {"evaluate.measures": EVERY_MEASURE, "measures.blimp.folder": "blimp"}
     models = parts.names("models")
     for run, rule in enumerate(parts.names("learning_rules")):
         small = {key: names[run % len(names)] for key, names in known.items() if key.startswith(("train.", "tokenizer."))}
@@ -80,15 +83,25 @@ def test_the_runs_below_cover_every_part() -> None:
     seen = {(KEYS[key], value) for values in COVERING for key, value in values.items() if key in KEYS}
     if any(values.get("probe.probes") == EVERY_PROBE for values in COVERING):
         seen |= {("probes", name) for name in parts.names("probes")}
+    if any(values.get("evaluate.measures") == EVERY_MEASURE for values in COVERING):
+        seen |= {("measures", name) for name in parts.names("measures")}
     every = {(kind, name) for kind in parts.kinds() for name in parts.names(kind)}
     assert {part for part in every - seen if part[0] != "corpora"} == set()
 
 
 @pytest.mark.parametrize(
-    "values", COVERING, ids=lambda values: "-".join(dict.fromkeys(values.values())).replace(EVERY_PROBE, "probes")
+    "values",
+    COVERING,
+    ids=lambda values: (
+        "-".join(dict.fromkeys(values.values())).replace(EVERY_PROBE, "probes").replace(EVERY_MEASURE, "measures")
+    ),
 )
 def test_every_part_is_trained_by_an_experiment(workspace: Any, values: dict[str, str]) -> None:
     changed = [f"{key}={value}" for key, value in values.items()]
+    if "measures.blimp.folder" in values:
+        pair = '{"sentence_good": "the dogs sleep.", "sentence_bad": "the dogs sleeps.", "linguistics_term": "agreement"}'
+        workspace.path("blimp").mkdir()
+        workspace.path("blimp/agreement.jsonl").write_text(pair + "\n")
     workspace.run("dvc", "exp", "run", "--name", "tried", *(argument for change in changed for argument in ("-S", change)))
     saved = workspace.json("data/model/model.json")["model"]
     assert saved["name"] == values["train.model"]
@@ -115,31 +128,35 @@ def test_a_part_of_each_kind_is_added_by_its_file_and_its_params_alone(workspace
 
     at("train")["model"] = "lstm"  # a model that names no others: one that does adds a line for each to dvc.yaml
     keys = [key for key in KEYS if key.count(".") == 1 or key.startswith("models.transformer.")]
-    kinds = {**{key: KEYS[key] for key in keys}, "probe.probes": "probes"}  # the only key that lists parts: its first
+    listed = {"probe.probes": "probes", "evaluate.measures": "measures"}  # the keys that list parts: the first of each
+    kinds = {**{key: KEYS[key] for key in keys}, **listed}
     for key, kind in kinds.items():
         block, _, name = key.rpartition(".")
-        old = at(block)[name][0] if kind == "probes" else at(block)[name]
+        old = at(block)[name][0] if key in listed else at(block)[name]
         source = workspace.path(f"src/lmlab/{kind.replace('.', '/')}/{old}.py")
         text = source.read_text()
         class_name = next(
             found for found in re.findall(r"^class (\w+)", text, re.M) if found.lower() == old.replace("_", "")
         )
         source.with_name("twin.py").write_text(re.sub(rf"(?<![.\w]){class_name}\b", "Twin", text))
-        at(kind)["twin"] = dict(at(f"{kind}.{old}") or {})
+        at(kind)["twin"] = json.loads(json.dumps(at(f"{kind}.{old}") or {}))  # a copy without comments
     assert set(kinds.values()) == set(parts.kinds())
     at("train")["model"] = "transformer"
     with workspace.path("params.yaml").open("w") as file:
         yaml.dump(tree, file)
     listing = "import pipeline; from lmlab import catalogue; print(*(list(names) for names in catalogue.parts().values()))"
     assert workspace.run("python", "-c", listing).stdout.count("'twin'") == len(parts.kinds())  # as `lmlab parts` has it
-    assert workspace.reruns() == {"probe"}  # cheap, so it depends on the folder of all probes; nothing is trained again
+    assert workspace.reruns() == {"evaluate", "probe"}  # cheap, so they depend on whole folders; nothing is trained again
 
     def weights_of(*changes: str) -> bytes:
         workspace.run("dvc", "exp", "run", *(argument for change in changes for argument in ("-S", change)))
         data: bytes = workspace.path("data/model/weights.safetensors").read_bytes()
         return data
 
-    assert weights_of(*(f"{key}=twin" for key in keys if key != "train.model"), "probe.probes=[twin]") == before
+    assert (
+        weights_of(*(f"{key}=twin" for key in keys if key != "train.model"), *(f"{key}=[twin]" for key in listed)) == before
+    )
+    assert "twin" in workspace.json("results/metrics.json")
     assert set(pq.read_table(workspace.path("data/probes/probes.parquet")).column("probe").to_pylist()) == {"twin"}
     inner = workspace.json("data/model/model.json")["model"]["inner"]
     assert {choice["name"] for choice in inner.values()} == {"twin"}

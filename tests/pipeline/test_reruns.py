@@ -20,6 +20,8 @@ PARAMS: list[tuple[str, Any, set[str]]] = [
     ("train.snapshots", 2, {"train", "probe"}),  # the weights are the same bytes, so their evaluation stays valid
     ("train.snapshots", 0, {"train", "probe"}),
     ("evaluate.temperature", 0.5, {"evaluate"}),
+    ("evaluate.measures", ["prequential"], {"evaluate"}),
+    ("measures.minimal_pairs.seed", 1, {"evaluate"}),
     ("probe.windows", 3, {"probe"}),
     ("probe.probes", ["attention", "cost", "hessian", "similarity"], {"probe"}),
     # options of the parts in use, and another part chosen
@@ -50,7 +52,7 @@ CODE: list[tuple[str, set[str]]] = [
     ("pipeline/evaluate.py", {"evaluate"}),
     ("pipeline/probe.py", {"probe"}),
     # the parts in use
-    ("src/lmlab/corpora/grammar.py", {"download"}),
+    ("src/lmlab/corpora/grammar.py", {"download", "evaluate"}),  # which makes minimal pairs from it
     ("src/lmlab/tokenizers/character.py", FROM_TOKENIZER),
     ("src/lmlab/layers/feed_forward/relu_squared.py", FROM_TRAIN),
     ("src/lmlab/learning_rules/backprop.py", {"train", "probe"}),  # which runs the rule again
@@ -58,6 +60,7 @@ CODE: list[tuple[str, set[str]]] = [
     ("src/lmlab/probes/base.py", {"probe"}),
     ("src/lmlab/schedules/linear.py", {"train"}),
     ("src/lmlab/evaluation/kneser_ney.py", {"evaluate"}),
+    ("src/lmlab/measures/novelty.py", {"evaluate"}),
 ]
 
 UNUSED_CODE = [

@@ -10,12 +10,15 @@ from pydantic import Field
 
 from lmlab import generation
 from lmlab.errors import UserError
-from lmlab.evaluation import references
+from lmlab.evaluation import character_classes, references
 from lmlab.evaluation.scoring import Score, bits_per_byte, score
-from lmlab.files import whole_file, write_json
+from lmlab.files import read_json, whole_file, write_json
+from lmlab.measures.base import Trained, take
 from lmlab.models.base import LanguageModel
-from lmlab.params import Params
+from lmlab.params import Names, Params
+from lmlab.parts import Choice
 from lmlab.shards import Shards
+from lmlab.sizing import training_operations
 from lmlab.tokenizers.base import Tokenizer
 
 MOST_CURVE_ROWS = 1000
@@ -25,6 +28,7 @@ class EvaluateParams(Params):
     """The section `evaluate`."""
 
     stride: int = Field(ge=1)
+    measures: Names
     ngram_order: int = Field(ge=1, le=12)
     ngram_megatokens: float = Field(gt=0)
     prompts: list[str]
@@ -37,18 +41,20 @@ class EvaluateParams(Params):
 
 def evaluate(
     params: EvaluateParams,
+    measures: dict[str, Choice],
     model: LanguageModel,
     saved: dict[str, Any],
     shards: Shards,
     tokenizer: Tokenizer,
+    corpus: Path,
     log: Path,
-    entropy: float | None,
     folder: Path,
 ) -> dict[str, Any]:
-    """Score the validation and test splits, fit the references, draw samples; write all of it and return the metrics.
+    """Score the validation and test splits, fit the references, take the measures, draw samples; write all, return metrics.
 
-    `entropy` is the exact entropy of a synthetic corpus in bits per byte, None for any other.
+    `corpus` is the folder of documents that the shards were made from, `log` the training's log.
     """
+    manifest, rows = read_json(corpus / "manifest.json", made_by="download"), _read_log(log)
     splits = [split for split in ("validation", "test") if shards.count(split, "tokens")]
     metrics: dict[str, Any] = {}
     scores: dict[str, Score] = {}
@@ -57,15 +63,22 @@ def evaluate(
         scores[split] = scored
         metrics[split] = _measures(scored, shards.count(split, "bytes"))
     metrics["references"] = _references(params, shards, splits)
-    if entropy is not None:
-        metrics["references"]["source_entropy"] = entropy
+    if "entropy_bits_per_byte" in manifest:
+        metrics["references"]["source_entropy"] = manifest["entropy_bits_per_byte"]
     metrics |= {"window": model.context, "stride": params.stride, "parameters": saved["parameters"]}
     metrics["tokens_seen"] = saved["tokens"]
+    trained = Trained(model, saved, shards, tokenizer, corpus, manifest, rows, scores, params.stride)
+    taken, left_out = take(measures, trained)
+    for line in left_out:
+        print(f"evaluate: left out {line}", flush=True)
+    metrics |= {**taken, "left_out": left_out}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "metrics.json", metrics)
-    _write_curves(log, folder)
+    _write_curves(rows, saved["size"]["forward_operations_per_token"], folder)
     _write_csv(folder / "loss_by_position.csv", _by_position(scores))
     _write_csv(folder / "calibration.csv", _calibration(scores["validation"]))
+    by_class = character_classes.table(scores["validation"], shards.stream("validation"), tokenizer.token_bytes)
+    _write_csv(folder / "character_classes.csv", by_class)
     with whole_file(folder / "samples.md") as partial:
         partial.write_text(_samples(params, model, tokenizer), encoding="utf-8")
     return metrics
@@ -109,16 +122,23 @@ def _references(params: EvaluateParams, shards: Shards, splits: list[str]) -> di
     return {**answers, "kneser_ney_order": params.ngram_order, "train_tokens": len(train)}
 
 
-def _write_curves(log: Path, folder: Path) -> None:
-    """The training log as two tables that plots can be drawn from, thinned to at most MOST_CURVE_ROWS rows."""
+def _read_log(log: Path) -> list[dict[str, Any]]:
     try:
-        rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     except FileNotFoundError:
         raise UserError(f"{log} is missing; run `dvc repro train` to make it") from None
     except json.JSONDecodeError:
         raise UserError(f"{log} is damaged; run `dvc repro --force train` to make it again") from None
+
+
+def _write_curves(rows: list[dict[str, Any]], forward: float, folder: Path) -> None:
+    """The training log as two tables that plots can be drawn from, thinned to at most MOST_CURVE_ROWS rows.
+
+    Beside the tokens of each line stand the operations that learning from them takes by backpropagation.
+    """
     for name, marker in (("training", "train_nats"), ("validation", "validation_nats")):
-        kept = [row for row in rows if marker in row]
+        spent = [{**row, "operations": training_operations(forward, row["tokens"])} for row in rows if marker in row]
+        kept = [{**{key: row[key] for key in ("step", "tokens", "operations")}, **row} for row in spent]
         every = -(-len(kept) // MOST_CURVE_ROWS) or 1
         _write_csv(folder / f"{name}.csv", pd.DataFrame(kept[::-1][::every][::-1]))
 

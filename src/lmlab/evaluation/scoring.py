@@ -36,6 +36,8 @@ class Score:
     """How often the likeliest token was the target, by the same bins."""
     calls: NDArray[np.int64]
     """How many predictions fell into each bin."""
+    nats_of: NDArray[np.float64]
+    """Of each target, in the order of the text (the first is the stream's second id); nan where it is not charged."""
 
     @property
     def nats_per_token(self) -> float:
@@ -89,6 +91,7 @@ def score(
     result = Score(
         0, 0.0, np.zeros(width), np.zeros(width, np.int64),
         np.zeros(CALIBRATION_BINS), np.zeros(CALIBRATION_BINS, np.int64), np.zeros(CALIBRATION_BINS, np.int64),
+        np.full(length, np.nan),
     )  # fmt: skip
     was_training = model.training
     model.eval()
@@ -98,17 +101,21 @@ def score(
         for first in range(0, len(places), at_once):
             some = places[first : first + at_once]
             starts = torch.tensor([start for start, _ in some])
-            rows = ids[starts[:, None] + torch.arange(width + 1)].to(device)
+            places_BT = starts[:, None] + torch.arange(width)
+            rows = ids[torch.cat((places_BT, places_BT[:, -1:] + 1), dim=1)].to(device)
             fresh = torch.tensor([fresh - start for start, fresh in some], device=device)
             before = result.tokens
-            _add(result, model(rows[:, :-1]), rows[:, 1:], fresh, document)
+            _add(result, model(rows[:, :-1]), rows[:, 1:], fresh, document, places_BT)
             if bar:
                 bar.advance(result.tokens - before)
     model.train(was_training)
     return result
 
 
-def _add(result: Score, logits_BTV: torch.Tensor, targets_BT: torch.Tensor, fresh_B: torch.Tensor, document: int) -> None:
+def _add(
+    result: Score, logits_BTV: torch.Tensor, targets_BT: torch.Tensor, fresh_B: torch.Tensor, document: int,
+    places_BT: torch.Tensor,
+) -> None:  # fmt: skip
     """Add one batch of windows; in each, targets from `fresh` on have not been scored before."""
     logs_BTV = logits_BTV.float().log_softmax(-1)
     nats_BT = -logs_BTV.gather(-1, targets_BT[..., None])[..., 0].double()
@@ -116,6 +123,7 @@ def _add(result: Score, logits_BTV: torch.Tensor, targets_BT: torch.Tensor, fres
     scored = is_text & (torch.arange(targets_BT.shape[1], device=fresh_B.device) >= fresh_B[:, None])
     result.tokens += int(scored.sum())
     result.nats += float(nats_BT[scored].sum())
+    result.nats_of[places_BT[scored.cpu()].numpy()] = nats_BT[scored].cpu().numpy()
     if np.isnan(result.nats):
         raise FloatingPointError("the model's logits are no numbers")
     result.nats_at += nats_BT.where(is_text, 0.0).sum(0).cpu().numpy()  # a model may call document tokens impossible

@@ -9,10 +9,13 @@ import pandas as pd
 import vl_convert
 from scipy import stats
 
+from lmlab.experiments.basin import Basin, basin
 from lmlab.experiments.studies import Study, collect
 from lmlab.files import read_json, whole_file
 
 CONFIDENCE = 0.95
+TOLERANCE = 0.05
+"""Bits per byte above the best of a sweep that still count as in its basin."""
 
 
 def write(study: Study, folder: Path) -> pd.DataFrame:
@@ -37,6 +40,8 @@ def summary(results: pd.DataFrame, reference: str) -> pd.DataFrame:
 
     `low` and `high` bound the mean of bits per byte with 95 % confidence by Student's distribution, which takes the seeds'
     results as normal; with a single seed there is no interval. Seconds and bytes are medians, and relative to the reference.
+    `basin_octaves`, for an arm that swept one number, is how wide the values are that do nearly as well as the best, and
+    `basin_is_least` says that the sweep ends within them.
     """
     rows = []
     for arm, runs in results[results["at_best"]].groupby("arm"):
@@ -53,6 +58,8 @@ def summary(results: pd.DataFrame, reference: str) -> pd.DataFrame:
         row |= {key: runs[key].iloc[0] for key in map(str, runs.columns) if "." in key and runs[key].notna().all()}
         row["tokens"] = runs["tokens"].median()
         row |= {key: runs[key].median() for key in ("training_seconds", "step_seconds", "step_bytes") if key in runs}
+        if swept := sweep_basin(results[results["arm"] == arm]):
+            row |= {"basin_octaves": swept.octaves, "basin_is_least": swept.lower_bound}
         rows.append(row)
     table = pd.DataFrame(rows).sort_values("bits_per_byte", ignore_index=True)
     at = table["arm"] == reference
@@ -60,6 +67,22 @@ def summary(results: pd.DataFrame, reference: str) -> pd.DataFrame:
         if key in table and at.any():
             table[name] = table[key] / table.loc[at, key].iloc[0]
     return table
+
+
+def sweep_basin(runs: pd.DataFrame) -> Basin | None:
+    """The basin of an arm's sweep, from its rows of results; None unless it swept a single key, over positive numbers.
+
+    A value's loss is the mean over the seeds that every value was run with, so that none is judged by more than the others.
+    """
+    keys = [key for key in map(str, runs.columns) if "." in key and runs[key].nunique() > 1]
+    if len(keys) != 1 or not pd.api.types.is_numeric_dtype(runs[keys[0]]) or (runs[keys[0]] <= 0).any():
+        return None
+    losses = runs.pivot(index=keys[0], columns="seed", values="validation_bits_per_byte")
+    ran = runs.assign(ran=1).pivot(index=keys[0], columns="seed", values="ran").notna().all()
+    means = losses.loc[:, ran].mean(axis=1, skipna=False)  # a run that broke down has no loss, and so its value has none
+    if not means.notna().any():
+        return None
+    return basin(means.index.tolist(), means.tolist(), TOLERANCE)
 
 
 def _at_best(arms: dict[str, dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -38,13 +38,10 @@ from lmlab.params import Params, Tree
 from lmlab.probing import ProbeParams
 from lmlab.sharding import ShardParams
 from lmlab.shards import Shards, open_shards
-from lmlab.sizing import forward_operations
+from lmlab.sizing import forward_operations, training_operations
 from lmlab.tokenizers import base as tokenizers
 from lmlab.tokenizers.base import TokenizerParams
 from lmlab.training import TrainParams
-
-BACKWARD = 2
-"""A backward pass costs about twice a forward pass: a product of matrices has two gradients, each a product of that size."""
 
 WINDOWS = 8
 """Of text that snapshots are looked at with."""
@@ -262,7 +259,7 @@ def run_point(tree: Tree, operations: float, test: bool, corpus: Path) -> dict[s
             bits = bits_per_byte(scored.nats, shards.count("test", "bytes"))
             measures["test"] = {"bits_per_byte": bits, "nats_per_token": scored.nats_per_token}
         looked = _looked(tree, train, shards, folder) if train.snapshots else {}
-        spent = (1 + BACKWARD) * saved["size"]["forward_operations_per_token"] * saved["tokens"]
+        spent = training_operations(saved["size"]["forward_operations_per_token"], saved["tokens"])
         return {
             **measures,
             "vocabulary": shards.vocabulary,
@@ -271,7 +268,7 @@ def run_point(tree: Tree, operations: float, test: bool, corpus: Path) -> dict[s
             "steps": saved["steps"],
             "tokens": saved["tokens"],
             "operations": spent,
-            **timing,
+            **{key: timing[key] for key in ("training_seconds", "validation_seconds", "tokens_per_second")},
             **looked,
             "curve": [[row["step"], row["validation_nats"]] for row in rows if "validation_nats" in row],
             "training": _thinned([[row["step"], row["train_nats"]] for row in rows if "train_nats" in row]),
@@ -301,7 +298,7 @@ def _thinned(rows: list[list[float]]) -> list[list[float]]:
 def _within(train: TrainParams, choices: dict[str, parts.Choice], vocabulary: int, operations: float) -> TrainParams:
     """The same with as many steps as the operations pay for."""
     sized, run = training.begin(train, choices, vocabulary, torch.device("cpu"))
-    a_step = (1 + BACKWARD) * forward_operations(run.model) * sized.batch * sized.context
+    a_step = training_operations(forward_operations(run.model), sized.batch * sized.context)
     return train.model_copy(update={"steps": max(1, round(operations / a_step))})
 
 

@@ -16,6 +16,7 @@ from lmlab.layers.memory import Memory
 from lmlab.parts import Choice, recall
 
 SPOILT = "run `dvc repro --force train` to make it again"
+WEIGHTS = "weights.safetensors"
 
 
 class LanguageModel(nn.Module, ABC):
@@ -117,7 +118,7 @@ def save(folder: Path, choice: Choice, model: LanguageModel, facts: dict[str, An
         weights = {
             name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in model.state_dict().items()
         }
-        save_file(weights, made / "weights.safetensors")
+        save_file(weights, made / WEIGHTS)
         shape = {"vocabulary": model.vocabulary, "context": model.context, "parameters": parameter_count(model)}
         write_json(made / "model.json", {"model": choice.record(), **shape, **facts})
 
@@ -125,7 +126,7 @@ def save(folder: Path, choice: Choice, model: LanguageModel, facts: dict[str, An
 def load(folder: Path, device: torch.device) -> tuple[LanguageModel, dict[str, Any]]:
     """The saved model in evaluation mode, and its `model.json`. Raises UserError when either file is missing or damaged."""
     saved = read_json(folder / "model.json", made_by="train")
-    weights = folder / "weights.safetensors"
+    weights = folder / WEIGHTS
     if not weights.exists():
         raise UserError(f"{weights} is missing; run `dvc repro train` to make it")
     try:

@@ -1,0 +1,1 @@
+"""What a finished run is measured by, beyond the loss on its splits: one module per measure."""

@@ -1,0 +1,114 @@
+"""What a measure is: it gets a finished run with everything that `evaluate` has open, and gives plain numbers.
+
+They land in results/metrics.json under the measure's name. A measure that has nothing to measure in a run is left out, with
+the reason in the list `left_out` there; it never gives a number that means nothing.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmlab import documents, parts
+from lmlab.evaluation.scoring import Score
+from lmlab.models.base import LanguageModel
+from lmlab.params import Tree
+from lmlab.parts import Choice
+from lmlab.shards import Shards
+from lmlab.tokenizers.base import Ids, Tokenizer
+
+Numbers = dict[str, Any]
+"""Numbers by name, or dicts of them by name, and so on."""
+
+
+class DoesNotApply(Exception):  # noqa: N818 (no error: the run is what it is)
+    """A run has nothing for a measure to measure; the message says what is missing."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run."""
+
+    model: LanguageModel
+    saved: dict[str, Any]
+    """Its model.json."""
+    shards: Shards
+    tokenizer: Tokenizer
+    corpus: Path
+    """The folder of the corpus, its splits in Parquet."""
+    manifest: dict[str, Any]
+    """The corpus's."""
+    log: list[dict[str, Any]]
+    """The lines of the training's log."""
+    scores: dict[str, Score]
+    """Of the splits `validation` and, if there is one, `test`."""
+    stride: int
+    """Tokens between the windows of those scores."""
+
+    @cached_property
+    def train(self) -> Ids:
+        """The train split's ids."""
+        return self.shards.stream("train")
+
+    def text(self, split: str, characters: int) -> list[str]:
+        """A split's texts, about the first `characters` of them."""
+        taken: list[str] = []
+        for _, part, text in documents.read_parts(self.corpus / f"{split}.parquet"):
+            if part == 0 or not taken:
+                taken.append("")
+            taken[-1] += text[:characters]
+            characters -= len(text)
+            if characters <= 0:
+                break
+        return taken
+
+    def bits_per_byte(self, split: str, nats_per_token: float) -> float:
+        """What a cost per token comes to for each byte of a split's text, by the split's own bytes per token."""
+        return nats_per_token / math.log(2) * self.shards.count(split, "tokens") / self.shards.count(split, "bytes")
+
+
+class Measure(ABC):
+    """Final classes take `(options)`; what cannot work whatever the run is refused there, with a UserError."""
+
+    @abstractmethod
+    def measure(self, trained: Trained) -> Numbers:
+        """Finite numbers, the same each time; raises DoesNotApply. Model and chance stay as they were, to the bit."""
+
+
+def chosen(tree: Tree, names: list[str]) -> dict[str, Choice]:
+    """The measures that `evaluate.measures` lists, by name. Raises UserError with the nearest spelling of one not there."""
+    return {name: parts.choose(tree, "measures", name, "evaluate.measures") for name in names}
+
+
+def take(measures: Mapping[str, Choice], trained: Trained) -> tuple[Numbers, list[str]]:
+    """Each measure's numbers under its name, and a line for each that was left out."""
+    taken: Numbers = {}
+    left_out: list[str] = []
+    for name, choice in measures.items():
+        try:
+            numbers = choice.build().measure(trained)
+            if wrong := [key for key, value in flat(numbers) if not math.isfinite(value)]:
+                raise DoesNotApply(f"{wrong[0]} is no finite number")
+            taken[name] = numbers
+        except DoesNotApply as reason:
+            left_out.append(f"{name}: {reason}")
+    return taken, left_out
+
+
+def flat(numbers: Numbers, above: str = "") -> Iterator[tuple[str, float]]:
+    """Every number with the names that lead to it."""
+    for name, value in numbers.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", float(value)
+
+
+def evenly(first: int, last: int, count: int) -> list[int]:
+    """At most `count` whole numbers from `first` to `last`, both included, spread evenly; none twice."""
+    return np.unique(np.linspace(first, last, count).astype(np.int64)).tolist()

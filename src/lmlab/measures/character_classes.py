@@ -1,0 +1,25 @@
+"""What each class of character costs in nats per byte: word starts, letters within words, capitals, spaces, and so on."""
+
+from lmlab.evaluation import character_classes
+from lmlab.measures.base import Measure, Numbers, Trained
+from lmlab.params import Params
+
+
+class Options(Params):
+    """This measure has none."""
+
+
+class CharacterClasses(Measure):
+    """On validation, for each class that occurs; results/character_classes.csv has the shares of bytes and nats as well.
+
+    A token of several characters is charged to the class of its first byte, so tokenizers do not compare class by class.
+    """
+
+    def __init__(self, options: Options) -> None:
+        super().__init__()
+
+    def measure(self, trained: Trained) -> Numbers:
+        stream = trained.shards.stream("validation")
+        rows = character_classes.table(trained.scores["validation"], stream, trained.tokenizer.token_bytes)
+        costs = rows.set_index("class")["nats_per_byte"].dropna()
+        return {str(name): float(cost) for name, cost in costs.items()}

@@ -1,0 +1,37 @@
+"""What more context is worth: the loss early in the window against the loss late in it (Olsson et al. 2022)."""
+
+from pydantic import Field
+
+from lmlab.measures.base import DoesNotApply, Measure, Numbers, Trained
+from lmlab.params import Params
+
+
+class Options(Params):
+    """Options of the measure."""
+
+    early: int = Field(ge=1)
+    late: int = Field(ge=1)
+    positions: int = Field(ge=1)
+
+
+class ContextGain(Measure):
+    """On validation, each the mean over `positions` positions of the window from `early` or `late` on, 1 being the first.
+
+    `nats` is early minus late: positive where context helps. The positions are fixed, so runs with other windows compare.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    def measure(self, trained: Trained) -> Numbers:
+        options, scored = self.options, trained.scores["validation"]
+        needed = max(options.early, options.late) + options.positions - 1
+        if len(scored.nats_at) < needed:
+            raise DoesNotApply(f"it looks as far as position {needed}, and the window ends at {len(scored.nats_at)}")
+        means = []
+        for first in (options.early, options.late):
+            band = slice(first - 1, first - 1 + options.positions)
+            if not scored.tokens_at[band].sum():
+                raise DoesNotApply(f"no text of validation stands at position {first} of a window")
+            means.append(float(scored.nats_at[band].sum() / scored.tokens_at[band].sum()))
+        return {"early_nats": means[0], "late_nats": means[1], "nats": means[0] - means[1]}

@@ -1,0 +1,542 @@
+"""What every measure keeps, and what each gives where the answer is known."""
+
+import json
+import math
+import string
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+import small
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from small import ShardsOf
+from test_scoring import HandMade
+from torch import Tensor, nn
+
+from lmlab import parts, preflight
+from lmlab.batches import Batches
+from lmlab.corpora import grammar
+from lmlab.errors import UserError
+from lmlab.evaluation import character_classes
+from lmlab.evaluation.pairs import accuracy, text_nats
+from lmlab.evaluation.scoring import score
+from lmlab.measures import minimal_pairs
+from lmlab.measures.base import DoesNotApply, Trained, chosen, flat, take
+from lmlab.measures.learning_curve import mean_over_logarithm, reached
+from lmlab.measures.novelty import Copies
+from lmlab.measures.prequential import first_pass
+from lmlab.models.base import LanguageModel, next_token_loss
+
+MEASURES = parts.names("measures")
+every_measure = pytest.mark.parametrize("name", MEASURES)
+SENTENCES = "".join(
+    f"The {animal} that we {verb}, and she is {place} the old {thing}.\n"
+    for animal in ("dog", "cat", "bird", "horse")
+    for verb in ("follow", "watch", "remember")
+    for place in ("behind", "under", "above")
+    for thing in ("house", "tree", "wall")
+)
+LOWERED = {
+    "late": 5, "early": 2, "positions": 3, "texts": 3, "tokens": 40, "sequences": 4, "windows": 8, "lengths": [2, 4],
+    "targets": [3.0, 2.5], "pairs": 30,
+}  # fmt: skip
+
+
+@pytest.fixture
+def blimp(tmp_path: Path) -> Path:
+    """A folder with files as BLiMP's are, of two phenomena."""
+    folder = tmp_path / "blimp"
+    folder.mkdir()
+    for name, term, good, bad in (
+        ("one", "agreement", "The cats sleep.", "The cats sleeps."),
+        ("two", "agreement", "The cat sleeps.", "The cat sleep."),
+        ("three", "order", "We saw the cat.", "We saw cat the."),
+    ):
+        line = {"sentence_good": good, "sentence_bad": bad, "field": "syntax", "linguistics_term": term, "UID": name}
+        (folder / f"{name}.jsonl").write_text((json.dumps(line) + "\n") * 3)
+    return folder
+
+
+def trained(
+    shards_of: ShardsOf, train: Any = SENTENCES, validation: Any = SENTENCES, model: LanguageModel | None = None, **more: Any
+) -> Trained:
+    """A run over some text. `more` are keyword arguments of `shards_of`, fields of Trained, or `context`."""
+    texts = {key: more.pop(key) for key in ("test", "tokenizer") if key in more}
+    shards, tokenizer = shards_of(train, validation, **texts)
+    if model is None:
+        model = small.model(small.some_model(), vocabulary=shards.vocabulary, context=more.pop("context", 8))
+    stride = more.pop("stride", 4)
+    splits = [split for split in ("validation", "test") if shards.count(split, "tokens")]
+    scores = {split: score(model, shards.stream(split), shards.document, model.context, stride) for split in splits}
+    order = Batches(shards, 1, model.context, 0, 1000)
+    saved = {"size": {"forward_operations_per_token": 7, "batch": 2}, "data_seed": 0, "pool_tokens": order.pool_tokens}
+    log: list[dict[str, Any]] = []
+    for step in (2, 4, 6):
+        seen = {"step": step, "tokens": step * 2 * model.context}
+        log.append({**seen, "train_nats": 5 - step / 2})
+        log.append({**seen, "validation_nats": 3.0, "validation_bits_per_byte": 4 - step / 3})
+    fields = {"saved": saved, "manifest": {"entropy_bits_per_byte": 1.0}, "log": log, **more}
+    corpus = shards.folder.parent / "corpus"
+    return Trained(model, shards=shards, tokenizer=tokenizer, corpus=corpus, scores=scores, stride=stride, **fields)
+
+
+def measured(name: str, run: Trained, **options: Any) -> Any:
+    tree = small.tree(**{**LOWERED, **options})
+    return parts.choose(tree, "measures", name).build().measure(run)
+
+
+def uniform(vocabulary: int, context: int = 8) -> HandMade:
+    return HandMade(lambda tokens: torch.zeros(*tokens.shape, vocabulary), vocabulary, context)
+
+
+# ---------------------------------------------------------------- what every measure keeps
+
+
+@every_measure
+@pytest.mark.parametrize("tokenizer", ["character", "bpe"])
+def test_a_measure_gives_the_same_finite_numbers_twice_and_leaves_the_model_and_chance_as_they_were(
+    name: str, tokenizer: str, shards_of: ShardsOf, blimp: Path
+) -> None:
+    run = trained(shards_of, test=SENTENCES[:300], tokenizer=tokenizer)
+    before = {key: value.clone() for key, value in run.model.state_dict().items()}
+    modes = [module.training for module in run.model.modules()]
+    chance, numpy_chance = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index, union-attr]
+    numbers = measured(name, run, folder=str(blimp))
+    assert dict(flat(numbers))
+    assert all(math.isfinite(value) for _, value in flat(numbers))
+    assert json.loads(json.dumps(numbers)) == numbers
+    assert torch.equal(torch.get_rng_state(), chance)
+    assert (np.random.get_state()[1] == numpy_chance).all()  # type: ignore[index]
+    assert all(torch.equal(value, before[key]) for key, value in run.model.state_dict().items())
+    assert [module.training for module in run.model.modules()] == modes
+    assert all(parameter.grad is None for parameter in run.model.parameters())
+    torch.manual_seed(99)
+    assert measured(name, run, folder=str(blimp)) == numbers
+
+
+@every_measure
+@pytest.mark.parametrize("text", ["ab" * 10, "a\n" * 10, "€" * 40, "x" * 9, ["a", "b" * 30, "c"]])
+@pytest.mark.parametrize("tokenizer", ["character", "byte"])
+def test_a_text_too_small_or_odd_is_measured_or_left_out_with_a_reason(
+    name: str, text: Any, tokenizer: str, shards_of: ShardsOf, blimp: Path
+) -> None:
+    run = trained(shards_of, text, "b", tokenizer=tokenizer, context=4)
+    tree = small.tree(folder=str(blimp))  # all else as in params.yaml
+    taken, left_out = take(chosen(tree, [name]), run)
+    assert len(taken) + len(left_out) == 1
+    assert all(math.isfinite(value) for numbers in taken.values() for _, value in flat(numbers))
+    assert all(line.startswith(f"{name}: ") and "\n" not in line and len(line) > len(name) + 10 for line in left_out)
+
+
+@pytest.mark.parametrize("model", parts.names("models"))
+def test_the_default_measures_suit_every_model(model: str, shards_of: ShardsOf) -> None:
+    run = trained(shards_of)
+    tree = small.tree()
+    made = small.model(parts.choose(tree, "models", model), vocabulary=run.shards.vocabulary, context=16)
+    taken, left_out = take(chosen(tree, tree["evaluate"]["measures"]), trained(shards_of, model=made))
+    assert {line.split(":")[0] for line in left_out} == {"context_gain"}  # which looks as far as position 127
+    assert set(taken) == set(tree["evaluate"]["measures"]) - {"context_gain"}
+
+
+def test_no_measure_has_the_name_of_what_evaluate_writes_anyway() -> None:
+    others = {"validation", "test", "references", "window", "stride", "parameters", "tokens_seen", "left_out"}
+    assert others.isdisjoint(MEASURES)
+
+
+def test_the_measures_of_params_yaml_are_checked_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(small.PROJECT)
+    tree = small.tree()
+
+    def with_list(names: list[str]) -> dict[str, Any]:
+        return {**tree, "evaluate": {**tree["evaluate"], "measures": names}}
+
+    preflight.check(with_list([]))
+    for names, said in (
+        (["noveltly"], "there is no 'noveltly' in measures; did you mean novelty"),
+        (["novelty", "novelty"], "novelty stands there twice"),
+        (["blimp"], r"measures\.blimp\.folder: 'nothing' is no folder with BLiMP's \.jsonl files"),
+    ):
+        with pytest.raises(UserError, match=said) as refused:
+            preflight.check(with_list(names))
+        assert "\n" not in str(refused.value)
+
+
+def test_a_number_that_is_none_is_left_out_by_name(shards_of: ShardsOf) -> None:
+    run = trained(shards_of, manifest={"entropy_bits_per_byte": math.nan})
+    taken, left_out = take(chosen(small.tree(), ["entropy_gap"]), run)
+    assert (taken, left_out) == ({}, ["entropy_gap: validation is no finite number"])
+
+
+# ---------------------------------------------------------------- learning_curve
+
+
+def test_a_target_is_reached_where_a_line_over_the_logarithm_of_tokens_crosses_it() -> None:
+    tokens = [10.0, 100.0, 1000.0]
+    assert reached(tokens, [4.0, 3.0, 1.0], 3.0) == pytest.approx(100)
+    assert reached(tokens, [4.0, 3.0, 1.0], 3.5) == pytest.approx(10**1.5)
+    assert reached(tokens, [4.0, 3.0, 1.0], 1.5) == pytest.approx(10**2.75)
+    assert reached(tokens, [4.0, 3.0, 1.0], 1.0) == pytest.approx(1000)
+    assert reached(tokens, [4.0, 3.0, 1.0], 0.9) is None
+    assert reached(tokens, [4.0, 3.0, 1.0], 5.0) == 10
+    assert reached(tokens, [4.0, 2.0, 4.0], 3.0) == pytest.approx(10**1.5)  # the first time counts
+    assert reached([0.0, 10.0], [4.0, 2.0], 3.0) == pytest.approx(5)
+    assert reached([], [], 3.0) is None
+
+
+def test_the_mean_over_a_curve_that_is_straight_over_the_logarithm_is_its_middle() -> None:
+    assert mean_over_logarithm([1.0, 10.0, 100.0], [3.0, 2.0, 1.0]) == pytest.approx(2)
+    assert mean_over_logarithm([1.0, 10.0, 10_000.0], [3.0, 3.0, 1.0]) == pytest.approx((3 + 3 * 2) / 4)
+
+
+def test_tokens_and_operations_to_a_target_are_those_of_the_log(shards_of: ShardsOf) -> None:
+    run = trained(shards_of)  # bits: 10/3, 8/3, 2 after 32, 64, 96 tokens
+    found = measured("learning_curve", run, targets=[8 / 3, 1.0, 3.5])
+    assert found["tokens_to"] == {str(8 / 3): pytest.approx(64)}  # 1 is never reached, 3.5 nobody knows when
+    assert found["operations_to"] == {str(8 / 3): pytest.approx(3 * 7 * 64)}
+    assert (found["tokens"], found["operations"]) == (96, 3 * 7 * 96)
+
+
+# ---------------------------------------------------------------- prequential
+
+
+@given(losses=st.lists(st.floats(0.5, 9), min_size=1, max_size=40), every=st.integers(1, 7), steps=st.integers(0, 50))
+def test_the_sum_of_the_losses_is_rebuilt_from_a_log_of_means(losses: list[float], every: int, steps: int) -> None:
+    ends = sorted({*range(every, len(losses), every), len(losses)})
+    starts = [0, *ends[:-1]]
+    rows = [(end, sum(losses[start:end]) / (end - start)) for start, end in zip(starts, ends, strict=True)]
+    whole = steps in (0, *ends) or steps > len(losses)
+    seen, total = first_pass(rows, steps)
+    assert seen == min(steps, len(losses))
+    if whole:
+        assert total == pytest.approx(sum(losses[:steps]))
+    assert total <= sum(losses) + 1e-9
+
+
+def test_a_run_of_less_than_a_pass_pays_for_the_rest_with_its_final_model(shards_of: ShardsOf) -> None:
+    run = trained(shards_of)
+    order = Batches(run.shards, 1, 8, 0, run.saved["pool_tokens"])
+    found = measured("prequential", run, windows=10_000)
+    learning = (4 + 3 + 2) * 2 * 2 * 8 / math.log(2)  # three rows of two steps, two windows of eight tokens each
+    assert found["learning"]["bits"] == pytest.approx(learning)
+    windows = [order.at(number) for number in range(12, order.first_pass)]
+    with torch.no_grad():
+        rest = sum(float(next_token_loss(run.model(tokens), targets)) * 8 for tokens, targets in windows) / math.log(2)
+    assert found["rest"]["bits"] == pytest.approx(rest)
+    assert found["bits"] == pytest.approx(learning + rest)
+    assert found["bytes"] == pytest.approx(order.first_pass * 8 * len(SENTENCES) / (len(SENTENCES) + 1))
+    assert found["bits_per_byte"] == pytest.approx(found["bits"] / found["bytes"])
+
+
+def test_only_the_first_pass_counts(shards_of: ShardsOf) -> None:
+    run = trained(shards_of)
+    windows = Batches(run.shards, 1, 8, 0, run.saved["pool_tokens"]).first_pass
+    log = [{"step": step, "train_nats": math.log(2)} for step in range(1, 2 * windows)]  # a bit for each token
+    found = measured("prequential", trained(shards_of, log=log))
+    assert "rest" not in found
+    assert found["bits"] == pytest.approx(windows * 8)
+
+
+def test_windows_before_any_text_comes_again_are_all_different(shards_of: ShardsOf) -> None:
+    shards, _ = shards_of(SENTENCES)
+    text = shards.stream("train").astype(int).tolist()
+    order = Batches(shards, 1, 8, 3, 1000)
+    first = {tuple(order.at(number)[0][0].tolist()) for number in range(order.first_pass)}
+    assert sum(len(window) for window in [first]) <= order.first_pass
+    starts = [number for number in range(len(text) - 8) if tuple(text[number : number + 8]) in first]
+    assert order.first_pass in ((len(text) - 1) // 8, (len(text) - 1) // 8 - 1)
+    assert len(starts) >= order.first_pass
+
+
+# ---------------------------------------------------------------- generalisation_gap
+
+
+def test_without_anything_learned_by_heart_the_same_text_has_no_gap(shards_of: ShardsOf) -> None:
+    run = trained(shards_of, SENTENCES, SENTENCES, stride=8)
+    found = measured("generalisation_gap", run, tokens=10**6)
+    assert found["gap"]["nats_per_token"] == pytest.approx(0, abs=0.01)  # but for the first window and stretches' ends
+    assert found["train"]["tokens"] <= len(SENTENCES)
+    uniformly = measured("generalisation_gap", trained(shards_of, model=uniform(run.shards.vocabulary)))
+    assert uniformly["gap"]["nats_per_token"] == pytest.approx(0)
+    assert uniformly["train"]["nats_per_token"] == pytest.approx(math.log(run.shards.vocabulary))
+
+
+def test_the_gap_is_what_knowing_the_train_split_is_worth(shards_of: ShardsOf) -> None:
+    shards, _ = shards_of("a" * 400, "b" * 50)
+
+    def only_a(tokens: Tensor) -> Tensor:
+        return torch.tensor([3.0, *[0.0] * (shards.vocabulary - 1)]).expand(*tokens.shape, -1)
+
+    run = trained(shards_of, "a" * 400, "b" * 50, HandMade(only_a, shards.vocabulary, 8))
+    found = measured("generalisation_gap", run)
+    validation = run.scores["validation"].nats_per_token
+    train = -math.log(math.exp(3) / (math.exp(3) + shards.vocabulary - 1))
+    assert found["train"]["nats_per_token"] == pytest.approx(train)
+    assert found["gap"]["nats_per_token"] == pytest.approx(validation - train)
+    assert found["train"]["bits_per_byte"] == pytest.approx(train / math.log(2))
+
+
+# ---------------------------------------------------------------- context_gain and induction
+
+
+def test_context_gain_is_the_loss_at_early_positions_minus_that_at_late_ones(shards_of: ShardsOf) -> None:
+    shards, _ = shards_of(SENTENCES)
+
+    def surer_and_surer(tokens: Tensor) -> Tensor:  # of whatever is right, by the position in the window
+        logits = torch.zeros(*tokens.shape, shards.vocabulary)
+        positions = torch.arange(1, tokens.shape[1] + 1, dtype=torch.float)
+        return logits - positions[None, :, None] * (torch.arange(shards.vocabulary) == shards.document)
+
+    run = trained(shards_of, model=HandMade(surer_and_surer, shards.vocabulary, 8))
+    known = run.scores["validation"]
+    found = measured("context_gain", run, early=2, late=6, positions=2)
+    early, late = ((known.nats_at / known.tokens_at)[band].mean() for band in (slice(1, 3), slice(5, 7)))
+    assert found["nats"] == pytest.approx(early - late)
+    assert found["nats"] > 0
+    with pytest.raises(DoesNotApply, match="as far as position 9, and the window ends at 8"):
+        measured("context_gain", run, late=7, positions=3)
+
+
+def copier(vocabulary: int, context: int) -> HandMade:
+    """Sure of what came after the last token's earlier occurrence; without one, nothing is likelier than another."""
+
+    def copy(tokens_BT: Tensor) -> Tensor:
+        logits = torch.zeros(*tokens_BT.shape, vocabulary)
+        for row, tokens in enumerate(tokens_BT.tolist()):
+            for at, token in enumerate(tokens):
+                if token in tokens[:at]:
+                    earlier = at - 1 - tokens[:at][::-1].index(token)
+                    logits[row, at, tokens[earlier + 1]] = 1000
+        return logits
+
+    return HandMade(copy, vocabulary, context)
+
+
+@pytest.mark.parametrize("context", [4, 7, 16, 200])
+def test_a_perfect_copier_scores_one_and_a_uniform_model_zero(shards_of: ShardsOf, context: int) -> None:
+    vocabulary = shards_of(SENTENCES)[0].vocabulary
+    copied = measured("induction", trained(shards_of, model=copier(vocabulary, context)))
+    assert copied["score"] == pytest.approx(1)
+    assert copied["first_nats"] == pytest.approx(math.log(vocabulary))
+    blind = measured("induction", trained(shards_of, model=uniform(vocabulary, context)))
+    assert blind["score"] == pytest.approx(0)
+    assert blind["period"] == min((context + 1) // 2, len(set(SENTENCES)))
+
+
+# ---------------------------------------------------------------- novelty
+
+
+@given(chance=st.randoms(use_true_random=False), letters=st.sampled_from([1, 2, 5, 26]))
+def test_copies_are_those_that_searching_finds(chance: Random, letters: int) -> None:
+    def some(most: int) -> str:
+        return "".join(chance.choice(string.ascii_lowercase[:letters]) for _ in range(chance.randrange(most)))
+
+    others = [some(200) for _ in range(3)]
+    texts = [some(30), some(30), f"Ω{others[0][3:130]}€", ""]
+    copies = Copies(texts, others)
+    there = {
+        length: [text[at : at + length] for text in texts for at in range(len(text) - length + 1)]
+        for length in range(1, 131)
+    }
+    found = {length: [any(piece in other for other in others) for piece in pieces] for length, pieces in there.items()}
+    for length in (1, 2, 3, 8, 13, 14, 29, 30, 31, 60, 61, 62, 63, 64, 100, 124, 127, 128):
+        if found[length]:
+            assert copies.share(length) == pytest.approx(np.mean(found[length]))
+    assert copies.longest() == max((length for length, hits in found.items() if any(hits)), default=0)
+
+
+def test_a_model_that_recites_is_told_from_one_that_does_not(shards_of: ShardsOf) -> None:
+    text = string.ascii_lowercase * 6
+    shards, _ = shards_of(text)
+
+    def recites(tokens: Tensor) -> Tensor:
+        following = torch.where(tokens == shards.document, 0, (tokens + 1) % 26)
+        return 100.0 * nn.functional.one_hot(following, shards.vocabulary)
+
+    run = trained(shards_of, text, "mnopqrst" * 40, HandMade(recites, shards.vocabulary, 8))
+    found = measured("novelty", run, lengths=[5, 20], texts=2, tokens=50)
+    assert found["generated"] == {"copied": {"5": 1.0, "20": 1.0}, "longest_copy": 50}
+    assert found["validation"]["longest_copy"] == 8
+    assert found["validation"]["copied"]["20"] == 0
+    assert found["characters"] == 100
+    assert found["train_characters"] == len(text)
+
+
+def test_as_many_characters_of_validation_are_searched_for(shards_of: ShardsOf) -> None:
+    found = measured("novelty", trained(shards_of, validation="To be or not."), lengths=[2], tokens=30)
+    assert 10 <= found["characters"] <= 13
+
+
+# ---------------------------------------------------------------- minimal pairs
+
+
+def test_a_tie_scores_one_half() -> None:
+    assert accuracy([1.0, 2.0, 3.0, 4.0], [2.0, 2.0, 3.0 + 1e-9, 1.0]) == pytest.approx((1 + 0.5 + 0.5 + 0) / 4)
+
+
+@pytest.mark.parametrize("context", [4, 9, 200])
+def test_a_text_costs_what_its_tokens_do_however_long_it_is(shards_of: ShardsOf, context: int) -> None:
+    shards, tokenizer = shards_of(SENTENCES)
+    model = small.rough(small.some_model(), vocabulary=shards.vocabulary, context=context)
+    texts = ["The dog.", "", "The cat that we follow.", "x", "is it"]
+    nats, lengths = text_nats(model, tokenizer, texts)
+    assert lengths.tolist()[:3] == [8, 0, 23]
+    for text, found in zip(texts, nats, strict=True):
+        ids = np.array([shards.document, *tokenizer.encode(text).tolist()], dtype=np.uint8)
+        alone = score(model, ids, shards.document, context, max(1, context // 2)).nats if text else 0.0
+        assert found == pytest.approx(alone, rel=1e-5)
+
+
+def all_pairs(text: str, kind: str) -> list[minimal_pairs.Pair]:
+    held_out = minimal_pairs.sentences([text])
+    source = minimal_pairs.Text(held_out, text, set(text.replace(",", "").replace(".", "").split()))
+    return list({**minimal_pairs.KINDS, **minimal_pairs.GRAMMAR}[kind](source, Random(0)))
+
+
+@pytest.mark.parametrize("kind", [*minimal_pairs.KINDS, *minimal_pairs.GRAMMAR])
+def test_both_sides_of_a_pair_differ_and_have_the_same_length(kind: str) -> None:
+    pairs = all_pairs(SENTENCES, kind)
+    assert len(pairs) >= 10
+    for pair in pairs[:200]:
+        assert pair.good != pair.bad
+        assert sum(map(len, pair.good)) == sum(map(len, pair.bad))
+        if kind in minimal_pairs.GRAMMAR:
+            assert sorted(" ".join(pair.good).split()) == sorted(" ".join(pair.bad).split())
+        else:
+            assert pair.good[0] in SENTENCES
+            assert pair.bad[0] not in SENTENCES
+
+
+def test_the_kinds_of_pairs_are_what_they_say() -> None:
+    one = "I fear the man, and he is not at home."
+    bad = {kind: {pair.bad[0] for _ in range(3) for pair in all_pairs(one, kind)} for kind in minimal_pairs.KINDS}
+    assert bad["repeated_word"] <= {"I fear the the, and he is not at home.", "I fear the man, and he he not at home."}
+    assert bad["misplaced_punctuation"] == {"I fear the man ,and he is not at home."}
+    assert bad["agreement"] == {"I fear the man, and he am not at home."}
+    assert bad["misspelt_word"] <= {one.replace("fear", "fera"), one.replace("fear", "faer"), one.replace("home", "hoem"),
+                                    one.replace("home", "hmoe")}  # fmt: skip
+    assert {len(sentence) for sentence in bad["swapped_words"]} == {len(one)}
+
+
+def test_the_grammars_pairs_are_right_and_wrong_by_the_grammar_itself() -> None:
+    """A parser of the grammar's subjects and verbs, of its own: every good side it accepts, every bad one it refuses."""
+    words = {symbol: {piece[0].strip() for _, piece in rules} for symbol, rules in grammar.rules(0.3).items()}
+
+    def agrees(sentence: str) -> bool:
+        taken = sentence.removesuffix(".\n").split()
+        one = taken[1] in words["NOUN "]
+        assert one or taken[1] in words["NOUNS "]
+        if "that" in taken:
+            assert taken[2] == "that"
+            inner = taken[3] in words["ACTS "]
+            assert inner == one
+            assert (taken[5] in words["NOUN "]) != one  # what stands beside the verb misleads
+        return taken[-1] in words["RESTS " if one else "REST "]
+
+    for kind in minimal_pairs.GRAMMAR:
+        for pair in all_pairs(" that ", kind)[:100]:
+            assert all(map(agrees, pair.good))
+            assert not any(map(agrees, pair.bad))
+
+
+@pytest.mark.parametrize("tokenizer", ["character", "byte"])
+def test_a_model_to_which_all_texts_are_alike_gets_one_half_of_every_kind(shards_of: ShardsOf, tokenizer: str) -> None:
+    shards, _ = shards_of(SENTENCES, tokenizer=tokenizer)
+    run = trained(
+        shards_of, model=uniform(shards.vocabulary, 200), tokenizer=tokenizer, manifest={"corpus": "grammar"}
+    )  # fmt: skip
+    found = measured("minimal_pairs", run)
+    assert set(found["accuracy"]) == {*minimal_pairs.KINDS, *minimal_pairs.GRAMMAR}
+    assert set(found["accuracy"].values()) == {0.5}
+    assert found["mean"] == found["by_length_alone"] == 0.5
+
+
+def test_a_model_of_pairs_of_letters_knows_a_misplaced_comma(shards_of: ShardsOf) -> None:
+    shards, tokenizer = shards_of(SENTENCES)
+    ids = tokenizer.encode(SENTENCES)
+    counts = torch.ones(shards.vocabulary, shards.vocabulary)
+    for before, after in zip(ids[:-1].tolist(), ids[1:].tolist(), strict=True):
+        counts[before, after] += 1
+    bigram = HandMade(lambda tokens: counts.log()[tokens], shards.vocabulary, 100)
+    found = measured("minimal_pairs", trained(shards_of, model=bigram))["accuracy"]
+    assert found["misplaced_punctuation"] == 1
+    assert found["misspelt_word"] > 0.8
+
+
+def test_longer_spellings_are_told_apart_from_grammar(shards_of: ShardsOf) -> None:
+    """Over words, what is misspelt takes more tokens: a uniform model then gets pairs right that it knows nothing of."""
+    vocabulary = shards_of(SENTENCES, tokenizer="word")[0].vocabulary
+    found = measured("minimal_pairs", trained(shards_of, model=uniform(vocabulary, 200), tokenizer="word"))
+    assert found["by_length_alone"] == pytest.approx(found["mean"])
+    assert found["accuracy"]["misspelt_word"] == 1
+
+
+def test_blimp_is_scored_by_phenomenon(shards_of: ShardsOf, blimp: Path) -> None:
+    shards, tokenizer = shards_of(SENTENCES + "We saw.", tokenizer="byte")
+    run = trained(shards_of, model=uniform(shards.vocabulary, 100), tokenizer="byte")
+    found = measured("blimp", run, folder=str(blimp), pairs=0)
+    # to a uniform model the shorter sentence is the likelier: "sleep." and never "sleeps."
+    assert found == {"mean": 0.5, "by_length_alone": 0.5, "pairs": 9, "accuracy": {"agreement": 0.5, "order": 0.5}}
+    the = tokenizer.encode("t").tolist()[0]
+
+    def expects_no_t(tokens: Tensor) -> Tensor:  # so that "cat the" and "the cat" still cost the same
+        return -5.0 * (torch.arange(shards.vocabulary) == the).expand(*tokens.shape, -1)
+
+    run = trained(shards_of, model=HandMade(expects_no_t, shards.vocabulary, 100), tokenizer="byte")
+    assert measured("blimp", run, folder=str(blimp), pairs=2)["accuracy"]["order"] == 0.5
+    assert measured("blimp", run, folder=str(blimp), pairs=2)["pairs"] == 6
+
+
+def test_files_that_are_not_blimps_are_refused_by_name(shards_of: ShardsOf, blimp: Path, tmp_path: Path) -> None:
+    (blimp / "two.jsonl").write_text('{"sentence_good": "x"}\n')
+    with pytest.raises(UserError, match=r"two\.jsonl, line 1: no object with sentence_good"):
+        measured("blimp", trained(shards_of), folder=str(blimp))
+    with pytest.raises(UserError, match=r"measures\.blimp\.folder: '.*nowhere' is no folder"):
+        measured("blimp", trained(shards_of), folder=str(tmp_path / "nowhere"))
+
+
+# ---------------------------------------------------------------- character classes and entropy
+
+
+def test_each_character_is_charged_to_its_class(shards_of: ShardsOf) -> None:
+    text = "Ab c-d 12\n\té, it"
+    shards, tokenizer = shards_of(text, text)
+    run = trained(shards_of, text, text, uniform(shards.vocabulary, 16))
+    rows = character_classes.table(run.scores["validation"], shards.stream("validation"), tokenizer.token_bytes)
+    found = rows.set_index("class")
+    assert found["bytes"].to_dict() == {
+        "letter_at_word_start": 3, "letter_in_word": 2, "capital": 1, "digit": 2, "space": 4, "newline": 1, "punctuation": 2,
+        "other": 2,
+    }  # fmt: skip
+    a_token = math.log(shards.vocabulary)
+    assert found["nats_per_byte"].drop("other").tolist() == pytest.approx([a_token] * 7)
+    assert found.loc["other", "nats_per_byte"] == pytest.approx(a_token / 2)  # one token of two bytes
+    assert found["share_of_bytes"].sum() == pytest.approx(1)
+    assert found["share_of_nats"].sum() == pytest.approx(1)
+
+
+def test_a_token_of_several_characters_is_charged_to_its_first(shards_of: ShardsOf) -> None:
+    run = trained(shards_of, tokenizer="bpe")
+    token_bytes = run.tokenizer.token_bytes
+    stream = run.shards.stream("validation")
+    rows = character_classes.table(run.scores["validation"], stream, token_bytes).set_index("class")
+    pieces = [token_bytes[token] for token in stream.tolist() if token_bytes[token]]
+    assert any(len(piece) > 2 for piece in pieces)
+    assert rows.loc["space", "bytes"] == sum(len(piece) for piece in pieces if piece.startswith(b" "))
+    assert rows["nats"].sum() == pytest.approx(run.scores["validation"].nats)
+    assert rows["bytes"].sum() == len(SENTENCES)
+
+
+def test_the_distance_to_the_entropy_of_the_source(shards_of: ShardsOf) -> None:
+    vocabulary = shards_of(SENTENCES)[0].vocabulary
+    run = trained(shards_of, test="The dog.", model=uniform(vocabulary), manifest={"entropy_bits_per_byte": 1.25})
+    found = measured("entropy_gap", run)
+    assert found == {
+        "validation": pytest.approx(math.log2(vocabulary) - 1.25),
+        "test": pytest.approx(math.log2(vocabulary) - 1.25),
+    }
+    with pytest.raises(DoesNotApply, match="not known"):
+        measured("entropy_gap", trained(shards_of, manifest={}))
