@@ -96,6 +96,19 @@ def search(
 
 @app.command()
 @errors.one_line
+def requeue(
+    names: Annotated[list[str] | None, typer.Argument(help="Tasks by name; none named: all of them.")] = None,
+) -> None:
+    """Put DVC's queue right: queue tasks again that failed, or that a crash left `Running` with nobody at them."""
+    from lmlab import params
+    from lmlab.experiments import queueing
+
+    for line in queueing.requeue(names or [], params.read()) or ["nothing has failed or was lost"]:
+        typer.echo(line)
+
+
+@app.command()
+@errors.one_line
 def size(
     vocabulary: Annotated[int, typer.Option(min=0, help="How many ids there are; 0: as many as the tokenizer has.")] = 0,
     tokenizer: Annotated[Path, typer.Option(help="The tokenizer's folder.")] = Path("data/tokenizer"),

@@ -11,10 +11,8 @@ import difflib
 import hashlib
 import json
 import math
-import os
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -31,6 +29,7 @@ from ruamel.yaml import YAML
 
 from lmlab import params, preflight
 from lmlab.errors import UserError
+from lmlab.experiments import commands
 from lmlab.experiments.studies import changed
 from lmlab.params import Tree
 
@@ -102,21 +101,13 @@ def read(name: str, ranges: list[str], measure: str, maximise: bool, seed: int, 
 
 def _now(tree: Tree, dotted: str) -> Any:
     """The value that params.yaml has at a key. Raises UserError for a key it lacks, with the nearest it has."""
-    values = _leaves(tree)
+    values = commands.leaves(tree)
     if dotted not in values:
         near = difflib.get_close_matches(dotted, values, n=1) or difflib.get_close_matches(dotted, values, n=1, cutoff=0.3)
         raise UserError(f"--key {dotted}: params.yaml has no such key; did you mean {near[0] if near else 'train.steps'}?")
     if isinstance(values[dotted], list):
         raise UserError(f"--key {dotted} is a list in params.yaml; name a key with a single value")
     return values[dotted]
-
-
-def _leaves(tree: Any, before: str = "") -> Values:
-    """All that is no block, by dotted key."""
-    if not isinstance(tree, dict):
-        return {before: tree}
-    inner = [_leaves(value, f"{before}.{key}" if before else str(key)) for key, value in tree.items()]
-    return {key: value for leaves in inner for key, value in leaves.items()}
 
 
 def _range(key: str, text: str, now: Any) -> BaseDistribution:
@@ -327,18 +318,17 @@ class Experiments:
 
     def _kept(self, name: str, values: Values) -> Outcome | None:
         """The outcome of an experiment in Git; None if there is none of that name."""
-        ref = _experiment(name)
+        ref = commands.experiment(name)
         if ref is None:
             return None
-        theirs, ours = _yaml(_git("show", f"{ref}:params.yaml")), changed(self.tree, values)
-        if theirs != ours:
+        if commands.params_of(ref) != changed(self.tree, values):
             raise UserError(f"there is an experiment {name} with other params; give another --name")
-        return measured(json.loads(_git("show", f"{ref}:results/metrics.json")), self.search.measure)
+        return measured(json.loads(commands.git("show", f"{ref}:results/metrics.json")), self.search.measure)
 
 
 def measured(metrics: dict[str, Any], measure: str) -> Outcome:
     """A measure of results/metrics.json by its dotted key. Raises UserError if there is none."""
-    numbers = {key: value for key, value in _leaves(metrics).items() if type(value) in (int, float)}
+    numbers = {key: value for key, value in commands.leaves(metrics).items() if type(value) in (int, float)}
     if measure not in numbers:
         raise UserError(f"--measure {measure}: no such number in results/metrics.json; {params.nearest(measure, numbers)}")
     value = float(numbers[measure])
@@ -348,8 +338,8 @@ def measured(metrics: dict[str, Any], measure: str) -> Outcome:
 def _base(tree: Tree, keys: list[str]) -> dict[str, str]:
     """What decides the results besides the searched keys, as hashes: the other params, and code that may be uncommitted."""
     try:
-        code = [_git("rev-parse", f"HEAD:{path}") for path in ("src", "pipeline", "dvc.yaml")]
-        code.append(_git("diff", "HEAD", "--", "src", "pipeline", "dvc.yaml"))
+        code = [commands.git("rev-parse", f"HEAD:{path}") for path in ("src", "pipeline", "dvc.yaml")]
+        code.append(commands.git("diff", "HEAD", "--", "src", "pipeline", "dvc.yaml"))
     except UserError:
         raise UserError("a search needs the project's Git history with a first commit; run `git status` to see") from None
     others = changed(tree, dict.fromkeys(keys))
@@ -360,31 +350,11 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
-def _yaml(text: str) -> Any:
-    return YAML(typ="safe", pure=True).load(text)
-
-
-def _git(*words: str) -> str:
-    done = subprocess.run(["git", *words], capture_output=True, text=True, encoding="utf-8", check=False)
-    if done.returncode:
-        raise UserError(f"git {' '.join(words)}: {done.stderr.strip() or done.returncode}")
-    return done.stdout
-
-
-def _experiment(name: str) -> str | None:
-    """The Git reference of a finished experiment."""
-    named = [
-        ref for ref in _git("for-each-ref", "--format=%(refname)", "refs/exps").splitlines() if ref.endswith(f"/{name}")
-    ]
-    return next((ref for ref in named if re.fullmatch(r"refs/exps/\w{2}/\w+/[^/]+", ref)), None)
-
-
 def _dvc(log: Path, words: tuple[str, ...]) -> int:
-    """Run DVC with this Python first on PATH, as its stages need it; its exit code."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    """Run DVC; its exit code."""
     with open(log, "w", encoding="utf-8") as file:
         started = subprocess.Popen(
-            [sys.executable, "-m", "dvc", *words], stdout=file, stderr=subprocess.STDOUT, env=os.environ | {"PATH": path}
+            commands.dvc_command(*words), stdout=file, stderr=subprocess.STDOUT, env=commands.dvc_environment()
         )
         try:
             return started.wait()
