@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dvc.utils.hydra import apply_overrides
 
+from lmlab import params
 from lmlab.errors import UserError
-from lmlab.experiments import searching
+from lmlab.experiments import commands, searching
 from lmlab.experiments.searching import Outcome, Search, Values
 from lmlab.params import Tree
 
@@ -208,6 +210,23 @@ def test_two_processes_are_not_at_the_same_search(tree: Tree, tmp_path: Path) ->
         search(wanted, 2, tmp_path)
     study.set_user_attr("process", [parent.pid, 1.0])  # its number was another's before
     assert len(search(wanted, 2, tmp_path)) == 2
+
+
+def test_a_damaged_storage_is_told_in_one_line(tree: Tree, tmp_path: Path) -> None:
+    (tmp_path / "search.db").write_text("no database\n" * 100)
+    with pytest.raises(UserError, match=r"search\.db is damaged; delete it"):
+        search(read(tree, *RANGES), 1, tmp_path)
+
+
+@pytest.mark.parametrize("value", [1e-05, 0.013385298778232689, 12, True, 1e16, "swiglu", "texts/*.txt"], ids=repr)
+@pytest.mark.parametrize("form", [commands.literal, searching._written])
+def test_a_searched_value_is_given_to_dvc_exactly(tmp_path: Path, form: Callable[[Any], str], value: Any) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("some:\n  key: 1\n")
+    apply_overrides(path, [f"some.key={form(value)}"])
+    found = params.read(path)["some"]["key"]
+    assert found == value
+    assert type(found) is type(value)
 
 
 METRICS = {"validation": {"bits_per_byte": 2.5, "broken": math.nan}, "tokens_seen": 12, "name": "x"}

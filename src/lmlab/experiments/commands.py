@@ -1,5 +1,6 @@
 """Git and DVC as commands, run as a person would run them in the project's folder, and what they know of params.yaml."""
 
+import json
 import os
 import re
 import subprocess
@@ -38,6 +39,16 @@ def leaves(tree: Any, before: str = "") -> dict[str, Any]:
         return {before: tree}
     inner = [leaves(value, f"{before}.{key}" if before else str(key)) for key, value in tree.items()]
     return {key: value for some in inner for key, value in some.items()}
+
+
+def literal(value: Any) -> str:
+    """A value as DVC reads it after `-S key=`, in Hydra's grammar: quoted text knows one escape, a backslash before a quote."""
+    if isinstance(value, list):
+        return f"[{','.join(map(literal, value))}]"
+    if not isinstance(value, str):
+        return json.dumps(value)
+    escaped = re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), value)
+    return f'"{escaped}"'
 
 
 def dvc_command(*words: str) -> list[str]:

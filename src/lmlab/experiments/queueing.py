@@ -85,4 +85,4 @@ def overrides(revision: str, tree: Tree) -> list[str]:
         raise UserError(
             f"params.yaml has other keys than when {revision[:7]} was queued, such as {strange[0]}; queue it anew"
         )
-    return [f"{key}={json.dumps(value)}" for key, value in then.items() if value != now[key]]
+    return [f"{key}={commands.literal(value)}" for key, value in then.items() if value != now[key]]

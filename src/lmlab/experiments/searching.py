@@ -26,6 +26,7 @@ import psutil
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 from ruamel.yaml import YAML
+from sqlalchemy.exc import SQLAlchemyError
 
 from lmlab import params, preflight
 from lmlab.errors import UserError
@@ -178,12 +179,15 @@ def run(
     the values, such as a full disk: then the search ends, and goes on with the same trial when it is called again.
     """
     storage.parent.mkdir(parents=True, exist_ok=True)
-    study = optuna.create_study(
-        study_name=search.name,
-        storage=f"sqlite:///{storage}",
-        direction="maximize" if search.maximise else "minimize",
-        load_if_exists=True,
-    )
+    try:
+        study = optuna.create_study(
+            study_name=search.name,
+            storage=f"sqlite:///{storage}",
+            direction="maximize" if search.maximise else "minimize",
+            load_if_exists=True,
+        )
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError):
+        raise UserError(f"{storage} is damaged; delete it and search again: what is in Git is not run twice") from None
     _check_same(search, study)
     _check_alone_at_work(search, study)
     for left in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -286,7 +290,7 @@ def _listed(values: Values) -> str:
 
 
 def _written(value: Any) -> str:
-    """As DVC reads it under -S, exactly."""
+    """As it stands in a command line: exactly, and plain words without quotes."""
     return json.dumps(value) if isinstance(value, bool | int | float) or value is None else str(value)
 
 
@@ -300,7 +304,7 @@ class Experiments:
         """The trial's outcome: of the experiment if there is one, else by running it."""
         if refused := _refused(self.tree, values):
             return Outcome(None, refused)
-        overrides = [word for key, value in values.items() for word in ("-S", f"{key}={_written(value)}")]
+        overrides = [word for key, value in values.items() for word in ("-S", f"{key}={commands.literal(value)}")]
         words = ("exp", "run", "--temp", "-n", name, *overrides, "evaluate")
         _wait_for(words)
         if (found := self._kept(name, values)) is not None:
