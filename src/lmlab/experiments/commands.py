@@ -42,7 +42,7 @@ def leaves(tree: Any, before: str = "") -> dict[str, Any]:
 
 
 def literal(value: Any) -> str:
-    """A value as DVC reads it after `-S key=`, in Hydra's grammar: quoted text knows one escape, a backslash before a quote."""
+    """A value as DVC reads it after `-S key=`. In its quoted text a backslash escapes quotes, and itself before them."""
     if isinstance(value, list):
         return f"[{','.join(map(literal, value))}]"
     if not isinstance(value, str):
