@@ -249,7 +249,7 @@ def _check_alone_at_work(search: Search, study: optuna.Study) -> None:
     """Refuse to run beside another process that is at the same search."""
     number, started = study.user_attrs.get("process", [0, 0.0])
     me = psutil.Process()
-    with suppress(psutil.NoSuchProcess):
+    with suppress(psutil.Error):
         if number != me.pid and abs(psutil.Process(number).create_time() - started) < 1:
             raise UserError(f"--name {search.name}: process {number} is at this search; wait for it or stop it")
     study.set_user_attr("process", [me.pid, me.create_time()])
@@ -265,7 +265,7 @@ def ranked(search: Search, trials: list[Trial]) -> list[Trial]:
 def lines(search: Search, trials: list[Trial], tree: Tree, shown: int = 10) -> list[str]:
     """What to tell at the end: the best trials, how to take the best over, and that it has to be confirmed."""
     best = ranked(search, trials)
-    told = [f"{len(trials)} trials, {len(trials) - len(best)} of them without a measure", ""]
+    told = [f"trials: {len(trials)}, without a measure: {len(trials) - len(best)}", ""]
     if not best:
         return [*told[:1], f"first: {trials[0].outcome.reason}"] if trials else told[:1]
     width = max(len(trial.name) for trial in best)
