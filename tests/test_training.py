@@ -147,6 +147,13 @@ def test_a_checkpoint_is_written_only_as_often_as_wished(corpus: Corpus, monkeyp
     assert not saved
 
 
+def test_the_order_of_the_text_follows_the_seed_unless_it_has_its_own(corpus: Corpus) -> None:
+    weights = OUTPUTS[0]
+    follows, same, other = (train(corpus, str(data_seed), seed=3, data_seed=data_seed)[weights] for data_seed in (-1, 3, 4))
+    assert follows == same
+    assert follows != other
+
+
 @pytest.mark.parametrize("change", [{"seed": 1}, {"data_seed": 1}, {"learning_rate": 0.02}, {"heads": 1}, {"accumulate": 2}])
 def test_another_choice_gives_another_run_and_takes_up_no_checkpoint(
     corpus: Corpus, change: dict[str, Any], monkeypatch: pytest.MonkeyPatch

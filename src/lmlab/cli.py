@@ -69,6 +69,46 @@ def study(
 
 @app.command()
 @errors.one_line
+def search(
+    key: Annotated[
+        list[str],
+        typer.Option(help="KEY=a,b,c or KEY=low..high or KEY=low..high/step or KEY=log:low..high; once for each key."),
+    ],
+    name: Annotated[str, typer.Option(help="Trials are experiments of this name and a number.")] = "search",
+    trials: Annotated[int, typer.Option(min=1, help="How many in all, those of earlier calls included.")] = 20,
+    measure: Annotated[str, typer.Option(help="A number of results/metrics.json.")] = "validation.bits_per_byte",
+    maximise: Annotated[bool, typer.Option(help="Look for the largest; without it for the smallest.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed tries other points.")] = 0,
+) -> None:
+    """Try values that Optuna chooses, each as a DVC experiment. Stopped at any moment, the same command goes on."""
+    from lmlab import params, preflight
+    from lmlab.experiments import searching
+
+    tree = params.read()
+    preflight.check(tree)
+    wanted = searching.read(name, key, measure, maximise, seed, tree)
+    folder = Path(".scratch") / "search"
+    experiments = searching.Experiments(wanted, tree, folder / name)
+    done = searching.run(wanted, trials, folder / f"{name}.db", experiments.run, typer.echo)
+    for line in searching.lines(wanted, done, tree):
+        typer.echo(line)
+
+
+@app.command()
+@errors.one_line
+def requeue(
+    names: Annotated[list[str] | None, typer.Argument(help="Tasks by name; none named: all of them.")] = None,
+) -> None:
+    """Put DVC's queue right: queue tasks again that failed, or that a crash left `Running` with nobody at them."""
+    from lmlab import params
+    from lmlab.experiments import queueing
+
+    for line in queueing.requeue(names or [], params.read()) or ["nothing has failed or was lost"]:
+        typer.echo(line)
+
+
+@app.command()
+@errors.one_line
 def size(
     vocabulary: Annotated[int, typer.Option(min=0, help="How many ids there are; 0: as many as the tokenizer has.")] = 0,
     tokenizer: Annotated[Path, typer.Option(help="The tokenizer's folder.")] = Path("data/tokenizer"),

@@ -57,7 +57,7 @@ class TrainParams(Params):
     clip: float = Field(ge=0)
     step_in_backward: bool
     seed: int = Field(ge=0)
-    data_seed: int = Field(ge=0)
+    data_seed: int = Field(ge=-1)
     pool_megatokens: float = Field(gt=0)
     precision: Literal["float32", "bfloat16"]
     device: Literal["cpu", "cuda", "mps"]
@@ -75,6 +75,11 @@ class TrainParams(Params):
         if self.step_in_backward and (self.clip or self.accumulate > 1):
             raise ValueError("step_in_backward never has the whole gradient, so set clip to 0 and accumulate to 1")
         return self
+
+    @property
+    def order_seed(self) -> int:
+        """What decides the order of the text: `data_seed`, or where that is -1 `seed`."""
+        return self.seed if self.data_seed == -1 else self.data_seed
 
     def sized(self, width: int) -> "TrainParams":
         """The same with what is left to the model's width: a batch of 8 windows at width 128, in proportion to the width."""
@@ -187,7 +192,7 @@ def train(
     """
     params, run = begin(params, parts, shards.vocabulary, use_device(params.device, params.threads))
     model = run.model
-    batches = Batches(shards, params.batch, params.context, params.data_seed, int(params.pool_megatokens * 1e6))
+    batches = Batches(shards, params.batch, params.context, params.order_seed, int(params.pool_megatokens * 1e6))
     schedule: Schedule = parts["schedule"].build(params.steps)
     chosen = {key: choice.record() for key, choice in parts.items()}
     decides = {"params": params.model_dump(), "parts": chosen, "shards": shards.fingerprint}

@@ -1,0 +1,88 @@
+"""DVC's queue put right after a crash: tasks that were lost or failed are queued once more.
+
+A task whose worker was killed (a crash, a reboot, kill -9) stays Running in DVC's books for ever, and DVC has no command
+that tries a failed task again. Both are mended here by DVC's own commands. A task is queued again under its name with the
+params it had; the code is what the workspace has now. Its training goes on from its last checkpoint.
+"""
+
+import json
+from dataclasses import dataclass
+
+import psutil
+
+from lmlab import params
+from lmlab.errors import UserError
+from lmlab.experiments import commands
+from lmlab.params import Tree
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task of the queue that was begun and has not succeeded."""
+
+    name: str
+    state: str
+    """failed or running."""
+    revision: str
+    """Of the commit that DVC made of the workspace to run it in; stands in the command line of the process that does."""
+
+    @property
+    def lives(self) -> bool:
+        """Whether a process is at it, whatever the books say."""
+        return any(_is_at(process, self.revision) for process in psutil.process_iter())
+
+
+def _is_at(process: psutil.Process, revision: str) -> bool:
+    try:
+        return any(revision in word for word in process.cmdline())
+    except psutil.Error:
+        return False
+
+
+def unfinished() -> list[Task]:
+    """The failed and running tasks of DVC's queue, those of other commits too."""
+    shown = json.loads(commands.dvc("exp", "show", "--json", "--all-commits"))
+    experiments = [experiment for row in shown for experiment in row.get("experiments") or []]
+    tasks = {}
+    for experiment in experiments:
+        executor = experiment.get("executor") or {}
+        revision = (executor.get("local") or {}).get("task_id")
+        if revision and executor["state"] in ("failed", "running"):
+            tasks[revision] = Task(experiment["name"] or revision[:7], executor["state"], revision)
+    return list(tasks.values())
+
+
+def requeue(names: list[str], tree: Tree) -> list[str]:
+    """Queue lost and failed tasks again, all or those named; a line for each task there is. `tree` is params.yaml now.
+
+    Raises UserError for a name that no failed or running task has.
+    """
+    tasks = unfinished()
+    for name in names:
+        if name not in [task.name for task in tasks]:
+            raise UserError(f"no task {name!r} has failed or runs; {params.nearest(name, [task.name for task in tasks])}")
+    return [_requeued(task, tree) for task in tasks if task.name in names or not names]
+
+
+def _requeued(task: Task, tree: Tree) -> str:
+    if task.lives:
+        return f"{task.name}: runs, left alone"
+    if task.state == "running":
+        commands.dvc("queue", "kill", task.revision)  # there is nothing to kill: it writes Failed into the books
+    if commands.experiment(task.name):
+        commands.dvc("queue", "remove", task.revision)
+        return f"{task.name}: had finished, taken off the queue"
+    words = [word for override in overrides(task.revision, tree) for word in ("-S", override)]
+    commands.dvc("exp", "run", "--queue", "-n", task.name, *words)
+    commands.dvc("queue", "remove", task.revision)
+    return f"{task.name}: queued again ({'was lost' if task.state == 'running' else 'had failed'})"
+
+
+def overrides(revision: str, tree: Tree) -> list[str]:
+    """What makes params.yaml as it is now that of a commit, as DVC's -S takes it. Raises UserError where keys differ."""
+    then, now = commands.leaves(commands.params_of(revision)), commands.leaves(tree)
+    if strange := sorted(set(then) ^ set(now)):
+        raise UserError(
+            f"params.yaml has other keys than when {revision[:7]} was queued, such as {strange[0]}; queue it anew"
+        )
+    return [f"{key}={commands.literal(value)}" for key, value in then.items() if value != now[key]]

@@ -1,0 +1,119 @@
+"""`lmlab search` and `lmlab requeue` with DVC itself: killed, started again, and what is then in the history."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.pipeline
+LMLAB = (sys.executable, "-c", "import pipeline; from lmlab.cli import main; main()")
+RATE = "optimizers.adamw.learning_rate"
+SEARCH = (*LMLAB, "search", "--key", f"{RATE}=log:0.0001..0.1", "--name", "rate", "--trials")
+
+
+def until(true: Callable[[], Any], seconds: float = 240) -> Any:
+    """Wait for something to come true."""
+    end = time.monotonic() + seconds
+    while not (found := true()):
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.2)
+    return found
+
+
+def at_work_in(workspace: Any, *words: str) -> list[psutil.Process]:
+    """Processes whose command line has these words, in the workspace or a copy that DVC made below it."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            inside = process.cwd().startswith(str(workspace.folder))
+            if inside and all(any(word in part for part in process.cmdline()) for word in words):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def experiments(workspace: Any) -> dict[str, Any]:
+    """`dvc exp show`: state, measure and rate by name."""
+    found = {}
+    for row in json.loads(workspace.run("dvc", "exp", "show", "--json").stdout):
+        for experiment in row.get("experiments") or []:
+            data = experiment["revs"][0]["data"]
+            metrics = data["metrics"].get("results/metrics.json", {}).get("data", {})
+            bits = metrics.get("validation", {}).get("bits_per_byte")
+            rate = data["params"]["params.yaml"]["data"]["optimizers"]["adamw"]["learning_rate"]
+            found[experiment["name"]] = ((experiment["executor"] or {}).get("state"), bits, rate)
+    return found
+
+
+def test_a_search_is_killed_and_goes_on_and_its_trials_are_experiments(workspace: Any) -> None:
+    started = subprocess.Popen([*SEARCH, "1"], cwd=workspace.folder, env=workspace.environment, stdout=subprocess.PIPE)
+    until(lambda: at_work_in(workspace, "pipeline.train"))
+    os.kill(started.pid, signal.SIGKILL)
+    started.communicate()
+    said = workspace.run(*SEARCH, "2").stdout
+    shown = experiments(workspace)
+    assert set(shown) == {"rate-0000", "rate-0001"}
+    assert shown["rate-0000"][2] != shown["rate-0001"][2]
+    best = min(shown, key=lambda name: shown[name][1])
+    assert f"dvc exp apply {best}" in said
+    assert f"{shown['rate-0001'][1]:.4f}" in said
+
+    workspace.path(".scratch/search/rate.db").unlink()  # Git knows as much
+    again = workspace.run(*SEARCH, "2").stdout
+    assert again.splitlines()[-8:] == said.splitlines()[-8:]
+    assert experiments(workspace) == shown
+
+    workspace.set({"train.steps": 7})
+    refused = workspace.run(*SEARCH, "3", check=False)
+    assert refused.returncode == 2
+    assert "the rest of params.yaml is no longer what this search began with" in refused.stderr
+
+
+def test_lost_and_failed_tasks_are_queued_again_with_their_params(workspace: Any) -> None:
+    workspace.run("dvc", "exp", "run", "--queue", "-n", "broken", "-S", f"{RATE}=1e30")
+    long = ("train.steps=2500", "train.validate_every=0", "train.checkpoint_seconds=0.5", "probe.probes=[gradient_norm]")
+    workspace.run("dvc", "exp", "run", "--queue", "-n", "lost", *(word for key in long for word in ("-S", key)))
+    start_queue(workspace)
+    (train,) = until(lambda: [p for p in at_work_in(workspace, "pipeline.train") if "steps: 2500" in params_of(p)])
+    until(lambda: train.is_running() and list(workspace.path(".scratch").glob("train-*/checkpoint.safetensors")))
+    for process in [*at_work_in(workspace, "queue-worker"), *at_work_in(workspace, "exec-run")]:
+        process.kill()
+    psutil.wait_procs([train], timeout=60)
+    assert "Running" in workspace.run("dvc", "queue", "status").stdout, "DVC mends this itself now: is `requeue` needed?"
+
+    said = workspace.run(*LMLAB, "requeue").stdout
+    assert "lost: queued again (was lost)" in said
+    assert "broken: queued again (had failed)" in said
+    assert {name: (state, rate) for name, (state, _, rate) in experiments(workspace).items()} == {
+        "lost": ("queued", 0.004),
+        "broken": ("queued", 1e30),
+    }
+    assert workspace.run(*LMLAB, "requeue").stdout == "nothing has failed or was lost\n"
+
+    workspace.run("dvc", "queue", "remove", "broken")
+    start_queue(workspace)
+    until(lambda: at_work_in(workspace, "pipeline.train"))
+    assert "lost: runs, left alone" in workspace.run(*LMLAB, "requeue", "lost").stdout
+    workspace.run("dvc", "queue", "logs", "lost", "--follow")
+    assert "train: going on from step" in workspace.run("dvc", "queue", "logs", "lost").stdout
+    assert experiments(workspace)["lost"][0] == "success"
+
+
+def start_queue(workspace: Any) -> None:
+    """Without a pipe, which the worker would keep open."""
+    nowhere = subprocess.DEVNULL
+    subprocess.run(["dvc", "queue", "start"], cwd=workspace.folder, env=workspace.environment, stdout=nowhere, check=True)
+
+
+def params_of(process: psutil.Process) -> str:
+    """The params.yaml that a process works with."""
+    return Path(process.cwd(), "params.yaml").read_text()

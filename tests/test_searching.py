@@ -1,0 +1,250 @@
+"""Searches: what is found, what an interruption changes (nothing), what is refused."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dvc.utils.hydra import apply_overrides
+
+from lmlab import params
+from lmlab.errors import UserError
+from lmlab.experiments import commands, searching
+from lmlab.experiments.searching import Outcome, Search, Values
+from lmlab.params import Tree
+
+RATE, DEPTH, RULE = "optimizers.adamw.learning_rate", "models.transformer.depth", "train.learning_rule"
+RANGES = [f"{RATE}=log:0.0001..1.0", f"{DEPTH}=1..6", f"{RULE}=backprop,frozen"]
+Fake = Callable[[str, Values], Outcome]
+
+
+def read(tree: Tree, *ranges: str, name: str = "some", seed: int = 0, **other: Any) -> Search:
+    asked = {"measure": "validation.bits_per_byte", "maximise": False, **other}
+    return searching.read(name, list(ranges), seed=seed, tree=tree, **asked)
+
+
+def bowl(name: str, values: Values) -> Outcome:
+    """Smallest, 1, at a rate of 0.01, a depth of 4 and backprop."""
+    away = math.log10(values[RATE] / 0.01) ** 2 + (values[DEPTH] - 4) ** 2 / 10 + (values[RULE] != "backprop")
+    return Outcome(1 + away)
+
+
+def search(wanted: Search, trials: int, folder: Path, fake: Fake = bowl, said: list[str] | None = None) -> Any:
+    return searching.run(wanted, trials, folder / "search.db", fake, (said if said is not None else []).append)
+
+
+def test_it_comes_near_a_known_optimum_and_nearer_than_its_first_random_points(tree: Tree, tmp_path: Path) -> None:
+    wanted = read(tree, *RANGES)
+    done = search(wanted, 60, tmp_path)
+    best = searching.ranked(wanted, done)[0]
+    assert best.outcome.value is not None
+    assert best.outcome.value < 1.05
+    assert best.values[RULE] == "backprop"
+    assert best.values[DEPTH] in (3, 4, 5)
+    assert 0.005 < best.values[RATE] < 0.02
+    assert int(best.name.removeprefix("some-")) >= 10
+    late = [trial.outcome.value or math.inf for trial in done[40:]]
+    early = [trial.outcome.value or math.inf for trial in done[:10]]
+    assert sum(late) / 20 < sum(early) / 10 - 0.5
+
+
+def test_where_it_is_stopped_changes_nothing(tree: Tree, tmp_path: Path) -> None:
+    """By Ctrl-C in a trial, by a full disk in one, between two, and by a kill that leaves one open."""
+    wanted = read(tree, *RANGES)
+    whole = search(wanted, 18, tmp_path / "whole")
+    for after, stop in ((3, KeyboardInterrupt()), (12, UserError("disk"))):
+
+        def stopped(name: str, values: Values, last: int = after, error: BaseException = stop) -> Outcome:
+            if name.endswith(f"{last:04d}"):
+                raise error
+            return bowl(name, values)
+
+        with pytest.raises(type(stop)):
+            search(wanted, 18, tmp_path / "parts", stopped)
+    assert len(search(wanted, 15, tmp_path / "parts")) == 15
+    study = searching.optuna.load_study(study_name="some", storage=f"sqlite:///{tmp_path / 'parts' / 'search.db'}")
+    study.ask(wanted.keys)  # what a kill leaves behind
+    assert search(wanted, 18, tmp_path / "parts") == whole
+    assert [trial.name for trial in whole] == [f"some-{number:04d}" for number in range(18)]
+
+
+def test_finished_trials_are_not_run_again(tree: Tree, tmp_path: Path) -> None:
+    wanted = read(tree, *RANGES)
+    search(wanted, 5, tmp_path)
+    ran: list[str] = []
+    search(wanted, 7, tmp_path, lambda name, values: (ran.append(name), bowl(name, values))[1])
+    assert ran == ["some-0005", "some-0006"]
+    assert len(search(wanted, 3, tmp_path, lambda name, values: pytest.fail("ran"))) == 7
+
+
+def test_another_seed_tries_other_points(tree: Tree, tmp_path: Path) -> None:
+    first = search(read(tree, *RANGES), 3, tmp_path / "0")
+    other = search(read(tree, *RANGES, seed=1), 3, tmp_path / "1")
+    assert all(a.values[RATE] != b.values[RATE] for a, b in zip(first, other, strict=True))
+    assert len({trial.values[RATE] for trial in first}) == 3
+
+
+def test_a_trial_that_breaks_down_is_never_the_best_and_is_kept_away_from(tree: Tree, tmp_path: Path) -> None:
+    wanted = read(tree, f"{RATE}=log:0.0001..1.0")
+
+    def steep(name: str, values: Values) -> Outcome:
+        return Outcome(None, "broke down") if values[RATE] > 0.01 else Outcome(-values[RATE])
+
+    said: list[str] = []
+    done = search(wanted, 50, tmp_path, steep, said)
+    best = searching.ranked(wanted, done)
+    assert all(trial.values[RATE] <= 0.01 for trial in best)
+    assert best[0].outcome.value == min(trial.outcome.value for trial in best if trial.outcome.value is not None)
+    broken = [trial.outcome.value is None for trial in done]
+    assert sum(broken[:10]) > 1
+    assert sum(broken[-20:]) / 20 < 0.5, "half of the range breaks down"
+    assert any("broke down" in line for line in said)
+    told = searching.lines(wanted, done, tree)
+    assert f"dvc exp apply {best[0].name}" in "\n".join(told)
+    assert told[0] == f"trials: 50, without a measure: {sum(broken)}"
+
+
+def test_the_largest_is_looked_for_if_wished(tree: Tree, tmp_path: Path) -> None:
+    wanted = read(tree, *RANGES, maximise=True)
+    done = search(wanted, 10, tmp_path)
+    values = [trial.outcome.value for trial in searching.ranked(wanted, done)]
+    assert values == sorted((trial.outcome.value or 0 for trial in done), reverse=True)
+
+
+def test_where_nothing_has_a_measure_it_says_why(tree: Tree, tmp_path: Path) -> None:
+    wanted = read(tree, *RANGES)
+    done = search(wanted, 2, tmp_path, lambda name, values: Outcome(None, "too deep"))
+    assert searching.lines(wanted, done, tree) == ["trials: 2, without a measure: 2", "first: too deep"]
+
+
+def test_the_commands_at_the_end_confirm_with_seeds_that_were_not_searched(tree: Tree, tmp_path: Path) -> None:
+    wanted = read(tree, *RANGES)
+    done = search(wanted, 2, tmp_path)
+    told = "\n".join(searching.lines(wanted, done, {**tree, "train": {**tree["train"], "seed": 4, "data_seed": 0}}))
+    best = searching.ranked(wanted, done)[0]
+    assert f"-S {RATE}={best.values[RATE]!r} -S {DEPTH}={best.values[DEPTH]} -S {RULE}={best.values[RULE]}" in told
+    assert "-S 'train.seed=range(5,10)' -S train.data_seed=-1" in told
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("optimizers.adamw.learning_rat=0.1..1.0", "did you mean optimizers.adamw.learning_rate?"),
+        ("optimizer.adamw.beta1=0.1..1.0", "did you mean optimizers.adamw.beta1?"),
+        ("nothing", "write KEY=RANGE"),
+        (f"{RATE}=1.0..0.1", "1.0 is not below 0.1"),
+        (f"{RATE}=log:0.0..0.1", "begins above 0"),
+        (f"{RATE}=low..high", "in numbers"),
+        (f"{RATE}=0.1..", "in numbers"),
+        (f"{RATE}=0.1", "two different values"),
+        (f"{RATE}=0.1,0.1", "two different values"),
+        (f"{DEPTH}=1.5..3", "whole numbers"),
+        (f"{DEPTH}=1..3/5", "no more than 2"),
+        (f"{RULE}=1..3", "choices such as a,b"),
+        (f"{RULE}=backprop,frozn", "did you mean frozen?"),
+        ("train.steps=0..10", "train.steps should be greater than or equal to 1"),
+        (f"{RATE}=fast,slow", "should be a valid number"),
+        ("evaluate.prompts=a,b", "is a list"),
+        ("train=1,2", "did you mean"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(tree: Tree, typed: str, message: str) -> None:
+    with pytest.raises(UserError, match="--key ") as refused:
+        read(tree, typed)
+    assert message in str(refused.value)
+
+
+def test_names_and_repeated_keys_are_refused(tree: Tree) -> None:
+    with pytest.raises(UserError, match="is given twice"):
+        read(tree, RANGES[0], RANGES[0])
+    for name in ("a/b", "", "0-1", "a b"):
+        with pytest.raises(UserError, match="--name"):
+            read(tree, *RANGES, name=name)
+
+
+@pytest.mark.parametrize(
+    ("typed", "values"),
+    [
+        (f"{DEPTH}=2..8/4", {2, 6}),
+        (f"{DEPTH}=log:1..4", {1, 2, 3, 4}),
+        (f"{RATE}=0.1..0.35/0.1", {0.1, 0.2, 0.3}),
+        ("optimizers.adamw.cautious=true,false", {True, False}),
+        (f"{RATE}=0.001,0.003", {0.001, 0.003}),
+    ],
+)
+def test_a_range_gives_what_it_says(tree: Tree, tmp_path: Path, typed: str, values: set[Any]) -> None:
+    key = typed.partition("=")[0]
+    found = {trial.values[key] for trial in search(read(tree, typed), 30, tmp_path, lambda name, at: Outcome(1.0))}
+    assert {round(value, 9) for value in found} == values
+    assert {type(value) for value in found} == {type(value) for value in values}
+
+
+def test_what_began_as_another_search_is_refused(tree: Tree, tmp_path: Path) -> None:
+    wanted = read(tree, *RANGES)
+    search(wanted, 2, tmp_path)
+    for changes, message in (
+        ({"seed": 1}, "other seed"),
+        ({"maximise": True}, "other maximise"),
+        ({"measure": "test.accuracy"}, "other measure"),
+    ):
+        with pytest.raises(UserError, match=message):
+            search(read(tree, *RANGES, **changes), 3, tmp_path)
+    with pytest.raises(UserError, match="other keys"):
+        search(read(tree, RANGES[0]), 3, tmp_path)
+    longer = {**tree, "train": {**tree["train"], "steps": 9}}
+    with pytest.raises(UserError, match=r"the rest of params.yaml is no longer what this search began with"):
+        search(read(longer, *RANGES), 3, tmp_path)
+    deeper = searching.changed(tree, {DEPTH: 9})  # a searched key: its value in params.yaml does not matter
+    assert len(search(read(deeper, *RANGES), 3, tmp_path)) == 3
+
+
+def test_two_processes_are_not_at_the_same_search(tree: Tree, tmp_path: Path) -> None:
+    wanted = read(tree, *RANGES)
+    search(wanted, 1, tmp_path)
+    study = searching.optuna.load_study(study_name="some", storage=f"sqlite:///{tmp_path / 'search.db'}")
+    parent = searching.psutil.Process().parent()
+    assert parent is not None
+    study.set_user_attr("process", [parent.pid, parent.create_time()])
+    with pytest.raises(UserError, match=f"process {parent.pid} is at this search"):
+        search(wanted, 2, tmp_path)
+    study.set_user_attr("process", [parent.pid, 1.0])  # its number was another's before
+    assert len(search(wanted, 2, tmp_path)) == 2
+
+
+def test_a_damaged_storage_is_told_in_one_line(tree: Tree, tmp_path: Path) -> None:
+    (tmp_path / "search.db").write_text("no database\n" * 100)
+    with pytest.raises(UserError, match=r"search\.db is damaged; delete it"):
+        search(read(tree, *RANGES), 1, tmp_path)
+
+
+@pytest.mark.parametrize("value", [1e-05, 0.013385298778232689, 12, True, 1e16, "swiglu", "texts/*.txt"], ids=repr)
+@pytest.mark.parametrize("form", [commands.literal, searching._written])
+def test_a_searched_value_is_given_to_dvc_exactly(tmp_path: Path, form: Callable[[Any], str], value: Any) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("some:\n  key: 1\n")
+    apply_overrides(path, [f"some.key={form(value)}"])
+    found = params.read(path)["some"]["key"]
+    assert found == value
+    assert type(found) is type(value)
+
+
+METRICS = {"validation": {"bits_per_byte": 2.5, "broken": math.nan}, "tokens_seen": 12, "name": "x"}
+
+
+def test_a_measure_is_found_by_its_dotted_key() -> None:
+    assert searching.measured(METRICS, "validation.bits_per_byte") == Outcome(2.5)
+    assert searching.measured(METRICS, "tokens_seen") == Outcome(12.0)
+    assert searching.measured(METRICS, "validation.broken").value is None
+    for wrong in ("validation.bits_per_bite", "validation", "name"):
+        with pytest.raises(UserError, match="no such number"):
+            searching.measured(METRICS, wrong)
+
+
+def test_values_that_do_not_go_together_are_a_trial_without_a_measure(tree: Tree, tmp_path: Path) -> None:
+    """Each is possible alone, so the ranges are accepted; together they are refused before anything runs."""
+    wanted = read(tree, "evaluate.stride=16..128", "train.context=16..128")
+    experiments = searching.Experiments(wanted, tree, tmp_path)
+    outcome = experiments.run("some-0000", {"evaluate.stride": 100, "train.context": 50})
+    assert outcome.value is None
+    assert "larger than train.context" in outcome.reason
