@@ -76,7 +76,7 @@ def write(study: Study) -> dict[str, Any]:
             "largest": float(np.abs(fitted.residuals).max()),
         },
         "non_embedding": _law_and_intervals(bare),
-        "left_out": {name: scaling.record(law) for name, law in scaling.left_out(runs).items()},
+        "left_out": {name: scaling.record(law) for name, law in scaling.left_out(runs, fitted.law).items()},
         "frontier": [_best(fitted, runs, budget) for budget in options.operations],
         "operations_over_6ND": {arm: float(of["over_6ND"].iloc[0]) for arm, of in runs.groupby("arm", sort=False)},
         "held_out": [_beside(row, later) for row in predicted],
