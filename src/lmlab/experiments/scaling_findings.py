@@ -204,7 +204,7 @@ def _by_operations(fitted: Fitted, table: pd.DataFrame) -> Any:
         curves.append(pd.DataFrame({"arm": arm, "operations": operations, "nats": fitted.law.loss(size, tokens)}))
     budgets = np.geomspace(table["operations"].min(), table["operations"].max(), CURVE_POINTS)
     best = [fitted.law.loss(*fitted.law.optimum_counted(budget, lambda n: _each(table, n))) for budget in budgets]
-    x = altair.X(**_log("operations", "operations of training, counted"))
+    x = altair.X(**_log("operations", "operations of training, counted"), axis=altair.Axis(format=".0e", tickCount=6))
     y = altair.Y(**_log("nats", "nats per character on validation"))
     colour = altair.Color("arm:N", sort=order, title="size")
     layers = [
