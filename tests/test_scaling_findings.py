@@ -76,7 +76,7 @@ def test_a_held_out_size_is_predicted_without_its_runs_and_then_set_beside_them(
     assert Path("study/prediction.json").read_bytes() == predicted
     rows = found()["held_out"]
     assert [len(row["measured"]) for row in rows] == [2, 2, 2, 2]
-    assert all(row["inside"] and abs(row["over_predicted"]) < 0.02 for row in rows)
+    assert all(row["inside"] and abs(row["off_by"]) < 0.02 for row in rows)
     assert found()["with_held_out"] != found()["law"]
     measure("held", noise=1.0)  # a law that does not hold there
     scaling_findings.write(study)

@@ -145,7 +145,7 @@ def _beside(row: dict[str, Any], later: pd.DataFrame) -> dict[str, Any]:
     if not nats:
         return row
     mean = float(np.mean(nats))
-    return {**row, "measured": nats, "inside": row["low"] <= mean <= row["high"], "over_predicted": mean / row["nats"] - 1}
+    return {**row, "measured": nats, "inside": row["low"] <= mean <= row["high"], "off_by": mean / row["nats"] - 1}
 
 
 def _law_and_intervals(fitted: Fitted) -> dict[str, Any]:
