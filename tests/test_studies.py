@@ -1,16 +1,19 @@
 """Studies: changes to params, points, and the table they are collected in."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import small
+from typer.testing import CliRunner
 
-from lmlab import params
+from lmlab import cli, params
 from lmlab.errors import UserError
-from lmlab.experiments import studies
+from lmlab.experiments import findings, studies
 
 TEXT = "".join(f"{number} times {number} is {number * number}.\n" for number in range(120))
 SHARED = {
@@ -181,12 +184,53 @@ def test_all_runs_are_collected_in_one_table(folder: Path) -> None:
     assert (folder / "results.csv").read_bytes() == written
 
 
+def test_the_quick_form_may_give_an_arm_another_sweep_and_other_seeds(folder: Path) -> None:
+    write(folder, quick={"arms": {"swept": {"sweep": {"train.steps": [2, 3]}, "sweep_seeds": [4, 5]}}}, seeds=[])
+    found = run(folder, "swept", quick=True)["points"]
+    assert [(point["seed"], point["steps"]) for point in found] == [(4, 2), (5, 2), (4, 3), (5, 3)]
+    assert studies.read(folder).sweep_seeds("swept") == [0]
+    assert studies.read(folder).arm("swept")[1] == ARMS["swept"]["sweep"]
+    write(folder, quick={"arms": {"swpt": {}}})
+    with pytest.raises(UserError, match=r"quick\.arms\.swpt is no arm; did you mean swept"):
+        studies.read(folder, quick=True)
+
+
+def test_a_study_may_have_a_corpus_of_its_own(folder: Path) -> None:
+    own = {"download.corpus": "grammar", "corpora.grammar.documents": 6, "corpora.grammar.sentences": 8}
+    write(folder, changes={**SHARED, **own})
+    own_study, own_corpus = studies.read(Path("study")), Path("study/corpus")
+    with pytest.raises(UserError, match=r"study/corpus holds no corpus; run `dvc repro study/dvc\.yaml:corpus` first"):
+        studies.run_arm(own_study, "plain", own_corpus, folder / "points" / "plain.json")
+    assert studies.build_corpus(own_study, own_corpus)["corpus"] == "grammar"
+    found = studies.run_arm(own_study, "plain", own_corpus, folder / "points" / "plain.json")
+    assert found["points"][0]["validation"] != run(folder, "plain")["points"][0]["validation"]
+
+
+def test_the_template_runs_as_it_is(folder: Path) -> None:
+    shutil.copytree(small.PROJECT / "studies" / "template", "mine")
+    made = dict(params.read(Path("mine/params.yaml")))
+    made["study"]["changes"] |= {**SHARED, "train.snapshots": 0}
+    made["quick"]["changes"] |= {"train.steps": 3}
+    made["study"]["processes"] = 1
+    Path("mine/params.yaml").write_text(json.dumps(made))
+    shown = CliRunner().invoke(cli.app, ["study", "mine", "--quick", "--corpus", "corpus"])
+    assert shown.exit_code == 0, shown.output
+    tried = pd.read_csv("mine/tried/results.csv")
+    assert dict(tried.groupby("arm").size()) == {"linear": 4, "cosine": 4}  # three rates, and another seed at the best
+    assert dict(tried.groupby("arm")["at_best"].sum()) == {"linear": 2, "cosine": 2}
+    Path("mine/tried").rename("mine/points")
+    summary = findings.write(studies.read(Path("mine")), Path("mine"))
+    assert set(summary["arm"]) == set(made["arms"])
+    assert {path.name for path in Path("mine").iterdir()} >= {"results.csv", "summary.csv", "charts"}
+
+
 @pytest.mark.parametrize("name", sorted(path.parent.name for path in small.PROJECT.glob("studies/*/dvc.yaml")))
 def test_a_published_study_has_an_arm_a_stage_and_a_file_of_results_for_each_name(name: str) -> None:
     folder = small.PROJECT / "studies" / name
     study = studies.read(folder)
     stage = params.read(folder / "dvc.yaml")["stages"]["arm"]
-    assert sorted(stage["matrix"]["name"] if "matrix" in stage else stage["foreach"]) == sorted(study.arms)
+    named = stage["matrix"]["name"] if "matrix" in stage else stage["foreach"]
+    assert named == "${arms}" or sorted(named) == sorted(study.arms)  # DVC itself reads the arms in params.yaml
     tree = studies.changed(params.read(small.PROJECT / "params.yaml"), study.params.changes)
     for arm in study.arms:
         changes, sweep = study.arm(arm)

@@ -28,7 +28,8 @@ import pandas as pd
 import torch
 from pydantic import Field
 
-from lmlab import documents, lifeline, params, parts, preflight, probing, sharding, training
+from lmlab import collecting, documents, lifeline, params, parts, preflight, probing, sharding, training
+from lmlab.collecting import DownloadParams
 from lmlab.device import use_device
 from lmlab.errors import UserError
 from lmlab.evaluation.scoring import bits_per_byte, score
@@ -80,6 +81,7 @@ class ArmParams(Params):
 
     changes: Values = {}
     sweep: dict[str, list[Any]] | None = None
+    sweep_seeds: list[int] | None = Field(default=None, min_length=1)
 
 
 @dataclass(frozen=True)
@@ -98,17 +100,38 @@ class Study:
         by_name = {self.params.each: name} if self.params.each else {}
         return {**by_name, **arm.changes}, self.params.sweep if arm.sweep is None else arm.sweep
 
+    def sweep_seeds(self, name: str) -> list[int]:
+        """What each of an arm's swept values is run with: its own, or what all arms share."""
+        return self.arms.get(name, ArmParams()).sweep_seeds or self.params.sweep_seeds
+
 
 def read(folder: Path, quick: bool = False) -> Study:
-    """A study, or its quick form: whatever the section `quick` says is put in the place of `study`'s. Raises UserError."""
+    """A study, or its quick form: what the section `quick` says takes the place of `study`'s, and its `arms` of the arms'.
+
+    Raises UserError.
+    """
     tree = params.read(folder / "params.yaml")
     shared = dict(params.block(tree, "study"))
+    blocks = {name: dict(params.block(tree, f"arms.{name}")) for name in params.block(tree, "arms")}
     if quick:
         for key, value in params.block(tree, "quick").items():
-            shared[key] = {**shared[key], **value} if key == "changes" else value
+            if key != "arms":
+                shared[key] = {**shared[key], **value} if key == "changes" else value
+        for name in params.block(tree, "quick.arms"):
+            if name not in blocks:
+                raise UserError(f"{folder / 'params.yaml'}: quick.arms.{name} is no arm; {params.nearest(name, blocks)}")
+            blocks[name] |= params.block(tree, f"quick.arms.{name}")
     study = params.section({"study": shared}, "study", StudyParams)
-    arms = {name: params.section(tree, f"arms.{name}", ArmParams) for name in params.block(tree, "arms")}
+    arms = {name: params.section({"arms": blocks}, f"arms.{name}", ArmParams) for name in blocks}
     return Study(folder, study, arms)
+
+
+def build_corpus(study: Study, target: Path) -> dict[str, Any]:
+    """Make the corpus that the study's own `download.*` name, for a study that does not take the project's; its manifest."""
+    tree = changed(params.read(), study.params.changes)
+    preflight.check(tree)
+    download = params.section(tree, "download", DownloadParams)
+    return collecting.build(download, parts.choices(tree, "download", download)["corpus"].build(), target)
 
 
 def changed(tree: Tree, changes: Mapping[str, Any]) -> Tree:
@@ -132,10 +155,11 @@ def run_arm(study: Study, name: str, corpus: Path, target: Path) -> dict[str, An
     """Run one arm and write `target`: its sweep, the best of it (bits per byte on validation), all seeds at the best."""
     changes, sweep = study.arm(name)
     if not (corpus / "train.parquet").exists():
-        raise UserError(f"{corpus} holds no corpus; run `dvc repro download` first")
+        stage = "download" if corpus == Path("data/corpus") else f"{study.folder}/dvc.yaml:corpus"
+        raise UserError(f"{corpus} holds no corpus; run `dvc repro {stage}` first")
     tree = changed(changed(params.read(), study.params.changes), changes)
     grid = [dict(zip(sweep, values, strict=True)) for values in itertools.product(*sweep.values())]
-    swept = [(at, seed) for at in grid for seed in study.params.sweep_seeds]
+    swept = [(at, seed) for at in grid for seed in study.sweep_seeds(name)]
     points = run_points(study, tree, swept, corpus)
 
     def mean(at: Values) -> float:
