@@ -61,7 +61,7 @@ def compare(names: Sequence[str], baseline: str, measures: Sequence[str], alpha:
     """
     named, notes = library.gather(list(names), root)
     ours = library.read([baseline], root) if baseline else _own_row(list(names), named, root)
-    first, pool = ours[0], _each_once([*ours, *named, *library.siblings(ours[0].name, root)])
+    first, pool = ours[0], _each_once([*ours, *named, *library.siblings(ours[0].name, root, named)])
     same = next(variant.runs for variant in grouping.group(pool)[0] if _holds(variant, first))
     kept = _each_once([*same, *ours, *named])
     if any(measure == "all" or measure.startswith("timing.") for measure in measures):
@@ -140,7 +140,7 @@ def show(found: Comparison, console: Console | None = None) -> None:
         else:
             console.print("  the two have no measure in common")
         for verdict in verdicts:
-            console.print(f"  {verdict.measure}: {verdict.sentence}", markup=False)
+            console.print(f"  {verdict.measure}: {verdict.sentence}", markup=False, style="bold")
     console.print()
     for line in [*_explained(found), *found.notes]:
         console.print(f"Note: {line}", markup=False)
@@ -158,22 +158,21 @@ def _differs(baseline: Variant, variant: Variant) -> list[str]:
 
 
 def _table(verdicts: Sequence[Verdict]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 2))
-    table.add_column("measure")
+    table = Table(box=None, padding=(0, 1, 0, 2))
+    table.add_column("measure", no_wrap=True)
     for title in ("pairs", "baseline", "variant", "difference", "interval", "p", "corrected", "effect"):
-        table.add_column(title, justify="right")
-    table.add_column("verdict", style="bold")
+        table.add_column(title, justify="right", no_wrap=True)
     for one in verdicts:
         interval = "" if math.isnan(one.low) else f"{one.low:+.3g} to {one.high:+.3g}"
         table.add_row(
             one.measure, str(one.pairs), _number(one.baseline_mean), _number(one.variant_mean), _number(one.difference, "+"),
-            interval, f"{one.p:.3f}", f"{one.corrected:.3f}", _number(one.effect, "+"), one.words,
+            interval, f"{one.p:.3g}", f"{one.corrected:.3g}", _number(one.effect, "+", 3),
         )  # fmt: skip
     return table
 
 
-def _number(value: float, sign: str = "") -> str:
-    return "" if math.isnan(value) else f"{value:{sign}.4g}"
+def _number(value: float, sign: str = "", digits: int = 4) -> str:
+    return "" if math.isnan(value) else f"{value:{sign}.{digits}g}"
 
 
 def _explained(found: Comparison) -> list[str]:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from io import BytesIO
@@ -85,6 +85,8 @@ def gather(names: list[str], root: Path = Path()) -> tuple[list[Run], list[str]]
             if experiment.baseline == head:
                 found |= {run.name: run for run in _from_git(git, experiment.name, experiment.commit, notes)}
         others = sum(experiment.baseline != head for experiment in git.experiments())
+        if unfinished := sum(row == head for _, row in git.unfinished()):
+            notes.append(f"{unfinished} experiments are queued, running or failed (`dvc queue status`) and do not count")
         if others:
             notes.append(f"{others} experiments that began from other commits were not read; name them to have them")
     if not found:
@@ -93,18 +95,22 @@ def gather(names: list[str], root: Path = Path()) -> tuple[list[Run], list[str]]
     return list(found.values()), notes
 
 
-def siblings(name: str, root: Path = Path()) -> list[Run]:
-    """The row that an experiment began from, or the commit itself, and all experiments that began there."""
+def siblings(name: str, root: Path = Path(), known: Iterable[Run] = ()) -> list[Run]:
+    """The row that an experiment began from, or the commit itself, and all experiments that began there.
+
+    Those that are `known` already, by their names, are not read again.
+    """
+    read_before = {run.name: run for run in known}
     git = _Git(root)
     row = next((one.baseline for one in git.experiments() if one.name == name), None)
     commit = row or git.commit("HEAD" if name == WORKSPACE else name)
     if commit is None:
         return []
     shown = "HEAD" if commit == git.commit("HEAD") else commit[:7] if row else name
-    found = list(_from_git(git, shown, commit, []))
-    for one in git.experiments():
-        if one.baseline == commit:
-            found += _from_git(git, one.name, one.commit, [])
+    rows = [(shown, commit), *((one.name, one.commit) for one in git.experiments() if one.baseline == commit)]
+    found: list[Run] = []
+    for there, at in rows:
+        found += [read_before[there]] if there in read_before else _from_git(git, there, at, [])
     return found
 
 
@@ -159,6 +165,15 @@ class _Git:
             self._experiments = [_Experiment(one[4], one[1], one[2] + one[3]) for one in parsed if one]
         return self._experiments
 
+    def unfinished(self) -> list[tuple[str, str]]:
+        """The name and the baseline of each experiment that is queued, runs or has failed, from DVC's own log of them."""
+        found = []
+        for ref in ("failed", "stash"):
+            log = self.run("log", "--walk-reflogs", "--format=%gs", f"refs/exps/celery/{ref}", "--") or b""
+            parts = (line.rpartition("dvc-exp:")[2].split(":") for line in log.decode().splitlines() if "dvc-exp:" in line)
+            found += [(part[-1], part[0]) for part in parts]
+        return found
+
 
 def _named(git: _Git, name: str, notes: list[str], must: bool) -> Iterator[Run]:
     """The runs that one name means."""
@@ -181,6 +196,8 @@ def _named(git: _Git, name: str, notes: list[str], must: bool) -> Iterator[Run]:
         if must and not found:
             raise UserError(notes[-1])
         yield from found
+    elif must and any(name == one for one, _ in git.unfinished()):
+        raise UserError(f"{name} is queued, running or failed and has no results; see `dvc queue status`")
     elif must:
         refs = git.run("for-each-ref", "--format=%(refname:short)", "refs/heads", "refs/tags") or b""
         studies = [f"studies/{path.parent.name}" for path in (git.root / "studies").glob("*/points")]
