@@ -1,4 +1,4 @@
-"""Verdicts: known answers by hand, equal variants told apart as rarely as promised, planted differences found as promised."""
+"""Verdicts: known answers by hand, equal variants told apart as rarely as promised, planted differences found."""
 
 import math
 from collections.abc import Callable
@@ -113,9 +113,7 @@ def test_with_more_measures_more_seeds_are_too_few() -> None:
     measures = [f"a{number}.loss" for number in range(4)]
 
     def many(value: float, pairs: int) -> list[Run]:
-        return [
-            Run(f"{seed}", {"train.seed": seed}, {key: value + seed * value for key in measures}) for seed in range(pairs)
-        ]
+        return [Run(f"{seed}", {"train.seed": seed}, dict.fromkeys(measures, value + seed * value)) for seed in range(pairs)]
 
     assert {verdict.words for verdict in judge(many(1, 6), many(2, 6), measures)} == {"too few seeds"}
     assert {verdict.words for verdict in judge(many(1, 6), many(2, 6), measures[:1])} == {"worse"}
@@ -183,7 +181,7 @@ def test_a_measure_that_one_side_lacks_is_not_compared() -> None:
 
 def test_holms_correction_by_hand() -> None:
     random = np.random.default_rng(1)
-    baseline = [Run(str(seed), {"train.seed": seed}, {key: 0.0 for key in "abc"}) for seed in range(10)]
+    baseline = [Run(str(seed), {"train.seed": seed}, dict.fromkeys("abc", 0.0)) for seed in range(10)]
     shifts = {"a": 5.0, "b": 0.55, "c": 0.1}
     variant = [
         Run(str(seed), {"train.seed": seed}, {key: shift + random.normal() for key, shift in shifts.items()})
@@ -233,8 +231,11 @@ def test_equal_variants_are_told_apart_no_more_often_than_promised(pairs: int, n
         assert math.isnan(low) if pairs < 6 else (p <= 0.05) == (not low <= 0 <= high)
 
 
-@pytest.mark.parametrize("pairs", [6, 9, 20])
-def test_over_several_measures_at_once_equal_variants_are_told_apart_no_more_often(pairs: int) -> None:
+@pytest.mark.parametrize("pairs", [6, 9, 12])
+def test_over_several_measures_at_once_equal_variants_are_told_apart_no_more_often(
+    pairs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verdicts, "enough", lambda effect, level: 1)  # which takes longest, and decides nothing here
     random = np.random.default_rng(pairs)
     measures = [f"a{number}.loss" for number in range(4)]
     wrong = 0

@@ -184,6 +184,7 @@ def enough(effect: float, level: float) -> int:
     return many
 
 
+@cache
 def smallest(pairs: int, level: float) -> float:
     """The effect that so many pairs show with probability POWER; nan where they can show none."""
     if power(pairs, 20.0, level) < POWER:
