@@ -60,6 +60,13 @@ def test_more_is_better_where_it_is_and_nothing_is_said_where_it_is_not_known() 
         ("measures.novelty", 1),
         ("grammar.minimal_pairs", 1),
         ("train_validation_gap", -1),
+        ("context_gain.nats", 1),
+        ("minimal_pairs.accuracy.agreement", 1),
+        ("generalisation_gap.gap.bits_per_byte", -1),
+        ("learning_curve.tokens_to.2.5", -1),
+        ("novelty.generated.copied.16", -1),
+        ("novelty.validation.copied.16", 0),
+        ("minimal_pairs.by_length_alone", 0),
         ("steps", 0),
         ("repairs", 0),
     ],
@@ -231,7 +238,7 @@ def test_equal_variants_are_told_apart_no_more_often_than_promised(pairs: int, n
         assert math.isnan(low) if pairs < 6 else (p <= 0.05) == (not low <= 0 <= high)
 
 
-@pytest.mark.parametrize("pairs", [6, 9, 12])
+@pytest.mark.parametrize("pairs", [6, 9])
 def test_over_several_measures_at_once_equal_variants_are_told_apart_no_more_often(
     pairs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,20 +24,13 @@ from lmlab.experiments.verdicts import Verdict
 
 MEASURES = ("validation.bits_per_byte", "test.bits_per_byte", "validation.accuracy", "validation.calibration_error")
 """What is compared unless something else is asked for. Few: the more is compared, the more seeds a difference takes."""
-PER_TOKEN = ("nats_per_token", "perplexity", "accuracy", "calibration_error")
-"""Last words of measures that compare only where a token is the same."""
-FACTS = (
-    "references.",
-    "window",
-    "stride",
-    "parameters",
-    "tokens_seen",
-    "vocabulary",
-    "bytes_per_token",
-    "steps",
-    "operations",
+PER_TOKEN = re.compile(r"(.+[._])?nats(_per_token)?|(validation|test)\.(perplexity|accuracy|calibration_error)")
+"""Measures that compare only where a token is the same."""
+FACTS = re.compile(
+    r"(.+\.)?(references\..+|window|stride|parameters|tokens_seen|vocabulary|bytes_per_token|steps|operations|tokens|bytes"
+    r"|pairs(\..+)?|characters|train_characters|period|by_length_alone)"
 )
-"""Measures, or how they begin, that say what a run is rather than how well it went."""
+"""Measures that say what a run is, or what was measured, rather than how well it went."""
 WIDE = 120
 
 
@@ -79,7 +73,7 @@ def compare(names: Sequence[str], baseline: str, measures: Sequence[str], alpha:
         (variant.name, measure)
         for variant in others
         for measure in wanted
-        if measure.endswith(PER_TOKEN) and not grouping.same_tokenizer(mine, variant)
+        if PER_TOKEN.fullmatch(measure) and not grouping.same_tokenizer(mine, variant)
     }
     unfair = {variant.name: list(grouping.unfair(mine, variant)) for variant in others}
     for variant in others:
@@ -114,7 +108,7 @@ def _own_row(names: list[str], named: list[Run], root: Path) -> list[Run]:
 def _measures(wanted: Sequence[str], runs: Sequence[Run]) -> list[str]:
     there = list(dict.fromkeys(key for run in runs for key in run.measures))
     if "all" in wanted:
-        return [key for key in there if not key.startswith(FACTS) and not key.endswith((".tokens", ".bytes"))]
+        return [key for key in there if not FACTS.fullmatch(key)]
     for measure in wanted:
         if measure not in there:
             raise UserError(f"no run has the measure {measure!r}; {params.nearest(measure, [*there, 'all'])}")

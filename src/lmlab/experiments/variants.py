@@ -22,6 +22,8 @@ INERT = (
     "evaluate.sample_tokens",
     "evaluate.temperature",
     "evaluate.seed",
+    "evaluate.measures",  # which of them were taken
+    "measures",
     "probe",
     "probes",
     "report",

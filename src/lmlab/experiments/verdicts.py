@@ -17,6 +17,7 @@ as a difference as large as the largest that is seen, against the one that did.
 """
 
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -36,24 +37,21 @@ DRAWN = 9999
 MOST_NEEDED = 10_000
 """Pairs beyond which nobody would go on counting."""
 
-DIRECTIONS = {
-    -1: """bits_per_byte nats_per_token nats bits perplexity loss error calibration_error gap code_length surprise overlap
-        longest_copy seconds bytes operations tokens_to_target operations_to_target seconds_to_target bytes_to_target
-        tokens_to_recover""",
-    1: "accuracy pairs blimp induction gain novelty novel tokens_per_second basin_width",
-}
-"""Last words of measures of which less (-1) or more (1) is better. Of any other it is said which is lower or higher."""
+HIGHER = r"""accuracy(\..+)?|minimal_pairs(\.mean)?|blimp(\.mean)?|induction(\.score)?|gain(\.nats)?|novelty|basin_width
+|tokens_per_second"""
+"""Last words of measures of which more is better, as a regular expression; what stands in LOWER as well is one of these."""
+LOWER = r"""bits_per_byte|nats_per_token|nats|bits|perplexity|loss|error|gap(\..+)?|code_length|surprise|overlap|longest_copy
+|generated\.copied\..+|character_classes\..+|learning_curve\.mean|seconds|bytes|operations|(tokens|operations|seconds)_to(_target|\..+)
+|tokens_to_recover"""
+"""The same where less is better. Of any other measure it is only said which variant's is lower or higher."""
 
 
 def direction(measure: str) -> int:
-    """-1 where less is better, 1 where more is, by the last words of the measure's name; 0 where that is not known.
-
-    The longest ending that is listed decides: `train.tokens_per_second` is no number of seconds.
-    """
-    known = {word: sign for sign, words in DIRECTIONS.items() for word in words.split()}
-    plain = measure.replace(".", "_")
-    endings = [word for word in known if plain == word or plain.endswith(f"_{word}")]
-    return known[max(endings, key=len)] if endings else 0
+    """1 where more is better, -1 where less is, by the last words of the measure's name; 0 where that is not known."""
+    for sign, words in ((1, HIGHER), (-1, LOWER)):
+        if re.search(rf"(^|[._])({words})$".replace("\n", ""), measure):
+            return sign
+    return 0
 
 
 @dataclass(frozen=True)
