@@ -253,6 +253,19 @@ def test_other_code_is_another_variant_and_is_named() -> None:
     assert list(variants.unfair(*found)) == ["another version of the code: a.py"]
 
 
+def test_other_text_is_said_whether_params_tell_of_it_or_not() -> None:
+    ours, theirs = (
+        Run(name, run().params | {"train.optimizer": name}, {"tokens_seen": 1}, made_with={"data/shards": shards})
+        for name, shards in (("adamw", "s0"), ("lion", "s1"))
+    )
+    (said,) = variants.unfair(*variants.group([ours, theirs])[0])
+    assert "tokens learned from differ, though the params that made them do not" in said
+    other = Run("c", theirs.params | {"download.corpus": "bible"}, theirs.measures, made_with=theirs.made_with)
+    base = Run("d", ours.params | {"download.corpus": "markov"}, ours.measures, made_with=ours.made_with)
+    (said,) = variants.unfair(*variants.group([base, other])[0])
+    assert "another text, or another split of it (download.corpus)" in said
+
+
 @pytest.mark.parametrize(
     ("measures", "said"),
     [
