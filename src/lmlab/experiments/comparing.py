@@ -31,7 +31,7 @@ FACTS = re.compile(
     r"|pairs(\..+)?|characters|train_characters|period|by_length_alone)"
 )
 """Measures that say what a run is, or what was measured, rather than how well it went."""
-WIDE = 120
+WIDE = 132
 
 
 @dataclass(frozen=True)
