@@ -109,6 +109,44 @@ def requeue(
 
 @app.command()
 @errors.one_line
+def compare(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Experiments (or patterns: 'wide-*'), commits, workspace, studies (or studies/x:arm); none: HEAD's."
+        ),
+    ] = None,
+    baseline: Annotated[
+        str, typer.Option(help="What the others are compared with; by default HEAD or the first named.")
+    ] = "",
+    measure: Annotated[
+        list[str] | None,
+        typer.Option(help="Compare this, such as validation.bits_per_byte, or all; may be given several times."),
+    ] = None,
+    alpha: Annotated[float, typer.Option(help="How often equal variants may be told apart.")] = 0.05,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+) -> None:
+    """Say which of the runs you have made is better: paired by seed, with intervals, corrected for how many are compared."""
+    from lmlab.experiments import comparing
+
+    if not 0 < alpha < 1:
+        raise errors.UserError(f"--alpha should lie between 0 and 1, such as 0.05, not {alpha:g}")
+    if as_json and as_csv:
+        raise errors.UserError("--json and --csv exclude each other; give one of them")
+    found = comparing.compare(names or [], baseline, measure or [], alpha)
+    if as_json:
+        typer.echo(comparing.as_json(found))
+    elif as_csv:
+        typer.echo(comparing.as_csv(found), nl=False)
+        for note in found.notes:
+            typer.echo(f"note: {note}", err=True)
+    else:
+        comparing.show(found)
+
+
+@app.command()
+@errors.one_line
 def size(
     vocabulary: Annotated[int, typer.Option(min=0, help="How many ids there are; 0: as many as the tokenizer has.")] = 0,
     tokenizer: Annotated[Path, typer.Option(help="The tokenizer's folder.")] = Path("data/tokenizer"),

@@ -85,3 +85,30 @@ def test_a_bad_override_is_refused_before_any_work(workspace: Any, override: str
     assert message in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert "steps, " not in done.stdout, "training had begun"
+
+
+def test_compare_reads_what_finished_and_nothing_of_what_failed(workspace: Any) -> None:
+    workspace.run("dvc", "exp", "run", "--temp", "-n", "other", "-S", "train.optimizer=lion")
+    workspace.run("dvc", "exp", "run", "--queue", "-n", "broken", "-S", "train.clip=-1.0")
+    workspace.run("dvc", "queue", "start", "-j", "1")
+    workspace.run("dvc", "queue", "logs", "broken", "--follow", check=False)
+
+    own = "import sys; sys.path.insert(0, 'src'); from lmlab import cli; cli.main()"
+    compare = ["python", "-c", own, "compare"]
+    found = json.loads(workspace.run(*compare, "--measure", "all", "--json").stdout)
+    assert found["baseline"] == {"name": "optimizer=adamw", "runs": ["HEAD"]}
+    (variant,) = found["variants"]
+    assert (variant["runs"], variant["differs"]) == (["other"], {"train.optimizer": ["adamw", "lion"]})
+    assert variant["unfair"] == []
+    by_measure = {verdict["measure"]: verdict for verdict in variant["verdicts"]}
+    bits = by_measure["validation.bits_per_byte"]
+    assert bits["baseline_mean"] == workspace.json("results/metrics.json")["validation"]["bits_per_byte"]
+    assert bits["words"] == "too few seeds"
+    assert by_measure["timing.train.training_seconds"]["variant_mean"] > 0  # from DVC's cache
+    refused = workspace.run(*compare, "broken", check=False)
+    assert refused.returncode == 2
+    assert "broken is queued, running or failed" in refused.stderr
+
+    workspace.set({"train.steps": 9})  # the workspace has moved on, its results have not
+    notes = json.loads(workspace.run(*compare, "workspace", "other", "--json").stdout)["notes"]
+    assert "train.steps 6 (now 9)" in notes[0]

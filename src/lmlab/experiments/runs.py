@@ -1,10 +1,37 @@
-"""Runs that were made before, read from wherever they are kept: the workspace, DVC's experiments, commits, branches, studies."""
+"""Runs that were made before, read from where they are kept: the workspace, DVC's experiments, commits, branches, studies.
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+An experiment is a commit under refs/exps/, and DVC makes it only of a run that finished; so queued, failed and killed runs,
+beside which `dvc exp show` repeats the measures of their baseline, are none here. Everything is read from Git's objects;
+what a run was made with stands in its dvc.lock, whatever params.yaml says by then.
+"""
+
+import fnmatch
+import hashlib
+import json
+import re
+import subprocess
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from lmlab import params
+from lmlab.errors import UserError
+from lmlab.files import read_json
+
+SEEDS = ("train.seed", "train.data_seed")
+"""What may differ between runs of one variant, and what runs of two variants are paired by."""
+CURVES = ("training", "validation", "loss_by_position", "calibration")
+METRICS = "results/metrics.json"
+WORKSPACE = "workspace"
+
+Reader = Callable[[str], bytes | None]
 
 
 @dataclass(frozen=True)
@@ -19,5 +46,366 @@ class Run:
     """results/metrics.json (or a study's point) by dotted keys, such as validation.bits_per_byte; numbers only."""
     curves: dict[str, pd.DataFrame] = field(default_factory=dict)
     """The tables of results/ by their names without .csv, such as training."""
-    open: Callable[[str], bytes | None] = lambda path: None
+    open: Reader = lambda path: None
     """Any file of that run by its path in the repository, from Git or DVC's cache; None where it is not to be had."""
+    made_with: dict[str, str] = field(default_factory=dict)
+    """MD5 of the code and data that training and evaluation used, by path; empty where that is not known."""
+    broke: str = ""
+    """How training broke down, if it did; then there are no measures, and the run counts as the worst there can be."""
+    arm: str = ""
+    """The study and arm it belongs to, if it does."""
+
+    @property
+    def seeds(self) -> tuple[Any, ...]:
+        """What it is paired by."""
+        return tuple(self.params.get(key) for key in SEEDS)
+
+
+def read(names: list[str], root: Path = Path()) -> list[Run]:
+    """The runs that are called so, in that order, each once. See `gather`."""
+    return gather(names, root)[0]
+
+
+def gather(names: list[str], root: Path = Path()) -> tuple[list[Run], list[str]]:
+    """The runs that are called so, and what there is to say about them, a line each.
+
+    A name is `workspace`, an experiment's name or a pattern of such (`wide-*`), anything Git takes for a commit, or a
+    study's folder, with `:arm` for one of its arms. No names at all: HEAD, the workspace, and all experiments that began
+    from HEAD. Raises UserError for a name that nothing has, or where there are no runs.
+    """
+    git = _Git(root)
+    notes: list[str] = []
+    found: dict[str, Run] = {}
+    for name in names or ["HEAD", WORKSPACE]:
+        for run in _named(git, name, notes, must=bool(names)):
+            found.setdefault(run.name, run)
+    if not names:
+        head = git.commit("HEAD")
+        for experiment in git.experiments():
+            if experiment.baseline == head:
+                found |= {run.name: run for run in _from_git(git, experiment.name, experiment.commit, notes)}
+        others = sum(experiment.baseline != head for experiment in git.experiments())
+        if unfinished := sum(row == head for _, row in git.unfinished()):
+            notes.append(f"{unfinished} experiments are queued, running or failed (`dvc queue status`) and do not count")
+        if others:
+            notes.append(f"{others} experiments that began from other commits were not read; name them to have them")
+    if not found:
+        said = f" ({'; '.join(notes)})" if notes else ""
+        raise UserError(f"there are no finished runs to compare{said}; make some with `dvc exp run`, or name them")
+    return list(found.values()), notes
+
+
+def siblings(name: str, root: Path = Path(), known: Iterable[Run] = ()) -> list[Run]:
+    """The row that an experiment began from, or the commit itself, and all experiments that began there.
+
+    Those that are `known` already, by their names, are not read again.
+    """
+    read_before = {run.name: run for run in known}
+    git = _Git(root)
+    row = next((one.baseline for one in git.experiments() if one.name == name), None)
+    commit = row or git.commit("HEAD" if name == WORKSPACE else name)
+    if commit is None:
+        return []
+    shown = "HEAD" if commit == git.commit("HEAD") else commit[:7] if row else name
+    rows = [(shown, commit), *((one.name, one.commit) for one in git.experiments() if one.baseline == commit)]
+    found: list[Run] = []
+    for there, at in rows:
+        found += [read_before[there]] if there in read_before else _from_git(git, there, at, [])
+    return found
+
+
+def timed(run: Run) -> Run:
+    """The same with what it took, measures such as timing.train.training_seconds, where DVC's cache still has that."""
+    measures = dict(run.measures)
+    for stage in ("train", "evaluate"):
+        if content := run.open(f"data/timing/{stage}.json"):
+            measures |= {f"timing.{stage}.{key}": value for key, value in _numbers(json.loads(content))}
+    return replace(run, measures=measures)
+
+
+# ---------------------------------------------------------------------------------------------------------------- Git
+
+
+@dataclass(frozen=True)
+class _Experiment:
+    name: str
+    commit: str
+    baseline: str
+
+
+class _Git:
+    """A repository's refs and files, through git itself."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._experiments: list[_Experiment] | None = None
+
+    def run(self, *arguments: str) -> bytes | None:
+        """What a git command printed; None where it failed."""
+        try:
+            done = subprocess.run(["git", *arguments], cwd=self.root, capture_output=True, check=False)
+        except FileNotFoundError as error:
+            raise UserError(f"cannot run git in {self.root.resolve()}: {error.strerror}: {error.filename}") from None
+        return done.stdout if done.returncode == 0 else None
+
+    def commit(self, revision: str) -> str | None:
+        """The full name of the commit that a revision means, if it means one."""
+        answer = self.run("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+        return answer.decode().strip() if answer else None
+
+    def file(self, commit: str, path: str) -> bytes | None:
+        """A file at a commit; the path begins at the project's folder, which may be one below the repository's."""
+        return self.run("cat-file", "blob", f"{commit}:./{path}")
+
+    def experiments(self) -> list[_Experiment]:
+        """Those that finished: refs/exps/<two digits>/<the baseline's other 38>/<name>; those of queues look otherwise."""
+        if self._experiments is None:
+            refs = self.run("for-each-ref", "--format=%(objectname) %(refname)", "refs/exps") or b""
+            parsed = (re.fullmatch(r"(\w+) refs/exps/(\w\w)/(\w{38})/(.+)", line) for line in refs.decode().splitlines())
+            self._experiments = [_Experiment(one[4], one[1], one[2] + one[3]) for one in parsed if one]
+        return self._experiments
+
+    def unfinished(self) -> list[tuple[str, str]]:
+        """The name and the baseline of each experiment that is queued, runs or has failed, from DVC's own log of them."""
+        found = []
+        for ref in ("failed", "stash"):
+            log = self.run("log", "--walk-reflogs", "--format=%gs", f"refs/exps/celery/{ref}", "--") or b""
+            parts = (line.rpartition("dvc-exp:")[2].split(":") for line in log.decode().splitlines() if "dvc-exp:" in line)
+            found += [(part[-1], part[0]) for part in parts]
+        return found
+
+
+def _named(git: _Git, name: str, notes: list[str], must: bool) -> Iterator[Run]:
+    """The runs that one name means."""
+    folder, _, arm = name.partition(":")
+    head = git.commit("HEAD")
+    experiments = [one for one in git.experiments() if fnmatch.fnmatchcase(one.name, name)]
+    if any(one.baseline == head for one in experiments):  # the same name may be given again on another commit
+        experiments = [one for one in experiments if one.baseline == head]
+    if name == WORKSPACE:
+        yield from _workspace(git.root, notes, must)
+    elif experiments:
+        found = [run for one in experiments for run in _from_git(git, one.name, one.commit, notes)]
+        if must and not found:
+            raise UserError(notes[-1])
+        yield from found
+    elif (git.root / folder / "points").is_dir() and (git.root / folder / "params.yaml").exists():
+        yield from _of_study(git.root, Path(folder), arm)
+    elif commit := git.commit(name):
+        found = list(_from_git(git, name, commit, notes))
+        if must and not found:
+            raise UserError(notes[-1])
+        yield from found
+    elif must and any(name == one for one, _ in git.unfinished()):
+        raise UserError(f"{name} is queued, running or failed and has no results; see `dvc queue status`")
+    elif must:
+        refs = git.run("for-each-ref", "--format=%(refname:short)", "refs/heads", "refs/tags") or b""
+        studies = [f"studies/{path.parent.name}" for path in (git.root / "studies").glob("*/points")]
+        known = [WORKSPACE, *(one.name for one in git.experiments()), *refs.decode().split(), *studies]
+        raise UserError(
+            f"nothing is called {name!r}: no finished experiment, commit or study; {params.nearest(name, known)}"
+        )
+
+
+def _from_git(git: _Git, name: str, commit: str, notes: list[str]) -> Iterator[Run]:
+    def opened(path: str) -> bytes | None:
+        content = git.file(commit, path)
+        return content if content is not None else _cached(git.root, git.file(commit, "dvc.lock"), path)
+
+    yield from _run(name, opened, lambda path: git.file(commit, path), notes)
+
+
+def _workspace(root: Path, notes: list[str], must: bool) -> Iterator[Run]:
+    def opened(path: str) -> bytes | None:
+        return (root / path).read_bytes() if (root / path).is_file() else None
+
+    found = list(_run(WORKSPACE, opened, opened, notes))
+    if must and not found:
+        raise UserError(notes[-1])
+    yield from found
+
+
+def _run(name: str, opened: Reader, file: Reader, notes: list[str]) -> Iterator[Run]:
+    """The run that a set of files tells of, if they tell of one; otherwise a note that says why not."""
+    metrics, written, locked = file(METRICS), file("params.yaml"), file("dvc.lock")
+    if metrics is None or written is None or locked is None:
+        missing = METRICS if metrics is None else "params.yaml" if written is None else "dvc.lock"
+        notes.append(f"{name} holds no run: it has no {missing}; run `dvc repro` and commit, or name another")
+        return
+    try:
+        lock = _Lock(locked.decode())
+        measures = dict(_numbers(json.loads(metrics)))
+        tree = _flat(_yaml(written.decode()))
+    except (ValueError, YAMLError):
+        notes.append(f"{name} is left out: its {METRICS}, params.yaml or dvc.lock is damaged")
+        return
+    if stale := lock.stale(metrics):
+        notes.append(f"{name} is left out: {stale}; run `dvc repro` there")
+        return
+    edited = {key: value for key, value in lock.params.items() if key in tree and tree[key] != value}
+    if edited:
+        few = ", ".join(f"{key} {value!r} (now {tree[key]!r})" for key, value in list(edited.items())[:3])
+        more = f" and {len(edited) - 3} more" if len(edited) > 3 else ""
+        notes.append(f"{name}: params.yaml was edited after the run; it counts as what it ran with: {few}{more}")
+    curves = {}
+    for curve in CURVES:
+        content = file(f"results/{curve}.csv")
+        if content and content.strip():
+            curves[curve] = pd.read_csv(BytesIO(content))
+    yield Run(name, {**tree, **edited}, measures, curves, opened, lock.made_with)
+
+
+# ------------------------------------------------------------------------------------------------------ params and locks
+
+
+@cache
+def _block(text: str) -> Any:
+    return YAML(typ="safe", pure=True).load(text)
+
+
+def _yaml(text: str) -> dict[str, Any]:
+    """A file of blocks as `params.read` reads it. Block by block, since those of thirty experiments are mostly the same."""
+    blocks = re.split(r"^(?=[A-Za-z_])", text, flags=re.MULTILINE)
+    try:
+        tree: dict[str, Any] = {}
+        for block in blocks:
+            tree |= _block(block) or {}
+        return tree
+    except (YAMLError, TypeError):  # a text over several lines may begin in the first column
+        whole = _block(text)
+        if not isinstance(whole, dict):
+            raise ValueError("not a file of blocks") from None
+        return whole
+
+
+def _flat(tree: Mapping[str, Any], at: str = "") -> dict[str, Any]:
+    """Nested blocks by dotted keys; what is no block, or an empty one, is a value."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{at}{key}.") if isinstance(value, dict) and value else {f"{at}{key}": value}
+    return flat
+
+
+def _numbers(tree: Any, at: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers of nested blocks, by dotted keys."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _numbers(value, f"{at}{key}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{at}{key}", float(value)
+
+
+class _Lock:
+    """What a dvc.lock says of the stages that lead to the metrics: what they read, with what params, and what they wrote.
+
+    DVC writes the file in one shape, so the hashes are read line by line: a YAML parser takes half a second for each.
+    """
+
+    def __init__(self, text: str) -> None:
+        stages = dict(re.findall(r"^  (\w+):\n((?:    .*\n)+)", text, flags=re.MULTILINE))
+        self.reads = {name: _hashes(stage, "deps") for name, stage in stages.items()}
+        self.writes = {name: _hashes(stage, "outs") for name, stage in stages.items()}
+        self.stages = self._leading_to(METRICS)
+        self.params: dict[str, Any] = {}
+        for name in self.stages:
+            if part := re.search(r"^    params:\n      params\.yaml:\n((?: {8}.*\n)+)", stages[name], flags=re.MULTILINE):
+                self.params |= _flat(_yaml("".join(line[8:] for line in part[1].splitlines(keepends=True))))
+        code = (item for name in ("train", "evaluate") if name in self.stages for item in self.reads[name].items())
+        self.made_with = {path: md5 for path, md5 in code if not path.startswith("data/") or path == "data/shards"}
+
+    def _leading_to(self, path: str) -> list[str]:
+        found: list[str] = []
+        wanted = [path]
+        while wanted:
+            path = wanted.pop()
+            for name, writes in self.writes.items():
+                if name not in found and any(path == out or path.startswith(f"{out}/") for out in writes):
+                    found.append(name)
+                    wanted += self.reads[name]
+        return found
+
+    def stale(self, metrics: bytes) -> str:
+        """Why the metrics are not those of the run that this lock tells of; empty where they are."""
+        if not self.stages:
+            return f"its dvc.lock knows nothing of {METRICS}"
+        made = {path: md5 for writes in self.writes.values() for path, md5 in writes.items()}
+        if made.get(METRICS) != hashlib.md5(metrics, usedforsecurity=False).hexdigest():
+            return f"its {METRICS} is not the one that dvc.lock tells of"
+        for name in self.stages:
+            for path, md5 in self.reads[name].items():
+                if path in made and made[path] != md5:
+                    return f"{path} has changed since the stage {name} ran"
+        return ""
+
+
+def _hashes(stage: str, part: str) -> dict[str, str]:
+    """The MD5 of each of a stage's `deps` or `outs`."""
+    found = re.search(rf"^    {part}:\n((?:    [- ] .*\n)+)", stage, flags=re.MULTILINE)
+    pairs = re.findall(r"- path: (.+)\n(?:      (?!md5).*\n)*      md5: (\S+)", found[1]) if found else []
+    return dict(pairs)
+
+
+def _cached(root: Path, locked: bytes | None, path: str) -> bytes | None:
+    """A file that a stage wrote, from DVC's cache, by what dvc.lock says of it or of a folder it lies in."""
+    if locked is None:
+        return None
+    outs = {out: md5 for writes in _Lock(locked.decode()).writes.values() for out, md5 in writes.items()}
+    for out, md5 in outs.items():
+        if path == out:
+            return _object(root, md5)
+        if path.startswith(f"{out}/") and (listing := _object(root, md5)):
+            inside = {entry["relpath"]: entry["md5"] for entry in json.loads(listing)}
+            return _object(root, inside.get(path.removeprefix(f"{out}/"), ""))
+    return None
+
+
+def _object(root: Path, md5: str) -> bytes | None:
+    file = _cache(root.resolve()) / md5[:2] / md5[2:]
+    return file.read_bytes() if file.is_file() else None
+
+
+@cache
+def _cache(root: Path) -> Path:
+    """Where DVC keeps files by their MD5, as its own settings say."""
+    from dvc.repo import Repo
+
+    with Repo(str(root)) as repository:
+        return Path(repository.cache.local.path)
+
+
+# -------------------------------------------------------------------------------------------------------------- studies
+
+
+def _of_study(root: Path, folder: Path, wanted: str) -> Iterator[Run]:
+    """The runs of a study's arms, or of one of them, at the values that each arm's sweep found best."""
+    from lmlab.experiments import studies  # it loads torch, which nothing else here needs
+
+    study = studies.read(root / folder)
+    points = sorted((root / folder / "points").glob("*.json"))
+    arms = [path.stem for path in points]
+    if wanted and wanted not in arms:
+        raise UserError(f"{folder} has no results of an arm {wanted!r}; {params.nearest(wanted, arms)}")
+    if study.params.reference in arms:  # what the others are compared with comes first
+        points.sort(key=lambda path: path.stem != study.params.reference)
+    project = params.read(root / "params.yaml")
+    for path in points:
+        if wanted in ("", path.stem):
+            found = read_json(path, made_by="arm")
+            tree = studies.changed(studies.changed(project, study.params.changes), study.arm(path.stem)[0])
+            for point in found["points"]:
+                if point["at"] == found["best"]:
+                    yield _point(f"{folder}:{path.stem}", studies.changed(tree, point["at"]), point)
+
+
+def _point(arm: str, tree: params.Tree, point: dict[str, Any]) -> Run:
+    seed = point["seed"]
+    measures = {key: value for key, value in _numbers(point) if key != "seed" and not key.startswith("at.")}
+    if "tokens" in measures:
+        measures["tokens_seen"] = measures.pop("tokens")
+    there = {**_flat(tree), "train.seed": seed, "train.data_seed": seed}
+    curves = {}
+    if point.get("training"):
+        curves["training"] = pd.DataFrame(point["training"], columns=["step", "train_nats"])
+    if point.get("curve"):
+        curves["validation"] = pd.DataFrame(point["curve"], columns=["step", "validation_nats"])
+    return Run(f"{arm}, seed {seed}", there, measures, curves, broke=point.get("broke", ""), arm=arm)
