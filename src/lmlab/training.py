@@ -216,7 +216,7 @@ def train(
     size["bytes"]["optimizer"] = sizing.optimizer_bytes(run.optimizer)
     tokens = run.step * params.batch * params.context
     facts = {"tokenizer_sha256": shards.manifest["tokenizer_sha256"], "steps": run.step, "seed": params.seed}
-    reading = {"data_seed": params.data_seed, "pool_tokens": batches.pool_tokens}
+    reading = {"data_seed": params.order_seed, "pool_tokens": batches.pool_tokens}
     with evaluation_weights(run.optimizer):
         models.save(model_folder, parts["model"], model, {**facts, **reading, "tokens": tokens, "size": size})
     if snapshot_folder:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
 from io import BytesIO
@@ -23,11 +23,12 @@ from ruamel.yaml.error import YAMLError
 
 from lmlab import params
 from lmlab.errors import UserError
+from lmlab.experiments.commands import leaves
 from lmlab.files import read_json
 
 SEEDS = ("train.seed", "train.data_seed")
 """What may differ between runs of one variant, and what runs of two variants are paired by."""
-CURVES = ("training", "validation", "loss_by_position", "calibration")
+CURVES = ("training", "validation", "loss_by_position", "calibration", "character_classes")
 METRICS = "results/metrics.json"
 WORKSPACE = "workspace"
 
@@ -57,8 +58,9 @@ class Run:
 
     @property
     def seeds(self) -> tuple[Any, ...]:
-        """What it is paired by."""
-        return tuple(self.params.get(key) for key in SEEDS)
+        """What it is paired by. A data_seed of -1 is the same as the seed."""
+        seed, order = (self.params.get(key) for key in SEEDS)
+        return seed, seed if order == -1 else order
 
 
 def read(names: list[str], root: Path = Path()) -> list[Run]:
@@ -235,7 +237,7 @@ def _run(name: str, opened: Reader, file: Reader, notes: list[str]) -> Iterator[
     try:
         lock = _Lock(locked.decode())
         measures = dict(_numbers(json.loads(metrics)))
-        tree = _flat(_yaml(written.decode()))
+        tree = leaves(_yaml(written.decode()))
     except (ValueError, YAMLError):
         notes.append(f"{name} is left out: its {METRICS}, params.yaml or dvc.lock is damaged")
         return
@@ -278,14 +280,6 @@ def _yaml(text: str) -> dict[str, Any]:
         return whole
 
 
-def _flat(tree: Mapping[str, Any], at: str = "") -> dict[str, Any]:
-    """Nested blocks by dotted keys; what is no block, or an empty one, is a value."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{at}{key}.") if isinstance(value, dict) and value else {f"{at}{key}": value}
-    return flat
-
-
 def _numbers(tree: Any, at: str = "") -> Iterator[tuple[str, float]]:
     """The numbers of nested blocks, by dotted keys."""
     for key, value in tree.items():
@@ -309,7 +303,7 @@ class _Lock:
         self.params: dict[str, Any] = {}
         for name in self.stages:
             if part := re.search(r"^    params:\n      params\.yaml:\n((?: {8}.*\n)+)", stages[name], flags=re.MULTILINE):
-                self.params |= _flat(_yaml("".join(line[8:] for line in part[1].splitlines(keepends=True))))
+                self.params |= leaves(_yaml("".join(line[8:] for line in part[1].splitlines(keepends=True))))
         code = (item for name in ("train", "evaluate") if name in self.stages for item in self.reads[name].items())
         self.made_with = {path: md5 for path, md5 in code if not path.startswith("data/") or path == "data/shards"}
 
@@ -402,7 +396,7 @@ def _point(arm: str, tree: params.Tree, point: dict[str, Any]) -> Run:
     measures = {key: value for key, value in _numbers(point) if key != "seed" and not key.startswith("at.")}
     if "tokens" in measures:
         measures["tokens_seen"] = measures.pop("tokens")
-    there = {**_flat(tree), "train.seed": seed, "train.data_seed": seed}
+    there = {**leaves(tree), "train.seed": seed, "train.data_seed": seed}
     curves = {}
     if point.get("training"):
         curves["training"] = pd.DataFrame(point["training"], columns=["step", "train_nats"])
