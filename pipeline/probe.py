@@ -5,6 +5,7 @@ from pathlib import Path
 from lmlab import params, probing
 from lmlab.probing import ProbeParams
 from lmlab.shards import open_shards
+from lmlab.tokenizers import base as tokenizers
 from pipeline import read_params, run_stage
 
 
@@ -17,7 +18,8 @@ def probe(
     """Let the probes that `probe.probes` lists look at SNAPSHOTS with validation text of SHARDS; write PROBES."""
     values, _ = read_params("probe", ProbeParams)
     opened = open_shards(shards, tokenizer / "tokenizer.json")
-    return probing.look(values, probing.chosen(params.read(), values), opened, snapshots, probes)
+    fitted = tokenizers.load(tokenizer / "tokenizer.json")
+    return probing.look(values, probing.chosen(params.read(), values), opened, fitted, snapshots, probes)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ ORDER = [
     ["layers", "models"],
     ["optimizers", "cutting", "perturbing", "relaxing"],
     ["learning_rules", "interventions", "schedules", "parametrisations", "sizing"],
-    ["device", "generation", "evaluation", "measures", "checkpoint", "snapshots", "probes"],
+    ["device", "generation", "evaluation", "measures", "checkpoint", "snapshots", "probes", "closeup"],
     ["training", "probing"],
     ["adapting"],
     ["catalogue", "summary", "preflight"],

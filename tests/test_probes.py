@@ -545,11 +545,9 @@ def test_peak_memory_is_what_is_held_at_once() -> None:
 
 def look(corpus: Corpus, folder: str, probes: list[str], **changes: Any) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """The stage's library call on what `train` left in a folder: the table's rows, and what was timed."""
-    tree = {**small.tree(), "probe": {"probes": probes, "windows": 3, "device": "cpu", "threads": 1, **changes}}
+    tree = {**small.tree(), "probe": {"probes": probes, "windows": 3, "text": "", "device": "cpu", "threads": 1, **changes}}
     params = section(tree, "probe", ProbeParams)
-    timed = probing.look(
-        params, probing.chosen(tree, params), corpus[0], Path(folder) / "snapshots", Path(folder) / "probes"
-    )
+    timed = probing.look(params, probing.chosen(tree, params), *corpus, Path(folder) / "snapshots", Path(folder) / "probes")
     rows: list[dict[str, Any]] = pq.read_table(Path(folder) / "probes" / "probes.parquet").to_pylist()
     return rows, timed
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from lmlab import cli
 from lmlab.errors import UserError
 from lmlab.experiments import comparing, runs, variants
-from lmlab.experiments.runs import Run
+from lmlab.experiments.run import Run
 
 PARAMS = """\
 # a comment

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from lmlab.experiments import verdicts
-from lmlab.experiments.runs import Run
+from lmlab.experiments.run import Run
 from lmlab.experiments.verdicts import Verdict, judge, judge_all
 
 BITS = "validation.bits_per_byte"

@@ -147,6 +147,28 @@ def compare(
 
 @app.command()
 @errors.one_line
+def report(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="As for `compare`: experiments (or patterns), commits, workspace, studies; none: HEAD's."),
+    ] = None,
+    baseline: Annotated[str, typer.Option(help="What the others are held against.")] = "",
+    out: Annotated[Path, typer.Option(help="Where to write the page.")] = Path("report.html"),
+) -> None:
+    """Write one page that shows runs side by side: curves, verdicts, samples, probes. It works without a network."""
+    from lmlab.experiments import comparing, runs, variants, verdicts
+    from lmlab.experiments import report as library
+
+    found, notes = runs.gather([*([baseline] if baseline else []), *names] if names else [])
+    there, _ = variants.group(found)
+    judged = comparing.compare(names or [], baseline, [], verdicts.ALPHA) if len(there) > 1 else None
+    shown = [run for variant in there for run in variant.runs]
+    library.write(shown, out, judged.verdicts if judged else (), judged.notes if judged else notes)
+    typer.echo(f"{out}: {len(shown)} runs; open it in any browser")
+
+
+@app.command()
+@errors.one_line
 def size(
     vocabulary: Annotated[int, typer.Option(min=0, help="How many ids there are; 0: as many as the tokenizer has.")] = 0,
     tokenizer: Annotated[Path, typer.Option(help="The tokenizer's folder.")] = Path("data/tokenizer"),

@@ -11,17 +11,20 @@ import torch
 from pydantic import Field
 
 from lmlab import parts, snapshots
+from lmlab.closeup import close_up
 from lmlab.device import use_device
 from lmlab.errors import UserError
-from lmlab.files import whole_folder
+from lmlab.files import whole_folder, write_json
 from lmlab.interventions import base as interventions
 from lmlab.interventions.base import build_rule
 from lmlab.models import base as models
+from lmlab.models.base import LanguageModel
 from lmlab.params import Names, Params, Tree
 from lmlab.parts import Choice
 from lmlab.probes.base import Batch, Probe, Snapshot
 from lmlab.progress import ProgressBar
 from lmlab.shards import Shards
+from lmlab.tokenizers.base import Tokenizer
 
 COLUMNS = pa.schema(
     {
@@ -36,6 +39,7 @@ class ProbeParams(Params):
 
     probes: Names
     windows: int = Field(ge=2)
+    text: str
     device: Literal["cpu", "cuda", "mps"]
     threads: int = Field(ge=1)
 
@@ -46,9 +50,17 @@ def chosen(tree: Tree, params: ProbeParams) -> dict[str, Choice]:
 
 
 def look(
-    params: ProbeParams, probes: dict[str, Choice], shards: Shards, snapshot_folder: Path, folder: Path
+    params: ProbeParams,
+    probes: dict[str, Choice],
+    shards: Shards,
+    tokenizer: Tokenizer,
+    snapshot_folder: Path,
+    folder: Path,
 ) -> dict[str, float]:
-    """Let all probes look at all snapshots, write `probes.parquet` and return what was timed, a name and a number each."""
+    """Let all probes look at all snapshots, write `probes.parquet` and return what was timed, a name and a number each.
+
+    `close_up.json` shows the last snapshot's model at work on `probe.text`; there is none without a text or a snapshot.
+    """
     device = use_device(params.device, params.threads)
     record, states = snapshots.read(snapshot_folder)
     if record["tokenizer_sha256"] != shards.manifest["tokenizer_sha256"]:
@@ -57,6 +69,7 @@ def look(
     looking: dict[str, Probe] = {name: choice.build() for name, choice in probes.items()}
     rows: list[dict[str, Any]] = []
     timed: dict[str, float] = {}
+    last: LanguageModel | None = None
     with ProgressBar("probe", len(record["snapshots"]) * len(looking), "looks") as bar:
         for snapshot in (restored(record, state, device) for state in states):
             for name, probe in looking.items():
@@ -67,8 +80,12 @@ def look(
                     else:
                         rows.append({**at, "measure": measure, "where": where, "value": value})
                 bar.advance(1, name)
+            last = snapshot.model
+    pictures = close_up(last, tokenizer, shards.document, params.text) if params.text and last else {}
     with whole_folder(folder) as made:
         pq.write_table(pa.Table.from_pylist(rows, schema=COLUMNS), made / "probes.parquet")
+        if pictures:
+            write_json(made / "close_up.json", pictures)
     return timed
 
 

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from lmlab.files import read_json
 
-STAGES = ("download", "tokenizer", "shard", "train", "evaluate", "probe")
+STAGES = ("download", "tokenizer", "shard", "train", "evaluate", "probe", "report")
 SAMPLE_LINES = 14
 
 
@@ -34,6 +34,7 @@ _NEXT = """Next, with the environment active (`source .venv/bin/activate`):
   dvc exp run -S train.steps=300               try a variant; only what it affects runs again
   dvc exp show --only-changed                  compare what you have tried
   lmlab parts                                  everything that can be swapped
+  results/report.html                          all of it in pictures; open it in a browser
   README.md                                    a five-minute tour"""
 
 

@@ -121,7 +121,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
             shutil.copy(PROJECT / name, folder / name)
     workspace.set(SMALL, must_change=False)
     workspace.run("git", "init", "-q", "-b", "main")
-    assert workspace.reruns() == {"download", "tokenizer", "shard", "train", "evaluate", "probe"}
+    assert workspace.reruns() == {"download", "tokenizer", "shard", "train", "evaluate", "probe", "report"}
     workspace.run("git", "add", "-A")
     workspace.run("git", "commit", "-q", "-m", "first run")
     return workspace

@@ -146,7 +146,11 @@ def test_a_part_of_each_kind_is_added_by_its_file_and_its_params_alone(workspace
         yaml.dump(tree, file)
     listing = "import pipeline; from lmlab import catalogue; print(*(list(names) for names in catalogue.parts().values()))"
     assert workspace.run("python", "-c", listing).stdout.count("'twin'") == len(parts.kinds())  # as `lmlab parts` has it
-    assert workspace.reruns() == {"evaluate", "probe"}  # cheap, so they depend on whole folders; nothing is trained again
+    assert workspace.reruns() == {
+        "evaluate",
+        "probe",
+        "report",
+    }  # cheap, so they depend on whole folders; nothing is trained again
 
     def weights_of(*changes: str) -> bytes:
         workspace.run("dvc", "exp", "run", *(argument for change in changes for argument in ("-S", change)))

@@ -7,9 +7,9 @@ import pytest
 
 pytestmark = pytest.mark.pipeline
 
-ALL = {"download", "tokenizer", "shard", "train", "evaluate", "probe"}
+ALL = {"download", "tokenizer", "shard", "train", "evaluate", "probe", "report"}
 FROM_TOKENIZER = ALL - {"download"}
-FROM_TRAIN = {"train", "evaluate", "probe"}
+FROM_TRAIN = {"train", "evaluate", "probe", "report"}
 
 PARAMS: list[tuple[str, Any, set[str]]] = [
     # each stage's own section
@@ -48,19 +48,22 @@ CODE: list[tuple[str, set[str]]] = [
     ("pipeline/download.py", {"download"}),
     ("pipeline/tokenizer.py", {"tokenizer"}),
     ("pipeline/shard.py", {"shard"}),
-    ("pipeline/train.py", {"train"}),
+    ("pipeline/train.py", {"train", "report"}),  # which shows how long it took
     ("pipeline/evaluate.py", {"evaluate"}),
     ("pipeline/probe.py", {"probe"}),
+    ("pipeline/report.py", {"report"}),
     # the parts in use
     ("src/lmlab/corpora/grammar.py", {"download", "evaluate"}),  # which makes minimal pairs from it
     ("src/lmlab/tokenizers/character.py", FROM_TOKENIZER),
     ("src/lmlab/layers/feed_forward/relu_squared.py", FROM_TRAIN),
-    ("src/lmlab/learning_rules/backprop.py", {"train", "probe"}),  # which runs the rule again
+    ("src/lmlab/learning_rules/backprop.py", {"train", "probe", "report"}),  # which runs the rule again
     ("src/lmlab/probes/gradient_angle.py", {"probe"}),
     ("src/lmlab/probes/base.py", {"probe"}),
-    ("src/lmlab/schedules/linear.py", {"train"}),
+    ("src/lmlab/schedules/linear.py", {"train", "report"}),
     ("src/lmlab/evaluation/kneser_ney.py", {"evaluate"}),
     ("src/lmlab/measures/novelty.py", {"evaluate"}),
+    ("src/lmlab/experiments/charts.py", {"report"}),
+    ("src/lmlab/experiments/page.html", {"report"}),
 ]
 
 UNUSED_CODE = [
@@ -84,7 +87,7 @@ UNUSED_CODE = [
 @pytest.mark.parametrize(("key", "value", "expected"), PARAMS, ids=[f"{key}={value}" for key, value, _ in PARAMS])
 def test_a_changed_param_reruns_the_stages_it_affects(workspace: Any, key: str, value: Any, expected: set[str]) -> None:
     workspace.set({key: value})
-    assert workspace.reruns("--no-run-cache") == expected
+    assert workspace.reruns("--no-run-cache") == (expected | {"report"} if expected else set())  # it shows params in use
 
 
 @pytest.mark.parametrize(("source", "expected"), CODE, ids=[source for source, _ in CODE])
@@ -127,7 +130,10 @@ def test_a_param_set_back_is_taken_from_the_run_cache(workspace: Any) -> None:
     assert workspace.reruns() == FROM_TRAIN
     assert weights.read_bytes() != before
     workspace.set({"train.seed": 0})
-    assert workspace.reruns() <= {"evaluate"}  # its results are kept by Git, not by DVC's cache, so it may run again
+    assert workspace.reruns() <= {
+        "evaluate",
+        "report",
+    }  # its results are kept by Git, not by DVC's cache, so it may run again
     assert weights.read_bytes() == before
 
 

@@ -18,7 +18,7 @@ from lmlab.errors import UserError
 from lmlab.experiments import runs as library
 from lmlab.experiments import variants as grouping
 from lmlab.experiments import verdicts as judging
-from lmlab.experiments.runs import SEEDS, Run
+from lmlab.experiments.run import SEEDS, Run
 from lmlab.experiments.variants import Variant
 from lmlab.experiments.verdicts import Verdict
 

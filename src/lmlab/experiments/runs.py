@@ -10,8 +10,8 @@ import hashlib
 import json
 import re
 import subprocess
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -24,43 +24,8 @@ from ruamel.yaml.error import YAMLError
 from lmlab import params
 from lmlab.errors import UserError
 from lmlab.experiments.commands import leaves
+from lmlab.experiments.run import CURVES, METRICS, WORKSPACE, Reader, Run, numbers
 from lmlab.files import read_json
-
-SEEDS = ("train.seed", "train.data_seed")
-"""What may differ between runs of one variant, and what runs of two variants are paired by."""
-CURVES = ("training", "validation", "loss_by_position", "calibration", "character_classes")
-METRICS = "results/metrics.json"
-WORKSPACE = "workspace"
-
-Reader = Callable[[str], bytes | None]
-
-
-@dataclass(frozen=True)
-class Run:
-    """One finished run, as its results say."""
-
-    name: str
-    """What a person calls it: the experiment's, the branch's or the commit's name, or the study's arm and seed."""
-    params: dict[str, Any]
-    """All of params.yaml as that run had it, by dotted keys; lists stay lists."""
-    measures: dict[str, float]
-    """results/metrics.json (or a study's point) by dotted keys, such as validation.bits_per_byte; numbers only."""
-    curves: dict[str, pd.DataFrame] = field(default_factory=dict)
-    """The tables of results/ by their names without .csv, such as training."""
-    open: Reader = lambda path: None
-    """Any file of that run by its path in the repository, from Git or DVC's cache; None where it is not to be had."""
-    made_with: dict[str, str] = field(default_factory=dict)
-    """MD5 of the code and data that training and evaluation used, by path; empty where that is not known."""
-    broke: str = ""
-    """How training broke down, if it did; then there are no measures, and the run counts as the worst there can be."""
-    arm: str = ""
-    """The study and arm it belongs to, if it does."""
-
-    @property
-    def seeds(self) -> tuple[Any, ...]:
-        """What it is paired by. A data_seed of -1 is the same as the seed."""
-        seed, order = (self.params.get(key) for key in SEEDS)
-        return seed, seed if order == -1 else order
 
 
 def read(names: list[str], root: Path = Path()) -> list[Run]:
@@ -121,7 +86,7 @@ def timed(run: Run) -> Run:
     measures = dict(run.measures)
     for stage in ("train", "evaluate"):
         if content := run.open(f"data/timing/{stage}.json"):
-            measures |= {f"timing.{stage}.{key}": value for key, value in _numbers(json.loads(content))}
+            measures |= {f"timing.{stage}.{key}": value for key, value in numbers(json.loads(content))}
     return replace(run, measures=measures)
 
 
@@ -236,7 +201,7 @@ def _run(name: str, opened: Reader, file: Reader, notes: list[str]) -> Iterator[
         return
     try:
         lock = _Lock(locked.decode())
-        measures = dict(_numbers(json.loads(metrics)))
+        measures = dict(numbers(json.loads(metrics)))
         tree = leaves(_yaml(written.decode()))
     except (ValueError, YAMLError):
         notes.append(f"{name} is left out: its {METRICS}, params.yaml or dvc.lock is damaged")
@@ -278,15 +243,6 @@ def _yaml(text: str) -> dict[str, Any]:
         if not isinstance(whole, dict):
             raise ValueError("not a file of blocks") from None
         return whole
-
-
-def _numbers(tree: Any, at: str = "") -> Iterator[tuple[str, float]]:
-    """The numbers of nested blocks, by dotted keys."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _numbers(value, f"{at}{key}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield f"{at}{key}", float(value)
 
 
 class _Lock:
@@ -393,7 +349,7 @@ def _of_study(root: Path, folder: Path, wanted: str) -> Iterator[Run]:
 
 def _point(arm: str, tree: params.Tree, point: dict[str, Any]) -> Run:
     seed = point["seed"]
-    measures = {key: value for key, value in _numbers(point) if key != "seed" and not key.startswith("at.")}
+    measures = {key: value for key, value in numbers(point) if key != "seed" and not key.startswith("at.")}
     if "tokens" in measures:
         measures["tokens_seen"] = measures.pop("tokens")
     there = {**leaves(tree), "train.seed": seed, "train.data_seed": seed}

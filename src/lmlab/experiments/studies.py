@@ -41,7 +41,7 @@ from lmlab.sharding import ShardParams
 from lmlab.shards import Shards, open_shards
 from lmlab.sizing import forward_operations, training_operations
 from lmlab.tokenizers import base as tokenizers
-from lmlab.tokenizers.base import TokenizerParams
+from lmlab.tokenizers.base import Tokenizer, TokenizerParams
 from lmlab.training import TrainParams
 
 WINDOWS = 8
@@ -282,7 +282,7 @@ def run_point(tree: Tree, operations: float, test: bool, corpus: Path) -> dict[s
             scored = score(model, shards.stream("test"), shards.document, model.context, model.context)
             bits = bits_per_byte(scored.nats, shards.count("test", "bytes"))
             measures["test"] = {"bits_per_byte": bits, "nats_per_token": scored.nats_per_token}
-        looked = _looked(tree, train, shards, folder) if train.snapshots else {}
+        looked = _looked(tree, train, shards, tokenizer, folder) if train.snapshots else {}
         spent = training_operations(saved["size"]["forward_operations_per_token"], saved["tokens"])
         return {
             **measures,
@@ -299,10 +299,12 @@ def run_point(tree: Tree, operations: float, test: bool, corpus: Path) -> dict[s
         }
 
 
-def _looked(tree: Tree, train: TrainParams, shards: Shards, folder: Path) -> dict[str, Any]:
+def _looked(tree: Tree, train: TrainParams, shards: Shards, tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
     """What a call of the rule costs, and at each snapshot the cosine of its gradient with the true one."""
-    probe = ProbeParams(probes=["cost", "gradient_angle"], windows=WINDOWS, device=train.device, threads=train.threads)
-    timed = probing.look(probe, probing.chosen(tree, probe), shards, folder / "snapshots", folder / "probes")
+    probe = ProbeParams(
+        probes=["cost", "gradient_angle"], windows=WINDOWS, text="", device=train.device, threads=train.threads
+    )
+    timed = probing.look(probe, probing.chosen(tree, probe), shards, tokenizer, folder / "snapshots", folder / "probes")
     readings = pd.read_parquet(folder / "probes" / "probes.parquet")
     angles = readings.query("probe == 'gradient_angle' and measure == 'rule' and where == 'all'")
     costs = {key.split(".")[1]: value for key, value in timed.items() if key.split(".")[2] == "rule"}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmlab import parts
-from lmlab.experiments.runs import SEEDS, WORKSPACE, Run
+from lmlab.experiments.run import SEEDS, WORKSPACE, Run
 
 INERT = (
     "shard",  # the shards come out the same

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from lmlab.experiments.runs import Run
+from lmlab.experiments.run import Run
 
 ALPHA = 0.05
 POWER = 0.8

@@ -41,7 +41,7 @@ class Attention(Probe):
         }
         readings: list[Reading] = []
         for measure, (tokens_BT, of_heads) in measures.items():
-            with torch.no_grad(), _Watched() as watched:
+            with torch.no_grad(), Watched() as watched:
                 for number, _ in enumerate(streams(model, tokens_BT)):
                     heads = [value for weights_BHTS in watched.taken() for value in of_heads(weights_BHTS).tolist()]
                     where = [f"{module_name(number)}.head.{head}" for head in range(len(heads))]
@@ -83,7 +83,7 @@ def softmax_weights(
     return scores.softmax(dim=-1)
 
 
-class _Watched(TorchFunctionMode):
+class Watched(TorchFunctionMode):
     """Works out the weights of every call of `scaled_dot_product_attention`."""
 
     def __init__(self) -> None:
