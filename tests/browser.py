@@ -52,5 +52,5 @@ def requests(browser: Any) -> set[str]:
 
 
 def complaints(browser: Any) -> list[str]:
-    """What the console has of errors."""
-    return [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    """What the console has of errors and warnings."""
+    return [entry["message"] for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]

@@ -162,8 +162,12 @@ def report(
     found, notes = runs.gather([*([baseline] if baseline else []), *names] if names else [])
     there, _ = variants.group(found)
     judged = comparing.compare(names or [], baseline, [], verdicts.ALPHA) if len(there) > 1 else None
+    if judged:
+        there = [judged.baseline, *judged.others]
+        unfair = [f"Unfair: {name}: {line}" for name, lines in judged.unfair.items() for line in lines]
+        notes = [*unfair, *judged.notes]
     shown = [run for variant in there for run in variant.runs]
-    library.write(shown, out, judged.verdicts if judged else (), judged.notes if judged else notes)
+    library.write(shown, out, judged.verdicts if judged else (), notes)
     typer.echo(f"{out}: {len(shown)} runs; open it in any browser")
 
 
