@@ -40,9 +40,9 @@ MOST_NEEDED = 10_000
 HIGHER = r"""accuracy(\..+)?|minimal_pairs(\.mean)?|blimp(\.mean)?|induction(\.score)?|gain(\.nats)?|novelty|basin_width
 |tokens_per_second"""
 """Last words of measures of which more is better, as a regular expression; what stands in LOWER as well is one of these."""
-LOWER = r"""bits_per_byte|nats_per_token|nats|bits|perplexity|loss|error|gap(\..+)?|code_length|surprise|overlap|longest_copy
-|generated\.copied\..+|character_classes\..+|learning_curve\.mean|seconds|bytes|operations|(tokens|operations|seconds)_to(_target|\..+)
-|tokens_to_recover"""
+LOWER = r"""bits_per_byte|nats_per_token|nats|bits|perplexity|loss|error|gap|entropy_gap\.\w+|code_length|surprise|overlap
+|generated\.longest_copy|generated\.copied\..+|character_classes\..+|learning_curve\.mean|seconds|peak_bytes|operations
+|(tokens|operations|seconds)_to(_target|\..+)|tokens_to_recover"""
 """The same where less is better. Of any other measure it is only said which variant's is lower or higher."""
 
 
