@@ -42,7 +42,7 @@ def test_a_rule_invented_by_the_readme_trains_and_keeps_the_contract(workspace: 
     assert commands[1][0] == "pytest"
     shutil.copytree(PROJECT / "tests", workspace.path("tests"))
     own = ("env", "PYTHONPATH=src", sys.executable)  # as in a clone of its own, whose code is the one that is installed
-    checked = workspace.run(*own, "-m", *commands[1], "-q", "-p", "no:cacheprovider")
+    checked = workspace.run(*own, "-m", *commands[1], "-p", "no:cacheprovider")
     assert re.search(r"\b\d\d passed", checked.stdout), checked.stdout[-500:]
 
     assert commands[2][:2] == ["lmlab", "study"]
