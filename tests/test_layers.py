@@ -286,8 +286,17 @@ def test_an_embedding_read_in_pieces_is_that_read_at_once(name: str, buckets: in
     assert all(tensor.shape[1] <= 8 for tensor in memory.tensors.values())
 
 
-def test_an_n_gram_embedding_sees_its_longest_n_gram_and_no_further() -> None:
-    embed = embedding("n_gram", longest=3, buckets=10**6)
+def test_narrow_rows_read_in_pieces_are_those_read_at_once() -> None:
+    embed = embedding("n_gram", row_width=3)
+    tokens = small.tokens(2, 12, vocabulary=7)
+    memory = Memory()
+    pieces = [embed(tokens[:, start:end], memory) for start, end in ((0, 1), (1, 2), (2, 7), (7, 12))]
+    assert torch.allclose(torch.cat(pieces, dim=1), embed(tokens), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("row_width", [0, 3])
+def test_an_n_gram_embedding_sees_its_longest_n_gram_and_no_further(row_width: int) -> None:
+    embed = embedding("n_gram", longest=3, buckets=10**6, row_width=row_width)
     tokens = small.tokens(1, 9, vocabulary=7)
     before = embed(tokens)
     tokens[0, 4] = (tokens[0, 4] + 1) % 7
@@ -319,6 +328,15 @@ def test_an_n_gram_embedding_with_empty_tables_is_the_plain_one() -> None:
         nn.init.zeros_(table.weight)
     tokens = small.tokens(2, 9, vocabulary=7)
     assert torch.equal(more(tokens), plain(tokens))
+
+
+def test_narrow_rows_stand_side_by_side_and_are_widened_to_the_model() -> None:
+    embed = embedding("n_gram", vocabulary=4, longest=3, buckets=10**6, row_width=2)
+    assert [table.embedding_dim for table in embed.tables] == [2, 2]
+    tokens = torch.tensor([[1, 3, 2]])
+    pair, triple = embed.tables[0].weight[3 * 5 + 2], embed.tables[1].weight[(1 * 5 + 3) * 5 + 2]
+    expected = embed.tokens.weight[2] + embed.widen.weight @ torch.cat((pair, triple))
+    assert torch.allclose(embed(tokens)[0, -1], expected, atol=1e-6)
 
 
 # ---------------------------------------------------------------- placements and residual connections

@@ -22,6 +22,7 @@ from lmlab.batches import Batches
 from lmlab.corpora import grammar
 from lmlab.errors import UserError
 from lmlab.evaluation import character_classes
+from lmlab.evaluation.kneser_ney import KneserNey
 from lmlab.evaluation.pairs import accuracy, text_nats
 from lmlab.evaluation.scoring import score
 from lmlab.measures import minimal_pairs
@@ -496,6 +497,30 @@ def test_files_that_are_not_blimps_are_refused_by_name(shards_of: ShardsOf, blim
         measured("blimp", trained(shards_of), folder=str(blimp))
     with pytest.raises(UserError, match=r"measures\.blimp\.folder: '.*nowhere' is no folder"):
         measured("blimp", trained(shards_of), folder=str(tmp_path / "nowhere"))
+
+
+# ---------------------------------------------------------------- the mixture with an n-gram
+
+
+def test_half_of_each_probability_is_the_models_and_half_the_n_grams(shards_of: ShardsOf) -> None:
+    text = "abcabcabd abcab"
+    vocabulary = shards_of(SENTENCES, text)[0].vocabulary
+    run = trained(shards_of, validation=text, model=uniform(vocabulary))
+    stream = run.shards.stream("validation")
+    counted = np.exp(-KneserNey(run.train, vocabulary, 3).nats(stream))[1:][stream[1:] != run.shards.document]
+    bits = -np.log2(0.5 / vocabulary + 0.5 * counted).sum() / len(text)
+    found = measured("n_gram_mixture", run, order=3)["validation"]
+    assert found["bits_per_byte"] == pytest.approx(bits)
+    assert found["saved"] == pytest.approx(min(math.log2(vocabulary), -np.log2(counted).sum() / len(text)) - bits)
+
+
+def test_a_mixture_with_oneself_saves_nothing(shards_of: ShardsOf) -> None:
+    shards, _ = shards_of(SENTENCES)
+    ids = np.arange(shards.vocabulary)
+    logits_V = torch.tensor(-KneserNey(shards.stream("train"), shards.vocabulary, 1).nats(ids))
+    unigram = HandMade(lambda tokens: logits_V.expand(*tokens.shape, -1), shards.vocabulary, 8)
+    found = measured("n_gram_mixture", trained(shards_of, model=unigram), order=1)["validation"]
+    assert found["saved"] == pytest.approx(0, abs=1e-6)
 
 
 # ---------------------------------------------------------------- character classes and entropy

@@ -1,13 +1,14 @@
 """What optimizers share: named groups of parameters, weight decay, caution, Adam's direction, weights for evaluation."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.optim.adam import adam
 
 from lmlab.models.base import LanguageModel
 from lmlab.params import Params
@@ -171,6 +172,27 @@ def adam_direction(state: dict[str, Any], gradient: Tensor, beta1: float, beta2:
     mean = state["mean"].lerp_(gradient, 1 - beta1) / (1 - beta1 ** state["step"])
     square = state["square"].lerp_(gradient.square(), 1 - beta2) / (1 - beta2 ** state["step"])
     return mean.div_(square.sqrt_().add_(epsilon))
+
+
+def adam_step(
+    states: Mapping[Any, dict[str, Any]],
+    parameters: Sequence[tuple[nn.Parameter, Tensor]],
+    rate: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+) -> None:
+    """Move parameters as Adam does (Kingma & Ba 2015), in one pass over each: of large tables every pass is felt."""
+    for parameter, _ in parameters:
+        if not states[parameter]:
+            count = torch.zeros((), device=parameter.device)
+            states[parameter].update(step=count, mean=torch.zeros_like(parameter), square=torch.zeros_like(parameter))
+    moved: list[Tensor] = [parameter for parameter, _ in parameters]
+    mean, square, steps = ([states[parameter][key] for parameter in moved] for key in ("mean", "square", "step"))
+    adam(
+        moved, [gradient for _, gradient in parameters], mean, square, [], steps,
+        fused=True, amsgrad=False, beta1=beta1, beta2=beta2, lr=rate, weight_decay=0.0, eps=epsilon, maximize=False,
+    )  # fmt: skip
 
 
 @runtime_checkable

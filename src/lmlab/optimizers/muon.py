@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lmlab.optimizers.base import ENTRYWISE, Groups, Optimizer, OptimizerOptions, adam_direction, param_groups
+from lmlab.optimizers.base import ENTRYWISE, Groups, Optimizer, OptimizerOptions, adam_step, param_groups
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the odd polynomial that, applied five times to a singular value in (0, 1], brings it near 1: to .68 to 1.21."""
@@ -47,10 +47,7 @@ class Muon(Optimizer):
             self._move_matrices(group["lr"], parameters)
             return
         options = self.options
-        for parameter, gradient in parameters:
-            betas = options.adam_beta1, options.adam_beta2
-            direction = adam_direction(self.state[parameter], gradient, *betas, options.adam_epsilon)
-            parameter.sub_(direction, alpha=group["lr"])
+        adam_step(self.state, parameters, group["lr"], options.adam_beta1, options.adam_beta2, options.adam_epsilon)
 
     def _move_matrices(self, rate: float, parameters: list[tuple[nn.Parameter, Tensor]]) -> None:
         of_shape: dict[tuple[int, ...], list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)

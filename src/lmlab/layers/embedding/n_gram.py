@@ -21,10 +21,15 @@ class Options(Params):
 
     longest: int = Field(ge=2, le=8)
     buckets: int = Field(ge=1, le=2**24)
+    row_width: int = Field(ge=0)
 
 
 class NGram(Embedding):
-    """The sum of the token's vector and those of the 2-gram .. `longest`-gram that end in it."""
+    """The token's vector, plus what stands for the 2-gram .. `longest`-gram that end in it.
+
+    That is the sum of their rows, or where rows are narrow (`row_width`) a linear map of them side by side: then a table
+    may have many more rows for the same memory (as in Lan et al. 2020 for tokens).
+    """
 
     def __init__(self, options: Options, vocabulary: int, width: int) -> None:
         super().__init__()
@@ -32,7 +37,9 @@ class NGram(Embedding):
         """Stands for what is before the first token."""
         self.longest, self.buckets = options.longest, options.buckets
         self.tokens = nn.Embedding(vocabulary, width)
-        self.tables = nn.ModuleList(nn.Embedding(self._rows(order), width) for order in range(2, options.longest + 1))
+        orders = range(2, options.longest + 1)
+        self.tables = nn.ModuleList(nn.Embedding(self._rows(order), options.row_width or width) for order in orders)
+        self.widen = nn.Linear(options.row_width * len(orders), width, bias=False) if options.row_width else None
 
     def forward(self, tokens_BT: Tensor, memory: Memory | None = None) -> Tensor:
         before = self.longest - 1
@@ -41,10 +48,11 @@ class NGram(Embedding):
             if "tokens" in memory.tensors:
                 seen = torch.cat((memory.tensors["tokens"], tokens_BT), dim=1)
             memory.tensors["tokens"] = seen[:, -before:]
-        x_BTD = self.tokens(tokens_BT)
-        for order, table in enumerate(self.tables, start=2):
-            x_BTD = x_BTD + table(self._row(seen, order, tokens_BT.shape[1]))
-        return x_BTD
+        time = tokens_BT.shape[1]
+        vectors = [table(self._row(seen, order, time)) for order, table in enumerate(self.tables, start=2)]
+        if self.widen is not None:
+            return self.tokens(tokens_BT) + self.widen(torch.cat(vectors, dim=-1))
+        return sum(vectors, start=self.tokens(tokens_BT))
 
     def _rows(self, order: int) -> int:
         return min(self.buckets, (self.nothing + 1) ** order)

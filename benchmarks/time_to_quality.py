@@ -1,0 +1,120 @@
+"""How long recipes train until they predict a text as well as they do, beside a yardstick, on one text in one run.
+
+    python benchmarks/time_to_quality.py --text input.txt --target 1.9053 --recipe yardstick --recipe sprint
+
+A recipe is a file in benchmarks/recipes: values for params.yaml by dotted key. Of the text the last tenth is validation and
+never trained on. Seconds are those in training steps, from the first to the last: neither validation nor setting up counts.
+A recipe's schedule ends with its last step, and so its loss is read there: over all of validation, in windows side by side
+(as while training), and in windows that overlap by half. Recipes take turns, seed by seed, so that a busy machine slows all.
+The Kneser-Ney n-gram's seconds are those of counting. Writes benchmarks/results/time_to_quality.csv, or what `--out` says.
+"""
+
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+import typer
+
+from lmlab import collecting, documents, params, parts, preflight, sharding, training
+from lmlab.collecting import DownloadParams
+from lmlab.device import use_device
+from lmlab.evaluation.kneser_ney import KneserNey
+from lmlab.evaluation.scoring import score
+from lmlab.experiments.studies import changed
+from lmlab.models import base as models
+from lmlab.params import Tree
+from lmlab.sharding import ShardParams
+from lmlab.shards import Shards, open_shards
+from lmlab.tokenizers import base as tokenizers
+from lmlab.tokenizers.base import Tokenizer, TokenizerParams
+from lmlab.training import TrainParams
+
+FOLDER = Path(__file__).parent
+RESULTS = FOLDER / "results" / "time_to_quality.csv"
+YARDSTICK = "yardstick"
+NGRAM_ORDER = 7
+ALWAYS = {"train.validate_every": 0, "train.sample_every": 0, "train.snapshots": 0, "train.checkpoint_seconds": 3600.0}
+"""Nothing but training between the first step and the last."""
+
+
+def prepare(tree: Tree, folder: Path) -> tuple[Shards, Tokenizer]:
+    """From the corpus to shards, in a folder."""
+    download = params.section(tree, "download", DownloadParams)
+    collecting.build(download, parts.choices(tree, "download", download)["corpus"].build(), folder / "corpus")
+    chosen = parts.choices(tree, "tokenizer", params.section(tree, "tokenizer", TokenizerParams))["name"]
+    tokenizer = tokenizers.fit(chosen, (text for _, _, text in documents.read_parts(folder / "corpus" / "train.parquet")))
+    tokenizers.save(chosen, tokenizer, folder / "tokenizer" / "tokenizer.json")
+    shard = params.section(tree, "shard", ShardParams)
+    sharding.build(shard, folder / "corpus", folder / "tokenizer", folder / "shards")
+    return open_shards(folder / "shards", folder / "tokenizer" / "tokenizer.json"), tokenizer
+
+
+def run(tree: Tree, shards: Shards, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Train once; seconds, and nats per token on validation."""
+    train = params.section(tree, "train", TrainParams)
+    with TemporaryDirectory() as made:
+        folder = Path(made)
+        timing = training.train(
+            train, parts.choices(tree, "train", train), shards, tokenizer, folder / "model", folder / "log"
+        )
+        model, saved = models.load(folder / "model", use_device(train.device, train.threads))
+    stream, window = shards.stream("validation"), model.context
+    return {
+        "seconds": timing["training_seconds"],
+        "nats": score(model, stream, shards.document, window, window).nats_per_token,
+        "overlapping_nats": score(model, stream, shards.document, window, window // 2).nats_per_token,
+        "tokens_per_second": timing["tokens_per_second"],
+        "tokens": saved["tokens"],
+        "parameters": saved["parameters"],
+    }
+
+
+def count(shards: Shards) -> dict[str, Any]:
+    """The n-gram that a model has to be held against."""
+    text = shards.stream("train")
+    start = time.perf_counter()
+    ngram = KneserNey(text, shards.vocabulary, NGRAM_ORDER)
+    seconds = time.perf_counter() - start
+    stream = shards.stream("validation")
+    nats = float(ngram.nats(stream)[1:][stream[1:] != shards.document].mean())
+    return {"recipe": f"Kneser-Ney {NGRAM_ORDER}-gram", "seconds": seconds, "nats": nats, "tokens": len(text)}
+
+
+def main(
+    recipe: Annotated[list[str], typer.Option(help="Files in benchmarks/recipes, without their ending.")],
+    text: Annotated[Path | None, typer.Option(help="A text file; without one, the corpus of params.yaml.")] = None,
+    target: Annotated[float, typer.Option(help="Nats per token that should be reached; 0: none.")] = 0.0,
+    seeds: Annotated[int, typer.Option(help="Runs of each recipe.")] = 3,
+    threads: Annotated[int, typer.Option(help="Processor cores to use.")] = 2,
+    out: Annotated[Path, typer.Option(help="Where to write the table.")] = RESULTS,
+) -> None:
+    """Print and write each recipe's seconds and losses, and its seconds as a share of the yardstick's."""
+    always = {**ALWAYS, "train.threads": threads, "download.split": "tail", "download.validation": 0.1, "download.test": 0.0}
+    if text:
+        always |= {"download.corpus": "local", "corpora.local.files": str(text)}
+    base = changed(params.read(), always)
+    trees = {name: changed(base, params.read(FOLDER / "recipes" / f"{name}.yaml")) for name in recipe}
+    for tree in trees.values():
+        preflight.check(tree)
+    with TemporaryDirectory() as made:
+        shards, tokenizer = prepare(base, Path(made))
+        rows = [count(shards)]
+        for seed in range(seeds):
+            for name, tree in trees.items():
+                seeded = changed(tree, {"train.seed": seed, "train.data_seed": seed})
+                rows.append({"recipe": name, "seed": seed, **run(seeded, shards, tokenizer)})
+    table = pd.DataFrame(rows)
+    yardstick = table.loc[table["recipe"] == YARDSTICK, "seconds"]
+    table["times_faster"] = yardstick.mean() / table["seconds"] if len(yardstick) else np.nan
+    if target:
+        table["reached"] = table["nats"] <= target
+    out.parent.mkdir(exist_ok=True)
+    table.to_csv(out, index=False, float_format="%.5g", lineterminator="\n")
+    typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:,.4g}"))
+
+
+if __name__ == "__main__":
+    typer.run(main)

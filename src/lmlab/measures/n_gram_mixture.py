@@ -1,0 +1,43 @@
+"""What the model and counting know together: bits per byte where each probability is half the one's and half the other's.
+
+Counting is the Kneser-Ney n-gram. Predictors that err in different places pay less together than the better of them alone;
+`saved` says how much. Where one of them knows nothing that the other lacks it is negative, but never below minus one
+bit a token, since half of a probability is left.
+"""
+
+import numpy as np
+from pydantic import Field
+
+from lmlab.evaluation.kneser_ney import KneserNey
+from lmlab.evaluation.scoring import bits_per_byte
+from lmlab.measures.base import Measure, Numbers, Trained
+from lmlab.params import Params
+
+
+class Options(Params):
+    """Options of the measure."""
+
+    order: int = Field(ge=1, le=12)
+    megatokens: float = Field(gt=0)
+
+
+class NGramMixture(Measure):
+    """On each split, `bits_per_byte` and `saved`, by how much that is less than the better of the two."""
+
+    def __init__(self, options: Options) -> None:
+        super().__init__()
+        self.options = options
+
+    def measure(self, trained: Trained) -> Numbers:
+        counted = trained.train[: int(self.options.megatokens * 1e6)]
+        ngram = KneserNey(counted, trained.shards.vocabulary, self.options.order)
+        found: Numbers = {}
+        for split, scored in trained.scores.items():
+            size = trained.shards.count(split, "bytes")
+            theirs = ngram.nats(trained.shards.stream(split))[1:]
+            charged = ~np.isnan(scored.nats_of)
+            both = np.logaddexp(-scored.nats_of[charged], -theirs[charged]) - np.log(2)
+            together = bits_per_byte(float(-both.sum()), size)
+            alone = min(bits_per_byte(scored.nats, size), bits_per_byte(float(theirs[charged].sum()), size))
+            found[split] = {"bits_per_byte": together, "saved": alone - together}
+        return found
