@@ -253,7 +253,7 @@ def _loop(
         while run.step < params.steps:
             before = snapshots.before(run.model, run.rule) if run.step in due else None
             started = time.perf_counter()
-            loss, norm, rate = _step(params, run, schedule, batches)
+            loss, norm, rate = take_step(params, run, schedule, batches)
             run.seconds += time.perf_counter() - started
             if before:
                 seen = {"step": run.step, "tokens": run.step * params.batch * params.context, "learning_rate": rate}
@@ -274,7 +274,7 @@ def _loop(
                 saved_step, saved_at = run.step, time.monotonic()
 
 
-def _step(params: TrainParams, run: Run, schedule: Schedule, batches: Batches) -> tuple[float, float, float]:
+def take_step(params: TrainParams, run: Run, schedule: Schedule, batches: Batches) -> tuple[float, float, float]:
     """One update; returns the loss in nats per token, the norm of the gradient before clipping, and the learning rate.
 
     Groups may differ in theirs: what is returned, and logged, is the rate of `matrices`, or of the first group if the model

@@ -22,20 +22,23 @@ class Options(Params):
     longest: int = Field(ge=2, le=8)
     buckets: int = Field(ge=1, le=2**24)
     row_width: int = Field(ge=0)
+    dropout: float = Field(ge=0, lt=1)
 
 
 class NGram(Embedding):
     """The token's vector, plus what stands for the 2-gram .. `longest`-gram that end in it.
 
     That is the sum of their rows, or where rows are narrow (`row_width`) a linear map of them side by side: then a table
-    may have many more rows for the same memory (as in Lan et al. 2020 for tokens).
+    may have many more rows for the same memory (as in Lan et al. 2020 for tokens). With `dropout` training leaves out that
+    share of the rows looked up, whole ones: by the second pass every n-gram of the text has been seen, and a model that
+    could count on its row would be at a loss where text is new.
     """
 
     def __init__(self, options: Options, vocabulary: int, width: int) -> None:
         super().__init__()
         self.nothing = vocabulary
         """Stands for what is before the first token."""
-        self.longest, self.buckets = options.longest, options.buckets
+        self.longest, self.buckets, self.dropout = options.longest, options.buckets, options.dropout
         self.tokens = nn.Embedding(vocabulary, width)
         orders = range(2, options.longest + 1)
         self.tables = nn.ModuleList(nn.Embedding(self._rows(order), options.row_width or width) for order in orders)
@@ -49,10 +52,15 @@ class NGram(Embedding):
                 seen = torch.cat((memory.tensors["tokens"], tokens_BT), dim=1)
             memory.tensors["tokens"] = seen[:, -before:]
         time = tokens_BT.shape[1]
-        vectors = [table(self._row(seen, order, time)) for order, table in enumerate(self.tables, start=2)]
+        vectors = [self._some(table(self._row(seen, order, time))) for order, table in enumerate(self.tables, start=2)]
         if self.widen is not None:
             return self.tokens(tokens_BT) + self.widen(torch.cat(vectors, dim=-1))
         return sum(vectors, start=self.tokens(tokens_BT))
+
+    def _some(self, rows_BTD: Tensor) -> Tensor:
+        if not (self.dropout and self.training):
+            return rows_BTD
+        return rows_BTD * nn.functional.dropout(rows_BTD.new_ones(*rows_BTD.shape[:2], 1), self.dropout)
 
     def _rows(self, order: int) -> int:
         return min(self.buckets, (self.nothing + 1) ** order)

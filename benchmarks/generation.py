@@ -1,0 +1,100 @@
+"""Tokens a second when writing text, with a memory of what was read and without one, in one run.
+
+    python benchmarks/generation.py --batch 1 --batch 32 --tokens 2000
+
+The model is the one of params.yaml as training would begin with it, its ids random: what is timed does not depend on what
+was learned. `remembering` is this project's own generation (lmlab.generation); `recomputing` reads the last tokens again
+for each new one, as many as the model's context. Recomputing is timed over fewer tokens, of full length, where it would
+take minutes. `first_milliseconds` is from a prompt of half a context to the first token. Writes
+benchmarks/results/generation.csv.
+"""
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import torch
+import typer
+
+from lmlab import generation, params, parts
+from lmlab.device import use_device
+from lmlab.experiments.studies import changed
+from lmlab.models import base as models
+from lmlab.models.base import LanguageModel
+
+RESULTS = Path(__file__).parent / "results" / "generation.csv"
+VOCABULARY = 65
+
+
+def remembering(model: LanguageModel, batch: int, tokens: int) -> float:
+    """Tokens a second, all rows together."""
+    start = time.perf_counter()
+    if batch == 1:
+        for _ in generation.sample_ids(model, [0], tokens, 1.0, seed=0):
+            pass
+    else:
+        generation.sample_rows(model, batch, 0, tokens, 1.0, seed=0)
+    return batch * tokens / (time.perf_counter() - start)
+
+
+@torch.no_grad()
+def recomputing(model: LanguageModel, batch: int, tokens: int, timed: int) -> float:
+    """The same without a memory: the tokens up to the context's length as they are, then `timed` that stand for the rest."""
+    seen = torch.zeros(batch, 1, dtype=torch.long)
+    chance = torch.Generator().manual_seed(0)
+
+    def add(seen: torch.Tensor) -> torch.Tensor:
+        logits = model(seen[:, -model.context :])[:, -1].double()
+        return torch.cat((seen, torch.multinomial(logits.softmax(-1), 1, generator=chance)), dim=1)
+
+    start = time.perf_counter()
+    short = min(tokens, model.context)
+    for _ in range(short):
+        seen = add(seen)
+    growing = time.perf_counter() - start
+    rest = min(timed, tokens - short)
+    start = time.perf_counter()
+    for _ in range(rest):
+        seen = add(seen)
+    full = (time.perf_counter() - start) / rest if rest else 0.0
+    return batch * tokens / (growing + full * (tokens - short))
+
+
+def first(model: LanguageModel) -> float:
+    """Seconds from a prompt to its first token."""
+    start = time.perf_counter()
+    next(iter(generation.sample_ids(model, [0] * (model.context // 2), 1, 1.0, seed=0)))
+    return time.perf_counter() - start
+
+
+def main(
+    batch: Annotated[list[int], typer.Option(help="Texts that are written at once.")],
+    tokens: Annotated[int, typer.Option(help="Length of each.")] = 2000,
+    timed: Annotated[int, typer.Option(help="Tokens of full length that are timed when recomputing.")] = 100,
+    model: Annotated[str, typer.Option(help="The model of params.yaml.")] = "transformer",
+    threads: Annotated[int, typer.Option(help="Processor cores to use.")] = 1,
+    out: Annotated[Path, typer.Option(help="Where to write the table.")] = RESULTS,
+) -> None:
+    """Print and write tokens a second, and how many times faster a memory makes it."""
+    use_device("cpu", threads)
+    tree = changed(params.read(), {"train.model": model})
+    torch.manual_seed(0)
+    made = models.build(parts.choose(tree, "models", model), VOCABULARY, tree["train"]["context"]).eval()
+    first(made)  # the first call warms up
+    latency = sorted(first(made) for _ in range(9))[4]
+    rows: list[dict[str, Any]] = []
+    for rows_at_once in batch:
+        fast = remembering(made, rows_at_once, tokens)
+        slow = recomputing(made, rows_at_once, tokens, timed)
+        row = {"model": model, "context": made.context, "batch": rows_at_once, "tokens": tokens}
+        speeds = {"remembering": fast, "recomputing": slow, "ratio": fast / slow}
+        rows.append({**row, **speeds, "first_milliseconds": 1000 * latency})
+    table = pd.DataFrame(rows)
+    out.parent.mkdir(exist_ok=True)
+    table.to_csv(out, index=False, float_format="%.4g", lineterminator="\n")
+    typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:,.3g}"))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,125 @@
+"""What a training step costs as one size at a time is doubled, with the order of growth that is expected beside it.
+
+    python benchmarks/growth.py
+
+Every model is the one of params.yaml but for the size named; each size's values take turns, and medians are shown. The
+order is the exponent between the two largest values (of seconds, and of the peak memory of a step beyond the weights): 1
+where twice the size costs twice as much. Expected are the orders of what dominates once a size is large: products of
+matrices go with the square of the width and with one power of all else, attention's scores with the square of the
+context. Small models are below the order in width, as they wait for memory, and for Python, more than they compute. A
+corpus costs time to read, not to train on: of that the batch alone is timed. Writes benchmarks/results/growth.csv.
+"""
+
+import time
+from collections.abc import Callable
+from math import log2
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import pandas as pd
+import torch
+import typer
+from time_to_quality import prepare
+
+from lmlab import params, parts, training
+from lmlab.batches import Batches
+from lmlab.device import use_device
+from lmlab.experiments.studies import changed
+from lmlab.models.base import next_token_loss
+from lmlab.params import Tree
+from lmlab.probes.cost import peak_bytes
+from lmlab.training import TrainParams
+
+RESULTS = Path(__file__).parent / "results" / "growth.csv"
+VOCABULARY = 64
+SIZES: dict[str, tuple[str, list[int], float, float]] = {
+    "width": ("models.transformer.width", [128, 256, 512], 2, 1),
+    "depth": ("models.transformer.depth", [2, 4, 8], 1, 1),
+    "context": ("train.context", [128, 512, 1024], 2, 1),
+    "batch": ("train.batch", [4, 8, 16], 1, 1),
+    "vocabulary": ("", [1024, 4096, 16384], 1, 1),
+}
+"""Of each size: its key, values, and the expected orders of time and of memory."""
+FIXED = {"models.transformer.width": 128, "models.transformer.depth": 4, "train.context": 128, "train.batch": 8}
+CORPUS = [20, 200, 2000]
+"""Documents of the grammar of about 10 kB."""
+
+
+def step_of(tree: Tree, vocabulary: int) -> Callable[[], None]:
+    """A whole step on random ids: both passes and the optimizer's."""
+    train = params.section(tree, "train", TrainParams)
+    train, run = training.begin(train, parts.choices(tree, "train", train), vocabulary, torch.device("cpu"))
+    tokens, targets = torch.randint(vocabulary, (2, train.batch, train.context))
+
+    def step() -> None:
+        torch.autograd.backward(next_token_loss(run.model(tokens), targets))
+        run.optimizer.step()
+        run.optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def batch_of(tree: Tree, folder: Path) -> Callable[[], None]:
+    """Only the reading of a batch, at ever other steps."""
+    shards, _ = prepare(tree, folder)
+    train = params.section(tree, "train", TrainParams)
+    batches = Batches(shards, train.batch, train.context, 0, int(train.pool_megatokens * 1e6))
+    at = iter(range(10**9))
+    return lambda: batches.at(next(at)) and None
+
+
+def rows_of(
+    size: str, values: list[int], works: list[Callable[[], None]], expected: tuple[float, float], turns: int
+) -> list[dict[str, Any]]:
+    """Each value's medians, and the order of growth between the last two."""
+    seconds: list[list[float]] = [[] for _ in works]
+    for turn in range(1 + turns):
+        for work, found in zip(works, seconds, strict=True):
+            start = time.perf_counter()
+            work()
+            if turn:  # the first one warms up
+                found.append(time.perf_counter() - start)
+    taken, memory = [median(found) for found in seconds], [peak_bytes(work, torch.device("cpu")) for work in works]
+    rows = []
+    for number, value in enumerate(values):
+        row = {"size": size, "value": value, "milliseconds": 1000 * taken[number], "megabytes": memory[number] / 1e6}
+        if number == len(values) - 1:
+            doublings = log2(values[-1] / values[-2])
+            row |= {
+                "order": log2(taken[-1] / taken[-2]) / doublings,
+                "expected": expected[0],
+                "memory_order": log2(max(1.0, memory[-1]) / max(1.0, memory[-2])) / doublings,
+                "memory_expected": expected[1],
+            }
+        rows.append(row)
+    return rows
+
+
+def main(
+    turns: Annotated[int, typer.Option(help="Steps of each that are timed.")] = 7,
+    threads: Annotated[int, typer.Option(help="Processor cores to use.")] = 1,
+    out: Annotated[Path, typer.Option(help="Where to write the table.")] = RESULTS,
+) -> None:
+    """Print and write milliseconds of a step, megabytes it needs, and how both grow."""
+    use_device("cpu", threads)
+    base = changed(params.read(), FIXED)
+    rows: list[dict[str, Any]] = []
+    for size, (key, values, *expected) in SIZES.items():
+        works = [step_of(changed(base, {key: value}), VOCABULARY) if key else step_of(base, value) for value in values]
+        rows += rows_of(size, values, works, (expected[0], expected[1]), turns)
+    with TemporaryDirectory() as made:
+        works = []
+        for count in CORPUS:
+            text = {"download.corpus": "grammar", "corpora.grammar.documents": count, "corpora.grammar.sentences": 250}
+            works.append(batch_of(changed(base, text), Path(made) / str(count)))
+        rows += rows_of("corpus", CORPUS, works, (0, 0), 50 * turns)
+    table = pd.DataFrame(rows)
+    out.parent.mkdir(exist_ok=True)
+    table.to_csv(out, index=False, float_format="%.4g", lineterminator="\n")
+    typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:,.3g}", na_rep=""))
+
+
+if __name__ == "__main__":
+    typer.run(main)

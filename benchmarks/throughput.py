@@ -1,0 +1,179 @@
+"""Training steps a second at nanoGPT's shapes, beside a plain loop over torch's own layers, in one run.
+
+    python benchmarks/throughput.py --shape narrow --shape wide --nanogpt ../nanoGPT
+
+The architecture is that of benchmarks/recipes/yardstick.yaml: four blocks of width 128 on 12 windows of 64 characters, or
+six of width 384 on 16 of 256. `ours` is a whole step of this project's training loop: the batch, both passes, clipping,
+AdamW, the log's numbers. `torch.nn` is what one writes first: torch.nn.TransformerEncoderLayer, torch.optim.AdamW, a
+batch that is there already; `nanoGPT` the same loop over the model of a clone of its repository. They take turns.
+Operations are counted by lmlab.sizing, and the peak is torch's own product of two matrices of 1024 rows, timed in the
+same turns. Writes benchmarks/results/throughput.csv.
+"""
+
+import importlib.util
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import pandas as pd
+import torch
+import typer
+from time_to_quality import FOLDER, YARDSTICK, prepare
+from torch import nn
+
+from lmlab import params, parts, training
+from lmlab.batches import Batches
+from lmlab.device import use_device
+from lmlab.experiments.studies import changed
+from lmlab.probes.cost import peak_bytes
+from lmlab.sizing import forward_operations, training_operations
+from lmlab.training import TrainParams
+
+RESULTS = FOLDER / "results" / "throughput.csv"
+SHAPES = {
+    "narrow": {"width": 128, "depth": 4, "heads": 4, "context": 64, "batch": 12},
+    "wide": {"width": 384, "depth": 6, "heads": 6, "context": 256, "batch": 16},
+}
+PEAK_ROWS = 1024
+Step = Callable[[], object]
+
+
+class Plain(nn.Module):
+    """GPT-2 from torch's own layers."""
+
+    def __init__(self, shape: dict[str, int], vocabulary: int) -> None:
+        super().__init__()
+        width, context = shape["width"], shape["context"]
+        self.tokens, self.places = nn.Embedding(vocabulary, width), nn.Embedding(context, width)
+        layer = nn.TransformerEncoderLayer(
+            width, shape["heads"], 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True, bias=False
+        )
+        self.blocks = nn.TransformerEncoder(
+            layer, shape["depth"], nn.LayerNorm(width, bias=False), enable_nested_tensor=False
+        )
+        self.readout = nn.Linear(width, vocabulary, bias=False)
+        self.readout.weight = self.tokens.weight
+        self.mask = nn.Transformer.generate_square_subsequent_mask(context)
+
+    def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The loss."""
+        x = self.tokens(tokens) + self.places.weight[: tokens.shape[1]]
+        logits = self.readout(self.blocks(x, mask=self.mask, is_causal=True))
+        return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def eager(model: nn.Module, loss_of: Callable[[Any], torch.Tensor], batch: torch.Tensor) -> Step:
+    """The plain loop: backward, clip, AdamW as torch comes with it."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1)
+
+    def step() -> None:
+        loss = loss_of(model(batch[:, :-1], batch[:, 1:].contiguous()))
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        loss.item()
+
+    return step
+
+
+def nanogpt(folder: Path, shape: dict[str, int], vocabulary: int) -> nn.Module:
+    """The model of nanoGPT's own model.py."""
+    found = importlib.util.spec_from_file_location("nanogpt_model", folder / "model.py")
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    sizes = {"n_layer": shape["depth"], "n_head": shape["heads"], "n_embd": shape["width"], "block_size": shape["context"]}
+    made: nn.Module = module.GPT(module.GPTConfig(**sizes, vocab_size=vocabulary, dropout=0.0, bias=False))
+    return made
+
+
+def seconds(step: Step, steps: int) -> float:
+    """Of one of some steps."""
+    start = time.perf_counter()
+    for _ in range(steps):
+        step()
+    return (time.perf_counter() - start) / steps
+
+
+def measure(name: str, precision: str, folder: Path | None, turns: int, steps: int, threads: int) -> list[dict[str, Any]]:
+    """A row for each contender at one shape."""
+    shape = SHAPES[name]
+    recipe = changed(params.read(), params.read(FOLDER / "recipes" / f"{YARDSTICK}.yaml"))
+    sizes = {f"models.transformer.{key}": shape[key] for key in ("width", "depth")}
+    sizes |= {f"train.{key}": shape[key] for key in ("batch", "context")}
+    heads = {"layers.attention.multi_head.heads": shape["heads"], "train.precision": precision}
+    tree = changed(recipe, {**sizes, **heads, "train.threads": threads})  # type: ignore[dict-item]
+    with TemporaryDirectory() as made:
+        shards, _ = prepare(tree, Path(made))
+        train = params.section(tree, "train", TrainParams)
+        chosen = parts.choices(tree, "train", train)
+        train, run = training.begin(train, chosen, shards.vocabulary, use_device("cpu", threads))
+        batches = Batches(shards, train.batch, train.context, train.seed, int(train.pool_megatokens * 1e6))
+        schedule = chosen["schedule"].build(train.steps)
+
+        def ours() -> None:
+            training.take_step(train, run, schedule, batches)
+            run.step += 1
+
+        batch = torch.randint(shards.vocabulary, (shape["batch"], shape["context"] + 1))
+        contenders: dict[str, Step] = {
+            "torch.nn": eager(Plain(shape, shards.vocabulary), lambda loss: loss, batch),
+            "ours": ours,
+        }
+        if folder:
+            model = nanogpt(folder, shape, shards.vocabulary)
+            contenders["nanoGPT"] = eager(model, lambda found: found[1], batch)
+        square = torch.randn(PEAK_ROWS, PEAK_ROWS)
+        timed: dict[str, Step] = {**contenders, "batch": lambda: batches.at(run.step), "peak": lambda: square @ square}
+        found: dict[str, list[float]] = {key: [] for key in timed}
+        for turn in range(1 + turns):
+            for key, work in timed.items():
+                taken = seconds(work, steps)
+                if turn:  # the first one warms up
+                    found[key].append(taken)
+        memory = {key: peak_bytes(work, torch.device("cpu")) for key, work in contenders.items()}
+        tokens = shape["batch"] * shape["context"]
+        operations = training_operations(forward_operations(run.model), tokens)
+    peak = 2 * PEAK_ROWS**3 / median(found["peak"])
+    plain = median(found["torch.nn"])
+    return [
+        {
+            "shape": name,
+            "what": key,
+            "precision": precision if key == "ours" else "float32",
+            "milliseconds": 1000 * median(found[key]),
+            "tokens_per_second": tokens / median(found[key]),
+            "times_torch_nn": plain / median(found[key]),
+            "gigaflops": operations / median(found[key]) / 1e9,
+            "share_of_peak": operations / median(found[key]) / peak,
+            "share_for_the_batch": median(found["batch"]) / median(found[key]) if key == "ours" else None,
+            "bytes_per_token": memory[key] / tokens,
+        }
+        for key in contenders
+    ]
+
+
+def main(
+    shape: Annotated[list[str], typer.Option(help="narrow, wide or both.")],
+    precision: Annotated[str, typer.Option(help="Of ours: float32 or bfloat16.")] = "float32",
+    nanogpt: Annotated[Path | None, typer.Option(help="A folder with nanoGPT's model.py.")] = None,
+    turns: Annotated[int, typer.Option(help="Turns that are timed; medians of them are shown.")] = 7,
+    steps: Annotated[int, typer.Option(help="Steps in a turn.")] = 5,
+    threads: Annotated[int, typer.Option(help="Processor cores to use.")] = 2,
+    out: Annotated[Path, typer.Option(help="Where to write the table.")] = RESULTS,
+) -> None:
+    """Print and write each contender's speed, and what share of the processor's peak that is."""
+    rows = [row for name in shape for row in measure(name, precision, nanogpt, turns, steps, threads)]
+    table = pd.DataFrame(rows)
+    out.parent.mkdir(exist_ok=True)
+    table.to_csv(out, index=False, float_format="%.4g", lineterminator="\n")
+    typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:,.3g}"))
+
+
+if __name__ == "__main__":
+    typer.run(main)
