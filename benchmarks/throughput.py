@@ -10,7 +10,6 @@ Operations are counted by lmlab.sizing, and the peak is torch's own product of t
 same turns. Writes benchmarks/results/throughput.csv.
 """
 
-import importlib.util
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
+import nanogpt as theirs
 import pandas as pd
 import torch
 import typer
@@ -80,18 +80,6 @@ def eager(model: nn.Module, loss_of: Callable[[Any], torch.Tensor], batch: torch
     return step
 
 
-def nanogpt(folder: Path, shape: dict[str, int], vocabulary: int) -> nn.Module:
-    """The model of nanoGPT's own model.py."""
-    found = importlib.util.spec_from_file_location("nanogpt_model", folder / "model.py")
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    sizes = {"n_layer": shape["depth"], "n_head": shape["heads"], "n_embd": shape["width"], "block_size": shape["context"]}
-    made: nn.Module = module.GPT(module.GPTConfig(**sizes, vocab_size=vocabulary, dropout=0.0, bias=False))
-    return made
-
-
 def seconds(step: Step, steps: int) -> float:
     """Of one of some steps."""
     start = time.perf_counter()
@@ -126,7 +114,8 @@ def measure(name: str, precision: str, folder: Path | None, turns: int, steps: i
             "ours": ours,
         }
         if folder:
-            model = nanogpt(folder, shape, shards.vocabulary)
+            names = {"n_layer": "depth", "n_head": "heads", "n_embd": "width", "block_size": "context"}
+            model = theirs.load(folder, vocab_size=shards.vocabulary, **{name: shape[key] for name, key in names.items()})
             contenders["nanoGPT"] = eager(model, lambda found: found[1], batch)
         square = torch.randn(PEAK_ROWS, PEAK_ROWS)
         timed: dict[str, Step] = {**contenders, "batch": lambda: batches.at(run.step), "peak": lambda: square @ square}

@@ -2,11 +2,13 @@
 
     python benchmarks/time_to_quality.py --text input.txt --target 1.9053 --recipe yardstick --recipe sprint
 
-A recipe is a file in benchmarks/recipes: values for params.yaml by dotted key. Of the text the last tenth is validation and
-never trained on. Seconds are those in training steps, from the first to the last: neither validation nor setting up counts.
-A recipe's schedule ends with its last step, and so its loss is read there: over all of validation, in windows side by side
-(as while training), and in windows that overlap by half. Recipes take turns, seed by seed, so that a busy machine slows all.
-The Kneser-Ney n-gram's seconds are those of counting. Writes benchmarks/results/time_to_quality.csv, or what `--out` says.
+A recipe is a file in benchmarks/recipes: values for params.yaml by dotted key. Of the text the last tenth is validation
+and never trained on. Seconds are those in training steps, from the first to the last: neither validation nor setting up
+counts. A recipe's schedule ends with its last step, and so its loss is read there: over all of validation, in windows
+side by side (as while training), and in windows that overlap by half. Recipes take turns, seed by seed, so that a busy
+machine slows all. With `--nanogpt` its own model and recipe run too, from a clone of its repository. `mixed_nats` are
+those of half the model and half a Kneser-Ney n-gram, counted on the text that was trained on; the n-gram's own row has
+the seconds that counting takes. Writes benchmarks/results/time_to_quality.csv, or what `--out` says.
 """
 
 import time
@@ -14,9 +16,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
+import nanogpt
 import numpy as np
 import pandas as pd
 import typer
+from numpy.typing import NDArray
 
 from lmlab import collecting, documents, params, parts, preflight, sharding, training
 from lmlab.collecting import DownloadParams
@@ -52,8 +56,8 @@ def prepare(tree: Tree, folder: Path) -> tuple[Shards, Tokenizer]:
     return open_shards(folder / "shards", folder / "tokenizer" / "tokenizer.json"), tokenizer
 
 
-def run(tree: Tree, shards: Shards, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Train once; seconds, and nats per token on validation."""
+def run(tree: Tree, shards: Shards, tokenizer: Tokenizer, counted: NDArray[np.float64]) -> dict[str, Any]:
+    """Train once; seconds, and nats per token on validation, where the n-gram pays `counted` for each."""
     train = params.section(tree, "train", TrainParams)
     with TemporaryDirectory() as made:
         folder = Path(made)
@@ -62,25 +66,37 @@ def run(tree: Tree, shards: Shards, tokenizer: Tokenizer) -> dict[str, Any]:
         )
         model, saved = models.load(folder / "model", use_device(train.device, train.threads))
     stream, window = shards.stream("validation"), model.context
+    aside = score(model, stream, shards.document, window, window)
+    charged = ~np.isnan(aside.nats_of)
     return {
         "seconds": timing["training_seconds"],
-        "nats": score(model, stream, shards.document, window, window).nats_per_token,
+        "nats": aside.nats_per_token,
         "overlapping_nats": score(model, stream, shards.document, window, window // 2).nats_per_token,
+        "mixed_nats": float(np.log(2) - np.logaddexp(-aside.nats_of[charged], -counted[charged]).mean()),
         "tokens_per_second": timing["tokens_per_second"],
         "tokens": saved["tokens"],
         "parameters": saved["parameters"],
     }
 
 
-def count(shards: Shards) -> dict[str, Any]:
-    """The n-gram that a model has to be held against."""
+def count(shards: Shards) -> tuple[dict[str, Any], NDArray[np.float64]]:
+    """The n-gram that a model has to be held against, and what it pays for each token of validation."""
     text = shards.stream("train")
     start = time.perf_counter()
     ngram = KneserNey(text, shards.vocabulary, NGRAM_ORDER)
     seconds = time.perf_counter() - start
     stream = shards.stream("validation")
-    nats = float(ngram.nats(stream)[1:][stream[1:] != shards.document].mean())
-    return {"recipe": f"Kneser-Ney {NGRAM_ORDER}-gram", "seconds": seconds, "nats": nats, "tokens": len(text)}
+    nats = ngram.nats(stream)[1:]
+    mean = float(nats[stream[1:] != shards.document].mean())
+    return {"recipe": f"Kneser-Ney {NGRAM_ORDER}-gram", "seconds": seconds, "nats": mean, "tokens": len(text)}, nats
+
+
+def reference(folder: Path, shards: Shards, seed: int) -> dict[str, Any]:
+    """The same for nanoGPT's own recipe."""
+    model, seconds = nanogpt.train(folder, shards.stream("train"), shards.vocabulary, seed)
+    tokens = nanogpt.STEPS * nanogpt.BATCH * nanogpt.CONTEXT
+    speed = {"tokens_per_second": tokens / seconds, "parameters": sum(parameter.numel() for parameter in model.parameters())}
+    return {"seconds": seconds, "nats": nanogpt.nats(model, shards.stream("validation")), "tokens": tokens, **speed}
 
 
 def main(
@@ -88,6 +104,7 @@ def main(
     text: Annotated[Path | None, typer.Option(help="A text file; without one, the corpus of params.yaml.")] = None,
     target: Annotated[float, typer.Option(help="Nats per token that should be reached; 0: none.")] = 0.0,
     seeds: Annotated[int, typer.Option(help="Runs of each recipe.")] = 3,
+    clone: Annotated[Path | None, typer.Option("--nanogpt", help="A folder with nanoGPT's model.py.")] = None,
     threads: Annotated[int, typer.Option(help="Processor cores to use.")] = 2,
     out: Annotated[Path, typer.Option(help="Where to write the table.")] = RESULTS,
 ) -> None:
@@ -101,14 +118,19 @@ def main(
         preflight.check(tree)
     with TemporaryDirectory() as made:
         shards, tokenizer = prepare(base, Path(made))
-        rows = [count(shards)]
+        row, counted = count(shards)
+        rows = [row]
         for seed in range(seeds):
             for name, tree in trees.items():
                 seeded = changed(tree, {"train.seed": seed, "train.data_seed": seed})
-                rows.append({"recipe": name, "seed": seed, **run(seeded, shards, tokenizer)})
+                rows.append({"recipe": name, "seed": seed, **run(seeded, shards, tokenizer, counted)})
+            if clone:
+                rows.append({"recipe": "nanoGPT", "seed": seed, **reference(clone, shards, seed)})
     table = pd.DataFrame(rows)
     yardstick = table.loc[table["recipe"] == YARDSTICK, "seconds"]
     table["times_faster"] = yardstick.mean() / table["seconds"] if len(yardstick) else np.nan
+    if clone:
+        table["times_nanogpt"] = table.loc[table["recipe"] == "nanoGPT", "seconds"].mean() / table["seconds"]
     if target:
         table["reached"] = table["nats"] <= target
     out.parent.mkdir(exist_ok=True)

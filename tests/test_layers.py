@@ -339,6 +339,18 @@ def test_narrow_rows_stand_side_by_side_and_are_widened_to_the_model() -> None:
     assert torch.allclose(embed(tokens)[0, -1], expected, atol=1e-6)
 
 
+def test_dropout_of_n_grams_leaves_out_whole_rows_in_training_alone() -> None:
+    embed = embedding("n_gram", vocabulary=7, longest=2, buckets=10**6, dropout=0.25)
+    tokens = small.tokens(50, 20, vocabulary=7)
+    plain, row = embed.eval()(tokens), embed.tables[0](embed._row(nn.functional.pad(tokens, (1, 0), value=7), 2, 20))
+    torch.manual_seed(0)
+    seen = embed.train()(tokens) - embed.tokens(tokens)
+    left_out = (seen == 0).all(-1)
+    assert 0.2 < left_out.double().mean() < 0.3
+    assert torch.allclose(seen[~left_out], row[~left_out] / 0.75)
+    assert torch.equal(embed.eval()(tokens), plain)
+
+
 # ---------------------------------------------------------------- placements and residual connections
 
 

@@ -394,7 +394,7 @@ def test_the_device_is_set_to_repeat_itself() -> None:
 # ---------------------------------------------------------------- what is left to the model's width
 
 
-@pytest.mark.parametrize(("width", "accumulate", "batch"), [(16, 1, 1), (128, 1, 8), (128, 3, 9), (512, 4, 32), (8, 2, 2)])
+@pytest.mark.parametrize(("width", "accumulate", "batch"), [(16, 1, 2), (128, 1, 16), (128, 3, 15), (512, 4, 64), (8, 2, 2)])
 def test_a_batch_left_open_is_in_proportion_to_the_width(width: int, accumulate: int, batch: int) -> None:
     open_ = section(small.tree(**{**BASE, "batch": 0, "accumulate": accumulate}), "train", TrainParams)
     assert open_.sized(width).batch == batch
@@ -418,8 +418,8 @@ def test_depth_alone_sets_the_size_and_every_derived_value_can_be_set_by_hand() 
             "rate": rates,
         }
 
-    assert begun(depth=4) == {"width": 128, "blocks": 4, "batch": 8, "heads": {2}, "rate": {0.004}}
-    assert begun(depth=16) == {"width": 512, "blocks": 16, "batch": 32, "heads": {8}, "rate": {0.002}}
+    assert begun(depth=4) == {"width": 128, "blocks": 4, "batch": 16, "heads": {2}, "rate": {0.004}}
+    assert begun(depth=16) == {"width": 512, "blocks": 16, "batch": 64, "heads": {8}, "rate": {0.002}}
     by_hand = begun(depth=3, width=48, heads=4, batch=5, power=0.0)
     assert by_hand == {"width": 48, "blocks": 3, "batch": 5, "heads": {4}, "rate": {0.004}}
 
@@ -427,8 +427,8 @@ def test_depth_alone_sets_the_size_and_every_derived_value_can_be_set_by_hand() 
 def test_a_saved_model_tells_its_size(corpus: Corpus) -> None:
     saved = json.loads(train(corpus, "run", batch=0)["model/model.json"])
     size = saved["size"]
-    assert (size["width"], size["blocks"], size["batch"]) == (16, 2, 1)
-    assert saved["tokens"] == 7 * 1 * 8
+    assert (size["width"], size["blocks"], size["batch"]) == (16, 2, 2)
+    assert saved["tokens"] == 7 * 2 * 8
     assert sum(size["parameters"].values()) == saved["parameters"]
     assert size["bytes"]["optimizer"] >= 2 * size["bytes"]["weights"]  # the two means of AdamW
 

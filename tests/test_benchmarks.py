@@ -1,0 +1,57 @@
+"""Every benchmark runs, at a size where its figures mean nothing, and writes the table it promises."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import small
+
+FOLDER = small.PROJECT / "benchmarks"
+TEXT = "the king that the queen sees sleeps.\n"
+
+
+def table(tmp_path: Path, name: str, *options: str) -> pd.DataFrame:
+    out = tmp_path / "out.csv"
+    command = [sys.executable, str(FOLDER / f"{name}.py"), *options, "--out", str(out)]
+    done = subprocess.run(command, cwd=small.PROJECT, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return pd.read_csv(out)
+
+
+def test_generation(tmp_path: Path) -> None:
+    found = table(tmp_path, "generation", "--batch", "1", "--batch", "3", "--tokens", "12", "--timed", "2")
+    assert found["batch"].tolist() == [1, 3]
+    assert (found[["remembering", "recomputing", "ratio", "first_milliseconds"]] > 0).all(axis=None)
+
+
+def test_growth(tmp_path: Path) -> None:
+    found = table(tmp_path, "growth", "--turns", "1", "--values-of-each", "2")
+    assert set(found["size"]) == {"width", "depth", "context", "batch", "vocabulary", "corpus"}
+    assert (found.groupby("size")["order"].count() == 1).all()
+    memory = found.set_index("size")["memory_order"].dropna()  # memory does not depend on how busy the machine is
+    assert memory[["batch", "corpus"]].tolist() == pytest.approx([1, 0], abs=0.1)
+
+
+def test_sharding(tmp_path: Path) -> None:
+    found = table(tmp_path, "sharding", "--megabytes", "0.2", "--tokenizer", "character", "--processes", "1")
+    assert found["stage"].tolist() == ["download", "tokenizer", "shard"]
+    assert 0.1 < found["megabytes"].iloc[0] < 0.4
+    assert (found[["seconds", "peak_megabytes", "megabytes_per_second"]] > 0).all(axis=None)
+
+
+def test_throughput(tmp_path: Path) -> None:
+    found = table(tmp_path, "throughput", "--shape", "narrow", "--turns", "1", "--steps", "1", "--threads", "1")
+    assert found["what"].tolist() == ["torch.nn", "ours"]
+    assert found["times_torch_nn"].iloc[0] == 1
+    assert (found[["tokens_per_second", "gigaflops", "share_of_peak", "bytes_per_token"]] > 0).all(axis=None)
+
+
+def test_time_to_quality(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(TEXT * 400)
+    given = ["--text", str(tmp_path / "text.txt"), "--recipe", "sprint", "--seeds", "1", "--threads", "1", "--target", "3"]
+    found = table(tmp_path, "time_to_quality", *given).set_index("recipe")
+    assert found.index.tolist() == ["Kneser-Ney 7-gram", "sprint"]
+    assert found.loc["sprint", "reached"]  # a text of one sentence
+    assert found.loc["sprint", "mixed_nats"] < found.loc["sprint", "nats"] + 0.7  # half of each probability is left
