@@ -32,6 +32,7 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "dropout": {"dropout": 0.3},
     "accumulate": {"accumulate": 2, "dropout": 0.1},
     "tied": {"tied": True},
+    "tables of n-grams": {"embedding": "n_gram", "row_width": 4, "dropout": 0.3, "optimizer": "muon"},
     "bfloat16": {"precision": "bfloat16"},
     "no clipping": {"clip": 0.0, "log_every": 5},
     "steps in the backward pass": {"clip": 0.0, "step_in_backward": True},
@@ -88,7 +89,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int) -
 def train_until(step: int, corpus: Corpus, folder: str, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
     """A run that ends suddenly as it begins a step, the first being 1."""
     with monkeypatch.context() as patched:
-        stop_at(patched, training, "_step", step)
+        stop_at(patched, training, "take_step", step)
         with pytest.raises(Stopped):
             train(corpus, folder, **changes)
 
@@ -100,7 +101,7 @@ def test_run_twice_and_stopped_at_every_turn_it_writes_the_same_bytes(
     whole = train(corpus, "whole", **changes)
     assert train(corpus, "again", **changes) == whole
     ends: list[tuple[Any, str, int]] = [
-        (training, "_step", 3),
+        (training, "take_step", 3),
         (snapshots, "write", 1),
         (checkpoint, "save", 2),
         (training, "score", 1),
@@ -130,8 +131,8 @@ def test_a_run_goes_on_where_it_was_stopped(
 ) -> None:
     train_until(5, corpus, "stopped", monkeypatch)
     taken: list[int] = []
-    real = training._step
-    monkeypatch.setattr(training, "_step", lambda params, run, *rest: (taken.append(run.step), real(params, run, *rest))[1])
+    real = training.take_step
+    monkeypatch.setattr(training, "take_step", lambda params, run, *rest: (taken.append(run.step), real(params, run, *rest))[1])
     train(corpus, "stopped")
     assert taken == [4, 5, 6]
     assert "going on from step 4" in capsys.readouterr().out
@@ -172,7 +173,7 @@ def test_other_shards_take_up_no_checkpoint(
     corpus: Corpus, shards_of: Callable[..., Corpus], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train_until(5, corpus, "other", monkeypatch)
-    monkeypatch.setattr(training, "_step", lambda params, run, *rest: pytest.fail("went on") if run.step else _stop())
+    monkeypatch.setattr(training, "take_step", lambda params, run, *rest: pytest.fail("went on") if run.step else _stop())
     with pytest.raises(Stopped):
         train(shards_of(TEXT, "12 times 12 is 145.\n"), "run")
 
@@ -339,7 +340,7 @@ def refusal(corpus: Corpus, **changes: Any) -> str:
 def test_a_run_that_breaks_down_names_the_step_and_the_last_checkpoint(
     corpus: Corpus, bad: float, place: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = training._step
+    real = training.take_step
 
     def breaks(params: Any, run: Any, *rest: Any) -> tuple[float, ...]:
         numbers = list(real(params, run, *rest))
@@ -347,7 +348,7 @@ def test_a_run_that_breaks_down_names_the_step_and_the_last_checkpoint(
             numbers[place] = bad
         return tuple(numbers)
 
-    monkeypatch.setattr(training, "_step", breaks)
+    monkeypatch.setattr(training, "take_step", breaks)
     message = refusal(corpus)
     (kept,) = Path(".scratch").glob(f"*/{checkpoint.FILE}")
     assert "broke down at step 5: loss" in message
