@@ -34,6 +34,7 @@ MINIATURE: dict[str, Any] = {
     "models.transformer.depth": 1,
     "models.transformer.width": 16,
     "layers.attention.multi_head.heads": 2,
+    "evaluate.stride": 8,
     "evaluate.ngram_order": 3,
     "evaluate.sample_tokens": 20,
     "probe.windows": 4,

@@ -14,7 +14,7 @@ from lmlab.experiments import commands, searching
 from lmlab.experiments.searching import Outcome, Search, Values
 from lmlab.params import Tree
 
-RATE, DEPTH, RULE = "optimizers.adamw.learning_rate", "models.transformer.depth", "train.learning_rule"
+RATE, DEPTH, RULE = "optimizers.muon.learning_rate", "models.transformer.depth", "train.learning_rule"
 RANGES = [f"{RATE}=log:0.0001..1.0", f"{DEPTH}=1..6", f"{RULE}=backprop,frozen"]
 Fake = Callable[[str, Values], Outcome]
 
@@ -130,8 +130,8 @@ def test_the_commands_at_the_end_confirm_with_seeds_that_were_not_searched(tree:
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        ("optimizers.adamw.learning_rat=0.1..1.0", "did you mean optimizers.adamw.learning_rate?"),
-        ("optimizer.adamw.beta1=0.1..1.0", "did you mean optimizers.adamw.beta1?"),
+        ("optimizers.muon.learning_rat=0.1..1.0", "did you mean optimizers.muon.learning_rate?"),
+        ("optimizer.muon.momentum=0.1..1.0", "did you mean optimizers.muon.momentum?"),
         ("nothing", "write KEY=RANGE"),
         (f"{RATE}=1.0..0.1", "1.0 is not below 0.1"),
         (f"{RATE}=log:0.0..0.1", "begins above 0"),
@@ -169,7 +169,7 @@ def test_names_and_repeated_keys_are_refused(tree: Tree) -> None:
         (f"{DEPTH}=2..8/4", {2, 6}),
         (f"{DEPTH}=log:1..4", {1, 2, 3, 4}),
         (f"{RATE}=0.1..0.35/0.1", {0.1, 0.2, 0.3}),
-        ("optimizers.adamw.cautious=true,false", {True, False}),
+        ("optimizers.muon.cautious=true,false", {True, False}),
         (f"{RATE}=0.001,0.003", {0.001, 0.003}),
     ],
 )
