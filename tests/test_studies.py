@@ -19,7 +19,7 @@ TEXT = "".join(f"{number} times {number} is {number * number}.\n" for number in 
 SHARED = {
     "train.steps": 4, "train.batch": 4, "train.context": 8, "train.threads": 1, "train.validate_every": 2,
     "train.sample_every": 0, "train.snapshots": 0, "models.transformer.depth": 1, "models.transformer.width": 16,
-    "layers.attention.multi_head.heads": 2, "evaluate.stride": 8, "shard.processes": 1,
+    "layers.attention.multi_head.heads": 2, "evaluate.stride": 8, "shard.processes": 1, **small.PLAIN,
 }  # fmt: skip
 
 
