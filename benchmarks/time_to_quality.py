@@ -38,7 +38,7 @@ from lmlab.training import TrainParams
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results" / "time_to_quality.csv"
-YARDSTICK = "yardstick"
+YARDSTICK, NANOGPT = "yardstick", "nanoGPT"
 NGRAM_ORDER = 7
 ALWAYS = {"train.validate_every": 0, "train.sample_every": 0, "train.snapshots": 0, "train.checkpoint_seconds": 3600.0}
 """Nothing but training between the first step and the last."""
@@ -124,18 +124,23 @@ def main(
             for name, tree in trees.items():
                 seeded = changed(tree, {"train.seed": seed, "train.data_seed": seed})
                 rows.append({"recipe": name, "seed": seed, **run(seeded, shards, tokenizer, counted)})
+                write(rows, target, out)
             if clone:
-                rows.append({"recipe": "nanoGPT", "seed": seed, **reference(clone, shards, seed)})
+                rows.append({"recipe": NANOGPT, "seed": seed, **reference(clone, shards, seed)})
+                write(rows, target, out)
+    typer.echo(pd.read_csv(out).to_string(index=False, float_format=lambda value: f"{value:,.4g}"))
+
+
+def write(rows: list[dict[str, Any]], target: float, out: Path) -> None:
+    """What is known so far, so that a run that is stopped leaves it."""
     table = pd.DataFrame(rows)
-    yardstick = table.loc[table["recipe"] == YARDSTICK, "seconds"]
-    table["times_faster"] = yardstick.mean() / table["seconds"] if len(yardstick) else np.nan
-    if clone:
-        table["times_nanogpt"] = table.loc[table["recipe"] == "nanoGPT", "seconds"].mean() / table["seconds"]
+    for name, column in ((YARDSTICK, "times_faster"), (NANOGPT, "times_nanogpt")):
+        if (table["recipe"] == name).any():
+            table[column] = table.loc[table["recipe"] == name, "seconds"].mean() / table["seconds"]
     if target:
         table["reached"] = table["nats"] <= target
     out.parent.mkdir(exist_ok=True)
     table.to_csv(out, index=False, float_format="%.5g", lineterminator="\n")
-    typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:,.4g}"))
 
 
 if __name__ == "__main__":

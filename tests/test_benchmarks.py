@@ -8,6 +8,8 @@ import pandas as pd
 import pytest
 import small
 
+from lmlab import parts
+
 FOLDER = small.PROJECT / "benchmarks"
 TEXT = "the king that the queen sees sleeps.\n"
 
@@ -55,3 +57,11 @@ def test_time_to_quality(tmp_path: Path) -> None:
     assert found.index.tolist() == ["Kneser-Ney 7-gram", "sprint"]
     assert found.loc["sprint", "reached"]  # a text of one sentence
     assert found.loc["sprint", "mixed_nats"] < found.loc["sprint", "nats"] + 0.7  # half of each probability is left
+
+
+def test_tokenizing(tmp_path: Path) -> None:
+    found = table(tmp_path, "tokenizing", "--corpus", "grammar", "--megabytes", "0.1", "--vocabulary", "300")
+    assert set(parts.names("tokenizers")) < set(found["tokenizer"])
+    ours, theirs = found.set_index("tokenizer").loc[["bpe", "tiktoken, our merges"], "bytes_per_token"]
+    assert ours == pytest.approx(theirs, rel=0.05)  # the same merges over nearly the same pieces
+    assert (found[["megabytes_per_second", "again"]] > 0).all(axis=None)

@@ -132,7 +132,9 @@ def test_a_run_goes_on_where_it_was_stopped(
     train_until(5, corpus, "stopped", monkeypatch)
     taken: list[int] = []
     real = training.take_step
-    monkeypatch.setattr(training, "take_step", lambda params, run, *rest: (taken.append(run.step), real(params, run, *rest))[1])
+    monkeypatch.setattr(
+        training, "take_step", lambda params, run, *rest: (taken.append(run.step), real(params, run, *rest))[1]
+    )
     train(corpus, "stopped")
     assert taken == [4, 5, 6]
     assert "going on from step 4" in capsys.readouterr().out
