@@ -1,17 +1,18 @@
-"""Tokenizing and sharding of ever more text: seconds and peak memory, which should grow with the text and not at all.
+"""Tokenizing and sharding of ever more text: seconds should grow with the text, and peak memory should not.
 
     python benchmarks/sharding.py --megabytes 10 --megabytes 100 --megabytes 1000
 
-The text is generated (corpora.grammar, as many documents of 100 kB as it takes). Each of the three stages that see it
-runs in a process of its own, as in the pipeline, with workers of its own; memory is the most that any one of these
-processes held. Scratch files go to the system's folder for them, about three times the text. Writes
-benchmarks/results/sharding.csv.
+The text is generated: files of a megabyte, whose words are drawn by Zipf's law from 200,000 made of random letters. Each of
+the three stages that see it runs in a process of its own, as in the pipeline, with workers of its own; memory is the most
+that any one of these processes held. Scratch files, about three times the text, go to the system's folder for them.
+Writes benchmarks/results/sharding.csv.
 """
 
 import json
 import multiprocessing
 import os
 import resource
+import string
 import sys
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
+import numpy as np
 import pandas as pd
 import typer
 
@@ -33,9 +35,23 @@ from lmlab.tokenizers import base as tokenizers
 from lmlab.tokenizers.base import TokenizerParams
 
 RESULTS = Path(__file__).parent / "results" / "sharding.csv"
-SENTENCES_PER_MEGABYTE = 25_000
-"""Of the grammar, near enough: what is reported is the size that came out."""
-SENTENCES_PER_DOCUMENT = 2_500
+WORDS, LONGEST_WORD, WORDS_IN_A_LINE = 200_000, 10, 12
+
+
+def write_text(megabytes: float, folder: Path) -> None:
+    """Files of a megabyte or less."""
+    chance = np.random.default_rng(0)
+    letters = chance.choice(list(string.ascii_lowercase), (WORDS, LONGEST_WORD))
+    words = np.array(["".join(row[:length]) for row, length in zip(letters, chance.integers(2, 11, WORDS), strict=True)])
+    shares = 1 / np.arange(1, WORDS + 1)
+    folder.mkdir()
+    left, number = round(megabytes * 1e6), 0
+    while left > 0:
+        drawn = chance.choice(words, 150_000, p=shares / shares.sum())
+        lines = (" ".join(drawn[at : at + WORDS_IN_A_LINE]) for at in range(0, len(drawn), WORDS_IN_A_LINE))
+        text = "\n".join(lines)[: min(left, 1_000_000)]
+        (folder / f"{number:05d}.txt").write_text(text)
+        left, number = left - len(text), number + 1
 
 
 def download(tree: Tree, folder: Path) -> None:
@@ -86,12 +102,11 @@ def main(
     """Print and write what each stage took at each size."""
     rows: list[dict[str, Any]] = []
     for size in megabytes:
-        count = max(2, round(size * SENTENCES_PER_MEGABYTE / SENTENCES_PER_DOCUMENT))
-        text = {"documents": count, "sentences": SENTENCES_PER_DOCUMENT}
-        changes: dict[str, Any] = {f"corpora.grammar.{key}": value for key, value in text.items()}
-        changes |= {"download.corpus": "grammar", "shard.processes": processes}
         with TemporaryDirectory() as made:
             folder = Path(made)
+            write_text(size, folder / "text")
+            changes: dict[str, Any] = {"download.corpus": "local", "corpora.local.files": str(folder / "text" / "*.txt")}
+            changes["shard.processes"] = processes
             plain = changed(params.read(), changes)
             found = alone(download, plain, folder)
             for number, chosen in enumerate(name or parts.names("tokenizers")):
@@ -104,10 +119,8 @@ def main(
                     row = {"stage": stage, "tokenizer": chosen if stage != "download" else "", "megabytes": written}
                     rows.append({**row, **took, "megabytes_per_second": written / took["seconds"]})
                     typer.echo(
-                        ", ".join(
-                            f"{key} {value:.4g}" if isinstance(value, float) else str(value)
-                            for key, value in rows[-1].items()
-                        )
+                        f"{stage:10} {row['tokenizer']:10}{written:10,.1f} MB of text"
+                        f"{took['seconds']:10,.1f} s{took['peak_megabytes']:10,.0f} MB held"
                     )
     out.parent.mkdir(exist_ok=True)
     pd.DataFrame(rows).to_csv(out, index=False, float_format="%.4g", lineterminator="\n")
