@@ -82,7 +82,7 @@ class TrainParams(Params):
         return self.seed if self.data_seed == -1 else self.data_seed
 
     def sized(self, width: int) -> "TrainParams":
-        """The same with what is left to the model's width: a batch of 16 windows at width 128, in proportion to the width."""
+        """The same with what is left to the width: a batch of 16 windows at width 128, in proportion to it."""
         pieces = max(1, round(width / 8 / self.accumulate))
         return self if self.batch else self.model_copy(update={"batch": pieces * self.accumulate})
 
