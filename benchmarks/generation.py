@@ -9,13 +9,12 @@ take minutes. `first_milliseconds` is from a prompt of half a context to the fir
 benchmarks/results/generation.csv.
 """
 
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
-import pandas as pd
 import torch
 import typer
+from common import RESULTS, seconds, show, write
 
 from lmlab import generation, params, parts
 from lmlab.device import use_device
@@ -23,19 +22,14 @@ from lmlab.experiments.studies import changed
 from lmlab.models import base as models
 from lmlab.models.base import LanguageModel
 
-RESULTS = Path(__file__).parent / "results" / "generation.csv"
 VOCABULARY = 65
 
 
 def remembering(model: LanguageModel, batch: int, tokens: int) -> float:
     """Tokens a second, all rows together."""
-    start = time.perf_counter()
     if batch == 1:
-        for _ in generation.sample_ids(model, [0], tokens, 1.0, seed=0):
-            pass
-    else:
-        generation.sample_rows(model, batch, 0, tokens, 1.0, seed=0)
-    return batch * tokens / (time.perf_counter() - start)
+        return tokens / seconds(lambda: list(generation.sample_ids(model, [0], tokens, 1.0, seed=0)))
+    return batch * tokens / seconds(lambda: generation.sample_rows(model, batch, 0, tokens, 1.0, seed=0))
 
 
 @torch.no_grad()
@@ -44,28 +38,21 @@ def recomputing(model: LanguageModel, batch: int, tokens: int, timed: int) -> fl
     seen = torch.zeros(batch, 1, dtype=torch.long)
     chance = torch.Generator().manual_seed(0)
 
-    def add(seen: torch.Tensor) -> torch.Tensor:
+    def add() -> None:
+        nonlocal seen
         logits = model(seen[:, -model.context :])[:, -1].double()
-        return torch.cat((seen, torch.multinomial(logits.softmax(-1), 1, generator=chance)), dim=1)
+        seen = torch.cat((seen, torch.multinomial(logits.softmax(-1), 1, generator=chance)), dim=1)
 
-    start = time.perf_counter()
     short = min(tokens, model.context)
-    for _ in range(short):
-        seen = add(seen)
-    growing = time.perf_counter() - start
+    growing = short * seconds(add, short)
     rest = min(timed, tokens - short)
-    start = time.perf_counter()
-    for _ in range(rest):
-        seen = add(seen)
-    full = (time.perf_counter() - start) / rest if rest else 0.0
+    full = seconds(add, rest) if rest else 0.0
     return batch * tokens / (growing + full * (tokens - short))
 
 
 def first(model: LanguageModel) -> float:
     """Seconds from a prompt to its first token."""
-    start = time.perf_counter()
-    next(iter(generation.sample_ids(model, [0] * (model.context // 2), 1, 1.0, seed=0)))
-    return time.perf_counter() - start
+    return seconds(lambda: next(generation.sample_ids(model, [0] * (model.context // 2), 1, 1.0, seed=0)))
 
 
 def main(
@@ -74,7 +61,7 @@ def main(
     timed: Annotated[int, typer.Option(help="Tokens of full length that are timed when recomputing.")] = 100,
     model: Annotated[str, typer.Option(help="The model of params.yaml.")] = "transformer",
     threads: Annotated[int, typer.Option(help="Processor cores to use.")] = 1,
-    out: Annotated[Path, typer.Option(help="Where to write the table.")] = RESULTS,
+    out: Annotated[Path, typer.Option(help="Where to write the table.")] = RESULTS / "generation.csv",
 ) -> None:
     """Print and write tokens a second, and how many times faster a memory makes it."""
     use_device("cpu", threads)
@@ -90,10 +77,8 @@ def main(
         row = {"model": model, "context": made.context, "batch": rows_at_once, "tokens": tokens}
         speeds = {"remembering": fast, "recomputing": slow, "ratio": fast / slow}
         rows.append({**row, **speeds, "first_milliseconds": 1000 * latency})
-    table = pd.DataFrame(rows)
-    out.parent.mkdir(exist_ok=True)
-    table.to_csv(out, index=False, float_format="%.4g", lineterminator="\n")
-    typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:,.3g}"))
+    write(rows, out)
+    show(rows)
 
 
 if __name__ == "__main__":

@@ -10,18 +10,17 @@ context. Small models are below the order in width, as they wait for memory, and
 corpus costs time to read, not to train on: of that the batch alone is timed. Writes benchmarks/results/growth.csv.
 """
 
-import time
 from collections.abc import Callable
+from itertools import count
 from math import log2
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
-import pandas as pd
 import torch
 import typer
-from time_to_quality import prepare
+from common import RESULTS, prepare, seconds, show, write
 
 from lmlab import params, parts, training
 from lmlab.batches import Batches
@@ -32,7 +31,6 @@ from lmlab.params import Tree
 from lmlab.probes.cost import peak_bytes
 from lmlab.training import TrainParams
 
-RESULTS = Path(__file__).parent / "results" / "growth.csv"
 VOCABULARY = 64
 SIZES: dict[str, tuple[str, list[int], float, float]] = {
     "width": ("models.transformer.width", [128, 256, 512], 2, 1),
@@ -61,34 +59,33 @@ def step_of(tree: Tree, vocabulary: int) -> Callable[[], None]:
     return step
 
 
-def batch_of(tree: Tree, folder: Path) -> Callable[[], None]:
+def batch_of(tree: Tree, folder: Path) -> Callable[[], object]:
     """Only the reading of a batch, at ever other steps."""
     shards, _ = prepare(tree, folder)
     train = params.section(tree, "train", TrainParams)
     batches = Batches(shards, train.batch, train.context, 0, int(train.pool_megatokens * 1e6))
-    at = iter(range(10**9))
-    return lambda: batches.at(next(at)) and None
+    steps = count()
+    return lambda: batches.at(next(steps))
 
 
 def rows_of(
-    size: str, values: list[int], works: list[Callable[[], None]], expected: tuple[float, float], turns: int
+    size: str, values: list[int], works: list[Callable[[], object]], expected: tuple[float, float], turns: int
 ) -> list[dict[str, Any]]:
     """Each value's medians, and the order of growth between the last two."""
-    seconds: list[list[float]] = [[] for _ in works]
+    found: list[list[float]] = [[] for _ in works]
     for turn in range(1 + turns):
-        for work, found in zip(works, seconds, strict=True):
-            start = time.perf_counter()
-            work()
+        for work, times in zip(works, found, strict=True):
+            taken = seconds(work)
             if turn:  # the first one warms up
-                found.append(time.perf_counter() - start)
-    taken, memory = [median(found) for found in seconds], [peak_bytes(work, torch.device("cpu")) for work in works]
+                times.append(taken)
+    took, memory = [median(times) for times in found], [peak_bytes(work, torch.device("cpu")) for work in works]
     rows = []
     for number, value in enumerate(values):
-        row = {"size": size, "value": value, "milliseconds": 1000 * taken[number], "megabytes": memory[number] / 1e6}
+        row = {"size": size, "value": value, "milliseconds": 1000 * took[number], "megabytes": memory[number] / 1e6}
         if number == len(values) - 1:
             doublings = log2(values[-1] / values[-2])
             row |= {
-                "order": log2(taken[-1] / taken[-2]) / doublings,
+                "order": log2(took[-1] / took[-2]) / doublings,
                 "expected": expected[0],
                 "memory_order": log2(max(1.0, memory[-1]) / max(1.0, memory[-2])) / doublings,
                 "memory_expected": expected[1],
@@ -101,7 +98,7 @@ def main(
     turns: Annotated[int, typer.Option(help="Steps of each that are timed.")] = 7,
     values_of_each: Annotated[int, typer.Option(help="How many values of each size, from the smallest.")] = 3,
     threads: Annotated[int, typer.Option(help="Processor cores to use.")] = 1,
-    out: Annotated[Path, typer.Option(help="Where to write the table.")] = RESULTS,
+    out: Annotated[Path, typer.Option(help="Where to write the table.")] = RESULTS / "growth.csv",
 ) -> None:
     """Print and write milliseconds of a step, megabytes it needs, and how both grow."""
     use_device("cpu", threads)
@@ -113,14 +110,12 @@ def main(
         rows += rows_of(size, values, works, (expected[0], expected[1]), turns)
     with TemporaryDirectory() as made:
         works = []
-        for count in CORPUS[:values_of_each]:
-            text = {"download.corpus": "grammar", "corpora.grammar.documents": count, "corpora.grammar.sentences": 250}
-            works.append(batch_of(changed(base, text), Path(made) / str(count)))
+        for documents in CORPUS[:values_of_each]:
+            text = {"download.corpus": "grammar", "corpora.grammar.documents": documents, "corpora.grammar.sentences": 250}
+            works.append(batch_of(changed(base, text), Path(made) / str(documents)))
         rows += rows_of("corpus", CORPUS[:values_of_each], works, (0, 0), 50 * turns)
-    table = pd.DataFrame(rows)
-    out.parent.mkdir(exist_ok=True)
-    table.to_csv(out, index=False, float_format="%.4g", lineterminator="\n")
-    typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:,.3g}", na_rep=""))
+    write(rows, out)
+    show(rows)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated
 
-import pandas as pd
 import torch
 import typer
+from common import RESULTS, write
 
 from lmlab import params, parts
 from lmlab.device import use_device
@@ -23,7 +23,6 @@ from lmlab.models import base as models
 from lmlab.models.base import next_token_loss
 from lmlab.probes.cost import peak_bytes, seconds
 
-RESULTS = Path(__file__).parent / "results" / "learning_rules.csv"
 VOCABULARY = 65
 
 
@@ -58,6 +57,7 @@ def main(
     batch: Annotated[int, typer.Option(help="Windows in a batch.")] = 8,
     repeats: Annotated[int, typer.Option(help="Calls that are timed.")] = 5,
     threads: Annotated[int, typer.Option(help="Processor cores to use.")] = 1,
+    out: Annotated[Path, typer.Option(help="Where to write the table.")] = RESULTS / "learning_rules.csv",
 ) -> None:
     """Print and write each rule's time and memory as multiples of backprop's."""
     use_device("cpu", threads)
@@ -79,8 +79,7 @@ def main(
         rows.append(row)
         cells = "".join(f"{at['rule_bytes'] / at['backprop_bytes']:10.2f} {at['rule_bytes'] / 1e6:6.1f} MB" for at in found)
         typer.echo(f"{name:28}{row['backprop_milliseconds']:14.1f}{row['relative_time']:8.2f}  {cells}")
-    RESULTS.parent.mkdir(exist_ok=True)
-    pd.DataFrame(rows).to_csv(RESULTS, index=False, float_format="%.4g", lineterminator="\n")
+    write(rows, out)
 
 
 if __name__ == "__main__":

@@ -17,12 +17,11 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
-import pandas as pd
 import typer
+from common import RESULTS, write
 from ruamel.yaml import YAML
 
 PROJECT = Path(__file__).resolve().parents[1]
-RESULTS = PROJECT / "benchmarks" / "results" / "pipeline.csv"
 STAGES = ("download", "tokenizer", "shard", "train", "evaluate", "probe", "report")
 MINIATURE: dict[str, Any] = {
     "download.corpus": "grammar",
@@ -79,7 +78,7 @@ class Miniature:
 def main(
     repeats: Annotated[int, typer.Option(help="Times that each is done; medians are shown.")] = 3,
     queued: Annotated[int, typer.Option(help="Experiments to queue.")] = 20,
-    out: Annotated[Path, typer.Option(help="Where to write the table.")] = RESULTS,
+    out: Annotated[Path, typer.Option(help="Where to write the table.")] = RESULTS / "pipeline.csv",
 ) -> None:
     """Print and write seconds."""
     rows: list[dict[str, Any]] = []
@@ -117,8 +116,7 @@ def main(
             taken = project.seconds("dvc", "exp", "run", "--queue", "-S", f"train.seed=range(100,{100 + queued})")
             add(f"queueing {queued} experiments", taken, "one command")
             add("listing them", project.seconds("dvc", "queue", "status"), "a call")
-    out.parent.mkdir(exist_ok=True)
-    pd.DataFrame(rows).to_csv(out, index=False, float_format="%.3g", lineterminator="\n")
+    write(rows, out)
 
 
 if __name__ == "__main__":

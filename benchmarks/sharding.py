@@ -14,7 +14,6 @@ import os
 import resource
 import string
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout
@@ -23,18 +22,13 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import numpy as np
-import pandas as pd
 import typer
+from common import RESULTS, download, fit_tokenizer, seconds, shard, write
 
-from lmlab import collecting, documents, params, parts, sharding
-from lmlab.collecting import DownloadParams
+from lmlab import params, parts
 from lmlab.experiments.studies import changed
 from lmlab.params import Tree
-from lmlab.sharding import ShardParams
-from lmlab.tokenizers import base as tokenizers
-from lmlab.tokenizers.base import TokenizerParams
 
-RESULTS = Path(__file__).parent / "results" / "sharding.csv"
 WORDS, LONGEST_WORD, WORDS_IN_A_LINE = 200_000, 10, 12
 
 
@@ -54,40 +48,20 @@ def write_text(megabytes: float, folder: Path) -> None:
         left, number = left - len(text), number + 1
 
 
-def download(tree: Tree, folder: Path) -> None:
-    """The stage `download`."""
-    chosen = params.section(tree, "download", DownloadParams)
-    collecting.build(chosen, parts.choices(tree, "download", chosen)["corpus"].build(), folder / "corpus")
-
-
-def tokenizer(tree: Tree, folder: Path) -> None:
-    """The stage `tokenizer`."""
-    chosen = parts.choices(tree, "tokenizer", params.section(tree, "tokenizer", TokenizerParams))["name"]
-    fitted = tokenizers.fit(chosen, (text for _, _, text in documents.read_parts(folder / "corpus" / "train.parquet")))
-    tokenizers.save(chosen, fitted, folder / "tokenizer" / "tokenizer.json")
-
-
-def shard(tree: Tree, folder: Path) -> None:
-    """The stage `shard`."""
-    chosen = params.section(tree, "shard", ShardParams)
-    sharding.build(chosen, folder / "corpus", folder / "tokenizer", folder / "shards")
-
-
 def most_bytes() -> int:
     """The most memory that this process or one of its workers has held."""
     most = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return most if sys.platform == "darwin" else most * 1024  # bytes on macOS, kibibytes elsewhere
 
 
-def measured(stage: Callable[[Tree, Path], None], tree: Tree, folder: Path) -> dict[str, float]:
+def measured(stage: Callable[[Tree, Path], object], tree: Tree, folder: Path) -> dict[str, float]:
     """What a stage took, in this process."""
-    start = time.perf_counter()
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-        stage(tree, folder)
-    return {"seconds": time.perf_counter() - start, "peak_megabytes": most_bytes() / 1e6}
+        taken = seconds(lambda: stage(tree, folder))
+    return {"seconds": taken, "peak_megabytes": most_bytes() / 1e6}
 
 
-def alone(stage: Callable[[Tree, Path], None], tree: Tree, folder: Path) -> dict[str, float]:
+def alone(stage: Callable[[Tree, Path], object], tree: Tree, folder: Path) -> dict[str, float]:
     """What it takes in a process of its own."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(measured, stage, tree, folder).result()
@@ -97,7 +71,7 @@ def main(
     megabytes: Annotated[list[float], typer.Option(help="How much text.")],
     name: Annotated[list[str] | None, typer.Option("--tokenizer", help="Of params.yaml; all if none is named.")] = None,
     processes: Annotated[int, typer.Option(help="How many work on shards at once.")] = 2,
-    out: Annotated[Path, typer.Option(help="Where to write the table.")] = RESULTS,
+    out: Annotated[Path, typer.Option(help="Where to write the table.")] = RESULTS / "sharding.csv",
 ) -> None:
     """Print and write what each stage took at each size."""
     rows: list[dict[str, Any]] = []
@@ -112,7 +86,7 @@ def main(
             for number, chosen in enumerate(name or parts.names("tokenizers")):
                 tree = changed(plain, {"tokenizer.name": chosen})
                 stages = {"download": found} if number == 0 else {}
-                stages |= {stage.__name__: alone(stage, tree, folder) for stage in (tokenizer, shard)}
+                stages |= {"tokenizer": alone(fit_tokenizer, tree, folder), "shard": alone(shard, tree, folder)}
                 manifest = json.loads((folder / "shards" / "manifest.json").read_text())
                 written = sum(split["bytes"] for split in manifest["splits"].values()) / 1e6
                 for stage, took in stages.items():
@@ -122,8 +96,7 @@ def main(
                         f"{stage:10} {row['tokenizer']:10}{written:10,.1f} MB of text"
                         f"{took['seconds']:10,.1f} s{took['peak_megabytes']:10,.0f} MB held"
                     )
-    out.parent.mkdir(exist_ok=True)
-    pd.DataFrame(rows).to_csv(out, index=False, float_format="%.4g", lineterminator="\n")
+    write(rows, out)
 
 
 if __name__ == "__main__":

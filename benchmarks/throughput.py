@@ -10,7 +10,6 @@ Operations are counted by lmlab.sizing; the peak is torch's own product of two m
 turns. Writes benchmarks/results/throughput.csv.
 """
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -18,10 +17,9 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import nanogpt as theirs
-import pandas as pd
 import torch
 import typer
-from time_to_quality import FOLDER, YARDSTICK, prepare
+from common import FOLDER, RESULTS, prepare, seconds, show, write
 from torch import nn
 
 from lmlab import params, parts, training
@@ -32,7 +30,6 @@ from lmlab.probes.cost import peak_bytes
 from lmlab.sizing import forward_operations, training_operations
 from lmlab.training import TrainParams
 
-RESULTS = FOLDER / "results" / "throughput.csv"
 SHAPES = {
     "narrow": {"width": 128, "depth": 4, "heads": 4, "context": 64, "batch": 12},
     "wide": {"width": 384, "depth": 6, "heads": 6, "context": 256, "batch": 16},
@@ -80,18 +77,10 @@ def eager(model: nn.Module, loss_of: Callable[[Any], torch.Tensor], batch: torch
     return step
 
 
-def seconds(step: Step, steps: int) -> float:
-    """Of one of some steps."""
-    start = time.perf_counter()
-    for _ in range(steps):
-        step()
-    return (time.perf_counter() - start) / steps
-
-
 def measure(name: str, precision: str, folder: Path | None, turns: int, steps: int, threads: int) -> list[dict[str, Any]]:
     """A row for each contender at one shape."""
     shape = SHAPES[name]
-    recipe = changed(params.read(), params.read(FOLDER / "recipes" / f"{YARDSTICK}.yaml"))
+    recipe = changed(params.read(), params.read(FOLDER / "recipes" / "yardstick.yaml"))
     sizes = {f"models.transformer.{key}": shape[key] for key in ("width", "depth")}
     sizes |= {f"train.{key}": shape[key] for key in ("batch", "context")}
     heads = {"layers.attention.multi_head.heads": shape["heads"], "train.precision": precision}
@@ -154,14 +143,12 @@ def main(
     turns: Annotated[int, typer.Option(help="Turns that are timed; medians of them are shown.")] = 7,
     steps: Annotated[int, typer.Option(help="Steps in a turn.")] = 5,
     threads: Annotated[int, typer.Option(help="Processor cores to use.")] = 2,
-    out: Annotated[Path, typer.Option(help="Where to write the table.")] = RESULTS,
+    out: Annotated[Path, typer.Option(help="Where to write the table.")] = RESULTS / "throughput.csv",
 ) -> None:
     """Print and write each contender's speed, and what share of the processor's peak that is."""
     rows = [row for name in shape for row in measure(name, precision, nanogpt, turns, steps, threads)]
-    table = pd.DataFrame(rows)
-    out.parent.mkdir(exist_ok=True)
-    table.to_csv(out, index=False, float_format="%.4g", lineterminator="\n")
-    typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:,.3g}"))
+    write(rows, out)
+    show(rows)
 
 
 if __name__ == "__main__":

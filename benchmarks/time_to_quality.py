@@ -20,40 +20,25 @@ import nanogpt
 import numpy as np
 import pandas as pd
 import typer
+from common import FOLDER, RESULTS, prepare, show, write
 from numpy.typing import NDArray
 
-from lmlab import collecting, documents, params, parts, preflight, sharding, training
-from lmlab.collecting import DownloadParams
+from lmlab import params, parts, preflight, training
 from lmlab.device import use_device
 from lmlab.evaluation.kneser_ney import KneserNey
 from lmlab.evaluation.scoring import score
 from lmlab.experiments.studies import changed
+from lmlab.measures.n_gram_mixture import half_of_each
 from lmlab.models import base as models
 from lmlab.params import Tree
-from lmlab.sharding import ShardParams
-from lmlab.shards import Shards, open_shards
-from lmlab.tokenizers import base as tokenizers
-from lmlab.tokenizers.base import Tokenizer, TokenizerParams
+from lmlab.shards import Shards
+from lmlab.tokenizers.base import Tokenizer
 from lmlab.training import TrainParams
 
-FOLDER = Path(__file__).parent
-RESULTS = FOLDER / "results" / "time_to_quality.csv"
 YARDSTICK, NANOGPT = "yardstick", "nanoGPT"
 NGRAM_ORDER = 7
 ALWAYS = {"train.validate_every": 0, "train.sample_every": 0, "train.snapshots": 0, "train.checkpoint_seconds": 3600.0}
 """Nothing but training between the first step and the last."""
-
-
-def prepare(tree: Tree, folder: Path) -> tuple[Shards, Tokenizer]:
-    """From the corpus to shards, in a folder."""
-    download = params.section(tree, "download", DownloadParams)
-    collecting.build(download, parts.choices(tree, "download", download)["corpus"].build(), folder / "corpus")
-    chosen = parts.choices(tree, "tokenizer", params.section(tree, "tokenizer", TokenizerParams))["name"]
-    tokenizer = tokenizers.fit(chosen, (text for _, _, text in documents.read_parts(folder / "corpus" / "train.parquet")))
-    tokenizers.save(chosen, tokenizer, folder / "tokenizer" / "tokenizer.json")
-    shard = params.section(tree, "shard", ShardParams)
-    sharding.build(shard, folder / "corpus", folder / "tokenizer", folder / "shards")
-    return open_shards(folder / "shards", folder / "tokenizer" / "tokenizer.json"), tokenizer
 
 
 def run(tree: Tree, shards: Shards, tokenizer: Tokenizer, counted: NDArray[np.float64]) -> dict[str, Any]:
@@ -72,7 +57,7 @@ def run(tree: Tree, shards: Shards, tokenizer: Tokenizer, counted: NDArray[np.fl
         "seconds": timing["training_seconds"],
         "nats": aside.nats_per_token,
         "overlapping_nats": score(model, stream, shards.document, window, window // 2).nats_per_token,
-        "mixed_nats": float(np.log(2) - np.logaddexp(-aside.nats_of[charged], -counted[charged]).mean()),
+        "mixed_nats": float(half_of_each(aside.nats_of[charged], counted[charged]).mean()),
         "tokens_per_second": timing["tokens_per_second"],
         "tokens": saved["tokens"],
         "parameters": saved["parameters"],
@@ -84,11 +69,11 @@ def count(shards: Shards) -> tuple[dict[str, Any], NDArray[np.float64]]:
     text = shards.stream("train")
     start = time.perf_counter()
     ngram = KneserNey(text, shards.vocabulary, NGRAM_ORDER)
-    seconds = time.perf_counter() - start
+    taken = time.perf_counter() - start
     stream = shards.stream("validation")
     nats = ngram.nats(stream)[1:]
     mean = float(nats[stream[1:] != shards.document].mean())
-    return {"recipe": f"Kneser-Ney {NGRAM_ORDER}-gram", "seconds": seconds, "nats": mean, "tokens": len(text)}, nats
+    return {"recipe": f"Kneser-Ney {NGRAM_ORDER}-gram", "seconds": taken, "nats": mean, "tokens": len(text)}, nats
 
 
 def reference(folder: Path, shards: Shards, seed: int) -> dict[str, Any]:
@@ -101,17 +86,20 @@ def reference(folder: Path, shards: Shards, seed: int) -> dict[str, Any]:
 
 def main(
     recipe: Annotated[list[str], typer.Option(help="Files in benchmarks/recipes, without their ending.")],
-    text: Annotated[Path | None, typer.Option(help="A text file; without one, the corpus of params.yaml.")] = None,
+    text: Annotated[Path | None, typer.Option(help="A text file; without one, a corpus.")] = None,
+    corpus: Annotated[str, typer.Option(help="Of params.yaml; without one, that which is chosen there.")] = "",
     target: Annotated[float, typer.Option(help="Nats per token that should be reached; 0: none.")] = 0.0,
     seeds: Annotated[int, typer.Option(help="Runs of each recipe.")] = 3,
     clone: Annotated[Path | None, typer.Option("--nanogpt", help="A folder with nanoGPT's model.py.")] = None,
     threads: Annotated[int, typer.Option(help="Processor cores to use.")] = 2,
-    out: Annotated[Path, typer.Option(help="Where to write the table.")] = RESULTS,
+    out: Annotated[Path, typer.Option(help="Where to write the table.")] = RESULTS / "time_to_quality.csv",
 ) -> None:
     """Print and write each recipe's seconds and losses, and its seconds as a share of the yardstick's."""
     always = {**ALWAYS, "train.threads": threads, "download.split": "tail", "download.validation": 0.1, "download.test": 0.0}
     if text:
         always |= {"download.corpus": "local", "corpora.local.files": str(text)}
+    elif corpus:
+        always["download.corpus"] = corpus
     base = changed(params.read(), always)
     trees = {name: changed(base, params.read(FOLDER / "recipes" / f"{name}.yaml")) for name in recipe}
     for tree in trees.values():
@@ -124,23 +112,22 @@ def main(
             for name, tree in trees.items():
                 seeded = changed(tree, {"train.seed": seed, "train.data_seed": seed})
                 rows.append({"recipe": name, "seed": seed, **run(seeded, shards, tokenizer, counted)})
-                write(rows, target, out)
+                write(compared(rows, target), out)  # at once, so that a run that is stopped leaves it
             if clone:
                 rows.append({"recipe": NANOGPT, "seed": seed, **reference(clone, shards, seed)})
-                write(rows, target, out)
-    typer.echo(pd.read_csv(out).to_string(index=False, float_format=lambda value: f"{value:,.4g}"))
+                write(compared(rows, target), out)
+    show(compared(rows, target))
 
 
-def write(rows: list[dict[str, Any]], target: float, out: Path) -> None:
-    """What is known so far, so that a run that is stopped leaves it."""
+def compared(rows: list[dict[str, Any]], target: float) -> pd.DataFrame:
+    """What is known so far, each row beside the yardstick's."""
     table = pd.DataFrame(rows)
     for name, column in ((YARDSTICK, "times_faster"), (NANOGPT, "times_nanogpt")):
         if (table["recipe"] == name).any():
             table[column] = table.loc[table["recipe"] == name, "seconds"].mean() / table["seconds"]
     if target:
         table["reached"] = table["nats"] <= target
-    out.parent.mkdir(exist_ok=True)
-    table.to_csv(out, index=False, float_format="%.5g", lineterminator="\n")
+    return table
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import pandas as pd
 import rustbpe
 import tiktoken
 import typer
+from common import RESULTS, seconds, show, write
 from tokenizers import Tokenizer as TheirTokenizer
 from tokenizers import models, pre_tokenizers, trainers
 
@@ -26,16 +27,8 @@ from lmlab import params, parts
 from lmlab.tokenizers import base as tokenizers
 from lmlab.tokenizers.bpe import BPE
 
-RESULTS = Path(__file__).parent / "results" / "tokenizing.csv"
 GPT2 = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 Encode = Callable[[str], Sequence[int]]
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """How long the work takes."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def encoded(name: str, fitting: float | None, encode: Encode, texts: list[str]) -> dict[str, Any]:
@@ -77,7 +70,7 @@ def main(
     megabytes: Annotated[float, typer.Option(help="How much text.")] = 10.0,
     vocabulary: Annotated[int, typer.Option(help="How many ids, where that can be chosen.")] = 4096,
     corpus: Annotated[str, typer.Option(help="The corpus of params.yaml to take it from.")] = "state_of_the_union",
-    out: Annotated[Path, typer.Option(help="Where to write the table.")] = RESULTS,
+    out: Annotated[Path, typer.Option(help="Where to write the table.")] = RESULTS / "tokenizing.csv",
 ) -> None:
     """Print and write seconds to fit, megabytes encoded a second, and bytes per token."""
     texts: list[str] = []
@@ -97,9 +90,8 @@ def main(
     rows.append(hugging_face("tokenizers, BPE", models.BPE(), trainers.BpeTrainer, vocabulary, texts))
     rows.append(hugging_face("tokenizers, Unigram", models.Unigram(), trainers.UnigramTrainer, vocabulary, texts))
     table = pd.DataFrame(rows).assign(megabytes=sum(len(text.encode()) for text in texts) / 1e6, vocabulary=vocabulary)
-    out.parent.mkdir(exist_ok=True)
-    table.to_csv(out, index=False, float_format="%.4g", lineterminator="\n")
-    typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:,.3g}"))
+    write(table, out)
+    show(table)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ ORDER = [
     ["pretokens", "tokenizers"],
     ["shards", "sharding", "batches"],
     ["layers", "models"],
-    ["optimizers", "cutting", "perturbing", "relaxing"],
+    ["optimizers", "cutting", "perturbing", "perturbing_nodes", "relaxing"],
     ["learning_rules", "interventions", "schedules", "parametrisations", "sizing"],
     ["device", "generation", "evaluation", "measures", "checkpoint", "snapshots", "probes", "closeup"],
     ["training", "probing"],

@@ -9,10 +9,10 @@ import torch
 from test_learning_rules import assign, batch, cosine, gradients, true_gradients
 from torch import Tensor
 
-from lmlab import parts, perturbing
+from lmlab import parts, perturbing, perturbing_nodes
 from lmlab.models.base import LanguageModel, next_token_loss
 from lmlab.parts import Choice
-from lmlab.perturbing import Sample
+from lmlab.perturbing_nodes import Sample
 
 RULES = [
     "activity_forward_gradient",
@@ -236,15 +236,15 @@ def test_noise_at_every_node_in_turn_gives_the_true_gradient(choice: Choice) -> 
 
     samples = []
     with torch.no_grad():
-        for group in perturbing.noise_groups(model, 1):
+        for group in perturbing_nodes.noise_groups(model, 1):
             seed, size = 0, 1
             while seed < size:
                 before = sum(seen.values())
-                losses_BT, slopes_BT = perturbing.slopes_along_noise(model, group, seed, one_hot, *of_batch)
+                losses_BT, slopes_BT = perturbing_nodes.slopes_along_noise(model, group, seed, one_hot, *of_batch)
                 size = sum(seen.values()) - before
-                samples.append(Sample(group, seed, perturbing.credit(slopes_BT)))
+                samples.append(Sample(group, seed, perturbing_nodes.credit(slopes_BT)))
                 seed += 1
-        perturbing.teach_nodes(model, samples, one_hot, of_batch[0])
+        perturbing_nodes.teach_nodes(model, samples, one_hot, of_batch[0])
     torch.testing.assert_close(losses_BT.sum(), next_token_loss(model(of_batch[0]), of_batch[1]).detach())
     for (name, _), ours, theirs in zip(model.named_parameters(), gradients(model), true, strict=True):
         if not name.endswith("unigram.weight"):  # the one row of a table that is added without being looked up
@@ -285,7 +285,7 @@ def test_the_error_of_node_perturbation_falls_with_the_number_of_samples_as_the_
 def test_all_maps_at_once_are_noisier_at_equal_cost() -> None:
     model = small.rough(small.some_model())
     true = flat(true_gradients(model, *batch()))
-    groups = len(perturbing.noise_groups(model, 1))
+    groups = len(perturbing_nodes.noise_groups(model, 1))
     apart = estimate("node_perturbation", model, *batch(), samples=4, deviation=1e-5)
     together = estimate("node_perturbation", model, *batch(), samples=4 * groups, deviation=1e-5, maps_at_once=0)
     assert cosine([apart], [true]) > cosine([together], [true])
@@ -294,15 +294,15 @@ def test_all_maps_at_once_are_noisier_at_equal_cost() -> None:
 def test_a_sequence_is_taught_by_its_own_losses_at_a_token_and_after_it() -> None:
     model = small.rough(small.some_model())
     tokens, targets = batch()
-    group = perturbing.noise_groups(model, 0)[0]
+    group = perturbing_nodes.noise_groups(model, 0)[0]
     with torch.no_grad():
-        args = (model, perturbing.Group(group.weights, []), 5, perturbing.rademacher)
-        _, slopes_BT = perturbing.slopes_along_noise(*args, tokens, targets)
+        args = (model, perturbing_nodes.Group(group.weights, []), 5, perturbing.rademacher)
+        _, slopes_BT = perturbing_nodes.slopes_along_noise(*args, tokens, targets)
         others = torch.cat((tokens[:1], tokens[1:].flip(0)))
-        _, changed_BT = perturbing.slopes_along_noise(*args, others, targets)
+        _, changed_BT = perturbing_nodes.slopes_along_noise(*args, others, targets)
     torch.testing.assert_close(slopes_BT[0], changed_BT[0])
     assert not torch.allclose(slopes_BT[1], changed_BT[1])
-    torch.testing.assert_close(perturbing.credit(torch.tensor([[1.0, 2.0, 4.0]])), torch.tensor([[7.0, 6.0, 4.0]]))
+    torch.testing.assert_close(perturbing_nodes.credit(torch.tensor([[1.0, 2.0, 4.0]])), torch.tensor([[7.0, 6.0, 4.0]]))
 
 
 @pytest.mark.parametrize("name", RULES)

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from lmlab.cleaning import Cleaner
 from lmlab.corpora.base import Corpus, Document
-from lmlab.documents import PART_CHARACTERS, ROW_GROUP_BYTES, SCHEMA, SPLITS
+from lmlab.documents import PART_CHARACTERS, ROW_GROUP_BYTES, SCHEMA, SPLITS, read_rows
 from lmlab.errors import UserError
 from lmlab.files import sha256, whole_folder, write_json
 from lmlab.params import Params
@@ -161,11 +161,6 @@ _Row = tuple[str, int, int, str, str]
 """Split, document, part, name, text."""
 
 
-def _read_everything(path: Path) -> Iterator[tuple[int, int, str, str]]:
-    for batch in pq.ParquetFile(path).iter_batches(batch_size=64):
-        yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
-
-
 def _deal_by_tail(path: Path, characters: NDArray[np.int64], params: DownloadParams) -> Iterator[_Row]:
     """The text's ends are held out: its last characters are validation, its first test, all between train.
 
@@ -174,7 +169,7 @@ def _deal_by_tail(path: Path, characters: NDArray[np.int64], params: DownloadPar
     total = int(characters.sum())
     ends = [int(total * params.test), int(total * (1 - params.validation)), total]
     splits, at, current, first_part = ["test", "train", "validation"], 0, (-1, ""), 0
-    for document, part, name, text in _read_everything(path):
+    for document, part, name, text in read_rows(path, SCHEMA.names):
         while text:
             while at >= ends[0]:
                 ends.pop(0)
@@ -207,7 +202,7 @@ def _deal_by_document(path: Path, measured: Measured, params: DownloadParams) ->
     split[order[0]], split[order[-1]] = 1, 0
     if params.test > 0 and not (split == 2).any():
         split[order[-2]] = 2
-    for document, part, name, text in _read_everything(path):
+    for document, part, name, text in read_rows(path, SCHEMA.names):
         yield SPLITS[split[which[document]]], document, part, name, text
 
 

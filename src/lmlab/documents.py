@@ -7,6 +7,7 @@ more than a part in memory; part 0 begins a document.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +23,14 @@ SCHEMA = pa.schema([("document", pa.int64()), ("part", pa.int32()), ("name", pa.
 def read_parts(path: Path) -> Iterator[tuple[int, int, str]]:
     """Stream (document, part, text) from one split's file. Raises UserError when it is missing or damaged."""
     with readable(path):
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=64, columns=["document", "part", "text"]):
+        yield from read_rows(path, ["document", "part", "text"])
+
+
+def read_rows(path: Path, columns: list[str]) -> Iterator[tuple[Any, ...]]:
+    """Stream these columns of every row; what is held is a part of one row group, however large the rows are."""
+    file = pq.ParquetFile(path)
+    for group in range(file.num_row_groups):  # a batch may not reach into the next: parts are large
+        for batch in file.iter_batches(batch_size=1024, row_groups=[group], columns=columns):
             yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 

@@ -15,18 +15,8 @@ from torch import Tensor
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models.base import LanguageModel
 from lmlab.params import Params
-from lmlab.perturbing import (
-    DRAWS,
-    Distribution,
-    Sample,
-    credit,
-    new_seed,
-    new_seeds,
-    noise_groups,
-    same_chance,
-    slopes_along_noise,
-    teach_nodes,
-)
+from lmlab.perturbing import DRAWS, Distribution, new_seed, new_seeds, same_chance
+from lmlab.perturbing_nodes import Sample, credit, noise_groups, slopes_along_noise, teach_nodes
 
 
 class Options(Params):

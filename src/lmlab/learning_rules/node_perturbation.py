@@ -16,19 +16,8 @@ from torch import Tensor
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models.base import LanguageModel
 from lmlab.params import Params
-from lmlab.perturbing import (
-    DRAWS,
-    Distribution,
-    Sample,
-    credit,
-    new_seed,
-    new_seeds,
-    noise_groups,
-    noisy_losses,
-    same_chance,
-    teach_nodes,
-    token_losses,
-)
+from lmlab.perturbing import DRAWS, Distribution, new_seed, new_seeds, same_chance
+from lmlab.perturbing_nodes import Sample, credit, noise_groups, noisy_losses, teach_nodes, token_losses
 
 
 class Options(Params):

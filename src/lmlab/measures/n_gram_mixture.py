@@ -6,6 +6,7 @@ bit a token, since half of a probability is left.
 """
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from lmlab.evaluation.kneser_ney import KneserNey
@@ -19,6 +20,11 @@ class Options(Params):
 
     order: int = Field(ge=1, le=12)
     megatokens: float = Field(gt=0)
+
+
+def half_of_each(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Nats that each token costs where its probability is half the one predictor's and half the other's."""
+    return np.log(2) - np.logaddexp(-one, -other)
 
 
 class NGramMixture(Measure):
@@ -36,8 +42,8 @@ class NGramMixture(Measure):
             size = trained.shards.count(split, "bytes")
             theirs = ngram.nats(trained.shards.stream(split))[1:]
             charged = ~np.isnan(scored.nats_of)
-            both = np.logaddexp(-scored.nats_of[charged], -theirs[charged]) - np.log(2)
-            together = bits_per_byte(float(-both.sum()), size)
+            both = half_of_each(scored.nats_of[charged], theirs[charged])
+            together = bits_per_byte(float(both.sum()), size)
             alone = min(bits_per_byte(scored.nats, size), bits_per_byte(float(theirs[charged].sum()), size))
             found[split] = {"bits_per_byte": together, "saved": alone - together}
         return found
