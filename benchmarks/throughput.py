@@ -5,9 +5,9 @@
 The architecture is that of benchmarks/recipes/yardstick.yaml: four blocks of width 128 on 12 windows of 64 characters, or
 six of width 384 on 16 of 256. `ours` is a whole step of this project's training loop: the batch, both passes, clipping,
 AdamW, the log's numbers. `torch.nn` is what one writes first: torch.nn.TransformerEncoderLayer, torch.optim.AdamW, a
-batch that is there already; `nanoGPT` the same loop over the model of a clone of its repository. They take turns.
-Operations are counted by lmlab.sizing; the peak is torch's own product of two matrices of 1024 rows, the best of the
-turns. Writes benchmarks/results/throughput.csv.
+batch that is there already; `nanoGPT` the same loop over the model of a clone of its repository, both in float32. They take
+turns. Operations are counted by lmlab.sizing; the peak is torch's own product of two matrices of 1024 rows in the same
+precision, the best of the turns. Writes benchmarks/results/throughput.csv.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
-import nanogpt as theirs
+import nanogpt
 import torch
 import typer
 from common import FOLDER, RESULTS, prepare, seconds, show, write
@@ -26,7 +26,10 @@ from lmlab import params, parts, training
 from lmlab.batches import Batches
 from lmlab.device import use_device
 from lmlab.experiments.studies import changed
+from lmlab.models.base import LanguageModel
+from lmlab.params import Tree
 from lmlab.probes.cost import peak_bytes
+from lmlab.shards import Shards
 from lmlab.sizing import forward_operations, training_operations
 from lmlab.training import TrainParams
 
@@ -35,6 +38,7 @@ SHAPES = {
     "wide": {"width": 384, "depth": 6, "heads": 6, "context": 256, "batch": 16},
 }
 PEAK_ROWS, PEAK_STEPS = 1024, 20
+PLAIN, OURS, FLOAT32 = "torch.nn", "ours", "float32"
 Step = Callable[[], object]
 
 
@@ -77,76 +81,93 @@ def eager(model: nn.Module, loss_of: Callable[[Any], torch.Tensor], batch: torch
     return step
 
 
-def measure(name: str, precision: str, folder: Path | None, turns: int, steps: int, threads: int) -> list[dict[str, Any]]:
+def whole_step(tree: Tree, shards: Shards, threads: int) -> tuple[LanguageModel, Step, Step]:
+    """This project's model, a step of its training, and of that the part that gets the batch."""
+    train = params.section(tree, "train", TrainParams)
+    chosen = parts.choices(tree, "train", train)
+    train, run = training.begin(train, chosen, shards.vocabulary, use_device("cpu", threads))
+    batches = Batches(shards, train.batch, train.context, train.seed, int(train.pool_megatokens * 1e6))
+    schedule = chosen["schedule"].build(train.steps)
+
+    def step() -> None:
+        training.take_step(train, run, schedule, batches)
+        run.step += 1
+
+    return run.model, step, lambda: batches.at(run.step)
+
+
+def product(dtype: torch.dtype) -> Step:
+    """What the processor is best at."""
+    square = torch.randn(PEAK_ROWS, PEAK_ROWS).to(dtype)
+    return lambda: square @ square
+
+
+def measure(
+    name: str, precisions: list[str], folder: Path | None, turns: int, steps: int, threads: int
+) -> list[dict[str, Any]]:
     """A row for each contender at one shape."""
     shape = SHAPES[name]
     recipe = changed(params.read(), params.read(FOLDER / "recipes" / "yardstick.yaml"))
     sizes = {f"models.transformer.{key}": shape[key] for key in ("width", "depth")}
     sizes |= {f"train.{key}": shape[key] for key in ("batch", "context")}
-    heads = {"layers.attention.multi_head.heads": shape["heads"], "train.precision": precision}
-    tree = changed(recipe, {**sizes, **heads, "train.threads": threads})  # type: ignore[dict-item]
+    heads = {"layers.attention.multi_head.heads": shape["heads"], "train.threads": threads}
+    tree = changed(recipe, {**sizes, **heads})  # type: ignore[dict-item]
     with TemporaryDirectory() as made:
         shards, _ = prepare(tree, Path(made))
-        train = params.section(tree, "train", TrainParams)
-        chosen = parts.choices(tree, "train", train)
-        train, run = training.begin(train, chosen, shards.vocabulary, use_device("cpu", threads))
-        batches = Batches(shards, train.batch, train.context, train.seed, int(train.pool_megatokens * 1e6))
-        schedule = chosen["schedule"].build(train.steps)
-
-        def ours() -> None:
-            training.take_step(train, run, schedule, batches)
-            run.step += 1
-
         batch = torch.randint(shards.vocabulary, (shape["batch"], shape["context"] + 1))
-        contenders: dict[str, Step] = {
-            "torch.nn": eager(Plain(shape, shards.vocabulary), lambda loss: loss, batch),
-            "ours": ours,
+        contenders: dict[tuple[str, str], Step] = {
+            (PLAIN, FLOAT32): eager(Plain(shape, shards.vocabulary), lambda loss: loss, batch)
         }
         if folder:
             names = {"n_layer": "depth", "n_head": "heads", "n_embd": "width", "block_size": "context"}
-            model = theirs.load(folder, vocab_size=shards.vocabulary, **{name: shape[key] for name, key in names.items()})
-            contenders["nanoGPT"] = eager(model, lambda found: found[1], batch)
-        square = torch.randn(PEAK_ROWS, PEAK_ROWS)
-        timed: dict[str, Step] = {**contenders, "batch": lambda: batches.at(run.step), "peak": lambda: square @ square}
-        found: dict[str, list[float]] = {key: [] for key in timed}
+            theirs = nanogpt.load(folder, vocab_size=shards.vocabulary, **{key: shape[of] for key, of in names.items()})
+            contenders["nanoGPT", FLOAT32] = eager(theirs, lambda found: found[1], batch)
+        timed: dict[tuple[str, str], Step] = {("peak", FLOAT32): product(torch.float32)}
+        for precision in precisions:
+            model, contenders[OURS, precision], timed["batch", precision] = whole_step(
+                changed(tree, {"train.precision": precision}), shards, threads
+            )
+            timed["peak", precision] = product(getattr(torch, precision))
+        timed |= contenders
+        found: dict[tuple[str, str], list[float]] = {key: [] for key in timed}
         for turn in range(1 + turns):
             for key, work in timed.items():
-                taken = seconds(work, max(steps, PEAK_STEPS) if key == "peak" else steps)
+                taken = seconds(work, max(steps, PEAK_STEPS) if key[0] == "peak" else steps)
                 if turn:  # the first one warms up
                     found[key].append(taken)
         memory = {key: peak_bytes(work, torch.device("cpu")) for key, work in contenders.items()}
         tokens = shape["batch"] * shape["context"]
-        operations = training_operations(forward_operations(run.model), tokens)
-    peak = 2 * PEAK_ROWS**3 / min(found["peak"])
-    plain = median(found["torch.nn"])
-    return [
-        {
+        operations = training_operations(forward_operations(model), tokens)
+    plain = median(found[PLAIN, FLOAT32])
+    rows = []
+    for what, precision in contenders:
+        taken = median(found[what, precision])
+        rows.append({
             "shape": name,
-            "what": key,
-            "precision": precision if key == "ours" else "float32",
-            "milliseconds": 1000 * median(found[key]),
-            "tokens_per_second": tokens / median(found[key]),
-            "times_torch_nn": plain / median(found[key]),
-            "gigaflops": operations / median(found[key]) / 1e9,
-            "share_of_peak": operations / median(found[key]) / peak,
-            "share_for_the_batch": median(found["batch"]) / median(found[key]) if key == "ours" else None,
-            "bytes_per_token": memory[key] / tokens,
-        }
-        for key in contenders
-    ]
+            "what": what,
+            "precision": precision,
+            "milliseconds": 1000 * taken,
+            "tokens_per_second": tokens / taken,
+            "times_torch_nn": plain / taken,
+            "gigaflops": operations / taken / 1e9,
+            "share_of_peak": operations / taken / (2 * PEAK_ROWS**3 / min(found["peak", precision])),
+            "share_for_the_batch": median(found["batch", precision]) / taken if what == OURS else None,
+            "bytes_per_token": memory[what, precision] / tokens,
+        })  # fmt: skip
+    return rows
 
 
 def main(
     shape: Annotated[list[str], typer.Option(help="narrow, wide or both.")],
-    precision: Annotated[str, typer.Option(help="Of ours: float32 or bfloat16.")] = "float32",
-    nanogpt: Annotated[Path | None, typer.Option(help="A folder with nanoGPT's model.py.")] = None,
+    precision: Annotated[list[str], typer.Option(help="Of ours: float32, bfloat16 or both.")] = [FLOAT32],  # noqa: B006
+    clone: Annotated[Path | None, typer.Option("--nanogpt", help="A folder with nanoGPT's model.py.")] = None,
     turns: Annotated[int, typer.Option(help="Turns that are timed; medians of them are shown.")] = 7,
     steps: Annotated[int, typer.Option(help="Steps in a turn.")] = 5,
     threads: Annotated[int, typer.Option(help="Processor cores to use.")] = 2,
     out: Annotated[Path, typer.Option(help="Where to write the table.")] = RESULTS / "throughput.csv",
 ) -> None:
     """Print and write each contender's speed, and what share of the processor's peak that is."""
-    rows = [row for name in shape for row in measure(name, precision, nanogpt, turns, steps, threads)]
+    rows = [row for name in shape for row in measure(name, precision, clone, turns, steps, threads)]
     write(rows, out)
     show(rows)
 

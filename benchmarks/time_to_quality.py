@@ -90,6 +90,7 @@ def main(
     corpus: Annotated[str, typer.Option(help="Of params.yaml; without one, that which is chosen there.")] = "",
     target: Annotated[float, typer.Option(help="Nats per token that should be reached; 0: none.")] = 0.0,
     seeds: Annotated[int, typer.Option(help="Runs of each recipe.")] = 3,
+    precision: Annotated[list[str] | None, typer.Option(help="To run each recipe in; without one, its own.")] = None,
     clone: Annotated[Path | None, typer.Option("--nanogpt", help="A folder with nanoGPT's model.py.")] = None,
     threads: Annotated[int, typer.Option(help="Processor cores to use.")] = 2,
     out: Annotated[Path, typer.Option(help="Where to write the table.")] = RESULTS / "time_to_quality.csv",
@@ -101,7 +102,11 @@ def main(
     elif corpus:
         always["download.corpus"] = corpus
     base = changed(params.read(), always)
-    trees = {name: changed(base, params.read(FOLDER / "recipes" / f"{name}.yaml")) for name in recipe}
+    trees: dict[tuple[str, str], Tree] = {}
+    for name in recipe:
+        tree = changed(base, params.read(FOLDER / "recipes" / f"{name}.yaml"))
+        for kind in precision or [params.block(tree, "train")["precision"]]:
+            trees[name, kind] = changed(tree, {"train.precision": kind})
     for tree in trees.values():
         preflight.check(tree)
     with TemporaryDirectory() as made:
@@ -109,9 +114,9 @@ def main(
         row, counted = count(shards)
         rows = [row]
         for seed in range(seeds):
-            for name, tree in trees.items():
+            for (name, kind), tree in trees.items():
                 seeded = changed(tree, {"train.seed": seed, "train.data_seed": seed})
-                rows.append({"recipe": name, "seed": seed, **run(seeded, shards, tokenizer, counted)})
+                rows.append({"recipe": name, "precision": kind, "seed": seed, **run(seeded, shards, tokenizer, counted)})
                 write(compared(rows, target), out)  # at once, so that a run that is stopped leaves it
             if clone:
                 rows.append({"recipe": NANOGPT, "seed": seed, **reference(clone, shards, seed)})

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lmlab import parts
 from lmlab.errors import UserError
-from lmlab.layers.attention.base import Attention, Values, head_count
+from lmlab.layers.attention.base import Attention, Values, attend, head_count
 from lmlab.layers.embedding.base import Embedding
 from lmlab.layers.feed_forward.base import FeedForward
 from lmlab.layers.memory import Memory
@@ -183,7 +183,7 @@ def test_feed_forward_layers_are_their_formulas(name: str) -> None:
         inside = gate / (1 + torch.exp(-gate)) * up
     else:
         up = x_BTD @ layer.up.weight.T
-        curve = 0.5 * up * (1 + torch.tanh(math.sqrt(2 / math.pi) * (up + 0.044715 * up**3)))
+        curve = up * 0.5 * (1 + torch.erf(up / math.sqrt(2)))
         inside = curve if name == "gelu" else torch.where(up > 0, up**2, 0)
     torch.testing.assert_close(layer(x_BTD), inside @ layer.out.weight.T)
 
@@ -493,6 +493,37 @@ def test_multi_head_attention_is_its_definition(normalise: bool) -> None:
             weights = torch.softmax(seen @ query / math.sqrt(size), dim=0)
             mixed[at, of_head] = weights @ values[: at + 1, of_head]
     torch.testing.assert_close(layer(x_BTD, None)[0], mixed @ layer.out.weight.T)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("before", [0, 2])
+def test_attention_in_bfloat16_has_the_gradients_of_the_exact_one(window: int | None, biased: bool, before: int) -> None:
+    batch, heads, time, width = 2, 3, 7, 4
+    exact = [numbers(batch, heads, length, width, seed=seed).bfloat16().double().requires_grad_()
+             for seed, length in enumerate((time, before + time, before + time))]  # fmt: skip
+    rounded = [tensor.detach().bfloat16().requires_grad_() for tensor in exact]
+    bias = numbers(heads, time, before + time, seed=3).bfloat16() if biased else None
+    direction = numbers(batch, heads, time, width, seed=4).bfloat16()
+    outputs = []
+    for q, k, v in (exact, rounded):
+        output = attend(q, k, v, bias, window)
+        output.backward(direction.to(output.dtype))
+        outputs.append(output)
+    assert outputs[1].dtype == torch.bfloat16
+    pairs = [*zip(rounded, exact, strict=True)]
+    for found, wanted in [(outputs[1], outputs[0]), *((a.grad, b.grad) for a, b in pairs)]:
+        assert found is not None
+        assert wanted is not None
+        assert (found.double() - wanted).norm() < 0.02 * wanted.norm()
+
+
+def test_attention_in_bfloat16_never_sees_the_future_in_training_either() -> None:
+    q, k, v = (numbers(1, 2, 6, 4, seed=seed).bfloat16().requires_grad_() for seed in range(3))
+    before = attend(q, k, v, None)
+    changed = attend(q, *(torch.cat((x[:, :, :3], x[:, :, 3:] + 1), dim=2) for x in (k, v)), None)
+    assert torch.equal(changed[:, :, :3], before[:, :, :3])
+    assert not torch.equal(changed[:, :, 3], before[:, :, 3])
 
 
 def test_a_window_as_long_as_the_text_is_plain_attention_to_the_last_bit() -> None:

@@ -42,6 +42,13 @@ def test_it_learns_in_lower_precision_too(choice: Choice) -> None:
 
 
 @every_model
+def test_nothing_in_lower_precision_is_done_the_slow_way(choice: Choice, recwarn: pytest.WarningsRecorder) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        small.model(choice).train()(small.tokens(2, CONTEXT))
+    assert not [str(warning.message) for warning in recwarn]  # torch warns where it has to mix precisions
+
+
+@every_model
 @pytest.mark.parametrize("double", [True, False])
 def test_a_changed_token_leaves_the_logits_before_it_as_they_were(choice: Choice, double: bool) -> None:
     model = small.rough(choice).to(torch.float64 if double else torch.float32)

@@ -1,10 +1,14 @@
 """Where tensors live and how many threads work on them, set once for a process, and only in ways that repeat bit for bit."""
 
+import ctypes
 import os
+import platform
 
 import torch
 
 from lmlab.errors import UserError
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 def use_device(name: str, threads: int) -> torch.device:
@@ -12,6 +16,7 @@ def use_device(name: str, threads: int) -> torch.device:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or CUDA products differ from run to run
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=name != "cpu")
+    _keep_memory()
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there[name]:
@@ -19,3 +24,14 @@ def use_device(name: str, threads: int) -> torch.device:
             f"params.yaml: the device {name!r} is not there; set train.device, evaluate.device and probe.device to 'cpu'"
         )
     return torch.device(name)
+
+
+def _keep_memory() -> None:
+    """Have the C library keep what tensors leave behind for the next ones, as the system is slow to hand it out anew.
+
+    By default every tensor of some megabytes is a mapping of its own. Only the GNU library offers this (mallopt(3)).
+    """
+    if platform.libc_ver()[0] == "glibc":
+        library = ctypes.CDLL(None)
+        library.mallopt(M_MMAP_MAX, 0)
+        library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

@@ -310,10 +310,12 @@ def _move(params: TrainParams, run: Run) -> float:
             assert parameter.grad is not None
             parameter.grad /= params.accumulate
     norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in taught if parameter.grad is not None])
-    torch.nn.utils.clip_grads_with_norm_(taught + own, params.clip or float("inf"), norm)
+    length = float(norm)
+    if params.clip and not length < params.clip:
+        torch.nn.utils.clip_grads_with_norm_(taught + own, params.clip, norm)
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
-    return float(norm)
+    return length
 
 
 def with_gradient(module: nn.Module) -> list[nn.Parameter]:

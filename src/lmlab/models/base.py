@@ -67,6 +67,21 @@ class LanguageModel(nn.Module, ABC):
         return [Memory() for _ in range(max(1, len(self.blocks)))]
 
 
+def working(x_BTD: Tensor) -> Tensor:
+    """The same in the precision that autocast gives linear maps, lest each of them cast it; without autocast as it is."""
+    device = x_BTD.device.type
+    lower = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return x_BTD.to(torch.get_autocast_dtype(device)) if lower else x_BTD
+
+
+class Norm(nn.RMSNorm):
+    """Root-mean-square normalisation that leaves x_BTD in the precision it is in."""
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        assert self.weight is not None
+        return nn.functional.rms_norm(x_BTD, self.normalized_shape, self.weight.to(x_BTD.dtype), self.eps)
+
+
 def with_past(x_BTD: Tensor, memory: Memory | None, count: int, name: str = "past") -> Tensor:
     """x_BTD with the `count` positions before it in front, so T + count long: from the memory, zeros where there is none.
 

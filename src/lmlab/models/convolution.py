@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lmlab.layers.memory import Memory
-from lmlab.models.base import LanguageModel, draw_weights, with_past
+from lmlab.models.base import LanguageModel, Norm, draw_weights, with_past
 from lmlab.params import Params
 
 
@@ -27,7 +27,7 @@ class Block(nn.Module):
     def __init__(self, width: int, kernel: int, dilation: int) -> None:
         super().__init__()
         self.reach = (kernel - 1) * dilation
-        self.norm = nn.RMSNorm(width)
+        self.norm = Norm(width)
         self.value_gate = nn.Conv1d(width, 2 * width, kernel, dilation=dilation)
 
     def forward(self, x_BTD: Tensor, memory: Memory | None = None) -> Tensor:
@@ -47,7 +47,7 @@ class Convolution(LanguageModel):
         self.vocabulary, self.context, self.width = vocabulary, context, width
         self.embedding = nn.Embedding(vocabulary, width)
         self.blocks = nn.ModuleList(Block(width, options.kernel, options.dilation**layer) for layer in range(options.layers))
-        self.final_norm = nn.RMSNorm(width)
+        self.final_norm = Norm(width)
         self.readout = nn.Linear(width, vocabulary, bias=False)
         draw_weights(self)
 

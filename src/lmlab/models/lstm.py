@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lmlab.layers.memory import Memory
-from lmlab.models.base import LanguageModel, draw_weights
+from lmlab.models.base import LanguageModel, Norm, draw_weights
 from lmlab.params import Params
 
 
@@ -51,7 +51,7 @@ class Block(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm, self.recurrence = nn.RMSNorm(width), Recurrence(width)
+        self.norm, self.recurrence = Norm(width), Recurrence(width)
 
     def forward(self, x_BTD: Tensor, memory: Memory | None = None) -> Tensor:
         return x_BTD + self.recurrence(self.norm(x_BTD), memory)
@@ -68,7 +68,7 @@ class LSTM(LanguageModel):
         self.vocabulary, self.context, self.width = vocabulary, context, width
         self.embedding = nn.Embedding(vocabulary, width)
         self.blocks = nn.ModuleList(Block(width) for _ in range(options.layers))
-        self.final_norm = nn.RMSNorm(width)
+        self.final_norm = Norm(width)
         self.readout = nn.Linear(width, vocabulary, bias=False)
         draw_weights(self)
         for module in self.modules():

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lmlab.layers.memory import Memory
-from lmlab.models.base import LanguageModel, draw_weights
+from lmlab.models.base import LanguageModel, Norm, draw_weights
 from lmlab.params import Params
 
 
@@ -73,8 +73,8 @@ class Block(nn.Module):
 
     def __init__(self, width: int, state: int, hidden: int) -> None:
         super().__init__()
-        self.recurrence_norm, self.recurrence = nn.RMSNorm(width), Recurrence(width, state)
-        self.feed_forward_norm, self.feed_forward = nn.RMSNorm(width), FeedForward(width, hidden)
+        self.recurrence_norm, self.recurrence = Norm(width), Recurrence(width, state)
+        self.feed_forward_norm, self.feed_forward = Norm(width), FeedForward(width, hidden)
 
     def forward(self, x_BTD: Tensor, memory: Memory | None = None) -> Tensor:
         x_BTD = x_BTD + self.recurrence(self.recurrence_norm(x_BTD), memory)
@@ -93,7 +93,7 @@ class MinGRU(LanguageModel):
         self.vocabulary, self.context, self.width = vocabulary, context, width
         self.embedding = nn.Embedding(vocabulary, width)
         self.blocks = nn.ModuleList(Block(width, state, hidden) for _ in range(options.layers))
-        self.final_norm = nn.RMSNorm(width)
+        self.final_norm = Norm(width)
         self.readout = nn.Linear(width, vocabulary, bias=False)
         draw_weights(self)
 

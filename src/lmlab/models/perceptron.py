@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lmlab.layers.memory import Memory
-from lmlab.models.base import LanguageModel, draw_weights, with_past
+from lmlab.models.base import LanguageModel, Norm, draw_weights, with_past
 from lmlab.params import Params
 
 
@@ -28,7 +28,7 @@ class Block(nn.Module):
     def __init__(self, width: int, hidden: int, reach: int) -> None:
         super().__init__()
         self.reach = reach
-        self.norm = nn.RMSNorm(width)
+        self.norm = Norm(width)
         self.up = nn.Linear((reach + 1) * width, hidden)
         self.out = nn.Linear(hidden, width, bias=False)
 
@@ -52,7 +52,7 @@ class Perceptron(LanguageModel):
         self.blocks = nn.ModuleList(
             Block(width, hidden, reach=0 if layer else options.window - 1) for layer in range(options.layers)
         )
-        self.final_norm = nn.RMSNorm(width)
+        self.final_norm = Norm(width)
         self.readout = nn.Linear(width, vocabulary, bias=False)
         draw_weights(self)
 

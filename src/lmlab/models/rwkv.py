@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lmlab.errors import UserError
 from lmlab.layers.memory import Memory
-from lmlab.models.base import LanguageModel, draw_weights, with_past
+from lmlab.models.base import LanguageModel, Norm, draw_weights, with_past
 from lmlab.params import Params
 
 FASTEST = exp(-0.5)
@@ -123,8 +123,8 @@ class Block(nn.Module):
     def __init__(self, options: Options) -> None:
         super().__init__()
         width, hidden = options.width, max(1, round(options.expansion * options.width))
-        self.time_norm, self.time_mixing = nn.RMSNorm(width), TimeMixing(options)
-        self.channel_norm, self.channel_mixing = nn.RMSNorm(width), ChannelMixing(width, hidden)
+        self.time_norm, self.time_mixing = Norm(width), TimeMixing(options)
+        self.channel_norm, self.channel_mixing = Norm(width), ChannelMixing(width, hidden)
 
     def forward(self, x_BTD: Tensor, memory: Memory | None = None) -> Tensor:
         x_BTD = x_BTD + self.time_mixing(self.time_norm(x_BTD), memory)
@@ -142,7 +142,7 @@ class RWKV(LanguageModel):
         self.vocabulary, self.context, self.width = vocabulary, context, width
         self.embedding = nn.Embedding(vocabulary, width)
         self.blocks = nn.ModuleList(Block(options) for _ in range(options.layers))
-        self.final_norm = nn.RMSNorm(width)
+        self.final_norm = Norm(width)
         self.readout = nn.Linear(width, vocabulary, bias=False)
         draw_weights(self)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lmlab.errors import UserError
 from lmlab.layers.memory import Memory
-from lmlab.models.base import LanguageModel, draw_weights, with_past
+from lmlab.models.base import LanguageModel, Norm, draw_weights, with_past
 from lmlab.params import Params
 
 
@@ -67,7 +67,7 @@ class Mixer(nn.Module):
         self.step_bias = nn.Parameter(torch.empty(self.heads))
         self.log_decay = nn.Parameter(torch.empty(self.heads))
         self.skip = nn.Parameter(torch.empty(self.heads))
-        self.norm = nn.RMSNorm(self.inner)
+        self.norm = Norm(self.inner)
         self.out = nn.Linear(self.inner, options.width, bias=False)
 
     def start(self) -> None:
@@ -125,7 +125,7 @@ class Block(nn.Module):
 
     def __init__(self, options: Options) -> None:
         super().__init__()
-        self.norm, self.mixer = nn.RMSNorm(options.width), Mixer(options)
+        self.norm, self.mixer = Norm(options.width), Mixer(options)
 
     def forward(self, x_BTD: Tensor, memory: Memory | None = None) -> Tensor:
         return x_BTD + self.mixer(self.norm(x_BTD), memory)
@@ -142,7 +142,7 @@ class StateSpace(LanguageModel):
         self.vocabulary, self.context, self.width = vocabulary, context, width
         self.embedding = nn.Embedding(vocabulary, width)
         self.blocks = nn.ModuleList(Block(options) for _ in range(options.layers))
-        self.final_norm = nn.RMSNorm(width)
+        self.final_norm = Norm(width)
         self.readout = nn.Linear(width, vocabulary, bias=False)
         draw_weights(self)
         for module in self.modules():

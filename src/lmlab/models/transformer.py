@@ -16,7 +16,7 @@ from lmlab.layers.feed_forward.base import FeedForward
 from lmlab.layers.memory import Memory
 from lmlab.layers.position.base import Position
 from lmlab.layers.residual.base import Residual
-from lmlab.models.base import LanguageModel
+from lmlab.models.base import LanguageModel, working
 from lmlab.params import Params
 from lmlab.parts import Choice, OneOf
 
@@ -99,7 +99,7 @@ class Transformer(LanguageModel):
 
     def embed(self, tokens_BT: Tensor, memory: Memory | None = None) -> Tensor:
         x_BTD = self.position.embed(self.embedding(tokens_BT, memory), memory.seen if memory else 0)
-        return self.open(self.dropout(x_BTD))
+        return self.open(self.dropout(working(x_BTD)))
 
     def head(self, s_BTS: Tensor) -> Tensor:
         logits_BTV = self.readout(self.final_norm(self.close(s_BTS)))

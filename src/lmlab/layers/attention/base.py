@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from math import sqrt
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from lmlab.layers.memory import Memory
 
 HEAD_WIDTH = 64
 """Of a head whose number is left to be derived."""
+IN_STEPS = 512
+"""Up to how many keys attention in bfloat16 is faster in steps, all weights in memory at once."""
 Values = Callable[[Tensor], Tensor]
 """What a residual connection may do to the values v_BHTK before they are mixed; keeps their shape."""
 
@@ -63,10 +66,19 @@ def attend(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, bias_HTS: Tensor | No
     """Causal attention of the last T of S positions, shape (B, H, T, K); with a window each sees the nearest so many."""
     time, keys = q_BHTK.shape[-2], k_BHSK.shape[-2]
     near = window is not None and window < keys
-    if bias_HTS is None and not near and time == keys:
+    # of torch's own attention the backward pass is slow in bfloat16 on a processor
+    in_steps = q_BHTK.dtype == torch.bfloat16 and q_BHTK.device.type == "cpu" and q_BHTK.requires_grad and keys <= IN_STEPS
+    if bias_HTS is None and not near and time == keys and not in_steps:
         return nn.functional.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, is_causal=True)
     visible = torch.ones(time, keys, dtype=torch.bool, device=q_BHTK.device).tril(keys - time)
     if window is not None and near:
         visible = visible.triu(keys - time - window + 1)
-    mask = visible if bias_HTS is None else bias_HTS.to(q_BHTK).masked_fill(~visible, float("-inf"))
+    bias = torch.zeros(time, keys).to(q_BHTK) if bias_HTS is None else bias_HTS.to(q_BHTK)
+    mask = bias.masked_fill(~visible, float("-inf"))
+    if in_steps:
+        q, k, v, of_each = (
+            x.flatten(0, 1)
+            for x in (q_BHTK / sqrt(q_BHTK.shape[-1]), k_BHSK, v_BHSK, mask.expand(*q_BHTK.shape[:2], time, keys))
+        )
+        return torch.bmm(torch.baddbmm(of_each, q, k.mT).softmax(-1), v).view(*q_BHTK.shape[:3], -1)
     return nn.functional.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=mask)

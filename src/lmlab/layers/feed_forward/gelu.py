@@ -23,4 +23,4 @@ class GELU(FeedForward):
         self.out: nn.Linear = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.out(nn.functional.gelu(self.up(x_BTD), approximate="tanh"))
+        return self.out(nn.functional.gelu(self.up(x_BTD)))

@@ -23,4 +23,4 @@ class RMSNorm(Normalisation):
         self.gain = nn.Parameter(torch.ones(width))
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return nn.functional.rms_norm(x_BTD, (x_BTD.shape[-1],), self.gain, self.epsilon)
+        return nn.functional.rms_norm(x_BTD, (x_BTD.shape[-1],), self.gain.to(x_BTD.dtype), self.epsilon)
