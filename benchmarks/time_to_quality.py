@@ -8,10 +8,12 @@ counts. A recipe's schedule ends with its last step, and so its loss is read the
 side by side (as while training), and in windows that overlap by half. Recipes take turns, seed by seed, so that a busy
 machine slows all. With `--nanogpt` its own model and recipe run too, from a clone of its repository. `mixed_nats` are
 those of half the model and half a Kneser-Ney n-gram, counted on the text that was trained on; the n-gram's own row has
-the seconds that counting takes. Writes benchmarks/results/time_to_quality.csv, or what `--out` says.
+the seconds that counting takes. Each of several corpora (`--corpus`) is a race of its own; with several precisions every
+recipe runs in each. Writes benchmarks/results/time_to_quality.csv, or what `--out` says.
 """
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -87,7 +89,7 @@ def reference(folder: Path, shards: Shards, seed: int) -> dict[str, Any]:
 def main(
     recipe: Annotated[list[str], typer.Option(help="Files in benchmarks/recipes, without their ending.")],
     text: Annotated[Path | None, typer.Option(help="A text file; without one, a corpus.")] = None,
-    corpus: Annotated[str, typer.Option(help="Of params.yaml; without one, that which is chosen there.")] = "",
+    corpus: Annotated[list[str] | None, typer.Option(help="Of params.yaml; without one, what is chosen there.")] = None,
     target: Annotated[float, typer.Option(help="Nats per token that should be reached; 0: none.")] = 0.0,
     seeds: Annotated[int, typer.Option(help="Runs of each recipe.")] = 3,
     precision: Annotated[list[str] | None, typer.Option(help="To run each recipe in; without one, its own.")] = None,
@@ -97,31 +99,40 @@ def main(
 ) -> None:
     """Print and write each recipe's seconds and losses, and its seconds as a share of the yardstick's."""
     always = {**ALWAYS, "train.threads": threads, "download.split": "tail", "download.validation": 0.1, "download.test": 0.0}
+    sources: list[Tree] = [{"download.corpus": name} for name in corpus or []]
     if text:
-        always |= {"download.corpus": "local", "corpora.local.files": str(text)}
-    elif corpus:
-        always["download.corpus"] = corpus
-    base = changed(params.read(), always)
+        sources.append({"download.corpus": "local", "corpora.local.files": str(text)})
+    tables: list[pd.DataFrame] = []
+    for source in sources or [{}]:
+        base = changed(params.read(), {**always, **source})
+        label = {"corpus": source["download.corpus"]} if corpus else {}
+        rows: list[dict[str, Any]] = []
+        for row in race(base, recipe, precision or [], seeds, clone):
+            rows.append({**label, **row})
+            write(pd.concat([*tables, compared(rows, target)]), out)  # at once, so that a run that is stopped leaves it
+        tables.append(compared(rows, target))
+    show(pd.concat(tables))
+
+
+def race(base: Tree, recipes: list[str], precisions: list[str], seeds: int, clone: Path | None) -> Iterator[dict[str, Any]]:
+    """A row for the n-gram, then one for each run on the same text."""
     trees: dict[tuple[str, str], Tree] = {}
-    for name in recipe:
+    for name in recipes:
         tree = changed(base, params.read(FOLDER / "recipes" / f"{name}.yaml"))
-        for kind in precision or [params.block(tree, "train")["precision"]]:
+        for kind in precisions or [params.block(tree, "train")["precision"]]:
             trees[name, kind] = changed(tree, {"train.precision": kind})
     for tree in trees.values():
         preflight.check(tree)
     with TemporaryDirectory() as made:
         shards, tokenizer = prepare(base, Path(made))
         row, counted = count(shards)
-        rows = [row]
+        yield row
         for seed in range(seeds):
             for (name, kind), tree in trees.items():
                 seeded = changed(tree, {"train.seed": seed, "train.data_seed": seed})
-                rows.append({"recipe": name, "precision": kind, "seed": seed, **run(seeded, shards, tokenizer, counted)})
-                write(compared(rows, target), out)  # at once, so that a run that is stopped leaves it
+                yield {"recipe": name, "precision": kind, "seed": seed, **run(seeded, shards, tokenizer, counted)}
             if clone:
-                rows.append({"recipe": NANOGPT, "seed": seed, **reference(clone, shards, seed)})
-                write(compared(rows, target), out)
-    show(compared(rows, target))
+                yield {"recipe": NANOGPT, "seed": seed, **reference(clone, shards, seed)}
 
 
 def compared(rows: list[dict[str, Any]], target: float) -> pd.DataFrame:

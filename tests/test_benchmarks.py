@@ -56,8 +56,10 @@ def test_sharding(tmp_path: Path) -> None:
 
 
 def test_throughput(tmp_path: Path) -> None:
-    found = table(tmp_path, "throughput", "--shape", "narrow", "--turns", "1", "--steps", "1", "--threads", "1")
-    assert found["what"].tolist() == ["torch.nn", "ours"]
+    both = ["--precision", "float32", "--precision", "bfloat16"]
+    found = table(tmp_path, "throughput", "--shape", "narrow", *both, "--turns", "1", "--steps", "1", "--threads", "1")
+    assert found["what"].tolist() == ["torch.nn", "ours", "ours"]
+    assert found["precision"].tolist() == ["float32", "float32", "bfloat16"]
     assert found["times_torch_nn"].iloc[0] == 1
     assert (found[["tokens_per_second", "gigaflops", "share_of_peak", "bytes_per_token"]] > 0).all(axis=None)
 
@@ -69,6 +71,15 @@ def test_time_to_quality(tmp_path: Path) -> None:
     assert found.index.tolist() == ["Kneser-Ney 7-gram", "sprint"]
     assert found.loc["sprint", "reached"]  # a text of one sentence
     assert found.loc["Kneser-Ney 7-gram", "nats"] < found.loc["sprint", "mixed_nats"] < found.loc["sprint", "nats"]
+
+
+def test_time_to_quality_of_several_corpora_in_several_precisions(tmp_path: Path) -> None:
+    given = ["--corpus", "grammar", "--corpus", "markov", "--recipe", "sprint", "--seeds", "1", "--threads", "1"]
+    found = table(tmp_path, "time_to_quality", *given, "--precision", "bfloat16", "--precision", "float32")
+    assert found["corpus"].tolist() == ["grammar"] * 3 + ["markov"] * 3
+    assert found["precision"].fillna("").tolist() == ["", "bfloat16", "float32"] * 2
+    nats = found.groupby(["corpus", "precision"])["nats"].mean().unstack()
+    assert (nats["bfloat16"] - nats["float32"]).abs().max() < 0.1
 
 
 def test_tokenizing(tmp_path: Path) -> None:

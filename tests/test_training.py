@@ -1,6 +1,9 @@
 """A run ends in the same bytes however often it is stopped, and says so in one line when it breaks down."""
 
 import json
+import platform
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -392,6 +395,22 @@ def test_the_device_is_set_to_repeat_itself() -> None:
     assert device.use_device("cpu", 1) == torch.device("cpu")
     assert torch.are_deterministic_algorithms_enabled()
     assert torch.get_num_threads() == 1
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only the GNU C library can be asked for it")
+def test_memory_that_a_tensor_left_is_not_asked_of_the_system_again() -> None:
+    pages = """
+import resource, torch
+from lmlab.device import use_device
+use_device("cpu", 1)
+for turn in range(20):
+    if turn == 10:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**23)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    asked = int(subprocess.run([sys.executable, "-c", pages], capture_output=True, text=True, check=True).stdout)
+    assert asked < 10_000  # 10 times 32 MB are 81,920 pages
 
 
 # ---------------------------------------------------------------- what is left to the model's width
