@@ -83,7 +83,9 @@ def test_lost_and_failed_tasks_are_queued_again_with_their_params(workspace: Any
     workspace.run("dvc", "exp", "run", "--queue", "-n", "lost", *(word for key in long for word in ("-S", key)))
     start_queue(workspace)
     until(lambda: list(workspace.path(".scratch").glob("train-*/checkpoint.safetensors")))
-    killed = [process for words in ("queue-worker", "exec-run", "pipeline.train") for process in at_work_in(workspace, words)]
+    killed = [
+        process for words in ("queue-worker", "exec-run", "pipeline.train") for process in at_work_in(workspace, words)
+    ]
     for process in killed:  # as when the machine is switched off
         process.kill()
     psutil.wait_procs(killed, timeout=60)
