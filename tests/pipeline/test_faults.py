@@ -62,7 +62,7 @@ def test_training_killed_at_random_moments_ends_in_the_same_bytes(workspace: Any
 
 
 def test_training_stops_when_dvc_is_killed_and_goes_on_afterwards(workspace: Any) -> None:
-    workspace.set(LONGER | {"train.steps": 3000, "train.validate_every": 0})
+    workspace.set(LONGER | {"train.steps": 5000, "train.validate_every": 0})
     dvc = start(workspace, "dvc", "repro", "train")
     training: list[psutil.Process] = []
     deadline = time.monotonic() + 60

@@ -83,12 +83,10 @@ def test_lost_and_failed_tasks_are_queued_again_with_their_params(workspace: Any
     workspace.run("dvc", "exp", "run", "--queue", "-n", "lost", *(word for key in long for word in ("-S", key)))
     start_queue(workspace)
     until(lambda: list(workspace.path(".scratch").glob("train-*/checkpoint.safetensors")))
-    killed = [
-        process for words in ("queue-worker", "exec-run", "pipeline.train") for process in at_work_in(workspace, words)
-    ]
-    for process in killed:  # as when the machine is switched off
+    trains = at_work_in(workspace, "pipeline.train")
+    for process in [*at_work_in(workspace, "queue-worker"), *at_work_in(workspace, "exec-run")]:
         process.kill()
-    psutil.wait_procs(killed, timeout=60)
+    assert not psutil.wait_procs(trains, timeout=60)[1]
     assert "Running" in workspace.run("dvc", "queue", "status").stdout, "DVC mends this itself now: is `requeue` needed?"
 
     said = workspace.run(*LMLAB, "requeue").stdout
