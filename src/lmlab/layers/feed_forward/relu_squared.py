@@ -23,5 +23,4 @@ class ReLUSquared(FeedForward):
         self.out: nn.Linear = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        hidden = self.up(x_BTD)
-        return self.out(hidden * nn.functional.relu(hidden))  # a third of the time that relu(hidden).square() takes
+        return self.out(nn.functional.relu(self.up(x_BTD)).square())
