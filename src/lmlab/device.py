@@ -15,7 +15,8 @@ def use_device(name: str, threads: int) -> torch.device:
     """Set threads and determinism for the whole process and return the device. Raises UserError if it is not there."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or CUDA products differ from run to run
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True, warn_only=name != "cpu")
+    # the same as `use_deterministic_algorithms`, which would load torch's compiler to tell it too: most of a second
+    torch.set_deterministic_debug_mode("error" if name == "cpu" else "warn")
     _keep_memory()
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
