@@ -397,6 +397,16 @@ def test_the_device_is_set_to_repeat_itself() -> None:
     assert torch.get_num_threads() == 1
 
 
+@pytest.mark.parametrize("able", ["avx512_bf16", "amx_bf16", "bf16", ""])
+def test_bfloat16_that_the_processor_does_not_know_is_called_slow(
+    able: str, corpus: Corpus, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "some", "avx2": True, able: True})
+    for precision, told in (("bfloat16", not able), ("float32", False)):
+        train(corpus, precision, precision=precision)
+        assert ("set train.precision to float32" in capsys.readouterr().out) == told
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only the GNU C library can be asked for it")
 def test_memory_that_a_tensor_left_is_not_asked_of_the_system_again() -> None:
     pages = """

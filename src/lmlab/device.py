@@ -8,6 +8,8 @@ import torch
 
 from lmlab.errors import UserError
 
+BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
+"""What torch calls a processor's instructions that multiply bfloat16: Intel's and AMD's, Intel's for tiles, Arm's."""
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
@@ -25,6 +27,12 @@ def use_device(name: str, threads: int) -> torch.device:
             f"params.yaml: the device {name!r} is not there; set train.device, evaluate.device and probe.device to 'cpu'"
         )
     return torch.device(name)
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is a gain there. A processor without instructions for it takes a hundred times as long."""
+    able = torch.cpu.get_capabilities()
+    return device.type != "cpu" or any(able.get(name) for name in BFLOAT16)
 
 
 def _keep_memory() -> None:

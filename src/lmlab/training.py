@@ -21,7 +21,7 @@ from torch import nn
 
 from lmlab import checkpoint, generation, sizing, snapshots
 from lmlab.batches import Batches
-from lmlab.device import use_device
+from lmlab.device import multiplies_bfloat16, use_device
 from lmlab.errors import UserError
 from lmlab.evaluation.scoring import bits_per_byte, score
 from lmlab.files import sha256
@@ -190,7 +190,8 @@ def train(
     and `seconds_at`, the seconds in training steps until each step of the log. They count over all starts of a run.
     Raises UserError when the loss stops being a number, naming the step and the last good checkpoint.
     """
-    params, run = begin(params, parts, shards.vocabulary, use_device(params.device, params.threads))
+    device = use_device(params.device, params.threads)
+    params, run = begin(params, parts, shards.vocabulary, device)
     model = run.model
     batches = Batches(shards, params.batch, params.context, params.order_seed, int(params.pool_megatokens * 1e6))
     schedule: Schedule = parts["schedule"].build(params.steps)
@@ -205,6 +206,8 @@ def train(
     for line in sizing.lines(size):
         print(f"train: {line}", flush=True)
     print(f"train: {batches.tokens:,} tokens of text", flush=True)
+    if params.precision == "bfloat16" and not multiplies_bfloat16(device):
+        print("train: slow, as this processor cannot multiply bfloat16 itself; set train.precision to float32", flush=True)
     due = snapshots.positions(params.steps, params.snapshots if snapshot_folder else 0)
     saved = checkpoint.load(scratch)
     if saved and snapshots.has_all(scratch, due, saved["step"]):

@@ -23,4 +23,6 @@ class ReLUSquared(FeedForward):
         self.out: nn.Linear = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.out(nn.functional.relu(self.up(x_BTD)).square())
+        hidden = self.up(x_BTD)
+        # not a square: its slope is 0 where relu is 0, so that a surrogate's slope of relu would not come through
+        return self.out(hidden * nn.functional.relu(hidden))
