@@ -56,6 +56,7 @@ def run(tree: Tree, shards: Shards, tokenizer: Tokenizer, counted: NDArray[np.fl
     aside = score(model, stream, shards.document, window, window)
     charged = ~np.isnan(aside.nats_of)
     return {
+        "precision": saved["precision"],
         "seconds": timing["training_seconds"],
         "nats": aside.nats_per_token,
         "overlapping_nats": score(model, stream, shards.document, window, window // 2).nats_per_token,

@@ -24,7 +24,7 @@ MISMATCHED = {("hybrid", "n_gram_table")}
 """A part and one that it cannot be built from, though it is of the kind that the part asks for."""
 LOWERED = {"depth": 2, "layers": 2, "width": 16, "heads": 2, "warmup": 3}
 LOWERED |= {"window": 5, "latent": 6, "position_width": 4, "buckets": 60, "row_width": 0, "longest": 4, "power": 0.0}
-PLAIN = {"models.transformer.embedding": "token", "train.optimizer": "adamw"}
+PLAIN = {"models.transformer.embedding": "token", "train.optimizer": "adamw", "train.precision": "float32"}
 """Parts that tests begin with, whatever the project's default is: identities are told best on the plainest."""
 
 

@@ -308,14 +308,14 @@ def test_with_rows_enough_every_n_gram_has_its_own() -> None:
     embed = embedding("n_gram", vocabulary=4, longest=3, buckets=10**6)
     assert [table.num_embeddings for table in embed.tables] == [25, 125]  # a beginning of the text is a fifth token
     every = torch.cartesian_prod(*[torch.arange(5)] * 3)
-    rows = embed._row(every, 3, 1)[:, 0]
+    rows = embed._rows(every, 1)[-1][:, 0]
     assert sorted(rows.tolist()) == list(range(125))
 
 
 def test_without_rows_enough_n_grams_spread_evenly_over_those_there_are() -> None:
     embed = embedding("n_gram", vocabulary=30, longest=3, buckets=101)
     every = torch.cartesian_prod(*[torch.arange(31)] * 3)
-    counts = embed._row(every, 3, 1)[:, 0].bincount(minlength=101)
+    counts = embed._rows(every, 1)[-1][:, 0].bincount(minlength=101)
     expected = 31**3 / 101
     chi_square = ((counts - expected) ** 2 / expected).sum().item()
     assert 50 < chi_square < 160  # 100 degrees of freedom: mean 100, standard deviation 14
@@ -342,7 +342,7 @@ def test_narrow_rows_stand_side_by_side_and_are_widened_to_the_model() -> None:
 def test_dropout_of_n_grams_leaves_out_whole_rows_in_training_alone() -> None:
     embed = embedding("n_gram", vocabulary=7, longest=2, buckets=10**6, dropout=0.25)
     tokens = small.tokens(50, 20, vocabulary=7)
-    plain, row = embed.eval()(tokens), embed.tables[0](embed._row(nn.functional.pad(tokens, (1, 0), value=7), 2, 20))
+    plain, row = embed.eval()(tokens), embed.tables[0](embed._rows(nn.functional.pad(tokens, (1, 0), value=7), 20)[0])
     torch.manual_seed(0)
     seen = embed.train()(tokens) - embed.tokens(tokens)
     left_out = (seen == 0).all(-1)

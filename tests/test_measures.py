@@ -144,7 +144,17 @@ def test_the_default_measures_suit_every_model(model: str, shards_of: ShardsOf) 
 
 
 def test_no_measure_has_the_name_of_what_evaluate_writes_anyway() -> None:
-    others = {"validation", "test", "references", "window", "stride", "parameters", "tokens_seen", "left_out"}
+    others = {
+        "validation",
+        "test",
+        "references",
+        "window",
+        "stride",
+        "parameters",
+        "tokens_seen",
+        "training_bits",
+        "left_out",
+    }
     assert others.isdisjoint(MEASURES)
 
 

@@ -433,6 +433,22 @@ def test_newton_schulz_brings_singular_values_near_one_and_keeps_the_directions(
     assert middle.diagonal(dim1=1, dim2=2)[ample].min() > 0.6818
 
 
+@pytest.mark.parametrize("decades", [0, 3, 6, 12])
+@pytest.mark.parametrize("steps", [3, 5, 8])
+def test_newton_schulz_by_the_gram_matrix_is_the_plain_iteration(decades: int, steps: int) -> None:
+    """However unequal the singular values are: squared, most of them are below what single precision tells apart."""
+    chance = torch.Generator().manual_seed(0)
+    left, right = (torch.linalg.qr(torch.randn(n, n, generator=chance).double())[0] for n in (32, 128))
+    matrix = (left * torch.logspace(0, -decades, 32).double()) @ right[:32]
+    plain = matrix / torch.linalg.matrix_norm(matrix)
+    for _ in range(steps):
+        gram = plain @ plain.mT
+        plain = 3.4445 * plain - 4.7750 * gram @ plain + 2.0315 * gram @ gram @ plain
+    torch.testing.assert_close(orthogonalised(matrix.unsqueeze(0), steps)[0], plain, rtol=0, atol=1e-9)
+    single = orthogonalised(matrix.float().unsqueeze(0), steps)[0]
+    torch.testing.assert_close(single.double(), plain, rtol=0, atol=3e-4 if steps <= 5 else 3e-3)
+
+
 def test_muon_steps_of_a_stack_are_those_of_its_matrices_alone_and_a_convolution_is_a_matrix() -> None:
     chance = torch.Generator().manual_seed(0)
     stack = torch.randn(3, 6, 20, generator=chance, dtype=torch.float64)

@@ -407,6 +407,27 @@ def test_bfloat16_that_the_processor_does_not_know_is_called_slow(
         assert ("set train.precision to float32" in capsys.readouterr().out) == told
 
 
+@pytest.mark.parametrize(
+    ("able", "rule", "settled"),
+    [
+        ("amx_bf16", "backprop", "bfloat16"),
+        ("avx512_bf16", "feedback_alignment", "bfloat16"),
+        ("avx512_bf16", "spsa", "float32"),  # it learns from digits that bfloat16 does not have
+        ("bf16", "backprop", "float32"),  # never measured
+        ("", "backprop", "float32"),
+    ],
+)
+def test_a_precision_left_open_is_the_one_in_which_the_processor_and_the_rule_do_well(
+    able: str, rule: str, settled: str, corpus: Corpus, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {able: True})
+    open_ = train(corpus, "open", precision="auto", learning_rule=rule)
+    assert f"matrix products in {settled}" in capsys.readouterr().out
+    given = train(corpus, "given", precision=settled, learning_rule=rule)
+    assert open_ == given
+    assert json.loads(open_["model/model.json"])["precision"] == settled
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only the GNU C library can be asked for it")
 def test_memory_that_a_tensor_left_is_not_asked_of_the_system_again() -> None:
     pages = """
@@ -429,9 +450,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.parametrize(("width", "accumulate", "batch"), [(16, 1, 2), (128, 1, 16), (128, 3, 15), (512, 4, 64), (8, 2, 2)])
 def test_a_batch_left_open_is_in_proportion_to_the_width(width: int, accumulate: int, batch: int) -> None:
     open_ = section(small.tree(**{**BASE, "batch": 0, "accumulate": accumulate}), "train", TrainParams)
-    assert open_.sized(width).batch == batch
+    assert open_.settled(width, low=False).batch == batch
     given = section(small.tree(**{**BASE, "batch": 12, "accumulate": accumulate}), "train", TrainParams)
-    assert given.sized(width).batch == 12
+    assert given.settled(width, low=False).batch == 12
 
 
 def test_depth_alone_sets_the_size_and_every_derived_value_can_be_set_by_hand() -> None:

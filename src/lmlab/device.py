@@ -8,8 +8,9 @@ import torch
 
 from lmlab.errors import UserError
 
-BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
-"""What torch calls a processor's instructions that multiply bfloat16: Intel's and AMD's, Intel's for tiles, Arm's."""
+GAINS_BY_BFLOAT16 = ("avx512_bf16", "amx_bf16")
+BFLOAT16 = (*GAINS_BY_BFLOAT16, "bf16")
+"""What torch calls a processor's instructions that multiply bfloat16: AMD's and Intel's, Intel's for tiles, Arm's."""
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
@@ -33,6 +34,12 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether it has instructions for bfloat16. Without, a processor takes 2 to 19 times as long as for float32 (LOG.md)."""
     able = torch.cpu.get_capabilities()
     return device.type != "cpu" or any(able.get(name) for name in BFLOAT16)
+
+
+def gains_by_bfloat16(device: torch.device) -> bool:
+    """Whether it has instructions with which training was measured to be faster than in float32 (benchmarks/README.md)."""
+    able = torch.cpu.get_capabilities()
+    return device.type == "cpu" and any(able.get(name) for name in GAINS_BY_BFLOAT16)
 
 
 def _keep_memory() -> None:

@@ -21,7 +21,7 @@ from torch import nn
 
 from lmlab import checkpoint, generation, sizing, snapshots
 from lmlab.batches import Batches
-from lmlab.device import multiplies_bfloat16, use_device
+from lmlab.device import gains_by_bfloat16, multiplies_bfloat16, use_device
 from lmlab.errors import UserError
 from lmlab.evaluation.scoring import bits_per_byte, score
 from lmlab.files import sha256
@@ -59,7 +59,7 @@ class TrainParams(Params):
     seed: int = Field(ge=0)
     data_seed: int = Field(ge=-1)
     pool_megatokens: float = Field(gt=0)
-    precision: Literal["float32", "bfloat16"]
+    precision: Literal["auto", "float32", "bfloat16"]
     device: Literal["cpu", "cuda", "mps"]
     threads: int = Field(ge=1)
     log_every: int = Field(ge=1)
@@ -81,10 +81,15 @@ class TrainParams(Params):
         """What decides the order of the text: `data_seed`, or where that is -1 `seed`."""
         return self.seed if self.data_seed == -1 else self.data_seed
 
-    def sized(self, width: int) -> "TrainParams":
-        """The same with what is left to the width: a batch of 16 windows at width 128, in proportion to it."""
+    def settled(self, width: int, low: bool) -> "TrainParams":
+        """The same with what is left open: `batch` 0 is 16 windows at width 128, in proportion to the width.
+
+        `precision` auto is bfloat16 where `low` says that it serves, else float32.
+        """
         pieces = max(1, round(width / 8 / self.accumulate))
-        return self if self.batch else self.model_copy(update={"batch": pieces * self.accumulate})
+        batch = self.batch or pieces * self.accumulate
+        precision = self.precision if self.precision != "auto" else "bfloat16" if low else "float32"
+        return self.model_copy(update={"batch": batch, "precision": precision})
 
 
 SAMPLE_TOKENS = 200
@@ -159,7 +164,10 @@ def chosen_rule(params: TrainParams, parts: dict[str, Choice], model: LanguageMo
 
 
 def begin(params: TrainParams, parts: dict[str, Choice], vocabulary: int, device: torch.device) -> tuple[TrainParams, Run]:
-    """A run before its first step, drawn from the seed, and its params with what they leave to the model's width."""
+    """A run before its first step, drawn from the seed, and its params with what they leave to model, rule and device.
+
+    Rules that learn from what small changes do to the loss need the digits that bfloat16 does not have.
+    """
     torch.manual_seed(params.seed)
     model = models.build(parts["model"], vocabulary, params.context).to(device)
     parametrisation: Parametrisation = parts["parametrisation"].build()
@@ -170,7 +178,8 @@ def begin(params: TrainParams, parts: dict[str, Choice], vocabulary: int, device
     for group in optimizer.param_groups:
         factor = parametrisation.rate_factor(model.width, optimizer.width_powers.get(group["name"], 0.0))
         group["initial_lr"] = group["lr"] = group["lr"] * factor
-    return params.sized(model.width), Run(model, rule, optimizer, log=[])
+    low = rule.backward and gains_by_bfloat16(device)
+    return params.settled(model.width, low), Run(model, rule, optimizer, log=[])
 
 
 def train(
@@ -205,7 +214,7 @@ def train(
     size = sizing.describe(model, run.optimizer, params.batch, params.batch // params.accumulate)
     for line in sizing.lines(size):
         print(f"train: {line}", flush=True)
-    print(f"train: {batches.tokens:,} tokens of text", flush=True)
+    print(f"train: {batches.tokens:,} tokens of text, matrix products in {params.precision}", flush=True)
     if params.precision == "bfloat16" and not multiplies_bfloat16(device):
         print("train: slow, as this processor cannot multiply bfloat16 itself; set train.precision to float32", flush=True)
     due = snapshots.positions(params.steps, params.snapshots if snapshot_folder else 0)
@@ -219,6 +228,7 @@ def train(
     size["bytes"]["optimizer"] = sizing.optimizer_bytes(run.optimizer)
     tokens = run.step * params.batch * params.context
     facts = {"tokenizer_sha256": shards.manifest["tokenizer_sha256"], "steps": run.step, "seed": params.seed}
+    facts["precision"] = params.precision
     reading = {"data_seed": params.order_seed, "pool_tokens": batches.pool_tokens}
     with evaluation_weights(run.optimizer):
         models.save(model_folder, parts["model"], model, {**facts, **reading, "tokens": tokens, "size": size})
@@ -285,7 +295,8 @@ def take_step(params: TrainParams, run: Run, schedule: Schedule, batches: Batche
     """
     model, optimizer = run.model, run.optimizer
     device = next(model.parameters()).device
-    model.train()
+    if not model.training:  # it goes through every module
+        model.train()
     factor = schedule.factor(run.step)
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor

@@ -23,6 +23,7 @@ SMALL = {
     "train.context": 16,
     "train.threads": 1,
     "train.optimizer": "adamw",
+    "train.precision": "float32",
     "train.log_every": 2,
     "train.validate_every": 3,
     "train.sample_every": 0,

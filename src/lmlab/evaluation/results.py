@@ -22,6 +22,7 @@ from lmlab.sizing import training_operations
 from lmlab.tokenizers.base import Tokenizer
 
 MOST_CURVE_ROWS = 1000
+BITS = {"float32": 32, "bfloat16": 16}
 
 
 class EvaluateParams(Params):
@@ -66,7 +67,7 @@ def evaluate(
     if "entropy_bits_per_byte" in manifest:
         metrics["references"]["source_entropy"] = manifest["entropy_bits_per_byte"]
     metrics |= {"window": model.context, "stride": params.stride, "parameters": saved["parameters"]}
-    metrics["tokens_seen"] = saved["tokens"]
+    metrics |= {"tokens_seen": saved["tokens"], "training_bits": BITS[saved["precision"]]}
     trained = Trained(model, saved, shards, tokenizer, corpus, manifest, rows, scores, params.stride)
     taken, left_out = take(measures, trained)
     for line in left_out:

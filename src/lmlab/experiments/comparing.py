@@ -27,8 +27,8 @@ MEASURES = ("validation.bits_per_byte", "test.bits_per_byte", "validation.accura
 PER_TOKEN = re.compile(r"(.+[._])?nats(_per_token)?|(validation|test)\.(perplexity|accuracy|calibration_error)")
 """Measures that compare only where a token is the same."""
 FACTS = re.compile(
-    r"(.+\.)?(references\..+|window|stride|parameters|tokens_seen|vocabulary|bytes_per_token|steps|operations|tokens|bytes"
-    r"|pairs(\..+)?|characters|train_characters|period|by_length_alone)"
+    r"(.+\.)?(references\..+|window|stride|parameters|tokens_seen|training_bits|vocabulary|bytes_per_token|steps|operations"
+    r"|tokens|bytes|pairs(\..+)?|characters|train_characters|period|by_length_alone)"
 )
 """Measures that say what a run is, or what was measured, rather than how well it went."""
 WIDE = 132

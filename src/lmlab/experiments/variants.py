@@ -126,6 +126,7 @@ def unfair(baseline: Variant, variant: Variant) -> Iterator[str]:
         ("tokens_seen", "tokens seen in training"),
         ("parameters", "parameters"),
         ("operations", "operations spent on training"),
+        ("training_bits", "bits of the numbers multiplied in training"),
     ):
         yield from _unequal(what, ours, theirs, key)
     for split in ("validation", "test"):

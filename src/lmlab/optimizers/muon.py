@@ -12,6 +12,10 @@ from lmlab.optimizers.base import ENTRYWISE, Groups, Optimizer, OptimizerOptions
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the odd polynomial that, applied five times to a singular value in (0, 1], brings it near 1: to .68 to 1.21."""
+LONG = 2
+"""From so many times as many columns as rows on, iterating on the Gram matrix takes fewer operations."""
+STEPS_BY_GRAM = 5
+"""After so many steps the Gram matrix is taken anew."""
 
 
 class Options(OptimizerOptions):
@@ -72,12 +76,41 @@ def orthogonalised(matrices: Tensor, steps: int) -> Tensor:
 
     In the precision given, but in bfloat16 on a GPU, where that is fast and precise enough.
     """
-    a, b, c = COEFFICIENTS
     wide = matrices.shape[1] <= matrices.shape[2]
     x = matrices if wide else matrices.mT  # the smaller Gram matrix
     x = x.bfloat16() if x.is_cuda else x
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)
+    if x.shape[2] < LONG * x.shape[1] or x.is_cuda:
+        x = _iterated(x, steps)
+    else:
+        for done in range(0, steps, STEPS_BY_GRAM):
+            x = _iterated_by_gram(x, min(STEPS_BY_GRAM, steps - done))
+    return (x if wide else x.mT).to(matrices.dtype)
+
+
+def _iterated(x: Tensor, steps: int) -> Tensor:
+    """The matrices x (N, n, m) after so many steps of x <- p(x xᵀ) x, where p is the polynomial a + b g + c g²."""
+    a, b, c = COEFFICIENTS
     for _ in range(steps):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x if wide else x.mT).to(matrices.dtype)
+    return x
+
+
+def _iterated_by_gram(x: Tensor, steps: int) -> Tensor:
+    """The same, but every step is taken by the Gram matrix g alone: g <- p(g) g p(g), as p(g) and g commute.
+
+    x comes in at the start and at the end, which for m = 4 n saves almost half of the operations. Squares of small singular
+    values are lost sooner than those themselves: in single precision entries differ by up to 3e-4 after STEPS_BY_GRAM steps.
+    """
+    a, b, c = COEFFICIENTS
+    gram = x @ x.mT
+    whole: Tensor | None = None
+    for step in range(steps):
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=-2, dim2=-1).add_(a)
+        whole = factor if whole is None else factor @ whole
+        if step + 1 < steps:
+            gram = factor @ gram @ factor
+    assert whole is not None
+    return whole @ x

@@ -41,7 +41,7 @@ class NGram(Embedding):
         self.longest, self.buckets, self.dropout = options.longest, options.buckets, options.dropout
         self.tokens = nn.Embedding(vocabulary, width)
         orders = range(2, options.longest + 1)
-        self.tables = nn.ModuleList(nn.Embedding(self._rows(order), options.row_width or width) for order in orders)
+        self.tables = nn.ModuleList(nn.Embedding(self._height(order), options.row_width or width) for order in orders)
         self.widen = nn.Linear(options.row_width * len(orders), width, bias=False) if options.row_width else None
 
     def forward(self, tokens_BT: Tensor, memory: Memory | None = None) -> Tensor:
@@ -51,8 +51,8 @@ class NGram(Embedding):
             if "tokens" in memory.tensors:
                 seen = torch.cat((memory.tensors["tokens"], tokens_BT), dim=1)
             memory.tensors["tokens"] = seen[:, -before:]
-        time = tokens_BT.shape[1]
-        vectors = [self._some(table(self._row(seen, order, time))) for order, table in enumerate(self.tables, start=2)]
+        rows = self._rows(seen, tokens_BT.shape[1])
+        vectors = [self._some(table(row_BT)) for table, row_BT in zip(self.tables, rows, strict=True)]
         if self.widen is not None:
             return self.tokens(tokens_BT) + self.widen(torch.cat(vectors, dim=-1))
         return sum(vectors, start=self.tokens(tokens_BT))
@@ -62,18 +62,23 @@ class NGram(Embedding):
             return rows_BTD
         return rows_BTD * nn.functional.dropout(rows_BTD.new_ones(*rows_BTD.shape[:2], 1), self.dropout)
 
-    def _rows(self, order: int) -> int:
+    def _height(self, order: int) -> int:
+        """How many rows the table of an order has."""
         return min(self.buckets, (self.nothing + 1) ** order)
 
-    def _row(self, seen: Tensor, order: int, time: int) -> Tensor:
-        """The row of the n-gram that ends in each of the last `time` tokens."""
-        number = torch.zeros_like(seen[:, -time:])
-        exact = (self.nothing + 1) ** order <= self.buckets
-        for back in range(order - 1, -1, -1):
-            token = seen[:, seen.shape[1] - time - back : seen.shape[1] - back]
-            if exact:
-                number = number * (self.nothing + 1) + token
-            else:  # 32 bits at a time, as the product of two such numbers fits into 64
-                number = ((number ^ token) * MULTIPLIER) % 2**32
-                number = number ^ (number >> 15)
-        return number % self._rows(order)
+    def _rows(self, seen: Tensor, time: int) -> list[Tensor]:
+        """For each order the rows of the n-grams that end in the last `time` tokens."""
+        tokens_BT = [seen[:, seen.shape[1] - time - back : seen.shape[1] - back] for back in range(self.longest)]
+        orders = range(2, self.longest + 1)
+        exact = [order for order in orders if (self.nothing + 1) ** order <= self.buckets]
+        rows = [sum(tokens_BT[back] * (self.nothing + 1) ** back for back in range(order)) for order in exact]
+        hashed = [order for order in orders if order not in exact]
+        if hashed:  # all orders at once: the longest begin, and the others come in where their first token is
+            number_OBT = torch.zeros(len(hashed), *tokens_BT[0].shape, dtype=torch.long, device=seen.device)
+            for back in range(self.longest - 1, -1, -1):
+                begun = number_OBT[max(0, back + 1 - hashed[0]) :]
+                # 32 bits at a time, as the product of two such numbers fits into 64
+                begun.bitwise_xor_(tokens_BT[back]).mul_(MULTIPLIER).bitwise_and_(2**32 - 1)
+                begun.bitwise_xor_(begun >> 15)
+            rows += (number_OBT % self.buckets).unbind()
+        return rows
