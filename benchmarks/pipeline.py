@@ -1,11 +1,11 @@
 """What the pipeline costs beside its stages' own work, on a miniature of the project in a folder of its own.
 
-    python benchmarks/pipeline.py --queued 100
+    python benchmarks/pipeline.py --queued 100 --worked 10
 
 The miniature is the last commit, a few numbers lowered so that each stage has next to nothing to do. What is timed: the
 start of the command line and of every stage (its imports), `dvc repro` with nothing to do, `dvc exp run` with another
-seed over the seconds its stages took, and queueing experiments. `python` alone is the yardstick. Writes
-benchmarks/results/pipeline.csv.
+seed over the seconds its stages took, queueing experiments, and working through the first few of them. `python` alone is
+the yardstick. Writes benchmarks/results/pipeline.csv.
 """
 
 import os
@@ -74,10 +74,29 @@ class Miniature:
             raise SystemExit(f"{' '.join(command)} gave {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
         return time.perf_counter() - start
 
+    def worked(self, count: int) -> float:
+        """Seconds until the queue has finished so many experiments more, its worker's start included."""
+        before, start = self._finished(), time.perf_counter()
+        self.seconds("dvc", "queue", "start", "-j", "1")
+        while self._finished() < before + count:
+            time.sleep(0.2)
+        taken = time.perf_counter() - start
+        self.seconds("dvc", "queue", "stop", "--kill")
+        return taken
+
+    def _finished(self) -> int:
+        """How many experiments Git knows; the queue's own records, of what waits or failed, lie apart."""
+        listed = subprocess.run(
+            ["git", "for-each-ref", "--format=%(refname)", "refs/exps"],
+            cwd=self.folder, env=self.environment, capture_output=True, text=True, check=True,
+        ).stdout.split()  # fmt: skip
+        return sum(not name.startswith(("refs/exps/celery/", "refs/exps/exec/")) for name in listed)
+
 
 def main(
     repeats: Annotated[int, typer.Option(help="Times that each is done; medians are shown.")] = 3,
     queued: Annotated[int, typer.Option(help="Experiments to queue.")] = 20,
+    worked: Annotated[int, typer.Option(help="Of them, how many to run.")] = 3,
     out: Annotated[Path, typer.Option(help="Where to write the table.")] = RESULTS / "pipeline.csv",
 ) -> None:
     """Print and write seconds."""
@@ -116,6 +135,8 @@ def main(
             taken = project.seconds("dvc", "exp", "run", "--queue", "-S", f"train.seed=range(100,{100 + queued})")
             add(f"queueing {queued} experiments", taken, "one command")
             add("listing them", project.seconds("dvc", "queue", "status"), "a call")
+        if worked := min(worked, queued):
+            add(f"the first {worked} of the queue", project.worked(worked) / worked, "an experiment: four stages")
     write(rows, out)
 
 

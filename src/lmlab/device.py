@@ -8,9 +8,8 @@ import torch
 
 from lmlab.errors import UserError
 
-GAINS_BY_BFLOAT16 = ("avx512_bf16", "amx_bf16")
-BFLOAT16 = (*GAINS_BY_BFLOAT16, "bf16")
-"""What torch calls a processor's instructions that multiply bfloat16: AMD's and Intel's, Intel's for tiles, Arm's."""
+BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
+"""What torch calls a processor's instructions that multiply bfloat16: Intel's and AMD's, Intel's for tiles, Arm's."""
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
@@ -37,9 +36,13 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 
 
 def gains_by_bfloat16(device: torch.device) -> bool:
-    """Whether it has instructions with which training was measured to be faster than in float32 (benchmarks/README.md)."""
+    """Whether it is of those on which training was measured to be faster than in float32 (LOG.md).
+
+    Those are Intel's that multiply tiles, and AMD's: by `avx512_bf16` Intel's own multiply no faster than in float32.
+    """
     able = torch.cpu.get_capabilities()
-    return device.type == "cpu" and any(able.get(name) for name in GAINS_BY_BFLOAT16)
+    by_amd = str(able.get("cpu_name", "")).startswith("AMD")
+    return device.type == "cpu" and bool(able.get("amx_bf16") or (by_amd and able.get("avx512_bf16")))
 
 
 def _keep_memory() -> None:
