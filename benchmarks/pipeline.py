@@ -38,6 +38,8 @@ MINIATURE: dict[str, Any] = {
     "evaluate.sample_tokens": 20,
     "probe.windows": 4,
 }
+LONGEST = 300
+"""Seconds that an experiment of the queue may take."""
 
 
 class Miniature:
@@ -77,20 +79,21 @@ class Miniature:
     def worked(self, count: int) -> float:
         """Seconds until the queue has finished so many experiments more, its worker's start included."""
         before, start = self._finished(), time.perf_counter()
-        self.seconds("dvc", "queue", "start", "-j", "1")
-        while self._finished() < before + count:
+        begin = ["dvc", "queue", "start", "-j", "1"]
+        # its worker keeps what it is given to write to, so nobody may wait for the end of that
+        subprocess.run(begin, cwd=self.folder, env=self.environment, stdout=subprocess.DEVNULL, check=True)
+        while (taken := time.perf_counter() - start) < count * LONGEST and self._finished() < before + count:
             time.sleep(0.2)
-        taken = time.perf_counter() - start
         self.seconds("dvc", "queue", "stop", "--kill")
+        if taken > count * LONGEST:
+            raise SystemExit(f"the queue has not finished {count} experiments in {taken:.0f} s")
         return taken
 
     def _finished(self) -> int:
-        """How many experiments Git knows; the queue's own records, of what waits or failed, lie apart."""
-        listed = subprocess.run(
-            ["git", "for-each-ref", "--format=%(refname)", "refs/exps"],
-            cwd=self.folder, env=self.environment, capture_output=True, text=True, check=True,
-        ).stdout.split()  # fmt: skip
-        return sum(not name.startswith(("refs/exps/celery/", "refs/exps/exec/")) for name in listed)
+        """How many experiments Git knows: refs/exps/<their baseline>/<name>. The queue's own records lie beside those."""
+        listed = ["git", "for-each-ref", "refs/exps/??/**"]
+        done = subprocess.run(listed, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=True)
+        return len(done.stdout.splitlines())
 
 
 def main(
