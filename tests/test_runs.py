@@ -272,6 +272,7 @@ def test_other_text_is_said_whether_params_tell_of_it_or_not() -> None:
     ("measures", "said"),
     [
         ({"tokens_seen": 2000.0}, "tokens seen in training: 2,000 against the baseline's 1,000"),
+        ({"training_bits": 16.0}, "bits of the numbers multiplied in training: 16 against the baseline's 32"),
         ({"stride": 64.0}, "tokens between evaluation windows: 64 against 32; that alone changes what is measured"),
         ({"window": 64.0}, "tokens in an evaluation window: 64 against 32; that alone changes what is measured"),
         ({"validation.bytes": 64.0}, "bytes of validation text: 64 against the baseline's 32"),
@@ -279,7 +280,7 @@ def test_other_text_is_said_whether_params_tell_of_it_or_not() -> None:
 )
 def test_what_is_unfair_is_said(measures: dict[str, float], said: str) -> None:
     base = run("a")
-    ours = Run("a", base.params, {"tokens_seen": 1000, "stride": 32, "window": 32, "validation.bytes": 32})
+    ours = Run("a", base.params, {"tokens_seen": 1000, "training_bits": 32, "stride": 32, "window": 32, "validation.bytes": 32})
     theirs = Run("b", base.params | {"train.optimizer": "lion"}, ours.measures | measures)
     found, _ = variants.group([ours, theirs])
     assert list(variants.unfair(*found)) == [said]
