@@ -6,14 +6,14 @@ from pathlib import Path
 SOURCES = Path(__file__).resolve().parents[1] / "src" / "lmlab"
 # From the ground up: a module may import what stands on its own line or above it in this list.
 ORDER = [
-    ["errors", "lifeline", "files", "params", "parts", "progress"],
+    ["errors", "lifeline", "files", "params", "parts", "progress", "device"],
     ["fetching", "cleaning", "corpora", "documents", "collecting"],
     ["pretokens", "tokenizers"],
     ["shards", "sharding", "batches"],
     ["layers", "models"],
     ["optimizers", "cutting", "perturbing", "perturbing_nodes", "relaxing"],
     ["learning_rules", "interventions", "schedules", "parametrisations", "sizing"],
-    ["device", "generation", "evaluation", "measures", "checkpoint", "snapshots", "probes", "closeup"],
+    ["generation", "evaluation", "measures", "checkpoint", "snapshots", "probes", "closeup"],
     ["training", "probing"],
     ["adapting"],
     ["catalogue", "summary", "preflight"],

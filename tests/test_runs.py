@@ -280,7 +280,9 @@ def test_other_text_is_said_whether_params_tell_of_it_or_not() -> None:
 )
 def test_what_is_unfair_is_said(measures: dict[str, float], said: str) -> None:
     base = run("a")
-    ours = Run("a", base.params, {"tokens_seen": 1000, "training_bits": 32, "stride": 32, "window": 32, "validation.bytes": 32})
+    ours = Run(
+        "a", base.params, {"tokens_seen": 1000, "training_bits": 32, "stride": 32, "window": 32, "validation.bytes": 32}
+    )
     theirs = Run("b", base.params | {"train.optimizer": "lion"}, ours.measures | measures)
     found, _ = variants.group([ours, theirs])
     assert list(variants.unfair(*found)) == [said]

@@ -51,6 +51,15 @@ def test_more_of_a_model_keeps_more_and_weights_are_not_counted_among_it() -> No
     assert sizing.activation_bytes(bigram) < sum(p.nbytes for p in bigram.parameters())
 
 
+def test_windows_together_keep_their_own_each_and_in_bfloat16_about_half_of_it() -> None:
+    model = small.model(small.some_model(width=64), context=32)
+    one, three, nine = (sizing.activation_bytes(model, windows) for windows in (1, 3, 9))
+    assert nine - three == 3 * (three - one)
+    low = [sizing.activation_bytes(model, windows, "bfloat16") for windows in (1, 9)]
+    assert 0.4 < (low[1] - low[0]) / (nine - one) < 0.75
+    assert low[0] > one / 2  # it keeps the weights in bfloat16 too
+
+
 @pytest.mark.parametrize("choice", small.variants("models"), ids=small.title)
 def test_counting_changes_neither_the_model_nor_chance(choice: Choice) -> None:
     model = small.model(choice).train()
@@ -75,7 +84,7 @@ def test_a_description_names_every_group_with_its_rate() -> None:
     model = small.model(small.some_model())
     matrices = [p for p in model.parameters() if p.ndim > 1]
     optimizer = torch.optim.SGD([{"name": "matrices", "params": matrices, "lr": 0.25, "decay": 0.5}])
-    size = sizing.describe(model, optimizer, batch=12, at_once=3)
+    size = sizing.describe(model, optimizer, batch=12, at_once=3, precision="float32")
     assert size["batch"] == 12
     assert size["groups"]["matrices"] == {
         "tensors": len(matrices),
@@ -83,6 +92,6 @@ def test_a_description_names_every_group_with_its_rate() -> None:
         "learning_rate": 0.25,
         "weight_decay": 0.5,
     }
-    assert size["bytes"]["activations"] == 3 * sizing.activation_bytes(model)
+    assert size["bytes"]["activations"] == sizing.activation_bytes(model, 3)
     assert "learning rate 0.25, weight decay 0.5" in words(sizing.lines(size))
     assert "width 16, 2 blocks, batches of 12 windows" in words(sizing.lines(size))

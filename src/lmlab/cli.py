@@ -189,7 +189,8 @@ def size(
     train = params.section(tree, "train", training.TrainParams)
     vocabulary = vocabulary or tokenizers.load(tokenizer / "tokenizer.json").vocabulary
     train, run = training.begin(train, finder.choices(tree, "train", train), vocabulary, torch.device("cpu"))
-    for line in sizing.lines(sizing.describe(run.model, run.optimizer, train.batch, train.batch // train.accumulate)):
+    at_once = train.batch // train.accumulate
+    for line in sizing.lines(sizing.describe(run.model, run.optimizer, train.batch, at_once, train.precision)):
         typer.echo(line)
 
 

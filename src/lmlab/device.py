@@ -45,6 +45,11 @@ def gains_by_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and bool(able.get("amx_bf16") or (by_amd and able.get("avx512_bf16")))
 
 
+def multiplying_in(precision: str, device: torch.device) -> torch.autocast:
+    """Inside, matrices are multiplied in the precision, bfloat16 or that of the weights."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
 def _keep_memory() -> None:
     """Have the C library keep what tensors leave behind for the next ones, as the system is slow to hand it out anew.
 

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from lmlab.device import multiplying_in
 from lmlab.models.base import LanguageModel, next_token_loss
 
 BACKWARD = 2
@@ -64,8 +65,13 @@ def forward_operations(model: LanguageModel) -> int:
     return operations.total // model.context
 
 
-def activation_bytes(model: LanguageModel) -> int:
-    """Bytes that one full window keeps for its backward pass, the weights apart."""
+def activation_bytes(model: LanguageModel, windows: int = 1, precision: str = "float32") -> int:
+    """Bytes that so many full windows at once keep for the backward pass, the weights apart."""
+    one, two = (_kept_bytes(model, rows, precision) for rows in (1, 2))
+    return one + (windows - 1) * (two - one)  # some is kept but once: masks, weights in lower precision
+
+
+def _kept_bytes(model: LanguageModel, windows: int, precision: str) -> int:
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
 
@@ -75,8 +81,9 @@ def activation_bytes(model: LanguageModel) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    window = _window(model)
-    with _as_in_training(model), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    window = _window(model).expand(windows, -1)
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with _as_in_training(model), multiplying_in(precision, window.device), hooks:
         loss = next_token_loss(model(window), window)
     del loss  # until here it held all that was kept, so that no storage was used for a second tensor
     return sum(kept.values())
@@ -110,7 +117,9 @@ def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
     return sum(count(state) for state in optimizer.state.values())
 
 
-def describe(model: LanguageModel, optimizer: torch.optim.Optimizer, batch: int, at_once: int) -> dict[str, Any]:
+def describe(
+    model: LanguageModel, optimizer: torch.optim.Optimizer, batch: int, at_once: int, precision: str
+) -> dict[str, Any]:
     """A run's size as plain values for JSON: what was derived, what is learned, and what a step costs.
 
     `at_once` windows of each batch go through the model together.
@@ -125,7 +134,7 @@ def describe(model: LanguageModel, optimizer: torch.optim.Optimizer, batch: int,
         "bytes": {
             "weights": sum(parameter.nbytes for parameter in model.parameters()),
             "gradients": sum(parameter.nbytes for parameter in model.parameters()),
-            "activations": activation_bytes(model) * at_once,
+            "activations": activation_bytes(model, at_once, precision),
         },
     }
 

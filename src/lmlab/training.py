@@ -21,7 +21,7 @@ from torch import nn
 
 from lmlab import checkpoint, generation, sizing, snapshots
 from lmlab.batches import Batches
-from lmlab.device import gains_by_bfloat16, multiplies_bfloat16, use_device
+from lmlab.device import gains_by_bfloat16, multiplies_bfloat16, multiplying_in, use_device
 from lmlab.errors import UserError
 from lmlab.evaluation.scoring import bits_per_byte, score
 from lmlab.files import sha256
@@ -211,7 +211,8 @@ def train(
         model.load_state_dict(begun.state_dict())
         decides["start"] = sha256(start / models.WEIGHTS)
     scratch = checkpoint.scratch_folder(checkpoint.run_key(decides))
-    size = sizing.describe(model, run.optimizer, params.batch, params.batch // params.accumulate)
+    at_once = params.batch // params.accumulate
+    size = sizing.describe(model, run.optimizer, params.batch, at_once, params.precision)
     for line in sizing.lines(size):
         print(f"train: {line}", flush=True)
     print(f"train: {batches.tokens:,} tokens of text, matrix products in {params.precision}", flush=True)
@@ -228,10 +229,9 @@ def train(
     size["bytes"]["optimizer"] = sizing.optimizer_bytes(run.optimizer)
     tokens = run.step * params.batch * params.context
     facts = {"tokenizer_sha256": shards.manifest["tokenizer_sha256"], "steps": run.step, "seed": params.seed}
-    facts["precision"] = params.precision
-    reading = {"data_seed": params.order_seed, "pool_tokens": batches.pool_tokens}
+    ran = {"data_seed": params.order_seed, "pool_tokens": batches.pool_tokens, "precision": params.precision}
     with evaluation_weights(run.optimizer):
-        models.save(model_folder, parts["model"], model, {**facts, **reading, "tokens": tokens, "size": size})
+        models.save(model_folder, parts["model"], model, {**facts, **ran, "tokens": tokens, "size": size})
     if snapshot_folder:
         record = {"vocabulary": model.vocabulary, "context": model.context, **facts, "parts": chosen}
         snapshots.publish(scratch, snapshot_folder, due, record)
@@ -304,7 +304,7 @@ def take_step(params: TrainParams, run: Run, schedule: Schedule, batches: Batche
     lengths: dict[nn.Parameter, torch.Tensor] = {}
     early = stepping_in_backward(optimizer, model, lengths) if params.step_in_backward else nullcontext()
     loss = 0.0
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=params.precision == "bfloat16"), early:
+    with multiplying_in(params.precision, device), early:
         for tokens, targets in zip(tokens_BT.chunk(params.accumulate), targets_BT.chunk(params.accumulate), strict=True):
             loss += float(run.rule.assign_gradients(model, tokens.to(device), targets.to(device))) / params.accumulate
     if params.step_in_backward:
