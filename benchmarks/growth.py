@@ -22,14 +22,14 @@ import torch
 import typer
 from common import RESULTS, prepare, seconds, show, write
 
-from lmlab import params, parts, training
+from lmlab import params, parts, stepping
 from lmlab.batches import Batches
 from lmlab.device import use_device
 from lmlab.experiments.studies import changed
 from lmlab.models.base import next_token_loss
 from lmlab.params import Tree
 from lmlab.probes.cost import peak_bytes
-from lmlab.training import TrainParams
+from lmlab.stepping import TrainParams
 
 VOCABULARY = 64
 SIZES: dict[str, tuple[str, list[int], float, float]] = {
@@ -48,7 +48,7 @@ CORPUS = [20, 200, 2000]
 def step_of(tree: Tree, vocabulary: int) -> Callable[[], None]:
     """A whole step on random ids: both passes and the optimizer's."""
     train = params.section(tree, "train", TrainParams)
-    train, run = training.begin(train, parts.choices(tree, "train", train), vocabulary, torch.device("cpu"))
+    train, run = stepping.begin(train, parts.choices(tree, "train", train), vocabulary, torch.device("cpu"))
     tokens, targets = torch.randint(vocabulary, (2, train.batch, train.context))
 
     def step() -> None:

@@ -4,10 +4,11 @@
 
 The architecture is that of benchmarks/recipes/yardstick.yaml: four blocks of width 128 on 12 windows of 64 characters, or
 six of width 384 on 16 of 256. `ours` is a whole step of this project's training loop: the batch, both passes, clipping,
-AdamW, the log's numbers. `torch.nn` is what one writes first: torch.nn.TransformerEncoderLayer, torch.optim.AdamW, a
-batch that is there already; `nanoGPT` the same loop over the model of a clone of its repository, both in float32. They take
-turns. Operations are counted by lmlab.sizing; the peak is torch's own product of two matrices of 1024 rows in the same
-precision, the best of the turns. Writes benchmarks/results/throughput.csv.
+AdamW, the log's numbers; `ours, compiled` the same with `train.compile`, whose first step is told apart. `torch.nn` is what
+one writes first: torch.nn.TransformerEncoderLayer, torch.optim.AdamW, a batch that is there already; `nanoGPT` the same
+loop over the model of a clone of its repository, both in float32. They take turns. Operations are counted by lmlab.sizing;
+the peak is torch's own product of two matrices of 1024 rows in the same precision, the best of the turns. Writes
+benchmarks/results/throughput.csv.
 """
 
 from collections.abc import Callable
@@ -22,7 +23,7 @@ import typer
 from common import FOLDER, RESULTS, prepare, seconds, show, write
 from torch import nn
 
-from lmlab import params, parts, training
+from lmlab import params, parts, stepping
 from lmlab.batches import Batches
 from lmlab.device import use_device
 from lmlab.experiments.studies import changed
@@ -31,14 +32,14 @@ from lmlab.params import Tree
 from lmlab.probes.cost import peak_bytes
 from lmlab.shards import Shards
 from lmlab.sizing import forward_operations, training_operations
-from lmlab.training import TrainParams
+from lmlab.stepping import TrainParams
 
 SHAPES = {
     "narrow": {"width": 128, "depth": 4, "heads": 4, "context": 64, "batch": 12},
     "wide": {"width": 384, "depth": 6, "heads": 6, "context": 256, "batch": 16},
 }
 PEAK_ROWS, PEAK_STEPS = 1024, 20
-PLAIN, OURS, FLOAT32 = "torch.nn", "ours", "float32"
+PLAIN, OURS, COMPILED, FLOAT32 = "torch.nn", "ours", "ours, compiled", "float32"
 Step = Callable[[], object]
 
 
@@ -85,12 +86,12 @@ def whole_step(tree: Tree, shards: Shards, threads: int) -> tuple[LanguageModel,
     """This project's model, a step of its training, and of that the part that gets the batch."""
     train = params.section(tree, "train", TrainParams)
     chosen = parts.choices(tree, "train", train)
-    train, run = training.begin(train, chosen, shards.vocabulary, use_device("cpu", threads))
+    train, run = stepping.begin(train, chosen, shards.vocabulary, use_device("cpu", threads))
     batches = Batches(shards, train.batch, train.context, train.seed, int(train.pool_megatokens * 1e6))
     schedule = chosen["schedule"].build(train.steps)
 
     def step() -> None:
-        training.take_step(train, run, schedule, batches)
+        stepping.take_step(train, run, schedule, batches)
         run.step += 1
 
     return run.model, step, lambda: batches.at(run.step)
@@ -103,7 +104,7 @@ def product(dtype: torch.dtype) -> Step:
 
 
 def measure(
-    name: str, precisions: list[str], folder: Path | None, turns: int, steps: int, threads: int
+    name: str, precisions: list[str], compiles: bool, folder: Path | None, turns: int, steps: int, threads: int
 ) -> list[dict[str, Any]]:
     """A row for each contender at one shape."""
     shape = SHAPES[name]
@@ -123,10 +124,12 @@ def measure(
             theirs = nanogpt.load(folder, vocab_size=shards.vocabulary, **{key: shape[of] for key, of in names.items()})
             contenders["nanoGPT", FLOAT32] = eager(theirs, lambda found: found[1], batch)
         timed: dict[tuple[str, str], Step] = {("peak", FLOAT32): product(torch.float32)}
+        first = {}
         for precision in precisions:
-            model, contenders[OURS, precision], timed["batch", precision] = whole_step(
-                changed(tree, {"train.precision": precision}), shards, threads
-            )
+            for what in (OURS, COMPILED)[: 1 + compiles]:
+                own = changed(tree, {"train.precision": precision, "train.compile": what == COMPILED})
+                model, contenders[what, precision], timed["batch", precision] = whole_step(own, shards, threads)
+                first[what, precision] = seconds(contenders[what, precision], 1)
             timed["peak", precision] = product(getattr(torch, precision))
         timed |= contenders
         found: dict[tuple[str, str], list[float]] = {key: [] for key in timed}
@@ -151,7 +154,8 @@ def measure(
             "times_torch_nn": plain / taken,
             "gigaflops": operations / taken / 1e9,
             "share_of_peak": operations / taken / (2 * PEAK_ROWS**3 / min(found["peak", precision])),
-            "share_for_the_batch": median(found["batch", precision]) / taken if what == OURS else None,
+            "share_for_the_batch": median(found["batch", precision]) / taken if what in (OURS, COMPILED) else None,
+            "first_step_seconds": first.get((what, precision)),
             "bytes_per_token": memory[what, precision] / tokens,
         })  # fmt: skip
     return rows
@@ -160,6 +164,7 @@ def measure(
 def main(
     shape: Annotated[list[str], typer.Option(help="narrow, wide or both.")],
     precision: Annotated[list[str], typer.Option(help="Of ours: float32, bfloat16 or both.")] = [FLOAT32],  # noqa: B006
+    compiled: Annotated[bool, typer.Option(help="Ours with torch's compiler too; it needs a C++ compiler.")] = False,
     clone: Annotated[Path | None, typer.Option("--nanogpt", help="A folder with nanoGPT's model.py.")] = None,
     turns: Annotated[int, typer.Option(help="Turns that are timed; medians of them are shown.")] = 7,
     steps: Annotated[int, typer.Option(help="Steps in a turn.")] = 5,
@@ -167,7 +172,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Where to write the table.")] = RESULTS / "throughput.csv",
 ) -> None:
     """Print and write each contender's speed, and what share of the processor's peak that is."""
-    rows = [row for name in shape for row in measure(name, precision, clone, turns, steps, threads)]
+    rows = [row for name in shape for row in measure(name, precision, compiled, clone, turns, steps, threads)]
     write(rows, out)
     show(rows)
 

@@ -34,8 +34,8 @@ from lmlab.measures.n_gram_mixture import half_of_each
 from lmlab.models import base as models
 from lmlab.params import Tree
 from lmlab.shards import Shards
+from lmlab.stepping import TrainParams
 from lmlab.tokenizers.base import Tokenizer
-from lmlab.training import TrainParams
 
 YARDSTICK, NANOGPT = "yardstick", "nanoGPT"
 NGRAM_ORDER = 7

@@ -5,8 +5,8 @@ from typing import Any
 
 from lmlab import training
 from lmlab.shards import open_shards
+from lmlab.stepping import TrainParams
 from lmlab.tokenizers import base as tokenizers
-from lmlab.training import TrainParams
 from pipeline import read_params, run_stage
 
 

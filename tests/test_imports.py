@@ -6,7 +6,7 @@ from pathlib import Path
 SOURCES = Path(__file__).resolve().parents[1] / "src" / "lmlab"
 # From the ground up: a module may import what stands on its own line or above it in this list.
 ORDER = [
-    ["errors", "lifeline", "files", "params", "parts", "progress", "device"],
+    ["errors", "lifeline", "files", "params", "parts", "progress", "device", "compiling"],
     ["fetching", "cleaning", "corpora", "documents", "collecting"],
     ["pretokens", "tokenizers"],
     ["shards", "sharding", "batches"],
@@ -14,6 +14,7 @@ ORDER = [
     ["optimizers", "cutting", "perturbing", "perturbing_nodes", "relaxing"],
     ["learning_rules", "interventions", "schedules", "parametrisations", "sizing"],
     ["generation", "evaluation", "measures", "checkpoint", "snapshots", "probes", "closeup"],
+    ["stepping"],
     ["training", "probing"],
     ["adapting"],
     ["catalogue", "summary", "preflight"],

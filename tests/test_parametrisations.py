@@ -11,7 +11,7 @@ from lmlab.errors import UserError
 from lmlab.models.base import LanguageModel, next_token_loss
 from lmlab.optimizers.base import parameter_groups
 from lmlab.parametrisations.base import Parametrisation
-from lmlab.training import TrainParams, begin
+from lmlab.stepping import TrainParams, begin
 
 CPU = torch.device("cpu")
 WIDTHS = [64, 128, 256, 512]

@@ -13,15 +13,15 @@ import small
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from lmlab import checkpoint, device, parts, snapshots, training
+from lmlab import checkpoint, device, parts, snapshots, stepping, training
 from lmlab.errors import UserError
 from lmlab.evaluation.scoring import bits_per_byte, score
 from lmlab.layers.attention.base import Attention
 from lmlab.models import base as models
 from lmlab.params import section
 from lmlab.shards import Shards
+from lmlab.stepping import TrainParams
 from lmlab.tokenizers.base import Tokenizer
-from lmlab.training import TrainParams
 
 TEXT = "".join(f"{number} times {number} is {number * number}.\n" for number in range(120))
 OUTPUTS = ("model/weights.safetensors", "model/model.json", "training/log.jsonl")
@@ -462,7 +462,7 @@ def test_depth_alone_sets_the_size_and_every_derived_value_can_be_set_by_hand() 
         derived = {"width": 0, "heads": 0, "batch": 0, "power": 0.5, "learning_rate": 0.004}
         tree = small.tree(**{**BASE, **derived, "accumulate": 1, **changes})
         params = section(tree, "train", TrainParams)
-        sized, run = training.begin(params, parts.choices(tree, "train", params), 11, torch.device("cpu"))
+        sized, run = stepping.begin(params, parts.choices(tree, "train", params), 11, torch.device("cpu"))
         rates = {group["initial_lr"] for group in run.optimizer.param_groups}
         heads = {module.heads for module in run.model.modules() if isinstance(module, Attention)}
         return {

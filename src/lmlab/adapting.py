@@ -29,9 +29,9 @@ from lmlab.params import Tree, section
 from lmlab.parts import Choice
 from lmlab.sharding import ShardParams
 from lmlab.shards import RowGroup, Shards, open_shards
+from lmlab.stepping import TrainParams
 from lmlab.tokenizers import base as tokenizers
 from lmlab.tokenizers.base import Ids
-from lmlab.training import TrainParams
 
 SCHEDULE = "constant"
 

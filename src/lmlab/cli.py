@@ -180,15 +180,15 @@ def size(
     """Show what params.yaml comes to: what is derived, parameters by part, operations and memory. Nothing is trained."""
     import torch
 
-    from lmlab import params, preflight, sizing, training
+    from lmlab import params, preflight, sizing, stepping
     from lmlab import parts as finder
     from lmlab.tokenizers import base as tokenizers
 
     tree = params.read()
     preflight.check(tree)
-    train = params.section(tree, "train", training.TrainParams)
+    train = params.section(tree, "train", stepping.TrainParams)
     vocabulary = vocabulary or tokenizers.load(tokenizer / "tokenizer.json").vocabulary
-    train, run = training.begin(train, finder.choices(tree, "train", train), vocabulary, torch.device("cpu"))
+    train, run = stepping.begin(train, finder.choices(tree, "train", train), vocabulary, torch.device("cpu"))
     at_once = train.batch // train.accumulate
     for line in sizing.lines(sizing.describe(run.model, run.optimizer, train.batch, at_once, train.precision)):
         typer.echo(line)

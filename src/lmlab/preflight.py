@@ -21,8 +21,8 @@ from lmlab.params import Params, Tree
 from lmlab.parts import Choice
 from lmlab.probing import ProbeParams
 from lmlab.sharding import ShardParams
+from lmlab.stepping import TrainParams, chosen_rule
 from lmlab.tokenizers.base import TokenizerParams
-from lmlab.training import TrainParams, chosen_rule
 
 SECTIONS: dict[str, type[Params]] = {
     "download": DownloadParams,

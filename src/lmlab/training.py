@@ -1,4 +1,4 @@
-"""The training loop: gradients from the learning rule, clipped, applied by the optimizer at the schedule's rate.
+"""The training loop: step after step, with checkpoints, and a log of losses, validation and samples.
 
 What a run ends in depends on its params, code and shards alone. It may be killed at any moment: started again it goes on
 from its last checkpoint and writes the same bytes as a run that was never stopped. Times go to the caller, not to the log.
@@ -9,177 +9,31 @@ import math
 import resource
 import sys
 import time
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
-from torch import nn
 
 from lmlab import checkpoint, generation, sizing, snapshots
 from lmlab.batches import Batches
-from lmlab.device import gains_by_bfloat16, multiplies_bfloat16, multiplying_in, use_device
+from lmlab.compiling import failures_told
+from lmlab.device import multiplies_bfloat16, use_device
 from lmlab.errors import UserError
 from lmlab.evaluation.scoring import bits_per_byte, score
 from lmlab.files import sha256
-from lmlab.interventions import base as interventions
-from lmlab.learning_rules.base import LearningRule
 from lmlab.models import base as models
-from lmlab.models.base import LanguageModel
-from lmlab.optimizers.base import evaluation_weights, joined, parameter_groups, split_by_rate, stepping_in_backward
-from lmlab.parametrisations.base import Parametrisation
-from lmlab.params import Params
-from lmlab.parts import Choice, OneOf
+from lmlab.optimizers.base import evaluation_weights
+from lmlab.parts import Choice
 from lmlab.progress import ProgressBar
 from lmlab.schedules.base import Schedule
 from lmlab.shards import Shards
+from lmlab.stepping import Run, TrainParams, begin, take_step
 from lmlab.tokenizers.base import Ids, Tokenizer
-
-
-class TrainParams(Params):
-    """The section `train`."""
-
-    model: Annotated[str, OneOf("models")]
-    learning_rule: Annotated[str, OneOf("learning_rules")]
-    intervention: Annotated[str, OneOf("interventions")]
-    second_intervention: Annotated[str, OneOf("interventions")]
-    third_intervention: Annotated[str, OneOf("interventions")]
-    optimizer: Annotated[str, OneOf("optimizers")]
-    schedule: Annotated[str, OneOf("schedules")]
-    parametrisation: Annotated[str, OneOf("parametrisations")]
-    steps: int = Field(ge=1)
-    batch: int = Field(ge=0)
-    accumulate: int = Field(ge=1)
-    context: int = Field(ge=2)
-    clip: float = Field(ge=0)
-    step_in_backward: bool
-    seed: int = Field(ge=0)
-    data_seed: int = Field(ge=-1)
-    pool_megatokens: float = Field(gt=0)
-    precision: Literal["auto", "float32", "bfloat16"]
-    device: Literal["cpu", "cuda", "mps"]
-    threads: int = Field(ge=1)
-    log_every: int = Field(ge=1)
-    validate_every: int = Field(ge=0)
-    sample_every: int = Field(ge=0)
-    snapshots: int = Field(ge=0)
-    checkpoint_seconds: float = Field(ge=0)
-
-    @model_validator(mode="after")
-    def _divides(self) -> "TrainParams":
-        if self.batch % self.accumulate:
-            raise ValueError(f"batch ({self.batch}) should be a multiple of accumulate ({self.accumulate})")
-        if self.step_in_backward and (self.clip or self.accumulate > 1):
-            raise ValueError("step_in_backward never has the whole gradient, so set clip to 0 and accumulate to 1")
-        return self
-
-    @property
-    def order_seed(self) -> int:
-        """What decides the order of the text: `data_seed`, or where that is -1 `seed`."""
-        return self.seed if self.data_seed == -1 else self.data_seed
-
-    def settled(self, width: int, low: bool) -> "TrainParams":
-        """The same with what is left open: `batch` 0 is 16 windows at width 128, in proportion to the width.
-
-        `precision` auto is bfloat16 where `low` says that it serves, else float32.
-        """
-        pieces = max(1, round(width / 8 / self.accumulate))
-        batch = self.batch or pieces * self.accumulate
-        precision = self.precision if self.precision != "auto" else "bfloat16" if low else "float32"
-        return self.model_copy(update={"batch": batch, "precision": precision})
-
 
 SAMPLE_TOKENS = 200
 SAMPLE_TEMPERATURE = 0.8
-
-
-@dataclass
-class Run:
-    """Everything that changes during training. `state` and `restore` carry all of it over a restart."""
-
-    model: LanguageModel
-    rule: LearningRule
-    optimizer: torch.optim.Optimizer
-    log: list[dict[str, Any]]
-    step: int = 0
-    loss_sum: float = 0.0
-    """Sum of the losses since the last line of the log, and their number."""
-    loss_count: int = 0
-    seconds: float = 0.0
-    """Spent in training steps alone, over all starts of the run."""
-    validation_seconds: float = 0.0
-    seconds_at: list[list[float]] = field(default_factory=list)
-    """(step, seconds in training steps until then), for each line of the log with a loss."""
-    peak_bytes: int = 0
-    """The most memory that a process of the run has held, as of the last checkpoint."""
-
-    def state(self) -> dict[str, Any]:
-        """A tree of tensors and plain values."""
-        device = next(self.model.parameters()).device
-        generators = {"cpu": torch.get_rng_state()}
-        if device.type == "cuda":
-            generators["cuda"] = torch.cuda.get_rng_state(device)
-        if device.type == "mps":
-            generators["mps"] = torch.mps.get_rng_state()
-        counters = {key: getattr(self, key) for key in self._COUNTERS}
-        return {
-            "model": self.model.state_dict(),
-            "rule": self.rule.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "generators": generators,
-            "log": self.log,
-            **counters,
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`."""
-        self.model.load_state_dict(state["model"])
-        self.rule.load_state_dict(state["rule"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["generators"]["cpu"])
-        if "cuda" in state["generators"]:
-            torch.cuda.set_rng_state(state["generators"]["cuda"])
-        if "mps" in state["generators"]:
-            torch.mps.set_rng_state(state["generators"]["mps"])
-        self.log[:] = state["log"]
-        for key in self._COUNTERS:
-            setattr(self, key, state[key])
-
-    _COUNTERS = ("step", "loss_sum", "loss_count", "seconds", "validation_seconds", "seconds_at", "peak_bytes")
-
-
-def chosen_rule(params: TrainParams, parts: dict[str, Choice], model: LanguageModel) -> LearningRule:
-    """The learning rule with its interventions. Raises UserError for what cannot work together."""
-    rule = interventions.build_rule(parts, model)
-    if params.step_in_backward and not rule.final_in_backward:
-        chosen = ", ".join(parts[key].name for key in ["learning_rule", *interventions.KEYS])
-        raise UserError(
-            f"params.yaml: train.step_in_backward needs gradients that are final once autograd has them, and with {chosen}"
-            " they are not; set it to false, or train.learning_rule to backprop and the interventions to absent"
-        )
-    return rule
-
-
-def begin(params: TrainParams, parts: dict[str, Choice], vocabulary: int, device: torch.device) -> tuple[TrainParams, Run]:
-    """A run before its first step, drawn from the seed, and its params with what they leave to model, rule and device.
-
-    Rules that learn from what small changes do to the loss need the digits that bfloat16 does not have.
-    """
-    torch.manual_seed(params.seed)
-    model = models.build(parts["model"], vocabulary, params.context).to(device)
-    parametrisation: Parametrisation = parts["parametrisation"].build()
-    parametrisation.start(model)
-    rule = chosen_rule(params, parts, model).to(device)
-    optimizer = parts["optimizer"].build(joined(parameter_groups(model), rule.own_groups(model)))
-    split_by_rate(optimizer, {p: rule.rate_factor(name) for name, p in model.named_parameters()})
-    for group in optimizer.param_groups:
-        factor = parametrisation.rate_factor(model.width, optimizer.width_powers.get(group["name"], 0.0))
-        group["initial_lr"] = group["lr"] = group["lr"] * factor
-    low = rule.backward and gains_by_bfloat16(device)
-    return params.settled(model.width, low), Run(model, rule, optimizer, log=[])
 
 
 def train(
@@ -224,7 +78,10 @@ def train(
         run.restore(saved)
         print(f"train: going on from step {run.step:,}", flush=True)
 
-    _loop(params, run, schedule, batches, shards, tokenizer, scratch, log_folder, due)
+    if params.compile:
+        print("train: compiling in the first step: up to some minutes the first time, then seconds", flush=True)
+    with failures_told():
+        _loop(params, run, schedule, batches, shards, tokenizer, scratch, log_folder, due)
 
     size["bytes"]["optimizer"] = sizing.optimizer_bytes(run.optimizer)
     tokens = run.step * params.batch * params.context
@@ -285,56 +142,6 @@ def _loop(
                 run.peak_bytes = _peak_bytes(run)
                 checkpoint.save(scratch, run.state())
                 saved_step, saved_at = run.step, time.monotonic()
-
-
-def take_step(params: TrainParams, run: Run, schedule: Schedule, batches: Batches) -> tuple[float, float, float]:
-    """One update; returns the loss in nats per token, the norm of the gradient before clipping, and the learning rate.
-
-    Groups may differ in theirs: what is returned, and logged, is the rate of `matrices`, or of the first group if the model
-    has none. The schedule moves all of them alike, each from its own height (`initial_lr`).
-    """
-    model, optimizer = run.model, run.optimizer
-    device = next(model.parameters()).device
-    if not model.training:  # it goes through every module
-        model.train()
-    factor = schedule.factor(run.step)
-    for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * factor
-    tokens_BT, targets_BT = batches.at(run.step)
-    lengths: dict[nn.Parameter, torch.Tensor] = {}
-    early = stepping_in_backward(optimizer, model, lengths) if params.step_in_backward else nullcontext()
-    loss = 0.0
-    with multiplying_in(params.precision, device), early:
-        for tokens, targets in zip(tokens_BT.chunk(params.accumulate), targets_BT.chunk(params.accumulate), strict=True):
-            loss += float(run.rule.assign_gradients(model, tokens.to(device), targets.to(device))) / params.accumulate
-    if params.step_in_backward:
-        of_all = torch.stack([lengths[parameter] for parameter in model.parameters() if parameter in lengths])
-        norm = float(torch.linalg.vector_norm(of_all))
-    else:
-        norm = _move(params, run)
-    rates = {group["name"]: float(group["lr"]) for group in reversed(optimizer.param_groups)}
-    return loss, norm, rates.get("matrices", float(optimizer.param_groups[0]["lr"]))
-
-
-def _move(params: TrainParams, run: Run) -> float:
-    """Clip the gradients, let the optimizer step, and return the norm that the model's gradient had."""
-    taught, own = with_gradient(run.model), with_gradient(run.rule)
-    if params.accumulate > 1:
-        for parameter in taught + own:
-            assert parameter.grad is not None
-            parameter.grad /= params.accumulate
-    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in taught if parameter.grad is not None])
-    length = float(norm)
-    if params.clip and not length < params.clip:
-        torch.nn.utils.clip_grads_with_norm_(taught + own, params.clip, norm)
-    run.optimizer.step()
-    run.optimizer.zero_grad(set_to_none=True)
-    return length
-
-
-def with_gradient(module: nn.Module) -> list[nn.Parameter]:
-    """The parameters of a module that have a gradient."""
-    return [parameter for parameter in module.parameters() if parameter.grad is not None]
 
 
 class _Log:

@@ -16,7 +16,7 @@ import torch
 import vl_convert
 from pydantic import Field
 
-from lmlab import params, parts, training
+from lmlab import params, parts, stepping
 from lmlab.errors import UserError
 from lmlab.experiments import scaling
 from lmlab.experiments.scaling import KAPLAN, PUBLISHED, Fitted, Law
@@ -24,7 +24,7 @@ from lmlab.experiments.studies import Study, changed
 from lmlab.files import read_json, whole_file, whole_folder, write_json
 from lmlab.params import Params
 from lmlab.sizing import parameters_by_part
-from lmlab.training import TrainParams
+from lmlab.stepping import TrainParams
 
 EMBEDDING = ("embedding", "readout")
 """Parts whose matrices have a row for each token of the vocabulary: what Kaplan et al. leave out."""
@@ -124,7 +124,7 @@ def _budgets(study: Study, name: str, vocabulary: int) -> Iterator[tuple[int, in
         at = dict(zip(sweep, values, strict=True))
         tree = changed(changed(changed(params.read(), study.params.changes), changes), at)
         train = params.section(tree, "train", TrainParams)
-        train, run = training.begin(train, parts.choices(tree, "train", train), vocabulary, torch.device("cpu"))
+        train, run = stepping.begin(train, parts.choices(tree, "train", train), vocabulary, torch.device("cpu"))
         counts = parameters_by_part(run.model)
         total = sum(counts.values())
         yield total, total - sum(counts.get(part, 0) for part in EMBEDDING), train.steps * train.batch * train.context

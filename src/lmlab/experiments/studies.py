@@ -28,7 +28,7 @@ import pandas as pd
 import torch
 from pydantic import Field
 
-from lmlab import collecting, documents, lifeline, params, parts, preflight, probing, sharding, training
+from lmlab import collecting, documents, lifeline, params, parts, preflight, probing, sharding, stepping, training
 from lmlab.collecting import DownloadParams
 from lmlab.device import use_device
 from lmlab.errors import UserError
@@ -40,9 +40,9 @@ from lmlab.probing import ProbeParams
 from lmlab.sharding import ShardParams
 from lmlab.shards import Shards, open_shards
 from lmlab.sizing import forward_operations, training_operations
+from lmlab.stepping import TrainParams
 from lmlab.tokenizers import base as tokenizers
 from lmlab.tokenizers.base import Tokenizer, TokenizerParams
-from lmlab.training import TrainParams
 
 WINDOWS = 8
 """Of text that snapshots are looked at with."""
@@ -323,7 +323,7 @@ def _thinned(rows: list[list[float]]) -> list[list[float]]:
 
 def _within(train: TrainParams, choices: dict[str, parts.Choice], vocabulary: int, operations: float) -> TrainParams:
     """The same with as many steps as the operations pay for."""
-    sized, run = training.begin(train, choices, vocabulary, torch.device("cpu"))
+    sized, run = stepping.begin(train, choices, vocabulary, torch.device("cpu"))
     a_step = training_operations(forward_operations(run.model), sized.batch * sized.context)
     return train.model_copy(update={"steps": max(1, round(operations / a_step))})
 

@@ -33,6 +33,7 @@ class Intervention(LearningRule, ABC):
         self.rule = rule
         self.backward = rule.backward
         self.final_in_backward = rule.final_in_backward
+        self.compiles = rule.compiles and not self.on_the_way
         self.short_of_one_batch = rule.short_of_one_batch
 
     def own_groups(self, model: LanguageModel) -> Groups:

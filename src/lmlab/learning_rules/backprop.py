@@ -17,6 +17,7 @@ class Backprop(LearningRule):
 
     backward = True
     final_in_backward = True
+    compiles = True
 
     def __init__(self, options: Options, model: LanguageModel) -> None:
         super().__init__()

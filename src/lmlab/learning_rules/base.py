@@ -20,6 +20,8 @@ class LearningRule(nn.Module, ABC):
     """Whether one backward pass of autograd goes down through the whole model, for interventions to act on."""
     final_in_backward: bool = False
     """Whether autograd completes each parameter's gradient once in a call, and nothing is done to it afterwards."""
+    compiles: bool = False
+    """Whether it calls the model as a whole and does nothing to what goes on inside, so that torch may compile that."""
     short_of_one_batch: str = ""
     """Why the rule cannot learn one batch by heart, where it cannot."""
 

@@ -1,0 +1,125 @@
+"""Compiled passes give the gradients of the model as it is written, the same bytes each time, or one line on why not."""
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small
+import test_training
+import torch
+from test_training import BASE, Corpus, train, train_until
+
+from lmlab import parts, stepping
+from lmlab.compiling import Compiled
+from lmlab.errors import UserError
+from lmlab.params import section
+from lmlab.stepping import TrainParams
+
+corpus = test_training.corpus
+
+COMPILES = shutil.which("g++") is not None and (Path(sysconfig.get_path("include")) / "Python.h").exists()
+needs_compiler = pytest.mark.skipif(not COMPILES, reason="no C++ compiler or no header files of Python")
+
+
+@needs_compiler
+def test_a_compiled_run_writes_the_same_bytes_again_and_after_a_stop(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"compile": True, "dropout": 0.3}
+    whole = train(corpus, "whole", **changes)
+    assert train(corpus, "again", **changes) == whole
+    for step in (1, 2, 5):
+        train_until(step, corpus, "stopped", monkeypatch, **changes)
+    assert train(corpus, "stopped", **changes) == whole
+
+
+def gradients(run: stepping.Run, params: TrainParams) -> dict[str, torch.Tensor]:
+    """Of one call of the rule in training, by the parameter's name."""
+    tokens_BT = torch.arange(params.batch * params.context).view(params.batch, -1) % 11
+    torch.manual_seed(1)
+    run.model.train()
+    with run.passes:
+        run.rule.assign_gradients(run.model, tokens_BT, tokens_BT.roll(-1, 1))
+    return {name: parameter.grad for name, parameter in run.model.named_parameters() if parameter.grad is not None}
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"embedding": "n_gram", "row_width": 4, "dropout": 0.3},
+        {"feed_forward": "mixture_of_experts", "intervention": "sign_gradients"},
+        {"model": "min_gru", "accumulate": 2},
+    ],
+    ids=lambda changes: " ".join(changes),
+)
+def test_compiled_passes_give_the_gradients_that_the_model_as_written_gives(changes: dict[str, Any]) -> None:
+    found = []
+    for compile_ in (False, True):
+        tree = small.tree(**{**BASE, **changes, "compile": compile_})
+        params = section(tree, "train", TrainParams)
+        params, run = stepping.begin(params, parts.choices(tree, "train", params), 11, torch.device("cpu"))
+        found.append(gradients(run, params))
+        assert (type(run.passes) is Compiled) == compile_
+        assert "forward" not in vars(run.model)  # outside of training it is as written
+    written, compiled = found
+    torch.testing.assert_close(compiled, written, rtol=1e-4, atol=1e-6)
+    assert any(not torch.equal(compiled[name], written[name]) for name in written)  # or nothing was compiled
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"learning_rule": "feedback_alignment"},
+        {"learning_rule": "spsa"},
+        {"second_intervention": "stop_gradient"},
+        {"intervention": "surrogate_derivative", "second_intervention": "gradient_noise"},
+    ],
+    ids=lambda changes: " ".join(changes.values()),
+)
+def test_a_rule_that_goes_inside_the_model_is_not_compiled(corpus: Corpus, changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"train.compile needs a rule .* and .*{next(iter(changes.values()))}.* goes inside"):
+        train(corpus, "refused", compile=True, **changes)
+
+
+def test_compiled_passes_cannot_let_gradients_go_one_by_one(corpus: Corpus) -> None:
+    with pytest.raises(UserError, match="step_in_backward saves nothing where compile"):
+        train(corpus, "refused", compile=True, step_in_backward=True, clip=0.0)
+
+
+COMPILED_GELU = """
+import torch
+from lmlab.compiling import Compiled, failures_told
+from lmlab.errors import take_over
+
+take_over()
+model = torch.nn.GELU()
+with failures_told(), Compiled(model):
+    model(torch.ones(2))
+"""
+
+
+@pytest.mark.parametrize(
+    ("complaint", "told"),
+    [
+        (None, "No working C"),
+        ("fatal error: Python.h: No such file or directory", "Python.h: No such file"),
+        ("oops", "C++ compile error"),
+        ("fatal error: error writing to x.o: No space left on device", "the disk is full"),
+    ],
+)
+def test_a_machine_that_cannot_compile_is_told_in_one_line(complaint: str | None, told: str, tmp_path: Path) -> None:
+    if complaint:
+        compiler = tmp_path / "g++"
+        compiler.write_text(f'#!/bin/sh\ntest "$1" = --version && echo "g++ 12" && exit\necho "{complaint}" >&2\nexit 1\n')
+        compiler.chmod(0o755)
+    environment = {"PATH": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    ended = subprocess.run([sys.executable, "-c", COMPILED_GELU], capture_output=True, text=True, env=environment)
+    assert ended.returncode == 2
+    [line] = ended.stderr.splitlines()
+    assert told in line
+    assert complaint == "fatal error: error writing to x.o: No space left on device" or "set train.compile to false" in line
