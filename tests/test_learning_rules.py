@@ -141,11 +141,12 @@ def test_a_rule_overfits_one_batch_or_says_why_not(name: str) -> None:
     groups = joined(parameter_groups(model), rule.own_groups(model))
     optimizer = torch.optim.AdamW([p for group in groups.values() for p in group], lr=0.01)
     tokens, targets = batch()
+    losses = []
     for _ in range(120):
-        rule.assign_gradients(model, tokens, targets)
+        losses.append(rule.assign_gradients(model, tokens, targets).item())
         optimizer.step()
         optimizer.zero_grad()
-    learned = next_token_loss(model(tokens), targets).item() < 0.3  # from ln 11 = 2.4
+    learned = max(losses[-40:]) < 0.3  # from ln 11 = 2.4, and for good
     assert learned != bool(rule.short_of_one_batch), rule.short_of_one_batch
 
 

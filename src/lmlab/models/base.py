@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lmlab.errors import UserError
 from lmlab.files import read_json, whole_folder, write_json
 from lmlab.layers.memory import Memory
+from lmlab.layers.root_mean_square import rms_norm
 from lmlab.parts import Choice, recall
 
 SPOILT = "run `dvc repro --force train` to make it again"
@@ -74,12 +75,15 @@ def working(x_BTD: Tensor) -> Tensor:
     return x_BTD.to(torch.get_autocast_dtype(device)) if lower else x_BTD
 
 
-class Norm(nn.RMSNorm):
-    """Root-mean-square normalisation that leaves x_BTD in the precision it is in."""
+class Norm(nn.Module):
+    """Root-mean-square normalisation with a gain, `weight`, that leaves x_BTD in the precision it is in."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        assert self.weight is not None
-        return nn.functional.rms_norm(x_BTD, self.normalized_shape, self.weight.to(x_BTD.dtype), self.eps)
+        return rms_norm(x_BTD, self.weight)
 
 
 def with_past(x_BTD: Tensor, memory: Memory | None, count: int, name: str = "past") -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lmlab.errors import UserError
 from lmlab.layers.memory import Memory
+from lmlab.layers.root_mean_square import rms_norm
 from lmlab.models.base import LanguageModel, Norm, draw_weights, with_past
 from lmlab.params import Params
 
@@ -98,7 +99,7 @@ class TimeMixing(nn.Module):
             outputs.append(y_BHTV)
         if memory is not None:
             memory.tensors["state"] = state_BHKV
-        y_BTHV = nn.functional.rms_norm(torch.cat(outputs, dim=2), (width // self.heads,)).transpose(1, 2)
+        y_BTHV = rms_norm(torch.cat(outputs, dim=2)).transpose(1, 2)
         return self.out(y_BTHV.reshape(batch, time, width) * nn.functional.silu(gate_BTD))
 
 

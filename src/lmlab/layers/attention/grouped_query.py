@@ -10,6 +10,7 @@ from lmlab.errors import UserError
 from lmlab.layers.attention.base import Attention, Values, attend, head_count, remember
 from lmlab.layers.memory import Memory
 from lmlab.layers.position.base import Position
+from lmlab.layers.root_mean_square import rms_norm
 from lmlab.params import Params
 
 
@@ -45,7 +46,7 @@ class GroupedQuery(Attention):
         projected = self.queries_keys_values(x_BTD).view(batch, time, -1, self.head_width)
         qk_BHTK, v_BGTK = projected.transpose(1, 2).split((self.heads + self.groups, self.groups), dim=1)
         if self.normalise:
-            qk_BHTK = nn.functional.rms_norm(qk_BHTK, qk_BHTK.shape[-1:])
+            qk_BHTK = rms_norm(qk_BHTK)
         qk_BHTK = self.rotate(qk_BHTK, memory.seen if memory else 0)
         q_BHTK, k_BGTK = qk_BHTK[:, : self.heads], qk_BHTK[:, self.heads :]
         if values is not None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lmlab.layers.attention.base import Attention, Values, attend, head_count, remember
 from lmlab.layers.memory import Memory
 from lmlab.layers.position.base import Position
+from lmlab.layers.root_mean_square import rms_norm
 from lmlab.params import Params
 
 
@@ -44,7 +45,7 @@ class Latent(Attention):
         q_BHTK = torch.cat((q_BHTK[..., :content], self.rotate(q_BHTK[..., content:], start)), dim=-1)
 
         latent_BTL, place_BTR = self.down(x_BTD).split((self.latent, place), dim=-1)
-        latent_BTL = nn.functional.rms_norm(latent_BTL, (self.latent,))
+        latent_BTL = rms_norm(latent_BTL)
         place_BTR = self.rotate(place_BTR[:, None], start)[:, 0]
         if values is None:
             latent_BSL, place_BSR = remember(memory, self.sight, latents=latent_BTL, places=place_BTR)

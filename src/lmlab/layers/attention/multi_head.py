@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from lmlab.layers.attention.base import Attention, Values, attend, head_count, remember
 from lmlab.layers.memory import Memory
 from lmlab.layers.position.base import Position
+from lmlab.layers.root_mean_square import rms_norm
 from lmlab.params import Params
 
 
@@ -35,7 +36,7 @@ class MultiHead(Attention):
         # queries and keys go through normalisation and rotation together: half as many small operations
         qk_BHTK, v_BHTK = projected.transpose(1, 2).split((2 * self.heads, self.heads), dim=1)
         if self.normalise:
-            qk_BHTK = nn.functional.rms_norm(qk_BHTK, qk_BHTK.shape[-1:])
+            qk_BHTK = rms_norm(qk_BHTK)
         q_BHTK, k_BHTK = self.rotate(qk_BHTK, memory.seen if memory else 0).chunk(2, dim=1)
         if values is not None:
             v_BHTK = values(v_BHTK)

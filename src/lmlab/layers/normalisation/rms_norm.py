@@ -5,6 +5,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lmlab.layers.normalisation.base import Normalisation
+from lmlab.layers.root_mean_square import rms_norm
 from lmlab.params import Params
 
 
@@ -23,4 +24,4 @@ class RMSNorm(Normalisation):
         self.gain = nn.Parameter(torch.ones(width))
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return nn.functional.rms_norm(x_BTD, (x_BTD.shape[-1],), self.gain.to(x_BTD.dtype), self.epsilon)
+        return rms_norm(x_BTD, self.gain, self.epsilon)
