@@ -1,6 +1,8 @@
 """Every part of the project made small: its own params.yaml with a few numbers lowered, and ways to combine parts."""
 
 import functools
+import shutil
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from lmlab.tokenizers.base import Tokenizer
 torch.set_num_threads(1)
 
 PROJECT = Path(__file__).parent.parent
+COMPILES = shutil.which("g++") is not None and (Path(sysconfig.get_path("include")) / "Python.h").exists()
+"""Whether this machine has what `train.compile` needs."""
 ShardsOf = Callable[..., tuple[Shards, Tokenizer]]
 VOCABULARY, CONTEXT = 11, 8
 MISMATCHED = {("hybrid", "n_gram_table")}

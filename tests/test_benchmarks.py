@@ -57,9 +57,12 @@ def test_sharding(tmp_path: Path) -> None:
 
 def test_throughput(tmp_path: Path) -> None:
     both = ["--precision", "float32", "--precision", "bfloat16"]
-    found = table(tmp_path, "throughput", "--shape", "narrow", *both, "--turns", "1", "--steps", "1", "--threads", "1")
-    assert found["what"].tolist() == ["torch.nn", "ours", "ours"]
-    assert found["precision"].tolist() == ["float32", "float32", "bfloat16"]
+    size = ["--turns", "1", "--steps", "1", "--threads", "1"]
+    compiled = ["--compiled"] if small.COMPILES else []
+    ours = ["ours", "ours, compiled"][: 1 + small.COMPILES]
+    found = table(tmp_path, "throughput", "--shape", "narrow", *both, *compiled, *size)
+    assert found["what"].tolist() == ["torch.nn", *ours, *ours]
+    assert found["precision"].tolist() == ["float32", *["float32"] * len(ours), *["bfloat16"] * len(ours)]
     assert found["times_torch_nn"].iloc[0] == 1
     assert (found[["tokens_per_second", "gigaflops", "share_of_peak", "bytes_per_token"]] > 0).all(axis=None)
 

@@ -1,9 +1,7 @@
 """Compiled passes give the gradients of the model as it is written, the same bytes each time, or one line on why not."""
 
-import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +18,7 @@ from lmlab.params import section
 from lmlab.stepping import TrainParams
 
 corpus = test_training.corpus
-
-COMPILES = shutil.which("g++") is not None and (Path(sysconfig.get_path("include")) / "Python.h").exists()
-needs_compiler = pytest.mark.skipif(not COMPILES, reason="no C++ compiler or no header files of Python")
+needs_compiler = pytest.mark.skipif(not small.COMPILES, reason="no C++ compiler or no header files of Python")
 
 
 @needs_compiler
