@@ -17,7 +17,8 @@ def rms_norm(x: Tensor, gain: Tensor | None = None, epsilon: float | None = None
     if epsilon is None:
         epsilon = torch.finfo(torch.promote_types(x.dtype, torch.float32)).eps
     x = x.contiguous()  # so that it is added up in the same order whether or not there is a gradient
-    if x.device.type != "cpu" or not torch.is_grad_enabled():
+    # torch's compiler can do neither with a derivative of our own nor gain by it
+    if x.device.type != "cpu" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return nn.functional.rms_norm(x, x.shape[-1:], None if gain is None else gain.to(x.dtype), epsilon)
     normalised: Tensor = _Normalised.apply(x, gain, epsilon)[0]  # type: ignore[no-untyped-call]
     return normalised
