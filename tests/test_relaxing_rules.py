@@ -173,14 +173,6 @@ def test_sweeps_see_the_same_dropped_units_each_time() -> None:
         model.readout.weight.zero_()  # so no loss pulls
     assign("strict_predictive_coding", model, *batch(), sweeps=3)
     assert not any(gradient.any() for block in of_blocks(model) for gradient in block)
-    torch.manual_seed(2)
-    after = rule_for("strict_predictive_coding", model, sweeps=3)
-    torch.manual_seed(2)
-    after.assign_gradients(model, *batch())
-    drawn = torch.rand(3)
-    torch.manual_seed(2)
-    model(batch()[0])
-    assert torch.equal(drawn, torch.rand(3)), "and chance has moved on by one pass, so that the next batch sees others"
 
 
 # ------------------------------------------------------------------ target propagation

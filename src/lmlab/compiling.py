@@ -5,9 +5,22 @@ from contextlib import contextmanager
 from types import TracebackType
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from lmlab import noise
 from lmlab.errors import UserError
+
+
+def _register_masks() -> None:
+    """Let compiled graphs call `noise.kept` as one operation, whose result depends on the key of the moment."""
+    if hasattr(torch.ops.lmlab, "mask"):
+        return
+
+    @torch.library.custom_op("lmlab::mask", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
+    def mask(like: Tensor, share: float, site: str) -> Tensor:
+        return noise.kept(like, share, site)
+
+    mask.register_fake(lambda like, share, site: torch.empty_like(like))
 
 
 class Compiled:
@@ -17,9 +30,9 @@ class Compiled:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        _register_masks()
         self.model = model
-        # by torch's own chance, so that dropout drops what it drops without the compiler
-        self.forward = torch.compile(model.forward, dynamic=False, options={"fallback_random": True})
+        self.forward = torch.compile(model.forward, dynamic=False)
 
     def __enter__(self) -> None:
         self.model.forward = self.forward

@@ -5,8 +5,7 @@ model below every block and below the head, and leaves to a rule what arrives at
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,21 +125,17 @@ class _Junction(torch.autograd.Function):
         return ctx.down(grad_y) if ctx.needs_input_grad[0] else None, grad_y, None
 
 
-@contextmanager
-def gradients_apart(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Inside, gradients begin at none; after it, what was there before is added."""
-    before = [parameter.grad for parameter in parameters]
-    for parameter in parameters:
-        parameter.grad = None
-    yield
-    for parameter, gradient in zip(parameters, before, strict=True):
-        if gradient is not None:
-            parameter.grad = gradient if parameter.grad is None else gradient + parameter.grad
-
-
 def without_storage(model: LanguageModel) -> LanguageModel:
-    """A copy that computes nothing but shapes, in evaluation mode, where no layer asks for the values of a tensor."""
-    return copy.deepcopy(model).to("meta").eval()
+    """A copy that computes nothing but shapes, in evaluation mode, where no layer asks for the values of a tensor.
+
+    Tied weights stay one.
+    """
+    shapes: dict[int, Any] = {
+        id(parameter): nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+        for parameter in model.parameters()
+    }
+    shapes |= {id(buffer): buffer.to("meta") for buffer in model.buffers()}
+    return copy.deepcopy(model, shapes).eval()
 
 
 def stream_widths(model: LanguageModel) -> list[int]:

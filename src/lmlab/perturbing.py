@@ -1,11 +1,12 @@
 """Noise in weights, and what it did to the loss: for learning rules that need no backward pass. Nodes are next door.
 
-Noise is never stored: a seed gives the same noise again whenever it is needed. No pass keeps a graph, so what a pass needs
-in memory does not grow with the model's depth; callers hold `torch.no_grad()`.
+Noise is never stored: drawn for the same member of a population and the same parameter it is the same again. No pass keeps a
+graph, so what a pass needs in memory does not grow with the model's depth. Callers hold `torch.no_grad()`, and
+`noise.repeatable()`, so that passes that are compared drop the same units.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lmlab import noise
 from lmlab.models.base import LanguageModel, next_token_loss
 
 Draw = Callable[[Tensor, torch.Generator], Tensor]
@@ -45,31 +47,6 @@ def low_rank(rank: int) -> Draw:
 DRAWS: dict[Distribution, Draw] = {"gaussian": gaussian, "rademacher": rademacher}
 
 
-def new_seed() -> int:
-    """A seed drawn from torch's global generator."""
-    return int(torch.randint(2**62, (), device="cpu"))
-
-
-def new_seeds(count: int) -> list[int]:
-    """Several of them."""
-    return [new_seed() for _ in range(count)]
-
-
-def generator(seed: int, device: torch.device) -> torch.Generator:
-    """A generator of its own."""
-    return torch.Generator(device).manual_seed(seed)
-
-
-@contextmanager
-def same_chance(seed: int, device: torch.device) -> Iterator[None]:
-    """Inside, the global generators start at the seed, so that passes that are compared drop the same units."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed looks for every other device: a millisecond
-        if device.type in ("cuda", "mps"):
-            getattr(torch, device.type).manual_seed(seed)
-        yield
-
-
 Named = list[tuple[str, nn.Parameter]]
 
 
@@ -85,43 +62,48 @@ def add_to_gradient(parameter: nn.Parameter, estimate: Tensor) -> None:
     parameter.grad += estimate
 
 
-def direction(parameters: Named, draw: Draw, chance: torch.Generator) -> dict[str, Tensor]:
-    """Noise for every parameter, by name."""
-    return {name: draw(parameter, chance) for name, parameter in parameters}
+MEMBER = "member"
+"""The site of a population's member, or of one of several samples; its number follows."""
 
 
-def moved(parameters: Named, draw: Draw, chance: torch.Generator, distance: float) -> dict[str, Tensor]:
-    """Copies of the parameters, each moved by `distance` times its noise: what `direction` gives for the same chance."""
-    return {name: parameter.detach() + distance * draw(parameter, chance) for name, parameter in parameters}
+def drawn(draw: Draw, like: Tensor, member: int, *site: noise.Word) -> Tensor:
+    """A member's noise at a site: the same tensor whenever it is asked for under the same key."""
+    return draw(like, noise.generator(like.device, MEMBER, member, *site))
 
 
-def loss_with(
-    weights: Mapping[str, Tensor], model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor, seed: int
-) -> Tensor:
-    """The mean loss with some of the model's weights replaced; its own are not touched. `seed` says what dropout drops."""
-    with same_chance(seed, tokens_BT.device):
-        return next_token_loss(functional_call(model, dict(weights), (tokens_BT,)), targets_BT)
+def direction(parameters: Named, draw: Draw, member: int) -> dict[str, Tensor]:
+    """A member's noise for every parameter, by name."""
+    return {name: drawn(draw, parameter, member, name) for name, parameter in parameters}
+
+
+def moved(parameters: Named, draw: Draw, member: int, distance: float) -> dict[str, Tensor]:
+    """Copies of the parameters, each moved by `distance` times the member's noise."""
+    return {name: parameter.detach() + distance * drawn(draw, parameter, member, name) for name, parameter in parameters}
+
+
+def loss_with(weights: Mapping[str, Tensor], model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    """The mean loss with some of the model's weights replaced; its own are not touched."""
+    return next_token_loss(functional_call(model, dict(weights), (tokens_BT,)), targets_BT)
 
 
 def pair_losses(
-    model: LanguageModel, seeds: list[int], draw: Draw, deviation: float, tokens_BT: Tensor, targets_BT: Tensor
+    model: LanguageModel, pairs: int, draw: Draw, deviation: float, tokens_BT: Tensor, targets_BT: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The mean loss at the weights, and losses_N2 at both ends of N directions: `deviation` forward and back along each."""
-    dropout, parameters, device = new_seed(), taught(model), tokens_BT.device
+    parameters = taught(model)
     losses = [
-        loss_with(moved(parameters, draw, generator(seed, device), distance), model, tokens_BT, targets_BT, dropout)
-        for seed in seeds
+        loss_with(moved(parameters, draw, member, distance), model, tokens_BT, targets_BT)
+        for member in range(pairs)
         for distance in (deviation, -deviation)
     ]
-    return loss_with({}, model, tokens_BT, targets_BT, dropout), torch.stack(losses).view(-1, 2)
+    return loss_with({}, model, tokens_BT, targets_BT), torch.stack(losses).view(-1, 2)
 
 
-def teach_weights(model: LanguageModel, seeds: list[int], draw: Draw, slopes_N: Tensor) -> None:
-    """Add to the gradients the sum over directions of slope times direction, each drawn again."""
-    for seed, slope in zip(seeds, slopes_N, strict=True):
-        chance = generator(seed, slopes_N.device)
-        for _, parameter in taught(model):
-            add_to_gradient(parameter, slope * draw(parameter, chance))
+def teach_weights(model: LanguageModel, draw: Draw, slopes_N: Tensor) -> None:
+    """Add to the gradients the sum over N members of slope times direction, each drawn again."""
+    for member, slope in enumerate(slopes_N):
+        for name, parameter in taught(model):
+            add_to_gradient(parameter, slope * drawn(draw, parameter, member, name))
 
 
 Shaping = Literal["none", "ranks"]
@@ -143,18 +125,18 @@ def differentiable_attention() -> AbstractContextManager[None]:
 
 
 def slopes_along(
-    noise: Mapping[str, Tensor], model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor, seed: int
+    directions: Mapping[str, Tensor], model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The mean loss, and slopes_N of it along N directions: `noise` has for each parameter a tensor (N, ...).
+    """The mean loss, and slopes_N of it along N directions: for each parameter there is a tensor (N, ...).
 
-    What does not depend on the direction is computed once. `seed` says what dropout drops.
+    What does not depend on the direction is computed once.
     """
     weights = {name: parameter.detach() for name, parameter in taught(model)}
 
     def along(one: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        loss, slope, *_ = torch.func.jvp(lambda at: loss_with(at, model, tokens_BT, targets_BT, seed), (weights,), (one,))
+        loss, slope, *_ = torch.func.jvp(lambda at: loss_with(at, model, tokens_BT, targets_BT), (weights,), (one,))
         return loss, slope
 
     with differentiable_attention():
-        losses_N, slopes_N = torch.vmap(along, randomness="same")(dict(noise))
+        losses_N, slopes_N = torch.vmap(along, randomness="same")(dict(directions))
     return losses_N[0], slopes_N

@@ -1,6 +1,7 @@
 """Noise at nodes, the outputs of linear maps, and what it did to the losses: for rules that need no backward pass.
 
-As in `perturbing`, a seed gives the same noise again, and no pass keeps a graph; callers hold `torch.no_grad()`.
+As in `perturbing`, noise is drawn again rather than kept, and no pass keeps a graph; callers hold `torch.no_grad()` and
+`noise.repeatable()`.
 """
 
 from collections import Counter
@@ -16,7 +17,7 @@ from torch.nn.grad import conv1d_weight
 from torch.overrides import TorchFunctionMode
 
 from lmlab.models.base import LanguageModel
-from lmlab.perturbing import Draw, Named, add_to_gradient, differentiable_attention, generator, moved, taught
+from lmlab.perturbing import Draw, Named, add_to_gradient, differentiable_attention, drawn, moved, taught
 
 _ARGUMENTS: dict[Any, tuple[str, ...]] = {
     nn.functional.linear: ("input", "weight", "bias"),
@@ -51,6 +52,8 @@ def noise_groups(model: nn.Module, at_once: int) -> list[Group]:
 class Call:
     """One call of a map, and which tokens the rows of its output belong to."""
 
+    name: str
+    """Of its weight, with dots."""
     function: Any
     arguments: dict[str, Any]
     output: Tensor
@@ -61,11 +64,12 @@ class Call:
     step: int
     """How often this weight was called before in this pass: the time step, where a row stands for a sequence."""
 
-    def noise(self, draw: Draw, chance: torch.Generator) -> Tensor:
-        """Noise for the output. A token has its own, also when an expert is sent other tokens beside it."""
+    def noise(self, draw: Draw, member: int) -> Tensor:
+        """A member's noise for the output. A token has its own, also when an expert is sent other tokens beside it."""
         if self.rows is None:
-            return draw(self.output, chance)
-        return draw(self.output.new_empty(self.batch * self.time, self.output.shape[-1]), chance)[self.rows]
+            return drawn(draw, self.output, member, self.name, self.step)
+        every_token = self.output.new_empty(self.batch * self.time, self.output.shape[-1])
+        return drawn(draw, every_token, member, self.name, self.step)[self.rows]
 
     def spread(self, credit_BT: Tensor) -> Tensor:
         """Each token's credit laid over the rows it has in the output.
@@ -109,7 +113,7 @@ class AtMaps(TorchFunctionMode):
 
     def __init__(self, weights: Named, tokens_BT: Tensor, visit: Callable[[Call], Tensor]) -> None:
         super().__init__()
-        self.weights, self.visit = {id(parameter) for _, parameter in weights}, visit
+        self.names, self.visit = {id(parameter): name for name, parameter in weights}, visit
         self.batch, self.time = tokens_BT.shape
         self.picked: Tensor | None = None
         self.calls: Counter[int] = Counter()
@@ -122,9 +126,9 @@ class AtMaps(TorchFunctionMode):
             return output
         arguments = {**dict(zip(_ARGUMENTS[func], args, strict=False)), **(kwargs or {})}
         weight, rows = id(arguments["weight"]), self._rows(output)
-        if weight not in self.weights:
+        if weight not in self.names:
             return output
-        call = Call(func, arguments, output, self.batch, self.time, rows, self.calls[weight])
+        call = Call(self.names[weight], func, arguments, output, self.batch, self.time, rows, self.calls[weight])
         self.calls[weight] += 1
         return self.visit(call)
 
@@ -156,12 +160,11 @@ def credit(change_BT: Tensor) -> Tensor:
 
 
 def noisy_losses(
-    model: LanguageModel, group: Group, seed: int, draw: Draw, deviation: float, tokens_BT: Tensor, targets_BT: Tensor
+    model: LanguageModel, group: Group, member: int, draw: Draw, deviation: float, tokens_BT: Tensor, targets_BT: Tensor
 ) -> Tensor:
     """losses_BT with `deviation` times noise at the nodes of the group's maps and in its parameters outside maps."""
-    chance = generator(seed, tokens_BT.device)
-    weights = moved(group.outside, draw, chance, deviation)
-    with AtMaps(group.weights, tokens_BT, lambda call: call.output + deviation * call.noise(draw, chance)):
+    weights = moved(group.outside, draw, member, deviation)
+    with AtMaps(group.weights, tokens_BT, lambda call: call.output + deviation * call.noise(draw, member)):
         return token_losses(model, weights, tokens_BT, targets_BT)
 
 
@@ -178,26 +181,25 @@ def value_and_slope(of_duals: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def slopes_along_noise(
-    model: LanguageModel, group: Group, seed: int, draw: Draw, tokens_BT: Tensor, targets_BT: Tensor
+    model: LanguageModel, group: Group, member: int, draw: Draw, tokens_BT: Tensor, targets_BT: Tensor
 ) -> tuple[Tensor, Tensor]:
     """losses_BT, and their derivatives along the noise of `noisy_losses`."""
-    chance = generator(seed, tokens_BT.device)
 
     def along_noise(call: Call) -> Tensor:
-        return call.output + dual(torch.zeros_like(call.output), call.noise(draw, chance))
+        return call.output + dual(torch.zeros_like(call.output), call.noise(draw, member))
 
     with forward_mode.dual_level(), differentiable_attention():
-        weights = {name: dual(parameter.detach(), draw(parameter, chance)) for name, parameter in group.outside}
+        weights = {name: dual(parameter.detach(), drawn(draw, parameter, member, name)) for name, parameter in group.outside}
         with AtMaps(group.weights, tokens_BT, along_noise):
             return value_and_slope(token_losses(model, weights, tokens_BT, targets_BT))
 
 
 @dataclass
 class Sample:
-    """Noise, by its seed, for a group of parameters, and what it did."""
+    """Noise, by the number of its member, for a group of parameters, and what it did."""
 
     group: Group
-    seed: int
+    member: int
     credit_BT: Tensor  # noqa: N815
 
 
@@ -206,18 +208,18 @@ def teach_nodes(model: LanguageModel, samples: list[Sample], draw: Draw, tokens_
 
     Doing it there keeps no map's input for later.
     """
-    by_weight: dict[int, list[tuple[torch.Generator, Tensor]]] = {}
+    by_weight: dict[str, list[Sample]] = {}
     for sample in samples:
-        chance = generator(sample.seed, tokens_BT.device)
-        for _, parameter in sample.group.outside:
-            add_to_gradient(parameter, sample.credit_BT[:, 0].sum() * draw(parameter, chance))
-        for _, parameter in sample.group.weights:
-            by_weight.setdefault(id(parameter), []).append((chance, sample.credit_BT))
+        for name, parameter in sample.group.outside:
+            along = drawn(draw, parameter, sample.member, name)
+            add_to_gradient(parameter, sample.credit_BT[:, 0].sum() * along)
+        for name, _ in sample.group.weights:
+            by_weight.setdefault(name, []).append(sample)
 
     def teach(call: Call) -> Tensor:
         gradient = torch.zeros_like(call.output)
-        for chance, credit_BT in by_weight[id(call.arguments["weight"])]:
-            gradient += call.spread(credit_BT) * call.noise(draw, chance)
+        for sample in by_weight[call.name]:
+            gradient += call.spread(sample.credit_BT) * call.noise(draw, sample.member)
         call.teach(gradient)
         return call.output
 

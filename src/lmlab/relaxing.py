@@ -4,8 +4,6 @@ The units are the embedding and the blocks. Across units nothing flows but what 
 the loss down to the last block's output, autograd is exact.
 """
 
-from contextlib import AbstractContextManager
-
 import torch
 from torch import Tensor
 
@@ -35,9 +33,3 @@ def teach(outputs: list[Tensor], signals: list[Tensor]) -> None:
     pairs = [(output, signal) for output, signal in zip(outputs, signals, strict=True) if output.requires_grad]
     if pairs:
         torch.autograd.backward([output for output, _ in pairs], [signal for _, signal in pairs])
-
-
-def chance_to_repeat(of: Tensor) -> AbstractContextManager[None]:
-    """Inside, chance is drawn that will be drawn again after it: units that run again there drop the same numbers."""
-    devices = [of.device] if of.device.type == "cuda" else []
-    return torch.random.fork_rng(devices)

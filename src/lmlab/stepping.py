@@ -3,6 +3,7 @@
 What a step makes of a run depends on its params, code and shards alone.
 """
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,6 +13,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
+from lmlab import noise
 from lmlab.batches import Batches
 from lmlab.compiling import Compiled
 from lmlab.device import gains_by_bfloat16, multiplying_in
@@ -25,6 +27,14 @@ from lmlab.parametrisations.base import Parametrisation
 from lmlab.params import Params
 from lmlab.parts import Choice, OneOf
 from lmlab.schedules.base import Schedule
+
+
+class Diverged(Exception):  # noqa: N818 (the field's word)
+    """A run's loss, its gradient or what the model says is no finite number any more; `reason` says which."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class TrainParams(Params):
@@ -92,7 +102,6 @@ class Run:
     model: LanguageModel
     rule: LearningRule
     optimizer: torch.optim.Optimizer
-    log: list[dict[str, Any]]
     passes: AbstractContextManager[None] = field(default_factory=nullcontext)
     """Stands around every call of the rule."""
     step: int = 0
@@ -102,8 +111,6 @@ class Run:
     seconds: float = 0.0
     """Spent in training steps alone, over all starts of the run."""
     validation_seconds: float = 0.0
-    seconds_at: list[list[float]] = field(default_factory=list)
-    """(step, seconds in training steps until then), for each line of the log with a loss."""
     peak_bytes: int = 0
     """The most memory that a process of the run has held, as of the last checkpoint."""
 
@@ -114,19 +121,11 @@ class Run:
 
     def state(self) -> dict[str, Any]:
         """A tree of tensors and plain values."""
-        device = next(self.model.parameters()).device
-        generators = {"cpu": torch.get_rng_state()}
-        if device.type == "cuda":
-            generators["cuda"] = torch.cuda.get_rng_state(device)
-        if device.type == "mps":
-            generators["mps"] = torch.mps.get_rng_state()
         counters = {key: getattr(self, key) for key in self._COUNTERS}
         return {
             "model": self.model.state_dict(),
             "rule": self.rule.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "generators": generators,
-            "log": self.log,
             **counters,
         }
 
@@ -135,16 +134,10 @@ class Run:
         self.model.load_state_dict(state["model"])
         self.rule.load_state_dict(state["rule"])
         self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["generators"]["cpu"])
-        if "cuda" in state["generators"]:
-            torch.cuda.set_rng_state(state["generators"]["cuda"])
-        if "mps" in state["generators"]:
-            torch.mps.set_rng_state(state["generators"]["mps"])
-        self.log[:] = state["log"]
         for key in self._COUNTERS:
             setattr(self, key, state[key])
 
-    _COUNTERS = ("step", "loss_sum", "loss_count", "seconds", "validation_seconds", "seconds_at", "peak_bytes")
+    _COUNTERS = ("step", "loss_sum", "loss_count", "seconds", "validation_seconds", "peak_bytes")
 
 
 def chosen_rule(params: TrainParams, parts: dict[str, Choice], model: LanguageModel) -> LearningRule:
@@ -181,14 +174,15 @@ def begin(params: TrainParams, parts: dict[str, Choice], vocabulary: int, device
         group["initial_lr"] = group["lr"] = group["lr"] * factor
     low = rule.backward and gains_by_bfloat16(device)
     passes = Compiled(model) if params.compile else nullcontext()
-    return params.settled(model.width, low), Run(model, rule, optimizer, [], passes)
+    return params.settled(model.width, low), Run(model, rule, optimizer, passes)
 
 
 def take_step(params: TrainParams, run: Run, schedule: Schedule, batches: Batches) -> tuple[float, float, float]:
     """One update; returns the loss in nats per token, the norm of the gradient before clipping, and the learning rate.
 
     Groups may differ in theirs: what is returned, and logged, is the rate of `matrices`, or of the first group if the model
-    has none. The schedule moves all of them alike, each from its own height (`initial_lr`).
+    has none. The schedule moves all of them alike, each from its own height (`initial_lr`). Raises Diverged, before any
+    weight has moved (but with `step_in_backward`), where the loss or that norm is not finite.
     """
     model, optimizer = run.model, run.optimizer
     device = next(model.parameters()).device
@@ -200,13 +194,20 @@ def take_step(params: TrainParams, run: Run, schedule: Schedule, batches: Batche
     tokens_BT, targets_BT = batches.at(run.step)
     lengths: dict[nn.Parameter, torch.Tensor] = {}
     early = stepping_in_backward(optimizer, model, lengths) if params.step_in_backward else nullcontext()
-    loss = 0.0
-    with multiplying_in(params.precision, device), run.passes, early:
-        for tokens, targets in zip(tokens_BT.chunk(params.accumulate), targets_BT.chunk(params.accumulate), strict=True):
-            loss += float(run.rule.assign_gradients(model, tokens.to(device), targets.to(device))) / params.accumulate
+    pieces = [
+        (tokens.to(device), targets.to(device))
+        for tokens, targets in zip(tokens_BT.chunk(params.accumulate), targets_BT.chunk(params.accumulate), strict=True)
+    ]
+    with multiplying_in(params.precision, device), run.passes, early, noise.keyed(params.seed, run.step):
+        loss = float(run.rule.accumulate_gradients(model, pieces))
+    if not math.isfinite(loss):
+        optimizer.zero_grad(set_to_none=True)
+        raise Diverged(f"the loss is {loss}")
     if params.step_in_backward:
         of_all = torch.stack([lengths[parameter] for parameter in model.parameters() if parameter in lengths])
         norm = float(torch.linalg.vector_norm(of_all))
+        if not math.isfinite(norm):
+            raise Diverged(f"the gradient's norm is {norm}")
     else:
         norm = _move(params, run)
     rates = {group["name"]: float(group["lr"]) for group in reversed(optimizer.param_groups)}
@@ -214,14 +215,16 @@ def take_step(params: TrainParams, run: Run, schedule: Schedule, batches: Batche
 
 
 def _move(params: TrainParams, run: Run) -> float:
-    """Clip the gradients, let the optimizer step, and return the norm that the model's gradient had."""
+    """Clip the gradients, let the optimizer step, and return the norm that the model's gradient had.
+
+    Raises Diverged, before any weight has moved, where that norm is not finite.
+    """
     taught, own = ([parameter for parameter in those if parameter.grad is not None] for those in run.parameters)
-    if params.accumulate > 1:
-        for parameter in taught + own:
-            assert parameter.grad is not None
-            parameter.grad /= params.accumulate
     norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in taught if parameter.grad is not None])
     length = float(norm)
+    if not math.isfinite(length):
+        run.optimizer.zero_grad(set_to_none=True)
+        raise Diverged(f"the gradient's norm is {length}")
     if params.clip and not length < params.clip:
         torch.nn.utils.clip_grads_with_norm_(taught + own, params.clip, norm)
     run.optimizer.step()

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from lmlab.interventions.base import Intervention
-from lmlab.learning_rules.base import LearningRule
+from lmlab.learning_rules.base import LearningRule, Pieces
 from lmlab.models.base import LanguageModel
 from lmlab.params import Params
 
@@ -20,5 +20,5 @@ class Absent(Intervention):
     def __init__(self, options: Options, model: LanguageModel, rule: LearningRule) -> None:
         super().__init__(rule)
 
-    def assign_gradients(self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        return self.rule.assign_gradients(model, tokens_BT, targets_BT)
+    def accumulate_gradients(self, model: LanguageModel, pieces: Pieces) -> Tensor:
+        return self.rule.accumulate_gradients(model, pieces)

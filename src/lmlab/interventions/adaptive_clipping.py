@@ -22,7 +22,7 @@ class Options(Params):
 class AdaptiveClipping(GradientEdit):
     """Row by row (a vector is one row), the gradient's norm becomes min(norm, limit * norm of the weights).
 
-    The readout's weights are left alone, as the authors do with the last layer. Limit 0: none.
+    Readouts' weights, the model's and a rule's own, are left alone, as the authors do with the last layer. Limit 0: none.
     """
 
     neutral = {"limit": 0.0}
@@ -34,10 +34,11 @@ class AdaptiveClipping(GradientEdit):
     def edit(self, model: LanguageModel, gradients: Gradients) -> Gradients:
         if not self.limit:
             return gradients
-        weights = dict(model.named_parameters())
-        readout = {id(parameter) for parameter in (model.readout.parameters() if model.readout else ())}
+        weights = self.weights(model)
+        readouts = [*(model.readout.parameters() if model.readout else ()), *self.own_groups(model).get("readout", [])]
+        alone = {id(parameter) for parameter in readouts}
         return {
-            name: gradient if id(weights[name]) in readout else self._clipped(gradient, weights[name])
+            name: gradient if id(weights[name]) in alone else self._clipped(gradient, weights[name])
             for name, gradient in gradients.items()
         }
 

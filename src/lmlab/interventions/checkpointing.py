@@ -10,7 +10,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils.checkpoint import checkpoint
 
 from lmlab.interventions.base import Intervention
-from lmlab.learning_rules.base import LearningRule
+from lmlab.learning_rules.base import LearningRule, Pieces
 from lmlab.models.base import LanguageModel
 from lmlab.params import Params
 
@@ -24,7 +24,7 @@ class Options(Params):
 class Checkpointing(Intervention):
     """The lowest blocks, so many of them, keep only their input until the backward pass comes; bit for bit the same result.
 
-    Chance is put back for the second time, so that dropout drops the same. More blocks than there are means all.
+    Noise is drawn by its site, so that dropout drops the same the second time. More blocks than there are means all.
     """
 
     on_the_way = True
@@ -36,9 +36,9 @@ class Checkpointing(Intervention):
         if self.blocks:
             self.needs_backward()
 
-    def assign_gradients(self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    def accumulate_gradients(self, model: LanguageModel, pieces: Pieces) -> Tensor:
         with _forgetful(model, self.blocks):
-            return self.rule.assign_gradients(model, tokens_BT, targets_BT)
+            return self.rule.accumulate_gradients(model, pieces)
 
 
 @contextmanager

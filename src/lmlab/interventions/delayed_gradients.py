@@ -20,9 +20,10 @@ class Options(Params):
 
 
 class DelayedGradients(GradientEdit):
-    """The gradients of `delay` calls ago; in the first calls none, so that nothing moves.
+    """The gradients of `delay` steps ago; in the first steps none, so that nothing moves.
 
-    Kept with its state, a copy of the gradients for each call waited. With train.accumulate a step has several calls.
+    Kept with its state, a copy of the gradients for each step waited. (Within `sample_clipping` every window counts as a
+    step.)
     """
 
     neutral = {"delay": 0}
@@ -32,7 +33,7 @@ class DelayedGradients(GradientEdit):
         super().__init__(rule)
         self.delay = options.delay
         self.register_buffer("calls", torch.zeros((), dtype=torch.long))
-        for name, parameter in model.named_parameters():
+        for name, parameter in self.weights(model).items():
             self.register_buffer(self._waiting(name), parameter.new_zeros(self.delay, *parameter.shape))
             self.register_buffer(self._there(name), torch.zeros(self.delay, dtype=torch.bool, device=parameter.device))
 
@@ -41,7 +42,7 @@ class DelayedGradients(GradientEdit):
             return gradients
         place = int(self.calls) % self.delay
         old: Gradients = {}
-        for name, _ in model.named_parameters():
+        for name in self.weights(model):
             waiting, there = self.get_buffer(self._waiting(name)), self.get_buffer(self._there(name))
             if there[place]:
                 old[name] = waiting[place].clone()

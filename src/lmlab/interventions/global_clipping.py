@@ -5,7 +5,7 @@
 
 from pydantic import Field
 
-from lmlab.interventions.base import GradientEdit, Gradients, norm, shortening
+from lmlab.interventions.base import OWN, GradientEdit, Gradients, norm, shortening
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models.base import LanguageModel
 from lmlab.params import Params
@@ -18,7 +18,10 @@ class Options(Params):
 
 
 class GlobalClipping(GradientEdit):
-    """The norm of all gradients together becomes min(norm, limit). Limit 0: none."""
+    """The norm of all the model's gradients together becomes min(norm, limit). Limit 0: none.
+
+    The gradients of a rule's own parameters are made shorter by the same factor, as by `train.clip`.
+    """
 
     neutral = {"limit": 0.0}
 
@@ -29,5 +32,6 @@ class GlobalClipping(GradientEdit):
     def edit(self, model: LanguageModel, gradients: Gradients) -> Gradients:
         if not self.limit:
             return gradients
-        factor = shortening(norm(list(gradients.values())), self.limit)
+        of_model = [gradient for name, gradient in gradients.items() if not name.startswith(OWN)]
+        factor = shortening(norm(of_model), self.limit)
         return {name: factor * gradient for name, gradient in gradients.items()}

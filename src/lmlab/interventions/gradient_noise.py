@@ -4,6 +4,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from lmlab import noise
 from lmlab.interventions.base import GradientEdit, Gradients
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models.base import LanguageModel
@@ -18,7 +19,7 @@ class Options(Params):
 
 
 class GradientNoise(GradientEdit):
-    """g + N(0, deviation² / (1 + calls so far)^fading); its mean is g. The paper's fading is 0.55."""
+    """g + N(0, deviation² / (1 + steps so far)^fading); its mean is g. The paper's fading is 0.55."""
 
     neutral = {"deviation": 0.0}
     calls: Tensor
@@ -33,4 +34,4 @@ class GradientNoise(GradientEdit):
             return gradients
         deviation = self.options.deviation / float(1 + self.calls) ** (self.options.fading / 2)
         self.calls += 1
-        return {name: gradient + deviation * torch.randn_like(gradient) for name, gradient in gradients.items()}
+        return {name: gradient + deviation * noise.normal(gradient, self.site, name) for name, gradient in gradients.items()}

@@ -4,7 +4,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lmlab.interventions.base import Intervention, blocks_above
-from lmlab.learning_rules.base import LearningRule
+from lmlab.learning_rules.base import LearningRule, Pieces
 from lmlab.models.base import LanguageModel
 from lmlab.params import Params
 
@@ -18,8 +18,9 @@ class Options(Params):
 class LayerRates(Intervention):
     """The highest block, and all above, have the optimizer's learning rate; each block below, the next one's times factor.
 
-    What is below the blocks (the embedding) counts as one more. It is the rate that changes, not the gradient, whose size
-    would mean nothing to Adam.
+    What is below the blocks (the embedding) counts as one more; a tied embedding is the readout, which is above. Parameters
+    of a rule's own have the full rate, or their leader's. It is the rate that changes, not the gradient, whose size would
+    mean nothing to Adam.
     """
 
     neutral = {"factor": 1.0}
@@ -31,5 +32,5 @@ class LayerRates(Intervention):
     def rate_factor(self, name: str) -> float:
         return super().rate_factor(name) * self.factors[name]
 
-    def assign_gradients(self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        return self.rule.assign_gradients(model, tokens_BT, targets_BT)
+    def accumulate_gradients(self, model: LanguageModel, pieces: Pieces) -> Tensor:
+        return self.rule.accumulate_gradients(model, pieces)

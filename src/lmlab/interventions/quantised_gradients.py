@@ -3,6 +3,7 @@
 import torch
 from pydantic import Field
 
+from lmlab import noise
 from lmlab.interventions.base import GradientEdit, Gradients
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models.base import LanguageModel
@@ -34,5 +35,5 @@ class QuantisedGradients(GradientEdit):
         for name, gradient in gradients.items():
             step = gradient.abs().max() / self.levels
             places = gradient / step.clamp(min=torch.finfo(gradient.dtype).tiny)
-            rounded[name] = step * (places + torch.rand_like(gradient)).floor()
+            rounded[name] = step * (places + noise.uniform(gradient, self.site, name)).floor()
         return rounded

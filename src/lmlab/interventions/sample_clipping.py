@@ -4,8 +4,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from lmlab import noise
 from lmlab.interventions.base import Gradients, Intervention, give, norm, shortening, take
-from lmlab.learning_rules.base import LearningRule
+from lmlab.learning_rules.base import LearningRule, Pieces
 from lmlab.models.base import LanguageModel
 from lmlab.params import Params
 
@@ -19,7 +20,8 @@ class Options(Params):
 class SampleClipping(Intervention):
     """The mean over the windows of each one's gradient, shortened to the limit. Limit 0: none.
 
-    The rule is asked for one window after another, so a batch of B costs B small calls instead of a large one.
+    The rule is asked for one window after another, so a batch of B costs B small calls instead of a large one, and whatever
+    stands between it and the rule sees single windows. A rule's own gradients are shortened by the same factors.
     """
 
     neutral = {"limit": 0.0}
@@ -29,21 +31,23 @@ class SampleClipping(Intervention):
         self.limit = options.limit
         self.final_in_backward = rule.final_in_backward and not self.limit
 
-    def assign_gradients(self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    def accumulate_gradients(self, model: LanguageModel, pieces: Pieces) -> Tensor:
         if not self.limit:
-            return self.rule.assign_gradients(model, tokens_BT, targets_BT)
-        before, own_before = take(model), take(self.rule)
-        of_model: Gradients = {}
+            return self.rule.accumulate_gradients(model, pieces)
+        windows = [window for piece in pieces for window in zip(*(batch_BT.unsqueeze(1) for batch_BT in piece), strict=True)]
+        learners = (model, self.rule)
+        before = [take(learner) for learner in learners]
+        sums: list[Gradients] = [{}, {}]
         losses = []
-        for window, target in zip(tokens_BT[:, None], targets_BT[:, None], strict=True):
-            losses.append(self.rule.assign_gradients(model, window, target))
-            found = take(model)
-            factor = shortening(norm(list(found.values())), self.limit) / len(tokens_BT)
-            for name, gradient in found.items():
-                of_model[name] = of_model.get(name, 0) + factor * gradient
-        own = {name: gradient / len(tokens_BT) for name, gradient in take(self.rule).items()}
-        give(model, before)
-        give(model, of_model)
-        give(self.rule, own_before)
-        give(self.rule, own)
+        for number, window in enumerate(windows):
+            with noise.within("window", number):
+                losses.append(self.rule.accumulate_gradients(model, [window]))
+            found = [take(learner) for learner in learners]
+            factor = shortening(norm(list(found[0].values())), self.limit) / len(windows)
+            for total, gradients in zip(sums, found, strict=True):
+                for name, gradient in gradients.items():
+                    total[name] = total.get(name, 0) + factor * gradient
+        for learner, earlier, total in zip(learners, before, sums, strict=True):
+            give(learner, earlier)
+            give(learner, total)
         return torch.stack(losses).mean()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lmlab.errors import UserError
 from lmlab.interventions.base import Intervention
-from lmlab.learning_rules.base import LearningRule
+from lmlab.learning_rules.base import LearningRule, Pieces
 from lmlab.models.base import LanguageModel
 from lmlab.params import Params
 
@@ -39,15 +39,15 @@ class StopGradient(Intervention):
                 f" learn; set it to {most} or less"
             )
 
-    def assign_gradients(self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    def accumulate_gradients(self, model: LanguageModel, pieces: Pieces) -> Tensor:
         if not self.blocks:
-            return self.rule.assign_gradients(model, tokens_BT, targets_BT)
+            return self.rule.accumulate_gradients(model, pieces)
 
         def cut(block: nn.Module, inputs: Any, s_BTS: Tensor) -> Tensor:
             return s_BTS.detach()
 
         handle = model.blocks[self.blocks - 1].register_forward_hook(cut)
         try:
-            return self.rule.assign_gradients(model, tokens_BT, targets_BT)
+            return self.rule.accumulate_gradients(model, pieces)
         finally:
             handle.remove()

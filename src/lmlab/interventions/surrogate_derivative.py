@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from lmlab.errors import UserError
 from lmlab.interventions.base import Intervention
-from lmlab.learning_rules.base import LearningRule
+from lmlab.learning_rules.base import LearningRule, Pieces
 from lmlab.models.base import LanguageModel
 from lmlab.params import Params
 
@@ -57,11 +57,11 @@ class SurrogateDerivative(Intervention):
                 " take it away, or choose a model that has one"
             )
 
-    def assign_gradients(self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    def accumulate_gradients(self, model: LanguageModel, pieces: Pieces) -> Tensor:
         if not self.strength:
-            return self.rule.assign_gradients(model, tokens_BT, targets_BT)
+            return self.rule.accumulate_gradients(model, pieces)
         with _Sloped(self.surrogate, self.strength):
-            return self.rule.assign_gradients(model, tokens_BT, targets_BT)
+            return self.rule.accumulate_gradients(model, pieces)
 
     def _found(self, model: LanguageModel) -> int:
         """How many activation functions a forward pass uses."""

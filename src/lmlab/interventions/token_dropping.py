@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from lmlab import noise
 from lmlab.interventions.base import Intervention
-from lmlab.learning_rules.base import LearningRule
+from lmlab.learning_rules.base import LearningRule, Pieces
 from lmlab.models.base import LanguageModel
 from lmlab.params import Params
 
@@ -36,26 +36,26 @@ class TokenDropping(Intervention):
         if self.kept < 1:
             self.needs_backward()
 
-    def assign_gradients(self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    def accumulate_gradients(self, model: LanguageModel, pieces: Pieces) -> Tensor:
         if self.kept == 1:
-            return self.rule.assign_gradients(model, tokens_BT, targets_BT)
-        with _ThinnedErrors(self.kept):
-            return self.rule.assign_gradients(model, tokens_BT, targets_BT)
+            return self.rule.accumulate_gradients(model, pieces)
+        with _ThinnedErrors(self.kept, self.site):
+            return self.rule.accumulate_gradients(model, pieces)
 
 
 class _ThinnedErrors(TorchFunctionMode):
     """Cross-entropy whose gradient is that of a random choice of its rows."""
 
-    def __init__(self, kept: float) -> None:
+    def __init__(self, kept: float, site: str) -> None:
         super().__init__()
-        self.kept = kept
+        self.kept, self.site = kept, site
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if function is nn.functional.cross_entropy and args[0].requires_grad:
             logits_NV = args[0].view_as(args[0])
-            weight_N1 = torch.empty_like(logits_NV[:, :1]).bernoulli_(self.kept) / self.kept
+            weight_N1 = noise.kept(logits_NV[:, :1], self.kept, self.site)
             logits_NV.register_hook(lambda error_NV: error_NV * weight_N1)
             args = (logits_NV, *args[1:])
         return function(*args, **(kwargs or {}))

@@ -12,10 +12,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from lmlab import noise
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models.base import LanguageModel
 from lmlab.params import Params
-from lmlab.perturbing import DRAWS, Distribution, new_seed, new_seeds, same_chance
+from lmlab.perturbing import DRAWS, Distribution
 from lmlab.perturbing_nodes import Sample, credit, noise_groups, slopes_along_noise, teach_nodes
 
 
@@ -39,13 +40,12 @@ class ActivityForwardGradient(LearningRule):
 
     @torch.no_grad()
     def assign_gradients(self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        dropout, count = new_seed(), self.options.samples
+        count = self.options.samples
         samples = []
-        for group in noise_groups(model, self.options.maps_at_once):
-            for seed in new_seeds(count):
-                with same_chance(dropout, tokens_BT.device):
-                    losses_BT, slopes_BT = slopes_along_noise(model, group, seed, self.draw, tokens_BT, targets_BT)
-                samples.append(Sample(group, seed, credit(slopes_BT) / count))
-        with same_chance(dropout, tokens_BT.device):
+        with noise.repeatable():
+            for group in noise_groups(model, self.options.maps_at_once):
+                for member in range(count):
+                    losses_BT, slopes_BT = slopes_along_noise(model, group, member, self.draw, tokens_BT, targets_BT)
+                    samples.append(Sample(group, member, credit(slopes_BT) / count))
             teach_nodes(model, samples, self.draw, tokens_BT)
         return losses_BT.sum()

@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from lmlab import noise
 from lmlab.errors import UserError
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models.base import LanguageModel, next_token_loss
@@ -48,9 +49,13 @@ class ForwardForward(LearningRule):
     def assign_gradients(self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         other_BT = corrupt(tokens_BT, self.corrupted)
         replaced_BT = other_BT != tokens_BT
-        real_BTD, other_BTD = model.embed(tokens_BT), model.embed(other_BT)
+        real_BTD = model.embed(tokens_BT)
+        with noise.within("corrupted"):  # what dropout drops of one text is not what it drops of the other
+            other_BTD = model.embed(other_BT)
         for block in model.blocks:
-            real, other = block(real_BTD), block(other_BTD)
+            real = block(real_BTD)
+            with noise.within("corrupted"):
+                other = block(other_BTD)
             local = contrast(goodness(real_BTD, real), goodness(other_BTD, other)[replaced_BT], self.threshold)
             torch.autograd.backward(local)
             real_BTD, other_BTD = value_of(real), value_of(other)
@@ -61,8 +66,9 @@ class ForwardForward(LearningRule):
 
 def corrupt(tokens_BT: Tensor, share: float) -> Tensor:
     """The tokens, a share of them replaced by tokens from anywhere in the batch."""
-    drawn = torch.randint(tokens_BT.numel(), tokens_BT.shape, device=tokens_BT.device)
-    replaced = torch.rand(tokens_BT.shape, device=tokens_BT.device) < share
+    device = tokens_BT.device
+    drawn = torch.randint(tokens_BT.numel(), tokens_BT.shape, generator=noise.generator(device, "drawn"), device=device)
+    replaced = torch.rand(tokens_BT.shape, generator=noise.generator(device, "replaced"), device=device) < share
     return torch.where(replaced, tokens_BT.flatten()[drawn], tokens_BT)
 
 

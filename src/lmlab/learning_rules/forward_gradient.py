@@ -12,20 +12,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from lmlab import noise
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models.base import LanguageModel
 from lmlab.params import Params
-from lmlab.perturbing import (
-    DRAWS,
-    Distribution,
-    add_to_gradient,
-    direction,
-    generator,
-    new_seed,
-    new_seeds,
-    slopes_along,
-    taught,
-)
+from lmlab.perturbing import DRAWS, Distribution, add_to_gradient, direction, slopes_along, taught
 
 
 class Options(Params):
@@ -49,14 +40,13 @@ class ForwardGradient(LearningRule):
     @torch.no_grad()
     def assign_gradients(self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         count, at_once = self.options.directions, self.options.at_once
-        parameters, seeds, dropout = taught(model), new_seeds(count), new_seed()
-        for first in range(0, count, at_once):
-            drawn = [
-                direction(parameters, self.draw, generator(seed, tokens_BT.device))
-                for seed in seeds[first : first + at_once]
-            ]
-            noise = {name: torch.stack([one[name] for one in drawn]) for name, _ in parameters}
-            loss, slopes_N = slopes_along(noise, model, tokens_BT, targets_BT, dropout)
-            for name, parameter in parameters:
-                add_to_gradient(parameter, torch.tensordot(slopes_N / count, noise[name], dims=1))
+        parameters = taught(model)
+        with noise.repeatable():
+            for first in range(0, count, at_once):
+                members = range(first, min(first + at_once, count))
+                drawn = [direction(parameters, self.draw, member) for member in members]
+                directions = {name: torch.stack([one[name] for one in drawn]) for name, _ in parameters}
+                loss, slopes_N = slopes_along(directions, model, tokens_BT, targets_BT)
+                for name, parameter in parameters:
+                    add_to_gradient(parameter, torch.tensordot(slopes_N / count, directions[name], dims=1))
         return loss

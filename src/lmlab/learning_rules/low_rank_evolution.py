@@ -11,10 +11,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from lmlab import noise
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models.base import LanguageModel
 from lmlab.params import Params
-from lmlab.perturbing import SHAPINGS, Shaping, low_rank, new_seeds, pair_losses, teach_weights
+from lmlab.perturbing import SHAPINGS, Shaping, low_rank, pair_losses, teach_weights
 
 
 class Options(Params):
@@ -38,8 +39,10 @@ class LowRankEvolution(LearningRule):
 
     @torch.no_grad()
     def assign_gradients(self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        seeds, deviation = new_seeds(self.options.population), self.options.deviation
-        loss, losses_N2 = pair_losses(model, seeds, self.draw, deviation, tokens_BT, targets_BT)
-        fates_N2 = self.shape(losses_N2)
-        teach_weights(model, seeds, self.draw, (fates_N2[:, 0] - fates_N2[:, 1]) / (2 * deviation * len(seeds)))
+        pairs, deviation = self.options.population, self.options.deviation
+        with noise.repeatable():
+            loss, losses_N2 = pair_losses(model, pairs, self.draw, deviation, tokens_BT, targets_BT)
+            fates_N2 = self.shape(losses_N2)
+            slopes_N = (fates_N2[:, 0] - fates_N2[:, 1]) / (2 * deviation)
+            teach_weights(model, self.draw, slopes_N / pairs)
         return loss

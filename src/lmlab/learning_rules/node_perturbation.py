@@ -13,10 +13,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from lmlab import noise
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models.base import LanguageModel
 from lmlab.params import Params
-from lmlab.perturbing import DRAWS, Distribution, new_seed, new_seeds, same_chance
+from lmlab.perturbing import DRAWS, Distribution
 from lmlab.perturbing_nodes import Sample, credit, noise_groups, noisy_losses, teach_nodes, token_losses
 
 
@@ -41,15 +42,13 @@ class NodePerturbation(LearningRule):
 
     @torch.no_grad()
     def assign_gradients(self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        dropout, deviation, count = new_seed(), self.options.deviation, self.options.samples
-        with same_chance(dropout, tokens_BT.device):
-            clean_BT = token_losses(model, {}, tokens_BT, targets_BT)
+        deviation, count = self.options.deviation, self.options.samples
         samples = []
-        for group in noise_groups(model, self.options.maps_at_once):
-            for seed in new_seeds(count):
-                with same_chance(dropout, tokens_BT.device):
-                    noisy_BT = noisy_losses(model, group, seed, self.draw, deviation, tokens_BT, targets_BT)
-                samples.append(Sample(group, seed, credit(noisy_BT - clean_BT) / (deviation * count)))
-        with same_chance(dropout, tokens_BT.device):
+        with noise.repeatable():
+            clean_BT = token_losses(model, {}, tokens_BT, targets_BT)
+            for group in noise_groups(model, self.options.maps_at_once):
+                for member in range(count):
+                    noisy_BT = noisy_losses(model, group, member, self.draw, deviation, tokens_BT, targets_BT)
+                    samples.append(Sample(group, member, credit(noisy_BT - clean_BT) / (deviation * count)))
             teach_nodes(model, samples, self.draw, tokens_BT)
         return clean_BT.sum()

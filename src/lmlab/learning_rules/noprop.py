@@ -1,9 +1,9 @@
 """NoProp (Li, Teh & Pascanu 2025), adapted to next tokens: every block learns alone to clean a noisy copy of the answer.
 
 Block k of K does not read what the blocks below it made. It reads embedding + label * share * (the readout's row of the
-true next token) + noise * (1 - share) * chance, with share (k - 1) / K, and is asked that the head read the next token from
-its output. The first block reads the embedding alone, as when the model is used; it teaches the embedding. Chance has the
-length of the readout's mean row, so that noise 1 is as strong as the answer.
+true next token) + noise * (1 - share) * z, with share (k - 1) / K, and is asked that the head read the next token from its
+output. The first block reads the embedding alone, as when the model is used; it teaches the embedding. z is normal, with the
+mean length of the readout's rows for its root mean square length, so that noise 1 is as strong as the answer.
 
 Replaced: the passes through all blocks, forward and backward: no block waits for another. Exact: within a block; the head
 learns from the last block alone, the others only look through it. With one block it is backprop. When the model is used
@@ -18,6 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from lmlab import noise
 from lmlab.errors import UserError
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models.base import LanguageModel, next_token_loss
@@ -51,7 +52,9 @@ class NoProp(LearningRule):
         x_BTD = model.embed(tokens_BT)
         for number, block in enumerate(model.blocks):
             if number:
-                x_BTD = self._with_answer(model, model.embed(tokens_BT).detach(), targets_BT, number / len(model.blocks))
+                embedded_BTD = model.embed(tokens_BT).detach()
+                with noise.within(f"input of block {number}"):
+                    x_BTD = self._with_answer(model, embedded_BTD, targets_BT, number / len(model.blocks))
             y_BTD = block(x_BTD)
             if number == last:
                 loss = next_token_loss(model.head(y_BTD), targets_BT)
@@ -66,6 +69,6 @@ class NoProp(LearningRule):
     def _with_answer(self, model: LanguageModel, x_BTD: Tensor, targets_BT: Tensor, share: float) -> Tensor:
         assert model.readout is not None
         rows_VD = model.readout.weight.detach()
-        length = rows_VD.norm(dim=-1).mean()
-        chance = self.noise * (1 - share) * length * torch.randn_like(x_BTD)
-        return x_BTD + self.label * share * rows_VD[targets_BT] + chance
+        deviation = rows_VD.norm(dim=-1).mean() / rows_VD.shape[-1] ** 0.5
+        noise_BTD = self.noise * (1 - share) * deviation * noise.normal(x_BTD)
+        return x_BTD + self.label * share * rows_VD[targets_BT] + noise_BTD

@@ -11,10 +11,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from lmlab import noise
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models.base import LanguageModel
 from lmlab.params import Params
-from lmlab.perturbing import DRAWS, Distribution, new_seeds, pair_losses, teach_weights
+from lmlab.perturbing import DRAWS, Distribution, pair_losses, teach_weights
 
 
 class Options(Params):
@@ -37,8 +38,9 @@ class SPSA(LearningRule):
 
     @torch.no_grad()
     def assign_gradients(self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        seeds, deviation = new_seeds(self.options.directions), self.options.deviation
-        loss, losses_N2 = pair_losses(model, seeds, self.draw, deviation, tokens_BT, targets_BT)
-        slopes_N = (losses_N2[:, 0] - losses_N2[:, 1]) / (2 * deviation)
-        teach_weights(model, seeds, self.draw, slopes_N / len(seeds))
+        directions, deviation = self.options.directions, self.options.deviation
+        with noise.repeatable():
+            loss, losses_N2 = pair_losses(model, directions, self.draw, deviation, tokens_BT, targets_BT)
+            slopes_N = (losses_N2[:, 0] - losses_N2[:, 1]) / (2 * deviation)
+            teach_weights(model, self.draw, slopes_N / directions)
         return loss

@@ -16,10 +16,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from lmlab import noise
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models.base import LanguageModel, next_token_loss
 from lmlab.params import Params
-from lmlab.relaxing import chance_to_repeat, taken_apart
+from lmlab.relaxing import taken_apart
 
 
 class Options(Params):
@@ -44,15 +45,15 @@ class StrictPredictiveCoding(LearningRule):
         self.sweeps, self.step, self.pull = options.sweeps or len(model.blocks) + 1, options.step, options.pull
 
     def assign_gradients(self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        with chance_to_repeat(tokens_BT), torch.no_grad():
-            values = taken_apart(model, tokens_BT)[1]
-            loss = next_token_loss(model.head(values[-1]), targets_BT)
-        for _ in range(self.sweeps):
-            with chance_to_repeat(tokens_BT):
+        with noise.repeatable():  # every pass drops the same
+            with torch.no_grad():
+                values = taken_apart(model, tokens_BT)[1]
+                loss = next_token_loss(model.head(values[-1]), targets_BT)
+            for _ in range(self.sweeps):
                 slopes = torch.autograd.grad(energy(model, tokens_BT, targets_BT, values, self.pull), values)
-            scale = self.step * self.pull * targets_BT.numel()
-            values = [(value - scale * slope).detach().requires_grad_() for value, slope in zip(values, slopes)]
-        torch.autograd.backward(energy(model, tokens_BT, targets_BT, values, self.pull))
+                scale = self.step * self.pull * targets_BT.numel()
+                values = [(value - scale * slope).detach().requires_grad_() for value, slope in zip(values, slopes)]
+            torch.autograd.backward(energy(model, tokens_BT, targets_BT, values, self.pull))
         return loss
 
 

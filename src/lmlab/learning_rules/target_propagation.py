@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from lmlab import noise
 from lmlab.errors import UserError
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models.base import LanguageModel, next_token_loss
@@ -77,10 +78,10 @@ class TargetPropagation(LearningRule):
 
         Dropout drops other numbers there, as an inverse cannot know which.
         """
-        for block, inverse, x_BTD in zip(model.blocks, self.inverses, inputs, strict=True):
-            with torch.no_grad():
+        for number, (block, inverse, x_BTD) in enumerate(zip(model.blocks, self.inverses, inputs, strict=True)):
+            with torch.no_grad(), noise.within("inverses"):
                 size = x_BTD.square().mean().sqrt()
-                noisy_BTD = x_BTD + self.noise * size * torch.randn_like(x_BTD)
+                noisy_BTD = x_BTD + self.noise * size * noise.normal(x_BTD, f"input of block {number}")
                 y_BTD = block(noisy_BTD)
             amiss_BTD = (inverse(y_BTD) - noisy_BTD) / size
             torch.autograd.backward(amiss_BTD.square().mean())

@@ -20,11 +20,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from lmlab import noise
 from lmlab.errors import UserError
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models.base import LanguageModel, next_token_loss
 from lmlab.params import Params
-from lmlab.relaxing import chance_to_repeat
 
 TINY = 1e-30
 """Least variance of noise that is divided by: a map whose outputs are all 0 is not tried."""
@@ -55,9 +55,10 @@ class ThreeFactorHebbian(LearningRule):
     def assign_gradients(self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         assert model.readout is not None
         maps = Maps(model, tokens_BT, self.noise)
-        with chance_to_repeat(tokens_BT), maps:
-            tried_BTS = through_blocks(model, tokens_BT)
-        plain_BTS = through_blocks(model, tokens_BT) if self.noise else tried_BTS
+        with noise.repeatable():  # both passes drop the same
+            with maps:
+                tried_BTS = through_blocks(model, tokens_BT)
+            plain_BTS = through_blocks(model, tokens_BT) if self.noise else tried_BTS
         logits_BTV = model.head(plain_BTS)
         loss = next_token_loss(logits_BTV, targets_BT)
         torch.autograd.backward(loss, inputs=list(model.readout.parameters()))
@@ -75,19 +76,17 @@ class Maps(TorchFunctionMode):
     FEATURES = {nn.functional.linear: -1, nn.functional.conv1d: 1, nn.functional.embedding: -1}
     """The functions whose weights are taught, each with the dimension of its output that is neither batch nor time."""
 
-    def __init__(self, model: LanguageModel, tokens_BT: Tensor, noise: float) -> None:
+    def __init__(self, model: LanguageModel, tokens_BT: Tensor, share: float) -> None:
         super().__init__()
-        self.rows, self.noise = tokens_BT.shape, noise
-        self.weights = {id(parameter) for parameter in model.parameters()}
+        self.rows, self.share = tokens_BT.shape, share
+        self.names = {id(parameter): name for name, parameter in model.named_parameters()}
         self.remembered: list[tuple[Tensor, Tensor, int]] = []
-        # chance of its own: what is dropped does not depend on whether there is noise
-        self.chance = torch.Generator(tokens_BT.device).manual_seed(int(torch.randint(2**31, ())))
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func not in self.FEATURES or id(args[1]) not in self.weights:
+        if func not in self.FEATURES or id(args[1]) not in self.names:
             return func(*args, **kwargs)
         features = self.FEATURES[func]
         with torch.enable_grad():
@@ -95,11 +94,11 @@ class Maps(TorchFunctionMode):
         y_BTE = output.detach().movedim(features, -1)
         if y_BTE.shape[:-1] != self.rows:  # single steps of a loop, a mixture's tokens
             return output.detach()
-        if not self.noise:
+        if not self.share:
             self.remembered.append((output, y_BTE - y_BTE.mean(dim=(0, 1)), features))
             return output.detach()
-        deviation = self.noise * y_BTE.square().mean().sqrt()
-        noise_BTE = deviation * torch.randn(y_BTE.shape, generator=self.chance, dtype=y_BTE.dtype, device=y_BTE.device)
+        deviation = self.share * y_BTE.square().mean().sqrt()
+        noise_BTE = deviation * noise.normal(y_BTE, "tries", self.names[id(args[1])], len(self.remembered))
         self.remembered.append((output, noise_BTE / deviation.square().clamp(min=TINY), features))
         return (y_BTE + noise_BTE).movedim(-1, features)
 

@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lmlab.errors import UserError
-from lmlab.files import read_json, whole_folder, write_json
+from lmlab.files import checked, read_json, sha256, whole_folder, write_json
 from lmlab.layers.memory import Memory
 from lmlab.layers.root_mean_square import rms_norm
+from lmlab.noise import name_sites
 from lmlab.parts import Choice, recall
 
 SPOILT = "run `dvc repro --force train` to make it again"
@@ -122,6 +123,7 @@ def next_token_loss(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
 def build(choice: Choice, vocabulary: int, context: int) -> LanguageModel:
     """The chosen model, its weights drawn from torch's global generator."""
     model: LanguageModel = choice.build(vocabulary=vocabulary, context=context)
+    name_sites(model)
     return model
 
 
@@ -139,15 +141,14 @@ def save(folder: Path, choice: Choice, model: LanguageModel, facts: dict[str, An
         }
         save_file(weights, made / WEIGHTS)
         shape = {"vocabulary": model.vocabulary, "context": model.context, "parameters": parameter_count(model)}
-        write_json(made / "model.json", {"model": choice.record(), **shape, **facts})
+        record = {"model": choice.record(), **shape, **facts, "weights_sha256": sha256(made / WEIGHTS)}
+        write_json(made / "model.json", record)
 
 
 def load(folder: Path, device: torch.device) -> tuple[LanguageModel, dict[str, Any]]:
     """The saved model in evaluation mode, and its `model.json`. Raises UserError when either file is missing or damaged."""
     saved = read_json(folder / "model.json", made_by="train")
-    weights = folder / WEIGHTS
-    if not weights.exists():
-        raise UserError(f"{weights} is missing; run `dvc repro train` to make it")
+    weights = checked(folder / WEIGHTS, made_by="train")
     try:
         model = build(recall("models", saved["model"]), saved["vocabulary"], saved["context"])
         model.load_state_dict(load_file(weights))

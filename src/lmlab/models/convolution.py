@@ -32,8 +32,8 @@ class Block(nn.Module):
 
     def forward(self, x_BTD: Tensor, memory: Memory | None = None) -> Tensor:
         seen_BSD = with_past(self.norm(x_BTD), memory, self.reach)
-        mixed_BTE = self.value_gate(seen_BSD.transpose(1, 2)).transpose(1, 2)
-        return x_BTD + nn.functional.glu(mixed_BTE, dim=-1)
+        value_BTD, gate_BTD = self.value_gate(seen_BSD.transpose(1, 2)).transpose(1, 2).chunk(2, dim=-1)
+        return x_BTD + value_BTD * gate_BTD.sigmoid()  # torch's glu is one call, whose gate nothing could see or change
 
 
 class Convolution(LanguageModel):

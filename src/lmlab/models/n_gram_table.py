@@ -4,6 +4,7 @@ There is nothing to compute but the sum: what a model must beat to have learned 
 entropy models are such sums: Rosenfeld 1996; by hashes: Mikolov et al. 2011.) It sees order - 1 tokens; the memory is those.
 """
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -42,7 +43,7 @@ class Sum(nn.Module):
         tokens_BT1 = x_BTV.argmax(dim=-1, keepdim=True)
         seen_BS = with_past(tokens_BT1 + 1, memory, self.reach).squeeze(-1)  # 0: no token
         number_BT = tokens_BT1.squeeze(-1)  # of the combination: its tokens are the digits
-        logits_BTV = self.unigram.weight
+        logits_BTV = self.unigram(torch.zeros_like(number_BT))
         for older, (table, combinations) in enumerate(zip(self.tables, self.combinations, strict=True)):
             if older:
                 start = self.reach - older

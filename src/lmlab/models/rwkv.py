@@ -77,9 +77,9 @@ class TimeMixing(nn.Module):
             )
         self.shift = TokenShift(width, 4)
         self.maps = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(4))
-        # At first channels forget at all rates, from hardly at all to nearly half in a token. On the CPU also when the
+        # At first channels forget at all rates, from hardly at all to nearly half in a token. Made on the CPU also when the
         # model is built without storage: torch would spend a second on preparing that.
-        self.decay = nn.Parameter(torch.linspace(-6, 3, width, device="cpu"))
+        self.decay = nn.Parameter(torch.linspace(-6, 3, width, device="cpu").to(torch.get_default_device()))
         self.bonus = nn.Parameter(torch.full((width,), 0.5))
         self.out = nn.Linear(width, width, bias=False)
 

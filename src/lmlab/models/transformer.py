@@ -17,6 +17,7 @@ from lmlab.layers.memory import Memory
 from lmlab.layers.position.base import Position
 from lmlab.layers.residual.base import Residual
 from lmlab.models.base import LanguageModel, working
+from lmlab.noise import Dropout
 from lmlab.params import Params
 from lmlab.parts import Choice, OneOf
 
@@ -49,11 +50,11 @@ class Block(nn.Module):
         super().__init__()
         self.attention, self.feed_forward = attention, feed_forward
         self.attention_residual, self.feed_forward_residual = residuals
-        self.dropout = nn.Dropout(dropout)
+        self.attention_dropout, self.feed_forward_dropout = Dropout(dropout), Dropout(dropout)
 
     def forward(self, s_BTS: Tensor, memory: Memory | None = None) -> Tensor:
-        s_BTS = self.attention_residual(s_BTS, lambda x, values: self.dropout(self.attention(x, memory, values)))
-        return self.feed_forward_residual(s_BTS, lambda x, values: self.dropout(self.feed_forward(x)))
+        s_BTS = self.attention_residual(s_BTS, lambda x, values: self.attention_dropout(self.attention(x, memory, values)))
+        return self.feed_forward_residual(s_BTS, lambda x, values: self.feed_forward_dropout(self.feed_forward(x)))
 
 
 class Transformer(LanguageModel):
@@ -79,7 +80,7 @@ class Transformer(LanguageModel):
         self.vocabulary, self.context, self.width = vocabulary, context, width
         self.embedding: Embedding = embedding.build(vocabulary, width)
         self.position: Position = position.build(width, context)
-        self.dropout = nn.Dropout(options.dropout)
+        self.dropout = Dropout(options.dropout)
         joins: list[Residual] = [
             residual.build(width, place, placement.build(width, normalisation)) for place in range(2 * options.depth)
         ]

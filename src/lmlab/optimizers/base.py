@@ -1,5 +1,6 @@
 """What optimizers share: named groups of parameters, weight decay, caution, Adam's direction, weights for evaluation."""
 
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -62,16 +63,28 @@ def param_groups(groups: Groups, options: OptimizerOptions, other_rate: float | 
     ]
 
 
+def follow(own: nn.Parameter, leader: nn.Parameter) -> None:
+    """Let a parameter of a learning rule have whatever learning rate a parameter of the model is given."""
+    own.leader = weakref.ref(leader)  # type: ignore[attr-defined]  # the rule does not hold the model
+
+
 def split_by_rate(optimizer: torch.optim.Optimizer, factors: dict[nn.Parameter, float]) -> None:
     """Make a group of its own, of the same name, of those parameters of a group whose learning rates differ by a factor.
 
-    To be done before the first step. A parameter that is not among the factors keeps its group's rate.
+    To be done before the first step. A parameter that is not among the factors has its leader's (`follow`), or else keeps
+    its group's rate.
     """
+
+    def factor_of(parameter: nn.Parameter) -> float:
+        leader = getattr(parameter, "leader", None)
+        led = factors.get(leader(), 1.0) if leader else 1.0
+        return factors.get(parameter, led)
+
     groups: list[dict[str, Any]] = []
     for group in optimizer.param_groups:
         alike: dict[float, list[nn.Parameter]] = {}
         for parameter in group["params"]:
-            alike.setdefault(factors.get(parameter, 1.0), []).append(parameter)
+            alike.setdefault(factor_of(parameter), []).append(parameter)
         groups += [{**group, "params": members, "lr": group["lr"] * factor} for factor, members in alike.items()]
     optimizer.param_groups[:] = groups
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lmlab.layers.embedding.base import Embedding
 from lmlab.layers.memory import Memory
+from lmlab.noise import Dropout
 from lmlab.params import Params
 
 MULTIPLIER = 0x9E3779B1  # 2^32 divided by the golden ratio, and odd: neighbours land far apart (Knuth, section 6.4)
@@ -38,9 +39,10 @@ class NGram(Embedding):
         super().__init__()
         self.nothing = vocabulary
         """Stands for what is before the first token."""
-        self.longest, self.buckets, self.dropout = options.longest, options.buckets, options.dropout
+        self.longest, self.buckets = options.longest, options.buckets
         self.tokens = nn.Embedding(vocabulary, width)
         orders = range(2, options.longest + 1)
+        self.dropout = Dropout(options.dropout)
         self.tables = nn.ModuleList(nn.Embedding(self._height(order), options.row_width or width) for order in orders)
         self.widen = nn.Linear(options.row_width * len(orders), width, bias=False) if options.row_width else None
 
@@ -52,15 +54,13 @@ class NGram(Embedding):
                 seen = torch.cat((memory.tensors["tokens"], tokens_BT), dim=1)
             memory.tensors["tokens"] = seen[:, -before:]
         rows = self._rows(seen, tokens_BT.shape[1])
-        vectors = [self._some(table(row_BT)) for table, row_BT in zip(self.tables, rows, strict=True)]
+        vectors = [table(row_BT) for table, row_BT in zip(self.tables, rows, strict=True)]
+        if self.training and self.dropout.p:
+            of_each = self.dropout(vectors[0].new_ones(*tokens_BT.shape, len(vectors)))
+            vectors = [rows_BTD * of_each[..., order, None] for order, rows_BTD in enumerate(vectors)]
         if self.widen is not None:
             return self.tokens(tokens_BT) + self.widen(torch.cat(vectors, dim=-1))
         return sum(vectors, start=self.tokens(tokens_BT))
-
-    def _some(self, rows_BTD: Tensor) -> Tensor:
-        if not (self.dropout and self.training):
-            return rows_BTD
-        return rows_BTD * nn.functional.dropout(rows_BTD.new_ones(*rows_BTD.shape[:2], 1), self.dropout)
 
     def _height(self, order: int) -> int:
         """How many rows the table of an order has."""
