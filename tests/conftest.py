@@ -7,7 +7,7 @@ import pytest
 from hypothesis import settings
 from small import PROJECT, ShardsOf
 
-from lmlab import documents, params, parts, sharding
+from lmlab import documents, files, params, parts, sharding
 from lmlab.collecting import write_splits
 from lmlab.params import Tree
 from lmlab.shards import Shards, open_shards
@@ -40,6 +40,7 @@ def corpus_of(tmp_path: Path) -> Callable[..., Path]:
                 for part, start in enumerate(range(0, len(text), documents.PART_CHARACTERS)):
                     rows.append((split, number, part, f"{split}-{number}", text[start : start + documents.PART_CHARACTERS]))
         write_splits(rows, folder)
+        files.write_sums(folder)
         return folder
 
     return make

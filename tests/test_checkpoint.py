@@ -80,6 +80,24 @@ def test_the_state_of_a_tied_model_and_its_optimizer_comes_back(tmp_path: Path) 
     assert torch.equal(state["chance"], loaded["chance"])
 
 
+@pytest.mark.parametrize(
+    "value", [torch.arange(40.0), torch.ones(3, dtype=torch.bfloat16), torch.tensor(2.5), torch.ones(0)]
+)
+def test_any_bit_that_is_not_what_was_written_is_noticed(tmp_path: Path, value: torch.Tensor) -> None:
+    checkpoint.save(tmp_path, {"weights": value, "step": 17})
+    file = tmp_path / checkpoint.FILE
+    whole = file.read_bytes()
+    assert checkpoint.load(tmp_path) is not None
+    for place in range(8, len(whole)):
+        for bit in (1, 64):
+            content = bytearray(whole)
+            content[place] ^= bit
+            file.write_bytes(bytes(content))
+            loaded = checkpoint.load(tmp_path)
+            # but for spaces that pad the header, and such
+            assert loaded is None or same(loaded, {"weights": value, "step": 17}), place
+
+
 @pytest.mark.parametrize("spoil", [lambda data: data[:-1], lambda data: data[:5], lambda data: b"", lambda data: b"x" * 99])
 def test_a_file_that_is_not_whole_counts_as_none(tmp_path: Path, spoil: Any) -> None:
     assert checkpoint.load(tmp_path) is None
@@ -122,6 +140,54 @@ def test_a_runs_key_is_made_of_what_decides_it(monkeypatch: pytest.MonkeyPatch) 
     edited = checkpoint.run_key({"steps": 1})
     monkeypatch.setattr(checkpoint, "sha256", lambda path: "as it was")
     assert edited != checkpoint.run_key({"steps": 1})
+    as_it_was = checkpoint.run_key({"steps": 1})
+    monkeypatch.setattr(checkpoint.torch, "__version__", "another")
+    assert as_it_was != checkpoint.run_key({"steps": 1})
+
+
+def test_lines_go_on_from_a_place_and_forget_what_came_later(tmp_path: Path) -> None:
+    lines = checkpoint.Lines(tmp_path / "log.jsonl")
+    assert lines.begin()
+    lines.add({"step": 1, "text": "\u00e9"})
+    place = lines.place()
+    lines.add([2, 0.5])
+    lines.close()
+    assert lines.read() == [{"step": 1, "text": "\u00e9"}, [2, 0.5]]
+    resumed = checkpoint.Lines(tmp_path / "log.jsonl")
+    assert resumed.begin(place)
+    resumed.add("other")
+    later = resumed.place()
+    resumed.close()
+    assert resumed.read() == [{"step": 1, "text": "\u00e9"}, "other"]
+    assert later[0] == (tmp_path / "log.jsonl").stat().st_size
+    anew = checkpoint.Lines(tmp_path / "log.jsonl")
+    assert anew.begin()
+    anew.close()
+    assert anew.read() == []
+
+
+@pytest.mark.parametrize("spoil", [lambda data: data[:3], lambda data: b"", lambda data: bytes([data[0] ^ 1]) + data[1:]])
+def test_lines_that_are_not_what_they_were_at_a_place_are_not_gone_on_with(tmp_path: Path, spoil: Any) -> None:
+    lines = checkpoint.Lines(tmp_path / "log.jsonl")
+    lines.begin()
+    lines.add({"step": 1})
+    place = lines.place()
+    lines.close()
+    lines.path.write_bytes(spoil(lines.path.read_bytes()))
+    assert not checkpoint.Lines(lines.path).begin(place)
+
+
+def test_a_checkpoint_costs_the_same_however_long_the_log_has_become(tmp_path: Path) -> None:
+    lines = checkpoint.Lines(tmp_path / "log.jsonl")
+    lines.begin()
+    sizes = []
+    for _ in range(3):
+        for step in range(2000):
+            lines.add({"step": step, "train_nats": 1.2345678})
+        checkpoint.save(tmp_path, {"run": {"model": torch.ones(3)}, "log": lines.place()})
+        sizes.append((tmp_path / checkpoint.FILE).stat().st_size)
+    assert max(sizes) - min(sizes) <= 16  # digits of a number
+    lines.close()
 
 
 def test_the_scratch_lies_in_the_project_also_for_a_copy_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

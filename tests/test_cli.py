@@ -10,7 +10,7 @@ import pytest
 import small
 from typer.testing import CliRunner
 
-from lmlab import catalogue, cli, errors, generation, parts, summary
+from lmlab import catalogue, cli, errors, generation, parts, summary, timing
 from lmlab.files import sha256
 from lmlab.models import base as models
 from lmlab.shards import Shards
@@ -189,7 +189,7 @@ def test_summary_shows_what_came_out(tmp_path: Path, capsys: pytest.CaptureFixtu
             "validation": measures, "references": {"validation": nats, "kneser_ney_order": 5, "source_entropy": 1.9},
             "window": 8, "stride": 4,
         },
-        **{f"data/timing/{stage}.json": {"seconds": 2.0} for stage in summary.STAGES},
+        **{f"data/timing/{stage}.json": {"seconds": 2.0} for stage in timing.STAGES},
         "data/timing/train.json": {"seconds": 2.0, "tokens_per_second": 5000.0, "training_seconds": 1.8},
     }  # fmt: skip
     for name, value in outputs.items():

@@ -177,7 +177,7 @@ def test_the_same_text_gives_the_same_bytes(tmp_path: Path) -> None:
         build(params, tmp_path / "one", *texts)
         build(params, tmp_path / "two", *texts)
         names = [path.name for path in sorted((tmp_path / "one").iterdir())]
-        assert names == ["manifest.json", "test.parquet", "train.parquet", "validation.parquet"]
+        assert names == ["SHA256SUMS", "manifest.json", "test.parquet", "train.parquet", "validation.parquet"]
         for name in names:
             assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 

@@ -13,6 +13,7 @@ from small import CONTEXT, VOCABULARY
 
 from lmlab import parts
 from lmlab.errors import UserError
+from lmlab.files import write_sums
 from lmlab.models import base as models
 from lmlab.models.base import next_token_loss
 from lmlab.parts import Choice
@@ -288,16 +289,27 @@ def test_a_model_json_that_does_not_describe_the_weights_is_refused(folder: Path
         node = node[key]
     node[at[-1]] = value
     (folder / "model.json").write_text(json.dumps(saved))
+    write_sums(folder)
     assert str(folder) in refusal(folder)
 
 
 @pytest.mark.parametrize("saved", [[], {}, 3, {"model": {}}])
 def test_a_model_json_of_another_kind_is_refused(folder: Path, saved: object) -> None:
     (folder / "model.json").write_text(json.dumps(saved))
+    write_sums(folder)
     assert str(folder) in refusal(folder)
 
 
 def test_weights_that_are_not_all_there_are_refused(folder: Path) -> None:
     weights = load_file(folder / "weights.safetensors")
     save_file(dict(list(weights.items())[1:]), folder / "weights.safetensors")
+    write_sums(folder)
     assert "Missing key" in refusal(folder)
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "model.json"])
+def test_a_flipped_bit_is_noticed_wherever_it_is(folder: Path, file: str) -> None:
+    whole = (folder / file).read_bytes()
+    for place in range(0, len(whole), max(1, len(whole) // 50)):
+        (folder / file).write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        assert f"{file} is damaged; run `dvc repro --force train`" in refusal(folder)

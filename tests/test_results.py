@@ -16,7 +16,7 @@ from lmlab.errors import UserError
 from lmlab.evaluation import references, results
 from lmlab.evaluation.results import EvaluateParams
 from lmlab.evaluation.scoring import bits_per_byte, score
-from lmlab.files import write_json
+from lmlab.files import write_json, write_sums
 from lmlab.measures import base as measures
 from lmlab.models.base import LanguageModel
 from lmlab.shards import Shards
@@ -50,6 +50,7 @@ def a_log(folder: Path, steps: int = 3) -> Path:
         ]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_sums(folder)
     return folder / "log.jsonl"
 
 
@@ -59,6 +60,7 @@ def evaluate(corpus: Corpus, model: LanguageModel, folder: Path, entropy: float 
     log = a_log(folder / "log", changes.get("log_steps", 3))
     texts = corpus[0].folder.parent / "corpus"
     write_json(texts / "manifest.json", {} if entropy is None else {"entropy_bits_per_byte": entropy})
+    write_sums(texts)
     return results.evaluate(
         values, measures.chosen(tree, values.measures), model, SAVED, *corpus, texts, log, folder / "results"
     )
@@ -178,16 +180,24 @@ def test_samples_go_on_from_each_prompt(corpus: Corpus, model: LanguageModel, tm
     assert "~~~" not in (tmp_path / "results/samples.md").read_text()
 
 
-@pytest.mark.parametrize(("log", "said"), [(None, "is missing; run `dvc repro train`"), ('{"step": 1', "is damaged")])
+WHOLE = '{"step": 1, "tokens": 4, "train_nats": 1.0}\n'
+
+
+@pytest.mark.parametrize(
+    ("log", "said"), [(None, "is missing; run `dvc repro train`"), ('{"step": 1', "is damaged"), (WHOLE, "is damaged")]
+)
 def test_a_log_that_cannot_be_read_is_one_line(
     corpus: Corpus, model: LanguageModel, tmp_path: Path, log: str | None, said: str
 ) -> None:
-    path = tmp_path / "log.jsonl"
+    path = a_log(tmp_path / "log")
     if log:
         path.write_text(log)
+    else:
+        path.unlink()
     values = params.section(small.tree(**BASE), "evaluate", EvaluateParams)
     texts = corpus[0].folder.parent / "corpus"
     write_json(texts / "manifest.json", {})
+    write_sums(texts)
     with pytest.raises(UserError, match=said) as refused:
         results.evaluate(values, {}, model, SAVED, *corpus, texts, path, tmp_path / "results")
     assert str(path) in str(refused.value)

@@ -13,6 +13,7 @@ from lmlab import collecting, documents, params, parts, sharding
 from lmlab.documents import SPLITS
 from lmlab.errors import UserError
 from lmlab.evaluation import references
+from lmlab.files import write_sums
 from lmlab.sharding import ShardParams
 from lmlab.shards import Shards, open_shards
 from lmlab.tokenizers import base as tokenizers
@@ -135,6 +136,7 @@ def test_any_number_of_processes_writes_the_same_bytes(shards_of: ShardsOf, monk
     home = together.folder.parent
     corpus = home / "corpus" / "train.parquet"
     corpus.write_bytes(corpus.read_bytes()[:4] + bytes(500) + corpus.read_bytes()[504:])
+    write_sums(home / "corpus")  # or it would be noticed before
     before = folder_bytes(together.folder)
     with pytest.raises(UserError, match=r"train\.parquet is damaged; run `dvc repro --force download`"):
         sharding.build(ShardParams(megabytes=0.002, processes=2), home / "corpus", home / "tokenizer", together.folder)

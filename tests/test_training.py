@@ -1,9 +1,12 @@
-"""A run ends in the same bytes however often it is stopped, and says so in one line when it breaks down."""
+"""A run ends in the same bytes however often it is stopped, and is recorded as diverged when it does."""
 
 import json
+import math
+import multiprocessing
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +20,11 @@ from lmlab import checkpoint, device, parts, snapshots, stepping, training
 from lmlab.errors import UserError
 from lmlab.evaluation.scoring import bits_per_byte, score
 from lmlab.layers.attention.base import Attention
+from lmlab.learning_rules.backprop import Backprop
 from lmlab.models import base as models
 from lmlab.params import section
 from lmlab.shards import Shards
-from lmlab.stepping import TrainParams
+from lmlab.stepping import Diverged, TrainParams
 from lmlab.tokenizers.base import Tokenizer
 
 TEXT = "".join(f"{number} times {number} is {number * number}.\n" for number in range(120))
@@ -340,39 +344,132 @@ def refusal(corpus: Corpus, **changes: Any) -> str:
     return message
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("place", [0, 1])
-def test_a_run_that_breaks_down_names_the_step_and_the_last_checkpoint(
-    corpus: Corpus, bad: float, place: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+@pytest.mark.parametrize("changes", [{}, {"clip": 0.0}, {"clip": 0.0, "step_in_backward": True}, {"accumulate": 2}])
+def test_a_run_that_diverges_ends_there_with_a_record_and_the_weights_it_had_before(
+    corpus: Corpus, bad: float, where: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    healthy = train(corpus, "healthy", steps=4, schedule="constant", snapshots=0, **changes)
+    real = Backprop.assign_gradients
+
+    def diverges(self: Backprop, model: Any, *batch: Any) -> torch.Tensor:
+        loss = real(self, model, *batch)
+        if calls() == 4 * changes.get("accumulate", 1) + 1:
+            if where == "loss":
+                return loss * bad
+            next(p for p in model.parameters() if p.grad is not None).grad.view(-1)[0] = bad
+        return loss
+
+    calls = iter(range(1, 100)).__next__
+    with monkeypatch.context() as patched:
+        patched.setattr(Backprop, "assign_gradients", diverges)
+        if "step_in_backward" in changes and where == "gradient":
+            return  # there each gradient is gone before the rule could be made to spoil it
+        capsys.readouterr()
+        written = train(corpus, "diverged", schedule="constant", **changes)
+    saved = json.loads(written["model/model.json"])
+    assert (saved["status"], saved["diverged"]["step"], saved["steps"]) == ("diverged", 5, 4)
+    assert str(bad).removeprefix("-") in saved["diverged"]["reason"]
+    (told,) = [line for line in capsys.readouterr().out.splitlines() if "DIVERGED" in line]
+    assert "DIVERGED at step 5" in told
+    assert "learning_rate" in told
+    if "step_in_backward" not in changes:
+        assert written["model/weights.safetensors"] == healthy["model/weights.safetensors"]
+    log = rows(written)
+    assert [row["step"] for row in log if "train_nats" in row] == [2, 4]
+    assert all(math.isfinite(value) for row in log for value in row.values() if isinstance(value, float))
+    assert json.loads(written["snapshots/run.json"])["snapshots"] == [
+        "step-00000000.safetensors",
+        "step-00000003.safetensors",
+    ]
+    assert not any(Path(".scratch").iterdir())
+
+
+def test_the_losses_since_the_last_line_of_the_log_are_told_when_a_run_diverges(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    alone = rows(train(corpus, "alone", log_every=1, schedule="constant"))
+    losses = {row["step"]: row["train_nats"] for row in alone if "train_nats" in row}
     real = training.take_step
 
-    def breaks(params: Any, run: Any, *rest: Any) -> tuple[float, ...]:
-        numbers = list(real(params, run, *rest))
-        if run.step == 4:
-            numbers[place] = bad
-        return tuple(numbers)
+    def diverges(params: Any, run: Any, *rest: Any) -> Any:
+        if run.step == 5:
+            raise Diverged("the loss is nan")
+        return real(params, run, *rest)
 
-    monkeypatch.setattr(training, "take_step", breaks)
-    message = refusal(corpus)
-    (kept,) = Path(".scratch").glob(f"*/{checkpoint.FILE}")
-    assert "broke down at step 5: loss" in message
-    assert str(bad) in message
-    assert f"last good checkpoint: step 4 in {kept}" in message
-    assert "learning_rate" in message
-    assert kept.exists()
+    monkeypatch.setattr(training, "take_step", diverges)
+    log = [row for row in rows(train(corpus, "diverged", log_every=3, schedule="constant")) if "train_nats" in row]
+    assert [row["step"] for row in log] == [3, 5]
+    assert log[1]["train_nats"] == pytest.approx((losses[4] + losses[5]) / 2)
 
 
-def test_a_learning_rate_that_is_far_too_high_is_said_to_be_so(corpus: Corpus) -> None:
-    high = {"learning_rate": 1e38, "warmup": 0, "checkpoint_seconds": 1000.0}
-    assert "at step 1: the model's logits are no numbers" in refusal(corpus, **high, validate_every=1)
-    assert "at step 1: the model's logits are no numbers" in refusal(corpus, **high, validate_every=0, sample_every=1)
-    assert "at step 2: loss" in refusal(corpus, **high, validate_every=0, sample_every=0)
-    # the last step's own loss was still fine, but what it made of the weights is not
-    assert "at step 1: the model's logits are no numbers" in refusal(
-        corpus, **high, validate_every=0, sample_every=0, steps=1
-    )
-    assert "none was saved yet" in refusal(corpus, **high)
+@pytest.mark.parametrize(
+    ("changes", "step", "reason"),
+    [
+        ({"validate_every": 1}, 1, "logits are no numbers"),
+        ({"validate_every": 0, "sample_every": 1}, 1, "logits are no numbers"),
+        ({"validate_every": 0, "sample_every": 0}, 2, "the loss is nan"),
+        # the last step's own loss was still fine, but what it made of the weights is not
+        ({"validate_every": 0, "sample_every": 0, "steps": 1}, 1, "logits are no numbers"),
+    ],
+)
+def test_a_learning_rate_that_is_far_too_high_diverges(corpus: Corpus, changes: Any, step: int, reason: str) -> None:
+    written = train(corpus, "high", learning_rate=1e38, warmup=0, **changes)
+    saved = json.loads(written["model/model.json"])
+    assert saved["status"] == "diverged"
+    assert saved["diverged"]["step"] == step
+    assert reason in saved["diverged"]["reason"]
+    record = json.loads(written["snapshots/run.json"])
+    assert len(record["snapshots"]) == (step > 1)  # none of a step that led to no numbers
+
+
+def test_a_run_that_ended_well_says_so(corpus: Corpus) -> None:
+    saved = json.loads(train(corpus, "run")["model/model.json"])
+    assert saved["status"] == "finished"
+    assert "diverged" not in saved
+
+
+# ---------------------------------------------------------------- the same run twice at once
+
+
+def in_another_process(corpus: Corpus, folder: str, **changes: Any) -> multiprocessing.Process:
+    """The same run, begun in a process of its own."""
+    process = multiprocessing.get_context("fork").Process(target=train, args=(corpus, folder), kwargs=changes)
+    process.start()
+    return process
+
+
+def until(true: Callable[[], Any]) -> None:
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_of_two_processes_at_one_run_the_second_takes_over_what_the_first_has_made(
+    corpus: Corpus, killed: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"steps": 150, "validate_every": 0, "checkpoint_seconds": 0.05, "sample_every": 0}
+    expected = train(corpus, "alone", **changes)
+    first = in_another_process(corpus, "first", **changes)
+    until(lambda: list(Path(".scratch").glob(f"*/{checkpoint.FILE}")))
+    others = [in_another_process(corpus, name, **changes) for name in ("second", "third")]
+    until(lambda: len(list(Path(".scratch").glob("*/waiting-*"))) == 2)
+    if killed:
+        first.kill()
+    for process in (first, *others):
+        process.join(60)
+    assert [process.exitcode for process in (first, *others)] == [-9 if killed else 0, 0, 0]
+    for name in ("second", "third") if killed else ("first", "second", "third"):
+        found = {str(path.relative_to(name)): path.read_bytes() for path in sorted(Path(name).rglob("*")) if path.is_file()}
+        assert found == expected, name
+    said = capfd.readouterr().out
+    assert said.count("another process is at this very run") == 2
+    assert said.count("tokens of text") == 2 + killed  # once alone, and once more: nothing that was done is done again
+    assert not any(Path(".scratch").iterdir())
 
 
 def test_text_shorter_than_a_context_is_refused(corpus: Corpus) -> None:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmlab.errors import UserError
+from lmlab.files import checked
 
 SPLITS = ("train", "validation", "test")
 PART_CHARACTERS = 1 << 20
@@ -23,7 +24,7 @@ SCHEMA = pa.schema([("document", pa.int64()), ("part", pa.int32()), ("name", pa.
 def read_parts(path: Path) -> Iterator[tuple[int, int, str]]:
     """Stream (document, part, text) from one split's file. Raises UserError when it is missing or damaged."""
     with readable(path):
-        yield from read_rows(path, ["document", "part", "text"])
+        yield from read_rows(checked(path, made_by="download"), ["document", "part", "text"])
 
 
 def read_rows(path: Path, columns: list[str]) -> Iterator[tuple[Any, ...]]:

@@ -1,4 +1,8 @@
-"""Files that are there whole or not at all: a process killed while writing leaves the old ones as they were."""
+"""Files that are there whole or not at all, each with a hash that is checked when it is read.
+
+A process killed while writing leaves the old files as they were. A folder that a stage writes holds SHA256SUMS, in the form
+that `sha256sum --check` reads; whatever is read back from the folder is held against it.
+"""
 
 import hashlib
 import json
@@ -6,20 +10,28 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from lmlab.errors import UserError
 
+SUMS = "SHA256SUMS"
+
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder to fill; it takes the place of `folder` only when the block ends without an error."""
+def whole_folder(folder: Path, sums: bool = True) -> Iterator[Path]:
+    """Yield an empty folder to fill; with its SHA256SUMS it takes the place of `folder` when the block ends well.
+
+    Without `sums` for what Git keeps, which needs none.
+    """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
+        if sums:
+            write_sums(partial)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -41,6 +53,33 @@ def whole_file(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def write_sums(folder: Path) -> None:
+    """Write the folder's SHA256SUMS: a line for every file in it, by name."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != SUMS)
+    (folder / SUMS).write_text("".join(f"{sha256(folder / name)}  {name}\n" for name in names), encoding="utf-8")
+
+
+def checked(path: Path, made_by: str) -> Path:
+    """The path, if the file is what its folder's SHA256SUMS says.
+
+    Raises UserError where the file or its line is missing, or its bytes are others; `made_by` names the stage to run then.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing; run `dvc repro {made_by}` to make it")
+    sums = path.with_name(SUMS)
+    if not sums.is_file():
+        raise UserError(f"{sums}, which vouches for {path.name}, is missing; run `dvc repro --force {made_by}`")
+    lines = (line.split("  ", 1) for line in sums.read_text(encoding="utf-8", errors="replace").splitlines())
+    known = {line[1]: line[0] for line in lines if len(line) == 2}
+    state = path.stat()
+    if known.get(path.name) != _sha256_once(path, state.st_size, state.st_mtime_ns):
+        raise UserError(
+            f"{path} is damaged; run `dvc repro --force {made_by}` to make it again (its bytes are not those that"
+            f" {sums.name} beside it vouches for)"
+        )
+    return path
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` so that the same value gives the same bytes and a person can read them."""
     with whole_file(path) as partial:
@@ -48,13 +87,42 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, made_by: str) -> Any:
-    """Read a JSON file; `made_by` names the stage to run when it is missing or spoilt."""
+    """Read a JSON file, checked where its folder has SHA256SUMS; `made_by` names the stage to run when it is no good."""
+    if path.is_file() and path.with_name(SUMS).is_file():
+        checked(path, made_by)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing; run `dvc repro {made_by}` to make it") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (IsADirectoryError, NotADirectoryError):
+        raise UserError(
+            f"{path} should be a file in a folder, but is not; move what is there, run `dvc repro {made_by}`"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); run `dvc repro --force {made_by}` to make it again") from None
+
+
+SEAL = "sha256"
+
+
+def seal(value: dict[str, Any]) -> dict[str, Any]:
+    """The same with a hash of itself under SEAL, for a JSON file that has no folder of its own."""
+    return {**value, SEAL: _hash_of(value)}
+
+
+def is_sealed(value: Any) -> bool:
+    """Whether a value is what `seal` gave."""
+    return isinstance(value, dict) and value.get(SEAL) == _hash_of({key: value[key] for key in value if key != SEAL})
+
+
+def _hash_of(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+@cache
+def _sha256_once(path: Path, size: int, changed: int) -> str:
+    """`sha256`, for a file that a process reads again and again."""
+    return sha256(path)
 
 
 def sha256(path: Path) -> str:

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from lmlab import lifeline
 from lmlab.documents import SPLITS, readable
-from lmlab.files import sha256, whole_folder, write_json
+from lmlab.files import checked, sha256, whole_folder, write_json
 from lmlab.params import Params
 from lmlab.progress import ProgressBar
 from lmlab.tokenizers import base as tokenizers
@@ -49,6 +49,8 @@ def build(params: ShardParams, corpus: Path, tokenizer_folder: Path, folder: Pat
     """Write the shards of every split and `manifest.json` into `folder`; return the manifest."""
     tokenizer_file = tokenizer_folder / TOKENIZER_FILE
     tokenizer = tokenizers.load(tokenizer_file)
+    for split in SPLITS:
+        checked(corpus / f"{split}.parquet", made_by="download")
     with whole_folder(folder) as made:
         work = [item for split in SPLITS for item in _plan(split, corpus / f"{split}.parquet", made, tokenizer_file, params)]
         written = _write_all(work, params.processes or os.cpu_count() or 1)

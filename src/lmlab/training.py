@@ -2,11 +2,14 @@
 
 What a run ends in depends on its params, code and shards alone. It may be killed at any moment: started again it goes on
 from its last checkpoint and writes the same bytes as a run that was never stopped. Times go to the caller, not to the log.
+
+A run whose loss is no finite number any more has diverged. That is a result like any other: the run ends there, with the
+status `diverged` in its record and the weights it had before that step.
 """
 
-import json
 import math
 import resource
+import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -18,20 +21,21 @@ import torch
 
 from lmlab import checkpoint, generation, sizing, snapshots
 from lmlab.batches import Batches
+from lmlab.checkpoint import Lines
 from lmlab.compiling import failures_told
 from lmlab.device import multiplies_bfloat16, use_device
-from lmlab.errors import UserError
 from lmlab.evaluation.scoring import bits_per_byte, score
-from lmlab.files import sha256
+from lmlab.files import sha256, whole_folder
 from lmlab.models import base as models
 from lmlab.optimizers.base import evaluation_weights
 from lmlab.parts import Choice
 from lmlab.progress import ProgressBar
 from lmlab.schedules.base import Schedule
 from lmlab.shards import Shards
-from lmlab.stepping import Run, TrainParams, begin, take_step
+from lmlab.stepping import Diverged, Run, TrainParams, begin, take_step
 from lmlab.tokenizers.base import Ids, Tokenizer
 
+LOG = "log.jsonl"
 SAMPLE_TOKENS = 200
 SAMPLE_TEMPERATURE = 0.8
 
@@ -51,55 +55,157 @@ def train(
     With `start`, the folder of a saved model, its weights are the first. What is returned differs from run to run:
     `training_seconds`, `validation_seconds`, `tokens_per_second`, `peak_bytes` of the process (on a GPU, of tensors there)
     and `seconds_at`, the seconds in training steps until each step of the log. They count over all starts of a run.
-    Raises UserError when the loss stops being a number, naming the step and the last good checkpoint.
+    A run that diverges ends there; model.json then has the status `diverged`, with the step and the reason.
     """
     device = use_device(params.device, params.threads)
     params, run = begin(params, parts, shards.vocabulary, device)
-    model = run.model
-    batches = Batches(shards, params.batch, params.context, params.order_seed, int(params.pool_megatokens * 1e6))
-    schedule: Schedule = parts["schedule"].build(params.steps)
     chosen = {key: choice.record() for key, choice in parts.items()}
     decides = {"params": params.model_dump(), "parts": chosen, "shards": shards.fingerprint}
     if start:
         begun, _ = models.load(start, torch.device("cpu"))
-        model.load_state_dict(begun.state_dict())
+        run.model.load_state_dict(begun.state_dict())
         decides["start"] = sha256(start / models.WEIGHTS)
     scratch = checkpoint.scratch_folder(checkpoint.run_key(decides))
-    at_once = params.batch // params.accumulate
-    size = sizing.describe(model, run.optimizer, params.batch, at_once, params.precision)
-    for line in sizing.lines(size):
-        print(f"train: {line}", flush=True)
-    print(f"train: {batches.tokens:,} tokens of text, matrix products in {params.precision}", flush=True)
-    if params.precision == "bfloat16" and not multiplies_bfloat16(device):
-        print("train: slow, as this processor cannot multiply bfloat16 itself; set train.precision to float32", flush=True)
-    due = snapshots.positions(params.steps, params.snapshots if snapshot_folder else 0)
-    saved = checkpoint.load(scratch)
-    if saved and snapshots.has_all(scratch, due, saved["step"]):
-        run.restore(saved)
-        print(f"train: going on from step {run.step:,}", flush=True)
-
-    if params.compile:
-        print("train: compiling in the first step: up to some minutes the first time, then seconds", flush=True)
-    with failures_told():
-        _loop(params, run, schedule, batches, shards, tokenizer, scratch, log_folder, due)
-
-    size["bytes"]["optimizer"] = sizing.optimizer_bytes(run.optimizer)
-    tokens = run.step * params.batch * params.context
-    facts = {"tokenizer_sha256": shards.manifest["tokenizer_sha256"], "steps": run.step, "seed": params.seed}
-    ran = {"data_seed": params.order_seed, "pool_tokens": batches.pool_tokens, "precision": params.precision}
-    with evaluation_weights(run.optimizer):
-        models.save(model_folder, parts["model"], model, {**facts, **ran, "tokens": tokens, "size": size})
+    outputs = {"model": model_folder, "training": log_folder}
     if snapshot_folder:
-        record = {"vocabulary": model.vocabulary, "context": model.context, **facts, "parts": chosen}
-        snapshots.publish(scratch, snapshot_folder, due, record)
-    checkpoint.discard(scratch)
-    return {
-        "training_seconds": run.seconds,
-        "validation_seconds": run.validation_seconds,
-        "tokens_per_second": tokens / run.seconds if run.seconds else 0.0,
-        "peak_bytes": _peak_bytes(run),
-        "seconds_at": {"step": [int(step) for step, _ in run.seconds_at], "seconds": [s for _, s in run.seconds_at]},
-    }
+        outputs["snapshots"] = snapshot_folder
+    with checkpoint.alone(scratch, lambda: print("train: another process is at this very run; waiting for it", flush=True)):
+        facts = checkpoint.take_over(scratch, outputs)
+        if facts is None:
+            facts = _Training(params, parts, run, shards, tokenizer, scratch).result(
+                model_folder, log_folder, snapshot_folder
+            )
+        if checkpoint.awaited(scratch):
+            checkpoint.hand_on(scratch, outputs, facts)
+        else:
+            checkpoint.discard(scratch)
+    return facts
+
+
+class _Training:
+    """One run from where it is to its end."""
+
+    def __init__(
+        self, params: TrainParams, parts: dict[str, Choice], run: Run, shards: Shards, tokenizer: Tokenizer, scratch: Path
+    ) -> None:
+        self.params, self.parts, self.run, self.shards, self.tokenizer = params, parts, run, shards, tokenizer
+        self.scratch = scratch
+        self.batches = Batches(shards, params.batch, params.context, params.order_seed, int(params.pool_megatokens * 1e6))
+        self.schedule: Schedule = parts["schedule"].build(params.steps)
+        self.log, self.times = Lines(scratch / LOG), Lines(scratch / "times.jsonl")
+        """Of the run, and (step, seconds in training steps until then) for each of its lines with a loss."""
+        self.diverged: dict[str, Any] | None = None
+        """The step and the reason, once it has."""
+        self.taking = 0
+        """The step that is being taken, counted from 1."""
+
+    def result(self, model_folder: Path, log_folder: Path, snapshot_folder: Path | None) -> dict[str, Any]:
+        """Go on from the last checkpoint, or begin; publish what comes out; return the times."""
+        params, run = self.params, self.run
+        size = self._describe()
+        due = snapshots.positions(params.steps, params.snapshots if snapshot_folder else 0)
+        self._resume(due)
+        with failures_told():
+            try:
+                self._loop(due)
+            except Diverged as error:
+                self._end_as_diverged(error)
+        self.log.close()
+        self.times.close()
+
+        size["bytes"]["optimizer"] = sizing.optimizer_bytes(run.optimizer)
+        tokens = run.step * params.batch * params.context
+        facts = {"tokenizer_sha256": self.shards.manifest["tokenizer_sha256"], "steps": run.step, "seed": params.seed}
+        ran = {"data_seed": params.order_seed, "pool_tokens": self.batches.pool_tokens, "precision": params.precision}
+        ended: dict[str, Any] = (
+            {"status": "diverged", "diverged": self.diverged} if self.diverged else {"status": "finished"}
+        )
+        with evaluation_weights(run.optimizer):
+            record = {**ended, **facts, **ran, "tokens": tokens, "size": size}
+            models.save(model_folder, self.parts["model"], run.model, record)
+        if snapshot_folder:
+            chosen = {key: choice.record() for key, choice in self.parts.items()}
+            record = {"vocabulary": run.model.vocabulary, "context": run.model.context, **facts, "parts": chosen}
+            # a step that led to no numbers is not looked at
+            whole = [step for step in due if step < (self.taking - 1 if self.diverged else run.step)]
+            snapshots.publish(self.scratch, snapshot_folder, whole, record)
+        with whole_folder(log_folder) as made:
+            shutil.copyfile(self.log.path, made / LOG)
+        at = self.times.read()
+        return {
+            "training_seconds": run.seconds,
+            "validation_seconds": run.validation_seconds,
+            "tokens_per_second": tokens / run.seconds if run.seconds else 0.0,
+            "peak_bytes": _peak_bytes(run),
+            "seconds_at": {"step": [int(step) for step, _ in at], "seconds": [seconds for _, seconds in at]},
+        }
+
+    def _describe(self) -> dict[str, Any]:
+        """The run's size, which is printed too, with all else that is good to know before it takes its time."""
+        params, run = self.params, self.run
+        at_once = params.batch // params.accumulate
+        size = sizing.describe(run.model, run.optimizer, params.batch, at_once, params.precision)
+        for line in sizing.lines(size):
+            print(f"train: {line}", flush=True)
+        print(f"train: {self.batches.tokens:,} tokens of text, matrix products in {params.precision}", flush=True)
+        if params.precision == "bfloat16" and not multiplies_bfloat16(next(run.model.parameters()).device):
+            print(
+                "train: slow, as this processor cannot multiply bfloat16 itself; set train.precision to float32", flush=True
+            )
+        if params.compile:
+            print("train: compiling in the first step: up to some minutes the first time, then seconds", flush=True)
+        return size
+
+    def _resume(self, due: list[int]) -> None:
+        """Go back to the last checkpoint if there is one and all that belongs to it, else to the start."""
+        saved = checkpoint.load(self.scratch)
+        whole = saved is not None and snapshots.has_all(self.scratch, due, saved["run"]["step"])
+        if saved and whole and self.log.begin(saved["log"]) and self.times.begin(saved["times"]):
+            self.run.restore(saved["run"])
+            print(f"train: going on from step {self.run.step:,}", flush=True)
+        else:
+            self.log.begin()
+            self.times.begin()
+
+    def _loop(self, due: list[int]) -> None:
+        params, run = self.params, self.run
+        saved_at = time.monotonic()
+        with ProgressBar("train", params.steps, "steps", run.step) as bar:
+            record = _Record(params, run, self.shards, self.tokenizer, self.log, self.times, bar)
+            while run.step < params.steps:
+                self.taking = run.step + 1
+                before = snapshots.before(run.model, run.rule) if run.step in due else None
+                started = time.perf_counter()
+                loss, norm, rate = take_step(params, run, self.schedule, self.batches)
+                run.seconds += time.perf_counter() - started
+                if before:
+                    seen = {"step": run.step, "tokens": run.step * params.batch * params.context, "learning_rate": rate}
+                    snapshots.write(self.scratch, {**seen, **before, "after": run.model.state_dict()})
+                run.step += 1
+                record.after_step(loss, norm, rate)
+                bar.advance(1)
+                if run.step < params.steps and time.monotonic() - saved_at >= params.checkpoint_seconds:
+                    self._save()
+                    saved_at = time.monotonic()
+
+    def _save(self) -> None:
+        self.run.peak_bytes = _peak_bytes(self.run)
+        state = {"run": self.run.state(), "log": self.log.place(), "times": self.times.place()}
+        checkpoint.save(self.scratch, state)
+
+    def _end_as_diverged(self, error: Diverged) -> None:
+        """Record that the run ends here: before a step that it could not take, or behind one that left it speechless."""
+        run = self.run
+        self.diverged = {"step": self.taking, "reason": error.reason}
+        if run.loss_count:  # what the log has not told yet
+            seen = {"step": run.step, "tokens": run.step * self.params.batch * self.params.context}
+            self.log.add({**seen, "train_nats": run.loss_sum / run.loss_count})
+            self.times.add([run.step, run.seconds])
+        print(
+            f"train: DIVERGED at step {self.taking:,}: {error.reason}. The run ends here and is recorded as diverged; try a"
+            " lower optimizers.*.learning_rate, more warm-up or a train.clip of 1",
+            flush=True,
+        )
 
 
 def _peak_bytes(run: Run) -> int:
@@ -113,62 +219,6 @@ def _peak_bytes(run: Run) -> int:
     return max(run.peak_bytes, held)
 
 
-def _loop(
-    params: TrainParams, run: Run, schedule: Schedule, batches: Batches, shards: Shards, tokenizer: Tokenizer,
-    scratch: Path, log_folder: Path, due: list[int],
-) -> None:  # fmt: skip
-    saved_step, saved_at = run.step, time.monotonic()
-    with _Log(log_folder / "log.jsonl", run.log) as log, ProgressBar("train", params.steps, "steps", run.step) as bar:
-        record = _Record(params, run, shards, tokenizer, log, bar)
-        while run.step < params.steps:
-            before = snapshots.before(run.model, run.rule) if run.step in due else None
-            started = time.perf_counter()
-            loss, norm, rate = take_step(params, run, schedule, batches)
-            run.seconds += time.perf_counter() - started
-            if before:
-                seen = {"step": run.step, "tokens": run.step * params.batch * params.context, "learning_rate": rate}
-                snapshots.write(scratch, {**seen, **before, "after": run.model.state_dict()})
-            run.step += 1
-            try:
-                record.after_step(loss, norm, rate)
-            except FloatingPointError as error:
-                kept = f"step {saved_step:,} in {scratch / checkpoint.FILE}" if saved_step else "none was saved yet"
-                raise UserError(
-                    f"training broke down at step {run.step:,}: {error}; last good checkpoint: {kept}; try a lower"
-                    " optimizers.*.learning_rate, more warm-up or a train.clip of 1"
-                ) from None
-            bar.advance(1)
-            if run.step < params.steps and time.monotonic() - saved_at >= params.checkpoint_seconds:
-                run.peak_bytes = _peak_bytes(run)
-                checkpoint.save(scratch, run.state())
-                saved_step, saved_at = run.step, time.monotonic()
-
-
-class _Log:
-    """Lines of JSON, on disk as soon as they are added; a resumed run begins with those up to its checkpoint."""
-
-    def __init__(self, path: Path, rows: list[dict[str, Any]]) -> None:
-        self.path, self.rows = path, rows
-
-    def __enter__(self) -> "_Log":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path, "w", encoding="utf-8")
-        for row in self.rows:
-            self._write(row)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def add(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
-        self._write(row)
-
-    def _write(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-
-
 @dataclass
 class _Record:
     """What goes into the log and on the screen after a step: loss, validation and samples, each when it is due."""
@@ -177,28 +227,30 @@ class _Record:
     run: Run
     shards: Shards
     tokenizer: Tokenizer
-    log: _Log
+    log: Lines
+    times: Lines
     bar: ProgressBar
 
     def after_step(self, loss: float, norm: float, rate: float) -> None:
-        """Raises FloatingPointError when a loss, or what the model would say next, is no number."""
+        """Raises Diverged when what the model would say next is no number."""
         params, run = self.params, self.run
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise FloatingPointError(f"loss {loss}, gradient norm {norm}")
         run.loss_sum, run.loss_count = run.loss_sum + loss, run.loss_count + 1
         last = run.step == params.steps
         seen = {"step": run.step, "tokens": run.step * params.batch * params.context}
         validates = last or (params.validate_every and run.step % params.validate_every == 0)
         if validates or run.step % params.log_every == 0:
-            run.seconds_at.append([run.step, run.seconds])
+            self.times.add([run.step, run.seconds])
         if last or run.step % params.log_every == 0:
             mean, run.loss_sum, run.loss_count = run.loss_sum / run.loss_count, 0.0, 0
             self.log.add({**seen, "train_nats": mean, "learning_rate": rate, "gradient_norm": norm})
             self.bar.advance(0, f"loss {mean:.3f}, {seen['tokens'] / run.seconds:,.0f} tokens/s")
-        if validates:
-            self._validate(seen)
-        if params.sample_every and (last or run.step % params.sample_every == 0):
-            self._sample(seen)
+        try:
+            if validates:
+                self._validate(seen)
+            if params.sample_every and (last or run.step % params.sample_every == 0):
+                self._sample(seen)
+        except FloatingPointError as error:
+            raise Diverged(str(error)) from None
 
     @cached_property
     def _validation(self) -> Ids:
@@ -210,7 +262,7 @@ class _Record:
         with evaluation_weights(run.optimizer):
             scored = score(run.model, self._validation, self.shards.document, context, context)
         if not math.isfinite(scored.nats):
-            raise FloatingPointError(f"validation loss {scored.nats}")
+            raise Diverged(f"the loss on validation is {scored.nats}")
         bits = bits_per_byte(scored.nats, self.shards.count("validation", "bytes"))
         self.log.add({**seen, "validation_nats": scored.nats_per_token, "validation_bits_per_byte": bits})
         run.validation_seconds += time.perf_counter() - started

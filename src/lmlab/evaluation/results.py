@@ -12,7 +12,7 @@ from lmlab import generation
 from lmlab.errors import UserError
 from lmlab.evaluation import character_classes, references
 from lmlab.evaluation.scoring import Score, bits_per_byte, score
-from lmlab.files import read_json, whole_file, write_json
+from lmlab.files import checked, read_json, whole_file, write_json
 from lmlab.measures.base import Trained, take
 from lmlab.models.base import LanguageModel
 from lmlab.params import Names, Params
@@ -124,12 +124,8 @@ def _references(params: EvaluateParams, shards: Shards, splits: list[str]) -> di
 
 
 def _read_log(log: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    except FileNotFoundError:
-        raise UserError(f"{log} is missing; run `dvc repro train` to make it") from None
-    except json.JSONDecodeError:
-        raise UserError(f"{log} is damaged; run `dvc repro --force train` to make it again") from None
+    text = checked(log, made_by="train").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def _write_curves(rows: list[dict[str, Any]], forward: float, folder: Path) -> None:

@@ -85,7 +85,7 @@ def write(study: Study) -> dict[str, Any]:
         found["with_held_out"] = scaling.record(scaling.fit(pd.concat([runs, later])))
     table = pd.concat([runs.assign(held_out=False), later.assign(held_out=True)], ignore_index=True)
     table["fitted"] = fitted.law.loss(table["parameters"], table["tokens"])
-    with whole_folder(folder / "fit") as made:
+    with whole_folder(folder / "fit", sums=False) as made:
         write_json(made / "fit.json", found)
         table.to_csv(made / "runs.csv", index=False, lineterminator="\n", float_format="%.7g")
         for name, chart in charts(fitted, table, found):

@@ -248,18 +248,16 @@ def _side_by_side(works: dict[Path, Work], processes: int) -> Iterator[tuple[Pat
 
 
 def quiet_point(tree: Tree, operations: float, test: bool, corpus: Path) -> dict[str, Any]:
-    """`run_point` without a word. Where a run breaks down, that is what was found: `broke` says how."""
+    """`run_point` without a word."""
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-        try:
-            return run_point(tree, operations, test, corpus)
-        except UserError as error:
-            if "broke down" not in str(error):
-                raise
-            return {"broke": str(error).split(";")[0]}
+        return run_point(tree, operations, test, corpus)
 
 
 def run_point(tree: Tree, operations: float, test: bool, corpus: Path) -> dict[str, Any]:
-    """Everything from the tokenizer to the evaluation with these params; what it measured, as plain values for JSON."""
+    """Everything from the tokenizer to the evaluation with these params; what it measured, as plain values for JSON.
+
+    Of a run that diverged that is what was found: `broke` says where, and beside it is only the curve until there.
+    """
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         chosen = parts.choices(tree, "tokenizer", params.section(tree, "tokenizer", TokenizerParams))["name"]
@@ -275,6 +273,12 @@ def run_point(tree: Tree, operations: float, test: bool, corpus: Path) -> dict[s
         timing = training.train(train, choices, shards, tokenizer, folder / "model", folder / "log", folder / "snapshots")
         model, saved = models.load(folder / "model", use_device(train.device, train.threads))
         rows = [json.loads(line) for line in (folder / "log" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        curves = {
+            "curve": [[row["step"], row["validation_nats"]] for row in rows if "validation_nats" in row],
+            "training": _thinned([[row["step"], row["train_nats"]] for row in rows if "train_nats" in row]),
+        }
+        if saved["status"] == "diverged":
+            return {"broke": f"diverged at step {saved['diverged']['step']}: {saved['diverged']['reason']}", **curves}
         last = [row for row in rows if "validation_nats" in row][-1]  # at the end of training, in the same windows
         bits, nats = last["validation_bits_per_byte"], last["validation_nats"]
         measures: dict[str, Any] = {"validation": {"bits_per_byte": bits, "nats_per_token": nats}}
@@ -294,8 +298,7 @@ def run_point(tree: Tree, operations: float, test: bool, corpus: Path) -> dict[s
             "operations": spent,
             **{key: timing[key] for key in ("training_seconds", "validation_seconds", "tokens_per_second")},
             **looked,
-            "curve": [[row["step"], row["validation_nats"]] for row in rows if "validation_nats" in row],
-            "training": _thinned([[row["step"], row["train_nats"]] for row in rows if "train_nats" in row]),
+            **curves,
         }
 
 
