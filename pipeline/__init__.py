@@ -5,7 +5,6 @@ A queued or temporary experiment runs in a copy of the project while an editable
 """
 
 import functools
-import json
 import multiprocessing
 import sys
 import time
@@ -45,16 +44,21 @@ def read_params(section: str, kind: type[P]) -> tuple[P, dict[str, parts.Choice]
 
 
 def run_stage(command: Callable[..., dict[str, Any] | None]) -> None:
-    """Run a stage's command: check all params first, stop if the parent dies, note the time in `data/timing`."""
+    """Run a stage's command: check all params first, stop if the parent dies, note the time.
+
+    Modules that cannot change what the stage writes are loaded by name, so that they are none of its dependencies.
+    """
 
     @functools.wraps(command)
     def stage(**paths: Any) -> None:
         started = time.perf_counter()
         import_module("lmlab.preflight").check(params.read())
+        name = command.__name__
+        if import_module("lmlab.runcache").restored():
+            print(f"{name}: this was done before on this machine: outputs taken from DVC's run-cache", flush=True)
+            return
         facts = command(**paths) or {}
-        timing = Path("data/timing") / f"{command.__name__}.json"
-        timing.parent.mkdir(parents=True, exist_ok=True)
-        timing.write_text(json.dumps({"seconds": time.perf_counter() - started, **facts}, indent=2) + "\n")
+        import_module("lmlab.timing").note(name, {"seconds": time.perf_counter() - started, **facts})
 
     run_command(stage)
 

@@ -6,9 +6,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from lmlab import timing
 from lmlab.files import read_json
 
-STAGES = ("download", "tokenizer", "shard", "train", "evaluate", "probe", "report")
 SAMPLE_LINES = 14
 
 
@@ -17,9 +17,8 @@ def show(folder: Path = Path()) -> None:
     corpus = read_json(folder / "data/corpus/manifest.json", made_by="download")
     model = read_json(folder / "data/model/model.json", made_by="train")
     metrics = read_json(folder / "results/metrics.json", made_by="evaluate")
-    timing = {stage: read_json(folder / f"data/timing/{stage}.json", made_by=stage) for stage in STAGES}
     console = Console(highlight=False)
-    console.print(_facts(corpus, model, metrics, timing))
+    console.print(_facts(corpus, model, metrics, timing.last(folder)))
     console.print(_measures(metrics))
     sample = (folder / "results/samples.md").read_text(encoding="utf-8").split("~~~~~~")
     if len(sample) > 1:
@@ -38,17 +37,18 @@ _NEXT = """Next, with the environment active (`source .venv/bin/activate`):
   README.md                                    a five-minute tour"""
 
 
-def _facts(corpus: Any, model: Any, metrics: Any, timing: dict[str, Any]) -> Table:
+def _facts(corpus: Any, model: Any, metrics: Any, took: dict[str, Any]) -> Table:
     size = sum(split["bytes"] for split in corpus["splits"].values())
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_row("corpus", f"{corpus['corpus']} ({size:,} bytes; {corpus['source']})")
     table.add_row("model", f"{model['model']['name']}, {model['parameters']:,} parameters, context {model['context']}")
     table.add_row("trained on", f"{model['tokens']:,} tokens in {model['steps']:,} steps")
-    train = timing["train"]
-    table.add_row(
-        "speed", f"{train['tokens_per_second']:,.0f} tokens/s ({train['training_seconds']:.0f} s of training steps)"
-    )
-    table.add_row("seconds", ", ".join(f"{stage} {timing[stage]['seconds']:.1f}" for stage in STAGES))
+    if train := took.get("train"):
+        table.add_row(
+            "speed", f"{train['tokens_per_second']:,.0f} tokens/s ({train['training_seconds']:.0f} s of training steps)"
+        )
+    if took:
+        table.add_row("seconds", ", ".join(f"{stage} {facts['seconds']:.1f}" for stage, facts in took.items()))
     table.add_row("evaluated", f"whole splits, windows of {metrics['window']} tokens every {metrics['stride']}")
     return table
 

@@ -49,10 +49,14 @@ class Run:
 
 
 def as_it_lies(root: Path = Path()) -> Run:
-    """The workspace's files as they are, for a stage that DVC runs: then what it reads belongs together."""
+    """The workspace's files as they are, for a stage that DVC runs: then what it reads belongs together.
+
+    Times are not among them: what a stage writes does not depend on those.
+    """
 
     def file(path: str) -> bytes | None:
-        return (root / path).read_bytes() if (root / path).is_file() else None
+        there = (root / path).is_file() and not path.startswith("data/timing/")
+        return (root / path).read_bytes() if there else None
 
     curves = {name: pd.read_csv(root / f"results/{name}.csv") for name in CURVES if file(f"results/{name}.csv")}
     measures = dict(numbers(read_json(root / METRICS, made_by="evaluate")))

@@ -21,7 +21,7 @@ import pandas as pd
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from lmlab import params
+from lmlab import params, timing
 from lmlab.errors import UserError
 from lmlab.experiments.commands import leaves
 from lmlab.experiments.run import CURVES, METRICS, WORKSPACE, Reader, Run, numbers
@@ -82,7 +82,7 @@ def siblings(name: str, root: Path = Path(), known: Iterable[Run] = ()) -> list[
 
 
 def timed(run: Run) -> Run:
-    """The same with what it took, measures such as timing.train.training_seconds, where DVC's cache still has that."""
+    """The same with what it took, measures such as timing.train.training_seconds, where this machine took those times."""
     measures = dict(run.measures)
     for stage in ("train", "evaluate"):
         if content := run.open(f"data/timing/{stage}.json"):
@@ -179,14 +179,28 @@ def _from_git(git: _Git, name: str, commit: str, notes: list[str]) -> Iterator[R
         content = git.file(commit, path)
         return content if content is not None else _cached(git.root, git.file(commit, "dvc.lock"), path)
 
-    yield from _run(name, opened, lambda path: git.file(commit, path), notes)
+    yield from _run(name, _with_times(git.root, opened), lambda path: git.file(commit, path), notes)
+
+
+def _with_times(root: Path, opened: Reader) -> Reader:
+    """The same files, and data/timing/<stage>.json as that run's stages took on this machine, which no commit holds."""
+
+    def open_(path: str) -> bytes | None:
+        if not path.startswith(f"{timing.FOLDER}/"):
+            return opened(path)
+        model = opened(str(timing.MODEL))
+        weights = json.loads(model).get("weights_sha256", "") if model else ""
+        facts = timing.of_run(weights, root).get(Path(path).stem)
+        return json.dumps(facts).encode() if facts else None
+
+    return open_
 
 
 def _workspace(root: Path, notes: list[str], must: bool) -> Iterator[Run]:
     def opened(path: str) -> bytes | None:
         return (root / path).read_bytes() if (root / path).is_file() else None
 
-    found = list(_run(WORKSPACE, opened, opened, notes))
+    found = list(_run(WORKSPACE, _with_times(root, opened), opened, notes))
     if must and not found:
         raise UserError(notes[-1])
     yield from found
