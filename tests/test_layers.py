@@ -52,7 +52,21 @@ def test_a_position_goes_on_where_it_is_told_to(name: str) -> None:
     assert torch.equal(place.rotate(x_BHTK, 0)[..., 3:, :], place.rotate(x_BHTK[..., 3:, :], 3))
 
 
-@pytest.mark.parametrize("name", parts.names("layers.position"))
+def test_every_position_tells_the_order_in_one_way_but_for_the_one_that_is_none() -> None:
+    x_BTD, x_BHTK = numbers(2, CONTEXT, WIDTH), numbers(2, HEADS, CONTEXT, 8)
+    ways = {}
+    for name in parts.names("layers.position"):
+        place = position(name)
+        changes = {"embed": place.embed(x_BTD, 1) is not x_BTD, "rotate": place.rotate(x_BHTK, 1) is not x_BHTK}
+        ways[name] = [way for way, does in {**changes, "bias": place.bias(HEADS, 2, 3) is not None}.items() if does]
+    assert ways == {"absent": [], "alibi": ["bias"], "learned": ["embed"], "rotary": ["rotate"]}
+
+
+ROTATE = ["rotary"]
+"""The positions that turn queries and keys: of the others these properties are no tests."""
+
+
+@pytest.mark.parametrize("name", ROTATE)
 def test_rotated_scores_depend_on_the_distance_alone(name: str) -> None:
     place = position(name)
     query, key = numbers(1, 1, 1, 8, seed=1), numbers(1, 1, 1, 8, seed=2)
@@ -63,12 +77,15 @@ def test_rotated_scores_depend_on_the_distance_alone(name: str) -> None:
     for distance in range(6):
         scores = [rotated_score(other + distance, other) for other in (0, 1, 7, 100)]
         assert scores == pytest.approx([scores[0]] * 4, abs=1e-10)
+    assert rotated_score(3, 0) != pytest.approx(rotated_score(2, 0), abs=1e-3)
 
 
-@pytest.mark.parametrize("name", parts.names("layers.position"))
+@pytest.mark.parametrize("name", ROTATE)
 def test_rotation_keeps_the_norm(name: str) -> None:
     x_BHTK = numbers(2, HEADS, 50, 8)
-    torch.testing.assert_close(position(name).rotate(x_BHTK, 5).norm(dim=-1), x_BHTK.norm(dim=-1))
+    turned_BHTK = position(name).rotate(x_BHTK, 5)
+    torch.testing.assert_close(turned_BHTK.norm(dim=-1), x_BHTK.norm(dim=-1))
+    assert (turned_BHTK - x_BHTK).norm(dim=-1).min() > 0.1
 
 
 def test_rotary_turns_each_pair_at_its_own_speed() -> None:

@@ -23,6 +23,9 @@ every_model = pytest.mark.parametrize("choice", small.variants("models"), ids=sm
 SHORT_SIGHTED = [choice for choice in small.variants("models") if small.model(choice).sight is not None]
 
 
+LARGER = [choice for choice in small.variants("models", width=48, layers=3, depth=3, buckets=300) if choice.name != "hybrid"]
+
+
 @every_model
 def test_logits_have_a_row_for_each_token_and_a_number_for_each_id(choice: Choice) -> None:
     model = small.model(choice)
@@ -313,3 +316,28 @@ def test_a_flipped_bit_is_noticed_wherever_it_is(folder: Path, file: str) -> Non
     for place in range(0, len(whole), max(1, len(whole) // 50)):
         (folder / file).write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
         assert f"{file} is damaged; run `dvc repro --force train`" in refusal(folder)
+
+
+# ---------------------------------------------------------------- initialisation
+
+OWN_INITIALISATION = {"state_space": ["convolution"]}
+"""Modules that begin otherwise, as their model says."""
+
+
+@pytest.mark.parametrize("choice", LARGER, ids=small.title)
+def test_matrices_begin_normal_and_those_that_write_to_the_stream_smaller_with_depth(choice: Choice) -> None:
+    """Radford et al. 2019: standard deviation 0.02, divided by sqrt(2 layers) in the last map of each layer."""
+    model = small.model(choice, vocabulary=400)
+    written = 0
+    for name, module in model.named_modules():
+        own = name.rpartition(".")[2] in OWN_INITIALISATION.get(choice.name, [])
+        if isinstance(module, torch.nn.Linear | torch.nn.Embedding | torch.nn.Conv1d) and not own:
+            writes = name.rpartition(".")[2] == "out"
+            written += writes
+            deviation = 0.02 / (2 * len(model.blocks)) ** 0.5 if writes else 0.02
+            found = module.weight.detach()
+            assert found.std().item() == pytest.approx(deviation, rel=4 / found.numel() ** 0.5), name
+            assert abs(found.mean().item()) < 5 * deviation / found.numel() ** 0.5, name
+            if getattr(module, "bias", None) is not None and choice.name != "lstm":
+                assert not module.bias.any(), name
+    assert written or choice.name in ("convolution", "lstm", "n_gram_table")

@@ -51,6 +51,11 @@ class Intervention(LearningRule, ABC):
         """What the rule gives for the pieces of a step, with the intervention done to it."""
 
     @property
+    def innermost(self) -> LearningRule:
+        """The learning rule that all interventions stand around."""
+        return self.rule.innermost if isinstance(self.rule, Intervention) else self.rule
+
+    @property
     def site(self) -> str:
         """Where it draws noise: two of the same kind around one rule draw different numbers."""
         return f"{name_of(self)} {self.place}"
@@ -67,10 +72,10 @@ class Intervention(LearningRule, ABC):
     def needs_backward(self) -> None:
         """Raises UserError if the rule has no backward pass through the model that could be acted on."""
         if not self.rule.backward:
-            ours, its = name_of(self), name_of(self.rule)
             raise UserError(
-                f"params.yaml: train.intervention: {ours} acts on a backward pass through the whole model, and {its} has"
-                " none; take it away, or set train.learning_rule to one that has, such as backprop"
+                f"params.yaml: train.{KEYS[self.place - 1]}: {name_of(self)} acts on a backward pass through the whole model,"
+                f" and {name_of(self.innermost)} has none; take it away, or set train.learning_rule to one that has, such as"
+                " backprop"
             )
 
 

@@ -44,13 +44,17 @@ class Checkpointing(Intervention):
 @contextmanager
 def _forgetful(model: LanguageModel, blocks: int) -> Iterator[None]:
     lowest = list(model.blocks)[:blocks]
+    before = [vars(block).get("forward") for block in lowest]
     for block in lowest:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=_both_times)
     try:
         yield
     finally:
-        for block in lowest:
-            del block.forward  # what its class says is seen again
+        for block, own in zip(lowest, before, strict=True):
+            if own is None:
+                del block.forward  # what its class says is seen again
+            else:
+                block.forward = own  # another one stands around this
 
 
 def _both_times() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

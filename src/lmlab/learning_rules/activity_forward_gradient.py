@@ -4,8 +4,9 @@ It replaces the backward pass by one that runs forward: beside every number goes
 output of a linear map, or of all (`maps_at_once` 0, as in the paper, which is cheaper and noisier for the cost). A node's
 gradient is estimated by its noise times the slopes of the losses it can influence, those at its token and later in its
 sequence, and weights get the product of that and the map's input: unbiased. Parameters outside linear maps (gains,
-decays) get noise of their own, and the slope of the whole loss. It costs samples x maps times three to four forward
-passes, one more, and the drawing of the noise, twice; no activation is kept. A mixture's balancing penalty is not seen.
+decays) get noise of their own, and the slope of the whole loss. It costs samples x groups times three to four forward
+passes, where a group is `maps_at_once` linear maps, and one more is all that is outside maps; one further forward pass; and
+the drawing of the noise, twice. No activation is kept. A mixture's balancing penalty is not seen.
 """
 
 import torch

@@ -5,8 +5,9 @@ times what happened to the losses it can influence, those at its token and later
 that and the map's input. (Outputs of whole blocks would be fewer nodes, but would need a backward pass inside the block.)
 Parameters outside linear maps (gains, decays) get noise of their own, and the change of the whole loss. Exact in
 expectation to the first order of `deviation`; the cosine with the gradient is 1 / sqrt(1 + variance / samples). One map
-at a time is worth its passes: the noise of the others would count as error. It costs samples x maps + 2 forward passes
-and the drawing of the noise, twice; no activation is kept. A mixture's balancing penalty is not seen.
+at a time is worth its passes: the noise of the others would count as error. It costs samples x groups + 2 forward passes,
+where a group is `maps_at_once` linear maps, and one more is all that is outside maps; and the drawing of the noise, twice.
+No activation is kept. A mixture's balancing penalty is not seen.
 """
 
 import torch
