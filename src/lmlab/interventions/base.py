@@ -51,6 +51,11 @@ class Intervention(LearningRule, ABC):
         """What the rule gives for the pieces of a step, with the intervention done to it."""
 
     @property
+    def key(self) -> str:
+        """The key of the section `train` that has chosen it."""
+        return KEYS[self.place - 1]
+
+    @property
     def innermost(self) -> LearningRule:
         """The learning rule that all interventions stand around."""
         return self.rule.innermost if isinstance(self.rule, Intervention) else self.rule
@@ -73,9 +78,8 @@ class Intervention(LearningRule, ABC):
         """Raises UserError if the rule has no backward pass through the model that could be acted on."""
         if not self.rule.backward:
             raise UserError(
-                f"params.yaml: train.{KEYS[self.place - 1]}: {name_of(self)} acts on a backward pass through the whole model,"
-                f" and {name_of(self.innermost)} has none; take it away, or set train.learning_rule to one that has, such as"
-                " backprop"
+                f"params.yaml: train.{self.key}: {name_of(self)} acts on a backward pass through the whole model, and"
+                f" {name_of(self.innermost)} has none; take it away, or set train.learning_rule to one that has, such as backprop"
             )
 
 

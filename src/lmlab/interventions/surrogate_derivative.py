@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lmlab.errors import UserError
-from lmlab.interventions.base import KEYS, Intervention
+from lmlab.interventions.base import Intervention
 from lmlab.learning_rules.base import LearningRule, Pieces
 from lmlab.models.base import LanguageModel
 from lmlab.params import Params
@@ -53,8 +53,8 @@ class SurrogateDerivative(Intervention):
         self.needs_backward()
         if not self._found(model):
             raise UserError(
-                f"params.yaml: train.{KEYS[self.place - 1]}: surrogate_derivative finds no activation function in this model;"
-                " take it away, or choose a model that has one"
+                f"params.yaml: train.{self.key}: surrogate_derivative finds no activation function in this model; take it"
+                " away, or choose a model that has one"
             )
 
     def accumulate_gradients(self, model: LanguageModel, pieces: Pieces) -> Tensor:

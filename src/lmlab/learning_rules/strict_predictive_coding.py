@@ -9,8 +9,8 @@ Replaced: the backward pass through all blocks, by values that settle. Exact: wi
 value has moved to. It is backprop in the limit of pull 0 with values that have settled; that takes a small step where blocks
 are steep (below 2 / the energy's largest curvature) and many sweeps. After K sweeps, in the limit of step 0, the gradient of
 the unit at distance d from the loss (1 for the last block) is backprop's times binomial(K, d) step^d, which counts the ways
-in which K sweeps can hand an error down d times: 0 where there are fewer sweeps than units. With as many (`sweeps` 0) that is
-enough for an optimizer that scales each weight's steps, as Adam does. Costs a forward and a backward pass a sweep.
+in which K sweeps can hand an error down d times: 0 where there are fewer sweeps than units. With as many (`sweeps` 0) that
+is enough for an optimizer that scales each weight's steps, as Adam does. Costs a forward and a backward pass a sweep.
 """
 
 import torch

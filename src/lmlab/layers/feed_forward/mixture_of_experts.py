@@ -5,9 +5,9 @@ their answers are weighed by the shares. Left alone, a router soon sends everyth
 penalty is added in the backward pass: `balance` times the number of experts times the sum over experts of (share of tokens
 sent there) x (mean share given), which is least when all are used alike. The loss reported stays that of the text alone.
 
-In evaluation every token goes to every expert, those not chosen weighed by 0, so that it is causal bit for bit. In training an
-expert is given its own tokens alone; how many they are decides how its matrix products are cut up, so there a token may change
-those before it in the last bit: causal to rounding. The penalty is that of a piece of the batch (`train.accumulate`).
+In evaluation every token goes to every expert, those not chosen weighed by 0, so that it is causal bit for bit. In training
+an expert is given its own tokens alone; how many they are decides how its matrix products are cut up, so there a token may
+change those before it in the last bit: causal to rounding. The penalty is that of a piece of the batch (`train.accumulate`).
 """
 
 from typing import Annotated, Any
