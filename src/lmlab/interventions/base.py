@@ -79,7 +79,8 @@ class Intervention(LearningRule, ABC):
         if not self.rule.backward:
             raise UserError(
                 f"params.yaml: train.{self.key}: {name_of(self)} acts on a backward pass through the whole model, and"
-                f" {name_of(self.innermost)} has none; take it away, or set train.learning_rule to one that has, such as backprop"
+                f" {name_of(self.innermost)} has none; take it away, or set train.learning_rule to one that has, such as"
+                " backprop"
             )
 
 
