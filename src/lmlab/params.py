@@ -40,12 +40,14 @@ P = TypeVar("P", bound=Params)
 def read(path: Path = Path("params.yaml")) -> Tree:
     """Parse the file in YAML 1.2, the dialect DVC itself uses (so `3e-4` is a number and `on` is text)."""
     try:
-        tree = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        tree = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing; run from the project's top folder") from None
     except MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{path}{line}: {', '.join(filter(None, [error.context, error.problem]))}") from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply to be read; it should hold sections such as `train:`") from None
     except (YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that does not exist
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
