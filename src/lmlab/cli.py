@@ -103,7 +103,7 @@ def requeue(
     from lmlab import params
     from lmlab.experiments import queueing
 
-    for line in queueing.requeue(names or [], params.read()) or ["nothing has failed or was lost"]:
+    for line in queueing.requeue(names or [], params.read()):
         typer.echo(line)
 
 
