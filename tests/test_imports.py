@@ -8,7 +8,7 @@ SOURCES = Path(__file__).resolve().parents[1] / "src" / "lmlab"
 ORDER = [
     ["errors", "lifeline", "files", "params", "parts", "progress", "noise", "device", "compiling", "timing", "runcache"],
     ["fetching", "globs", "columns", "text_files"],
-    ["cleaning", "corpora", "documents", "collecting"],
+    ["cleaning", "corpora", "documents", "overlap", "corpus_summary", "collecting"],
     ["pretokens", "tokenizers"],
     ["shards", "sharding", "batches"],
     ["layers", "models"],
