@@ -5,6 +5,7 @@ watched; after editing them run `dvc repro --force download`.
 """
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
@@ -146,7 +147,7 @@ def _values_in_parquet(path: Path, column: str) -> Iterator[bytes | None]:
                 fault = f"is damaged behind row {rows}"
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: where the names of its columns are damaged
         if isinstance(error, OSError) and error.errno:
-            fault = f"cannot be read: {error.strerror}"
+            fault = f"cannot be read: {os.strerror(error.errno)}"
         raise UserError(f"{shown(path)} {fault}") from None
 
 
