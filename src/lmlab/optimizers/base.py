@@ -13,8 +13,7 @@ from torch.optim.adam import adam
 
 from lmlab.models.base import LanguageModel
 from lmlab.params import Params
-
-Groups = dict[str, list[nn.Parameter]]
+from lmlab.widths import Fans, Groups, by_fans, kind_of, width_powers
 
 
 class OptimizerOptions(Params):
@@ -29,7 +28,8 @@ class OptimizerOptions(Params):
 def parameter_groups(model: LanguageModel) -> Groups:
     """Every parameter once: `embeddings` (a tied readout too), `readout`, `matrices` and `vectors` (gains, biases).
 
-    The weights of a convolution are among the matrices, though they have three dimensions.
+    The weights of a convolution are among the matrices, though they have three dimensions. Where a parametrisation has asked
+    what grows with the width, groups are split by that (`by_fans`).
     """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     readout = {id(parameter) for parameter in (model.readout.parameters() if model.readout else ())} - embeddings
@@ -41,7 +41,7 @@ def parameter_groups(model: LanguageModel) -> Groups:
             groups["readout"].append(parameter)
         else:
             groups["matrices" if parameter.ndim >= 2 else "vectors"].append(parameter)
-    return {name: parameters for name, parameters in groups.items() if parameters}
+    return by_fans(groups)
 
 
 def joined(groups: Groups, more: Groups) -> Groups:
@@ -59,7 +59,8 @@ def param_groups(groups: Groups, options: OptimizerOptions, other_rate: float | 
     matrices = {"lr": options.learning_rate, "decay": options.weight_decay}
     others = {"lr": options.learning_rate if other_rate is None else other_rate, "decay": 0.0}
     return [
-        {"name": name, "params": group, **(matrices if name == "matrices" else others)} for name, group in groups.items()
+        {"name": name, "params": group, **(matrices if kind_of(name) == "matrices" else others)}
+        for name, group in groups.items()
     ]
 
 
@@ -100,6 +101,9 @@ def add_decay(optimizer: torch.optim.Optimizer, options: OptimizerOptions) -> No
     `decoupled` (Loshchilov & Hutter 2019): p -= lr * decay * p, bit for bit as torch's AdamW does it. `independent`:
     p -= (lr / peak lr) * decay * p, so that it follows the schedule, but not the size of the learning rate. `coupled`
     adds decay * p to the gradient: the gradient of an L2 penalty, which the optimizer then treats as any other.
+
+    What a group's rate owes to the model's width alone (`width_factor`, if a parametrisation has left one) is no part of
+    the decoupled lr: the share of a weight that a step takes away is then the same at any width.
     """
 
     @torch.no_grad()
@@ -108,7 +112,8 @@ def add_decay(optimizer: torch.optim.Optimizer, options: OptimizerOptions) -> No
             if not group["decay"]:
                 continue
             peak = group.get("initial_lr", group["lr"])
-            rate = group["lr"] if options.decay == "decoupled" else group["lr"] / peak if peak else 0.0
+            decoupled = group["lr"] / group.get("width_factor", 1.0)
+            rate = decoupled if options.decay == "decoupled" else group["lr"] / peak if peak else 0.0
             for parameter, gradient in held(group):
                 if options.decay == "coupled":
                     gradient.add_(parameter, alpha=group["decay"])
@@ -148,11 +153,21 @@ def add_caution(optimizer: torch.optim.Optimizer, options: OptimizerOptions) -> 
         optimizer.register_step_post_hook(hold_back)
 
 
-ENTRYWISE = {"matrices": -1.0, "readout": -1.0}
-"""The `width_powers` of optimizers whose step has entries of about the size of the learning rate, however wide the model.
+def entrywise(kind: str, fans: Fans) -> float:
+    """The power of the width for steps whose entries have about the size of the learning rate: lr as 1 / fan_in.
 
-Every optimizer says by group how its best learning rate goes with the width r, as r^power, when first weights follow it as
-maximal-update parametrisation has it (Yang et al. 2022, tables 3 and 8); 0 where nothing is said.
+    Such a step is as long as it can be along its input, so in the output fan_in of its entries add up.
+    """
+    return -1.0 if fans.fan_in else 0.0
+
+
+ENTRYWISE = width_powers(entrywise)
+"""The `width_powers` of optimizers with such steps.
+
+Every optimizer says by group how its best learning rate goes with the width r, as r^power, where initialisation follows the
+width as maximal update has it (Yang et al. 2022, tables 3 and 8). What decides is how fan-in and fan-out go with it: a step
+is to change each number of a map's output by as much at any width, hence to have a spectral norm in proportion to
+sqrt(fan_out / fan_in) (Yang et al. 2023, "A Spectral Condition for Feature Learning").
 """
 
 

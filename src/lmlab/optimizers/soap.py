@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lmlab.optimizers.base import ENTRYWISE, Groups, Optimizer, OptimizerOptions, adam_direction, param_groups
+from lmlab.widths import kind_of
 
 
 class Options(OptimizerOptions):
@@ -37,7 +38,7 @@ class SOAP(Optimizer):
     def move(self, group: dict[str, Any], parameters: list[tuple[nn.Parameter, Tensor]]) -> None:
         for parameter, gradient in parameters:
             state = self.state[parameter]
-            if group["name"] == "matrices" and min(gradient.flatten(1).shape) <= self.options.largest_side:
+            if kind_of(group["name"]) == "matrices" and min(gradient.flatten(1).shape) <= self.options.largest_side:
                 direction = self._direction(state, gradient.flatten(1)).reshape(parameter.shape)
             else:
                 direction = self._adam(state, gradient)

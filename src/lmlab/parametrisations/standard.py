@@ -17,6 +17,8 @@ class Options(Params):
 class Standard(Parametrisation):
     """Every rate times (base_width / width)^power, a rule of thumb; with power 0 rates are used as they stand."""
 
+    decay_follows_rate = True
+
     def __init__(self, options: Options) -> None:
         self.options = options
 
