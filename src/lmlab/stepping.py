@@ -165,11 +165,14 @@ def begin(params: TrainParams, parts: dict[str, Choice], vocabulary: int, device
     torch.manual_seed(params.seed)
     model = models.build(parts["model"], vocabulary, params.context).to(device)
     parametrisation: Parametrisation = parts["parametrisation"].build()
+    parametrisation.check(model)
     parametrisation.start(model)
     rule = chosen_rule(params, parts, model).to(device)
     optimizer = parts["optimizer"].build(joined(parameter_groups(model), rule.own_groups(model)))
     split_by_rate(optimizer, {p: rule.rate_factor(name) for name, p in model.named_parameters()})
-    parametrisation.scale_rates(optimizer, model.width)
+    for group in optimizer.param_groups:
+        factor = parametrisation.rate_factor(model.width, optimizer.width_powers.get(group["name"], 0.0))
+        group["initial_lr"] = group["lr"] = group["lr"] * factor
     low = rule.backward and gains_by_bfloat16(device)
     passes = Compiled(model) if params.compile else nullcontext()
     return params.settled(model.width, low), Run(model, rule, optimizer, passes)

@@ -51,9 +51,27 @@ _SUFFIXES = {
 }
 
 
+class Widening(NamedTuple):
+    """What a parametrisation that follows the width leaves on a parameter, as `parameter.widening`."""
+
+    ratio: float
+    """How many times as wide the model is as the base."""
+    grows: tuple[bool, ...]
+    """Which of the parameter's dimensions grow with the width."""
+
+
+def widening_of(parameter: nn.Parameter) -> Widening | None:
+    """What was left on it; None at the base width and in a parametrisation that does not follow the width."""
+    return getattr(parameter, "widening", None)
+
+
 def group_name(kind: str, fans: Fans) -> str:
     """Of the group of such parameters: the kind, with a suffix where the fans are not the kind's usual ones."""
     return kind if fans == USUAL[kind] else kind + _SUFFIXES[fans]
+
+
+FANS = {group_name(kind, fans): fans for kind in USUAL for fans in _SUFFIXES}
+"""Of every group, by its name."""
 
 
 def kind_of(name: str) -> str:
@@ -63,7 +81,7 @@ def kind_of(name: str) -> str:
 
 def width_powers(power: Callable[[str, Fans], float]) -> dict[str, float]:
     """The power of the width by which the learning rate of each group goes, from a function of kind and fans."""
-    return {group_name(kind, fans): float(power(kind, fans)) for kind in USUAL for fans in _SUFFIXES}
+    return {name: float(power(kind_of(name), fans)) for name, fans in FANS.items()}
 
 
 def fans_of(kind: str, parameter: nn.Parameter) -> Fans:
@@ -72,12 +90,12 @@ def fans_of(kind: str, parameter: nn.Parameter) -> Fans:
     Rows of an embedding are looked up, so its features are its fan-out; any other matrix is (fan-out, fan-in), and what
     stands behind the second dimension (a kernel) belongs to the fan-in.
     """
-    grows: tuple[bool, ...] | None = getattr(parameter, "grows", None)
-    if grows is None:
+    widening = widening_of(parameter)
+    if widening is None:
         return USUAL[kind]
-    if kind == "embeddings" or len(grows) < 2:
-        return Fans(False, any(grows[-1:]))
-    return Fans(any(grows[1:]), grows[0])
+    if kind == "embeddings" or parameter.ndim < 2:
+        return Fans(False, any(widening.grows[-1:]))
+    return Fans(any(widening.grows[1:]), widening.grows[0])
 
 
 def by_fans(groups: Groups) -> Groups:
@@ -118,15 +136,15 @@ def scale_initialisation(
             name = names[id(parameter)]
             narrow, wide = same[name], wider[name]
             grows = tuple(one != other for one, other in zip(narrow.shape, wide.shape, strict=True))
-            parameter.grows = grows  # type: ignore[attr-defined]
+            parameter.widening = Widening(model.width_ratio, grows)  # type: ignore[attr-defined]
             power = initial_power(fans_of(kind, parameter))
             if narrow.deviation and wide.deviation:
                 already = log(wide.deviation / narrow.deviation) / log(wider_width / same_width)
                 parameter.mul_(model.width_ratio ** (power - already))
             elif power and not parameter.is_meta and parameter.any():
                 raise UserError(
-                    f"params.yaml: train.parametrisation: maximal_update cannot see how {name} is drawn, so it cannot tell how"
-                    " that goes with the width; draw it by torch's normal_, uniform_ or randn, or choose standard"
+                    f"params.yaml: train.parametrisation: maximal_update cannot see how {name} is drawn, so it cannot tell"
+                    " how that goes with the width; draw it by torch's normal_, uniform_ or randn, or choose standard"
                 )
 
 
@@ -194,7 +212,8 @@ class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         aten, kwargs, packet = torch.ops.aten, kwargs or {}, function.overloadpacket
         if packet in (aten.normal_, aten.uniform_):
-            first, second = (*args[1:], *(0.0, 1.0)[len(args) - 1 :])
+            first = args[1] if len(args) > 1 else 0.0
+            second = args[2] if len(args) > 2 else 1.0
             self._note(args[0], second if packet is aten.normal_ else (second - first) / sqrt(12))
             return args[0]
         result = function(*args, **kwargs)

@@ -13,7 +13,8 @@ from torch.optim.adam import adam
 
 from lmlab.models.base import LanguageModel
 from lmlab.params import Params
-from lmlab.widths import Fans, Groups, by_fans, kind_of, width_powers
+from lmlab.widths import FANS, Fans, by_fans, kind_of, widening_of, width_powers
+from lmlab.widths import Groups as Groups
 
 
 class OptimizerOptions(Params):
@@ -54,14 +55,33 @@ def param_groups(groups: Groups, options: OptimizerOptions, other_rate: float | 
 
     Weight decay acts on matrices alone. `other_rate` is the learning rate of the other groups, if it is another. Whoever
     builds an optimizer may multiply a group's `lr` before training starts. The key is not torch's `weight_decay`, since
-    `add_decay` does the work and torch's optimizers should not do it again.
+    `add_decay` does the work and torch's optimizers should not do it again. Where a parametrisation follows the width, there
+    is what does not go with it as `lr` does: `base_lr` at the base width, and `epsilon_factor` (`epsilon_of`).
     """
     matrices = {"lr": options.learning_rate, "decay": options.weight_decay}
     others = {"lr": options.learning_rate if other_rate is None else other_rate, "decay": 0.0}
-    return [
-        {"name": name, "params": group, **(matrices if kind_of(name) == "matrices" else others)}
-        for name, group in groups.items()
-    ]
+    described: list[dict[str, Any]] = []
+    for name, parameters in groups.items():
+        rates = matrices if kind_of(name) == "matrices" else others
+        described.append({"name": name, "params": parameters, **rates, **_by_width(name, parameters, rates["lr"])})
+    return described
+
+
+def _by_width(name: str, parameters: list[nn.Parameter], rate: float) -> dict[str, float]:
+    ratios = [widening.ratio for parameter in parameters if (widening := widening_of(parameter))]
+    if not ratios:
+        return {}
+    return {"base_lr": rate, "epsilon_factor": 1 / ratios[0] if FANS[name].fan_out else 1.0}
+
+
+def epsilon_of(group: dict[str, Any], epsilon: float) -> float:
+    """What Adam adds to the size of a group's gradients, `epsilon` at the base width.
+
+    Where the fan-out grows with the width, gradients get smaller by as much, and so does the epsilon (Yang & Littwin 2023,
+    "Tensor Programs IVb").
+    """
+    factor: float = group.get("epsilon_factor", 1.0)
+    return epsilon * factor
 
 
 def follow(own: nn.Parameter, leader: nn.Parameter) -> None:
@@ -86,7 +106,9 @@ def split_by_rate(optimizer: torch.optim.Optimizer, factors: dict[nn.Parameter, 
         alike: dict[float, list[nn.Parameter]] = {}
         for parameter in group["params"]:
             alike.setdefault(factor_of(parameter), []).append(parameter)
-        groups += [{**group, "params": members, "lr": group["lr"] * factor} for factor, members in alike.items()]
+        for factor, members in alike.items():
+            multiplied = {key: value * factor for key, value in group.items() if key in ("lr", "base_lr")}
+            groups.append({**group, **multiplied, "params": members})
     optimizer.param_groups[:] = groups
 
 
@@ -102,8 +124,8 @@ def add_decay(optimizer: torch.optim.Optimizer, options: OptimizerOptions) -> No
     p -= (lr / peak lr) * decay * p, so that it follows the schedule, but not the size of the learning rate. `coupled`
     adds decay * p to the gradient: the gradient of an L2 penalty, which the optimizer then treats as any other.
 
-    What a group's rate owes to the model's width alone (`width_factor`, if a parametrisation has left one) is no part of
-    the decoupled lr: the share of a weight that a step takes away is then the same at any width.
+    Where a parametrisation follows the width, the lr of `decoupled` is that at the base width (`base_lr`), on the schedule:
+    a step then takes the same share of a weight at any width, as it does with `independent`.
     """
 
     @torch.no_grad()
@@ -112,8 +134,9 @@ def add_decay(optimizer: torch.optim.Optimizer, options: OptimizerOptions) -> No
             if not group["decay"]:
                 continue
             peak = group.get("initial_lr", group["lr"])
-            decoupled = group["lr"] / group.get("width_factor", 1.0)
-            rate = decoupled if options.decay == "decoupled" else group["lr"] / peak if peak else 0.0
+            share = group["lr"] / peak if peak else 0.0
+            decoupled = share * group["base_lr"] if "base_lr" in group else group["lr"]
+            rate = decoupled if options.decay == "decoupled" else share
             for parameter, gradient in held(group):
                 if options.decay == "coupled":
                     gradient.add_(parameter, alpha=group["decay"])

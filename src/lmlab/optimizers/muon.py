@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lmlab.optimizers.base import Groups, Optimizer, OptimizerOptions, adam_step, entrywise, param_groups
+from lmlab.optimizers.base import Groups, Optimizer, OptimizerOptions, adam_step, entrywise, epsilon_of, param_groups
 from lmlab.widths import Fans, kind_of, width_powers
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -58,7 +58,8 @@ class Muon(Optimizer):
             self._move_matrices(group["lr"], parameters)
             return
         options = self.options
-        adam_step(self.state, parameters, group["lr"], options.adam_beta1, options.adam_beta2, options.adam_epsilon)
+        epsilon = epsilon_of(group, options.adam_epsilon)
+        adam_step(self.state, parameters, group["lr"], options.adam_beta1, options.adam_beta2, epsilon)
 
     def _move_matrices(self, rate: float, parameters: list[tuple[nn.Parameter, Tensor]]) -> None:
         of_shape: dict[tuple[int, ...], list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)

@@ -17,10 +17,11 @@ class Options(Params):
 class Standard(Parametrisation):
     """Every rate times (base_width / width)^power, a rule of thumb; with power 0 rates are used as they stand."""
 
-    decay_follows_rate = True
-
     def __init__(self, options: Options) -> None:
         self.options = options
+
+    def check(self, model: LanguageModel) -> None:
+        pass
 
     def start(self, model: LanguageModel) -> None:
         pass
