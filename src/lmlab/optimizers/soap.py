@@ -88,7 +88,7 @@ def _eigenvectors(covariance: Tensor | None) -> Tensor | None:
         return None
     try:
         vectors = torch.linalg.eigh(covariance).eigenvectors
-    except torch.linalg.LinAlgError:
+    except RuntimeError:  # a LinAlgError
         vectors = torch.full_like(covariance, nan)
     if not vectors.isfinite().all() and covariance.isfinite().all():
         vectors = torch.linalg.eigh(covariance.double()).eigenvectors.to(covariance.dtype)

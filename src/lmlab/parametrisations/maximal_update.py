@@ -61,8 +61,8 @@ class MaximalUpdate(Parametrisation):
                 at_base, step = heads * self.base_width / model.width, model.width // gcd(model.width, self.base_width)
                 raise UserError(
                     f"params.yaml: {choice.kind}.{choice.name}.heads: maximal_update needs heads as wide as at the base"
-                    f" width, and {heads} at width {model.width} would be {at_base:.3g} at base_width {self.base_width}; give a"
-                    f" multiple of {step}, or 0 where the width may decide"
+                    f" width, and {heads} at width {model.width} would be {at_base:.3g} at base_width {self.base_width};"
+                    f" give a multiple of {step}, or 0 where the width may decide"
                 )
 
     def start(self, model: LanguageModel) -> None:
