@@ -49,8 +49,6 @@ class Options(Params):
 class MaximalUpdate(Parametrisation):
     """Everything by the ratio r = width / base_width."""
 
-    decay_follows_rate = False
-
     def __init__(self, options: Options) -> None:
         self.base_width = options.base_width
 
