@@ -549,9 +549,9 @@ def test_a_runs_size_names_every_group() -> None:
 
 # ---------------------------------------------------------------- the coordinate check
 
-NARROW, WIDE = 32, 256
+NARROW, WIDE = 32, 128
 RATES = {"adamw": 0.003, "lion": 0.001, "soap": 0.003, "muon": 0.01, "sgd": 0.02, "schedule_free": 0.003}
-STEPS = 4
+STEPS = 3
 TOLERANCE = 0.4
 FEW = (".router", ".tables.0", ".tables.1", ".tables.2")
 LOGITS = "model."
@@ -632,7 +632,7 @@ def _flat(tensors: list[Tensor]) -> Tensor:
     return torch.cat([tensor.flatten().double() for tensor in tensors])
 
 
-def powers(at: Callable[[int], tuple[Tree, dict[str, Choice]]], wide: int) -> dict[tuple[str, str], float]:
+def powers(at: Callable[[int], tuple[Tree, dict[str, Choice]]], wide: int = WIDE) -> dict[tuple[str, str], float]:
     """Of the width, with which each of them goes; of what is zero at both widths there is none."""
     one, other = (sizes(lowered, **parts) for lowered, parts in map(at, (NARROW, wide)))
     both = {key: (one[key], other[key]) for key in one if key in other}
@@ -640,7 +640,7 @@ def powers(at: Callable[[int], tuple[Tree, dict[str, Choice]]], wide: int) -> di
 
 
 def check(at: Callable[[int], tuple[Tree, dict[str, Choice]]], optimizer: str) -> None:
-    found = powers(at, WIDE // 2 if optimizer in ("soap", "muon") else WIDE)  # which take their time
+    found = powers(at, 2 * WIDE if optimizer == "sgd" else WIDE)  # gradients as they are vary more from draw to draw
     assert sum(what == "changed" for what, _ in found) > 1
     for (what, module), power in found.items():
         least = -TOLERANCE
@@ -702,5 +702,5 @@ def test_nor_with_any_rule_that_has_gradients(rule: str) -> None:
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
 def test_in_the_standard_parametrisation_it_grows_so_the_check_can_fail(optimizer: str) -> None:
     at = at_width(optimizer, parametrisation="standard")
-    found = powers(at, WIDE // 2)
+    found = powers(at)
     assert found["changed", "model.readout"] > 0.35
