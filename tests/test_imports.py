@@ -18,7 +18,7 @@ ORDER = [
     ["stepping"],
     ["training", "probing"],
     ["adapting"],
-    ["catalogue", "summary", "preflight"],
+    ["catalogue", "summary", "preflight", "recipes"],
     ["experiments"],
     ["cli"],
 ]
