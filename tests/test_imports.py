@@ -19,7 +19,7 @@ ORDER = [
     ["stepping"],
     ["training", "probing"],
     ["adapting"],
-    ["catalogue", "summary", "preflight"],
+    ["catalogue", "summary", "preflight", "recipes"],
     ["experiments"],
     ["cli"],
 ]
