@@ -28,6 +28,10 @@ class SOAP(Optimizer):
     A side longer than `largest_side` keeps the basis it has; a matrix with two such sides, embeddings, readout and vectors
     are moved by plain Adam. A matrix's first gradient only sets its bases (as the authors do: in the basis made of it
     alone it would be diagonal). Convolutions count as matrices of one row for each output.
+
+    With the width its rates go as Adam's, which is right for steps as long as such entries can make them. While gradients
+    have few directions beside the width, steps are less: what the matrices' own steps change then falls with about the
+    root of the width, and a rate between Adam's and Muon's would suit them.
     """
 
     width_powers = ENTRYWISE
