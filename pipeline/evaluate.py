@@ -1,5 +1,6 @@
 """Stage `evaluate`: what the model is worth, on whole splits and beside references."""
 
+from importlib import import_module
 from pathlib import Path
 
 from lmlab import params as settings
@@ -21,7 +22,7 @@ def evaluate(
     log: Path = Path("data/training"),
     results: Path = Path("results"),
 ) -> None:
-    """Score MODEL on the validation and test splits of SHARDS; write RESULTS."""
+    """Score MODEL on the validation split of SHARDS; write RESULTS."""
     params, _ = read_params("evaluate", EvaluateParams)
     fitted = tokenizers.load(tokenizer / "tokenizer.json")
     split = open_shards(shards, tokenizer / "tokenizer.json")
@@ -29,6 +30,7 @@ def evaluate(
     library.check_model_fits(saved, split)
     chosen = measures.chosen(settings.read(), params.measures)
     library.evaluate(params, chosen, trained, saved, split, fitted, corpus, log / "log.jsonl", results)
+    import_module("lmlab.runcache").keep()  # by name: it cannot change what is written
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def search(
     ],
     name: Annotated[str, typer.Option(help="Trials are experiments of this name and a number.")] = "search",
     trials: Annotated[int, typer.Option(min=1, help="How many in all, those of earlier calls included.")] = 20,
-    measure: Annotated[str, typer.Option(help="A number of results/metrics.json.")] = "validation.bits_per_byte",
+    measure: Annotated[str, typer.Option(help="A number of results/measures.json.")] = "validation.bits_per_byte",
     maximise: Annotated[bool, typer.Option(help="Look for the largest; without it for the smallest.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Another seed tries other points.")] = 0,
 ) -> None:
@@ -173,6 +173,18 @@ def report(
 
 @app.command()
 @errors.one_line
+def final(
+    name: Annotated[str, typer.Argument(help="One run: an experiment, a branch, a commit or `workspace`.")],
+) -> None:
+    """Open the sealed test split for one run, once all is decided. Each time is counted, in results/final.csv, in Git."""
+    from lmlab.experiments import final as library
+
+    for line in library.lines(library.final(name)):
+        typer.echo(line)
+
+
+@app.command()
+@errors.one_line
 def size(
     vocabulary: Annotated[int, typer.Option(min=0, help="How many ids there are; 0: as many as the tokenizer has.")] = 0,
     tokenizer: Annotated[Path, typer.Option(help="The tokenizer's folder.")] = Path("data/tokenizer"),
@@ -239,13 +251,15 @@ def sample(
     """Let the trained model go on from PROMPT, printing as it generates."""
     import torch
 
-    from lmlab import generation
+    from lmlab import generation, status
     from lmlab.files import sha256
     from lmlab.models import base as models
     from lmlab.tokenizers import base as tokenizers
 
     fitted = tokenizers.load(tokenizer / "tokenizer.json")
     trained, saved = models.load(model, torch.device("cpu"))
+    if diverged := status.how_it_diverged(saved):
+        raise errors.UserError(f"{model} has nothing to say: its training {diverged}; {status.ADVICE}, then `dvc repro`")
     if saved.get("tokenizer_sha256") != sha256(tokenizer / "tokenizer.json"):
         raise errors.UserError(f"{model} was trained with another tokenizer than {tokenizer}; run `dvc repro`")
     prompt = prompt.encode("utf-8", "replace").decode("utf-8")  # what was typed may be no text, and cannot be printed then
