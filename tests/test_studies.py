@@ -38,7 +38,7 @@ STUDY = {
     "each": "",
     "sweep": {},
     "reference": "plain",
-    "test": True,
+    "test": False,
 }
 
 

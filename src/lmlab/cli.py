@@ -156,7 +156,7 @@ def report(
     out: Annotated[Path, typer.Option(help="Where to write the page.")] = Path("report.html"),
 ) -> None:
     """Write one page that shows runs side by side: curves, verdicts, samples, probes. It works without a network."""
-    from lmlab.experiments import comparing, runs, variants, verdicts
+    from lmlab.experiments import comparing, openings, runs, variants, verdicts
     from lmlab.experiments import report as library
 
     found, notes = runs.gather([*([baseline] if baseline else []), *names] if names else [])
@@ -164,10 +164,11 @@ def report(
     judged = comparing.compare(names or [], baseline, [], verdicts.ALPHA) if len(there) > 1 else None
     if judged:
         there = [judged.baseline, *judged.others]
-        unfair = [f"Unfair: {name}: {line}" for name, lines in judged.unfair.items() for line in lines]
-        notes = [*unfair, *judged.notes]
+        notes = judged.notes
     shown = [run for variant in there for run in variant.runs]
-    library.write(shown, out, judged.verdicts if judged else (), notes)
+    judgement = judged.verdicts if judged else ()
+    unfair = judged.unfair if judged else {}
+    library.write(shown, out, judgement, notes, unfair, openings.known())
     typer.echo(f"{out}: {len(shown)} runs; open it in any browser")
 
 

@@ -69,7 +69,8 @@ def _facts(corpus: Any, model: Any, found: Any, took: dict[str, Any]) -> Table:
         )
     if took:
         table.add_row("seconds", ", ".join(f"{stage} {facts['seconds']:.1f}" for stage, facts in took.items()))
-    table.add_row("evaluated", f"all of validation, windows of {found['window']} tokens every {found['stride']}")
+    if not how_it_diverged(found):
+        table.add_row("evaluated", f"all of validation, windows of {found['window']} tokens every {found['stride']}")
     return table
 
 

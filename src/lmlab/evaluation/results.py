@@ -56,7 +56,7 @@ TABLES = {
     "calibration": ("confidence", "accuracy", "predictions"),
     "character_classes": ("class", "tokens", "bytes", "nats", "nats_per_byte", "share_of_bytes", "share_of_nats"),
 }
-"""The columns of each CSV file, for a run that has no row to put there."""
+"""Columns that each CSV file has, whether a run has something to put there or not."""
 
 
 class ScoreParams(Params):
@@ -110,7 +110,9 @@ def evaluate(
     write_json(folder / "measures.json", found)
     tables |= _curves(rows, saved["size"]["forward_operations_per_token"])
     for name, columns in TABLES.items():
-        _write_csv(folder / f"{name}.csv", tables.get(name, pd.DataFrame(columns=list(columns))))
+        table = tables.get(name, pd.DataFrame(columns=list(columns)))
+        lacking = [column for column in columns if column not in table]  # plots ask for them by name
+        _write_csv(folder / f"{name}.csv", table.assign(**dict.fromkeys(lacking, math.nan)))
     with whole_file(folder / "samples.md") as partial:
         partial.write_text(page, encoding="utf-8")
     return found
