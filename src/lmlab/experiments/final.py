@@ -72,11 +72,11 @@ def final(name: str, root: Path = Path()) -> Opened:
 
 def _the_run(name: str, root: Path) -> Run:
     found, _ = runs.gather([name], root)
-    if len(found) > 1:
-        raise UserError(f"{name} means {len(found)} runs, {found[0].name} and others; name one")
     run = found[0]
     if run.arm:
-        raise UserError(f"{run.name}: studies keep no weights; name an experiment, a branch, a commit or {WORKSPACE}")
+        raise UserError(f"{name}: studies keep no weights; name an experiment, a branch, a commit or {WORKSPACE}")
+    if len(found) > 1:
+        raise UserError(f"{name} means {len(found)} runs, {run.name} and others; name one")
     if run.broke:
         raise UserError(f"{run.name} {run.broke}: there is no model to score")
     return run
