@@ -58,6 +58,7 @@ def run_stage(command: Callable[..., dict[str, Any] | None]) -> None:
             print(f"{name}: this was done before on this machine: outputs taken from DVC's run-cache", flush=True)
             return
         facts = command(**paths) or {}
+        import_module("lmlab.runcache").keep()
         import_module("lmlab.timing").note(name, {"seconds": time.perf_counter() - started, **facts})
 
     run_command(stage)

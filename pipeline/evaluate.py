@@ -1,6 +1,5 @@
 """Stage `evaluate`: what the model is worth, on whole splits and beside references."""
 
-from importlib import import_module
 from pathlib import Path
 
 from lmlab import params as settings
@@ -30,7 +29,6 @@ def evaluate(
     library.check_model_fits(saved, split)
     chosen = measures.chosen(settings.read(), params.measures)
     library.evaluate(params, chosen, trained, saved, split, fitted, corpus, log / "log.jsonl", results)
-    import_module("lmlab.runcache").keep()  # by name: it cannot change what is written
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppres
 from pathlib import Path
 
 import psutil
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 
 def restored() -> bool:
@@ -31,9 +33,12 @@ def restored() -> bool:
 
 
 def keep() -> None:
-    """Put what the stage that DVC has started has written into DVC's run-cache. Nothing is lost where that fails."""
+    """Put what the stage that DVC has started has written into DVC's run-cache, where DVC will not do it itself.
+
+    Nothing is lost where that fails: the stage is run again when it might have been looked up.
+    """
     stage = os.environ.get("DVC_STAGE", "")
-    if not stage or ":" in stage:  # by hand, or a study's
+    if not stage or ":" in stage or not is_left_out(Path("dvc.yaml"), stage):  # by hand, or a study's, or DVC does it
         return
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
@@ -43,6 +48,15 @@ def keep() -> None:
         made.save_deps()
         made.save_outs()
         repository.stage_cache.save(made)
+
+
+def is_left_out(pipeline: Path, stage: str) -> bool:
+    """Whether a stage of a dvc.yaml has an output that is not cached and neither a metric nor a plot."""
+    try:
+        outputs = YAML(typ="safe").load(pipeline)["stages"][stage]["outs"]
+    except (OSError, KeyError, TypeError, ValueError, YAMLError):
+        return False
+    return any(isinstance(one, dict) and next(iter(one.values())).get("cache") is False for one in outputs)
 
 
 def _forced() -> bool:
