@@ -44,7 +44,12 @@ def read_params(section: str, kind: type[P]) -> tuple[P, dict[str, parts.Choice]
 
 
 def run_stage(command: Callable[..., dict[str, Any] | None]) -> None:
-    """Run a stage's command: check all params first, stop if the parent dies, note the time.
+    """Run a stage's command as a command line."""
+    run_command(staged(command))
+
+
+def staged(command: Callable[..., dict[str, Any] | None]) -> Callable[..., None]:
+    """A stage's command with what belongs to every stage: check all params first, and note the time.
 
     Modules that cannot change what the stage writes are loaded by name, so that they are none of its dependencies.
     """
@@ -61,7 +66,7 @@ def run_stage(command: Callable[..., dict[str, Any] | None]) -> None:
         import_module("lmlab.runcache").keep()
         import_module("lmlab.timing").note(name, {"seconds": time.perf_counter() - started, **facts})
 
-    run_command(stage)
+    return stage
 
 
 def run_command(command: Callable[..., None]) -> None:

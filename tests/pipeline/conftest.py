@@ -1,23 +1,36 @@
-"""A small copy of the project, run once; each test gets a copy of that copy and runs DVC in it as a user would."""
+"""A small copy of the project, run once; each test gets a copy of that copy.
 
+What is about DVC runs DVC in it as a user would. What is about the stages runs them in this process, which has torch loaded.
+"""
+
+import fcntl
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from ruamel.yaml import YAML
 
+from lmlab import errors
+
 PROJECT = Path(__file__).resolve().parents[2]
+STAGES = ("download", "tokenizer", "shard", "train", "evaluate", "probe", "report")
 SMALL = {
     "download.corpus": "grammar",
     "corpora.grammar.documents": 12,
     "corpora.grammar.sentences": 15,
+    "corpora.markov.documents": 10,
+    "corpora.markov.characters": 300,
     "train.steps": 6,
     "train.batch": 4,
     "train.context": 16,
@@ -30,8 +43,13 @@ SMALL = {
     "models.transformer.depth": 1,
     "models.transformer.width": 16,
     "models.transformer.embedding": "token",
-    "models.min_gru.width": 16,
-    "models.hybrid.layers": 2,
+    **{f"models.{name}.width": 16 for name in ("convolution", "lstm", "min_gru", "perceptron", "rwkv", "state_space")},
+    **{f"models.{name}.layers": 2 for name in ("convolution", "hybrid", "lstm", "perceptron", "rwkv", "state_space")},
+    "models.n_gram_table.buckets": 64,
+    "layers.embedding.n_gram.buckets": 64,
+    "models.rwkv.heads": 2,
+    "models.state_space.heads": 2,
+    **{f"tokenizers.{name}.vocabulary": 300 for name in ("bpe", "unigram", "word")},
     "layers.attention.multi_head.heads": 2,
     "schedules.linear.warmup": 2,
     "evaluate.stride": 8,
@@ -40,6 +58,10 @@ SMALL = {
     "evaluate.threads": 1,
     "probe.threads": 1,
     "probe.windows": 4,
+    "measures.induction.sequences": 4,
+    "measures.novelty.texts": 4,
+    "measures.novelty.tokens": 20,
+    "measures.prequential.windows": 8,
     "shard.processes": 1,
 }
 
@@ -80,6 +102,17 @@ class Workspace:
         """`dvc repro`, and the stages whose command it ran."""
         return set(re.findall(r"Running stage '(\w+)'", self.run("dvc", "repro", *flags).stdout))
 
+    def status(self) -> set[str]:
+        """The stages whose own code, params, inputs or outputs are not those of dvc.lock: what is *directly* stale."""
+        from dvc.repo import Repo
+
+        with pytest.MonkeyPatch.context() as patched:
+            for name, value in self.environment.items():
+                patched.setenv(name, value)
+            patched.chdir(self.folder)
+            with Repo() as repository:
+                return {name for name in repository.status() if name != "data"}
+
     def set(self, values: dict[str, Any], must_change: bool = True) -> None:
         """Change values in params.yaml by their dotted keys."""
         yaml = YAML()
@@ -110,24 +143,35 @@ class Workspace:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """The project, shrunk, after one `dvc repro` and one commit. Not to be changed: take `workspace`."""
-    folder = tmp_path_factory.mktemp("finished")
-    workspace = Workspace(folder, tmp_path_factory.mktemp("home"))
+def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Workspace:
+    """The project, shrunk, after one `dvc repro` and one commit, for all workers. Not to be changed: take `workspace`."""
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared if worker_id == "master" else shared.parent
+    workspace = Workspace(shared / "finished", shared / "home")
+    with open(shared / "finished.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / "finished.done").exists():
+            shutil.rmtree(workspace.folder, ignore_errors=True)
+            _build(workspace)
+            (shared / "finished.done").touch()
+    return workspace
+
+
+def _build(workspace: Workspace) -> None:
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
         cwd=PROJECT, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     for name in listed.split("\0"):
         if name and not name.startswith(("tests/", "results/", "studies/", "dvc.lock")) and (PROJECT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(PROJECT / name, folder / name)
+            (workspace.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(PROJECT / name, workspace.folder / name)
+    workspace.home.mkdir(exist_ok=True)
     workspace.set(SMALL, must_change=False)
     workspace.run("git", "init", "-q", "-b", "main")
-    assert workspace.reruns() == {"download", "tokenizer", "shard", "train", "evaluate", "probe", "report"}
+    assert workspace.reruns() == set(STAGES)
     workspace.run("git", "add", "-A")
     workspace.run("git", "commit", "-q", "-m", "first run")
-    return workspace
 
 
 @pytest.fixture
@@ -137,3 +181,40 @@ def workspace(finished: Workspace, tmp_path: Path) -> Workspace:
     home = tmp_path / "home"
     home.mkdir()
     return Workspace(tmp_path / "lab", home)
+
+
+@dataclass
+class Inside:
+    """A workspace whose stages run in this process."""
+
+    workspace: Workspace
+
+    def run(self, *stages: str) -> None:
+        """The stages' commands as their scripts would run them; raises what they raise."""
+        for stage in stages:
+            script = import_module(f"pipeline.{stage}")
+            import_module("pipeline").staged(getattr(script, stage))()
+
+    def refused(self, stage: str, capsys: pytest.CaptureFixture[str]) -> str:
+        """What a stage's command prints to stderr as it ends with exit code 2."""
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            errors.one_line(self.run)(stage)
+        assert ended.value.code == 2
+        return capsys.readouterr().err
+
+
+@pytest.fixture
+def inside(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Iterator[Inside]:
+    """The workspace as this process's folder, for stages that run here, from the project's own source."""
+    hooks = sys.excepthook, signal.getsignal(signal.SIGINT)
+    monkeypatch.syspath_prepend(str(PROJECT))
+    monkeypatch.chdir(workspace.folder)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.delenv("DVC_STAGE", raising=False)
+    monkeypatch.setenv("LMLAB_CACHE", str(workspace.home / "cache"))
+    threads = torch.get_num_threads()
+    yield Inside(workspace)
+    torch.set_num_threads(threads)
+    sys.excepthook = hooks[0]
+    signal.signal(signal.SIGINT, hooks[1])

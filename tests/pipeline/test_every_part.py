@@ -1,8 +1,9 @@
-"""Every part is trained through the pipeline as a user would choose it; a new one needs its file and its params alone."""
+"""Every part is trained by the stages as a user would choose it; a new one needs its file and its params alone."""
 
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -12,10 +13,10 @@ from small import PROJECT
 
 from lmlab import params, parts, preflight
 from lmlab.errors import UserError
-from lmlab.experiments import studies
 
 pytestmark = pytest.mark.pipeline
 
+STAGES = ("download", "tokenizer", "shard", "train", "evaluate", "probe", "report")
 TREE = params.read(PROJECT / "params.yaml")
 NO_NETWORK = ["grammar", "markov"]  # the other corpora have tests of their own
 
@@ -70,7 +71,7 @@ def covering() -> list[dict[str, str]]:
 
 def _works(values: dict[str, str]) -> bool:
     try:
-        preflight.check(studies.changed(TREE, values))
+        preflight.check(params.changed(TREE, values))
     except UserError:
         return False
     return True
@@ -89,6 +90,11 @@ def test_the_runs_below_cover_every_part() -> None:
     assert {part for part in every - seen if part[0] != "corpora"} == set()
 
 
+def run_with(inside: Any, values: dict[str, Any], *stages: str) -> None:
+    inside.workspace.set(values, must_change=False)
+    inside.run(*stages)
+
+
 @pytest.mark.parametrize(
     "values",
     COVERING,
@@ -96,21 +102,47 @@ def test_the_runs_below_cover_every_part() -> None:
         "-".join(dict.fromkeys(values.values())).replace(EVERY_PROBE, "probes").replace(EVERY_MEASURE, "measures")
     ),
 )
-def test_every_part_is_trained_by_an_experiment(workspace: Any, values: dict[str, str]) -> None:
-    changed = [f"{key}={value}" for key, value in values.items()]
+def test_every_part_is_trained_measured_and_looked_at(inside: Any, values: dict[str, str]) -> None:
+    # what measures and probes do with every model and rule is tested in files of their own
+    chosen: dict[str, Any] = {"evaluate.measures": ["learning_curve"], "probe.probes": ["gradient_norm"], **values}
     if "measures.blimp.folder" in values:
         pair = '{"sentence_good": "the dogs sleep.", "sentence_bad": "the dogs sleeps.", "linguistics_term": "agreement"}'
-        workspace.path("blimp").mkdir()
-        workspace.path("blimp/agreement.jsonl").write_text(pair + "\n")
-    workspace.run("dvc", "exp", "run", "--name", "tried", *(argument for change in changed for argument in ("-S", change)))
-    saved = workspace.json("data/model/model.json")["model"]
+        Path("blimp").mkdir()
+        Path("blimp/agreement.jsonl").write_text(pair + "\n")
+    for key in ("probe.probes", "evaluate.measures"):
+        if key in values:
+            chosen[key] = parts.names(key.partition(".")[2])
+    run_with(inside, chosen, *STAGES[: len(STAGES) if "measures.blimp.folder" in values else -1])
+    saved = inside.workspace.json("data/model/model.json")["model"]
     assert saved["name"] == values["train.model"]
     for key, inner in saved["inner"].items():
         assert inner["name"] == values.get(f"models.{saved['name']}.{key}", inner["name"])
-    metrics = workspace.json("results/metrics.json")
+    metrics = inside.workspace.json("results/metrics.json")
     assert 0 < metrics["validation"]["bits_per_byte"] < 20
-    assert "tried" in workspace.run("dvc", "exp", "list", "--name-only").stdout.split()
-    assert workspace.reruns() == set()
+
+
+@pytest.mark.parametrize("values", COVERING, ids=lambda values: values["train.learning_rule"] + "-" + values["train.model"])
+def test_dvc_is_told_of_the_files_and_params_of_every_part(values: dict[str, str]) -> None:
+    """What `${...}` in dvc.yaml comes to with these choices: files that are there, and blocks of params.yaml."""
+    tree = params.changed(TREE, {key: value for key, value in values.items() if key in KEYS})
+    stages = YAML(typ="safe").load(PROJECT / "dvc.yaml")["stages"]
+
+    def filled(line: str) -> str:
+        return re.sub(r"\$\{(.+?)\}", lambda found: str(at(tree, found[1])), line)
+
+    for name, stage in stages.items():
+        code = [filled(line) for line in stage["deps"] if line.startswith(("src/", "pipeline/", "texts"))]
+        assert [path for path in code if not (PROJECT / path).exists()] == []
+        for line in stage["params"]:
+            assert isinstance(at(tree, filled(line)), dict), f"{name}: {line}"
+        assert f"src/lmlab/models/{values['train.model']}.py" in code or name not in ("train", "evaluate", "probe")
+
+
+def at(tree: Any, dotted: str) -> Any:
+    node = tree
+    for key in dotted.split("."):
+        node = node[key]
+    return node
 
 
 def test_a_part_of_each_kind_is_added_by_its_file_and_its_params_alone(workspace: Any) -> None:
@@ -119,49 +151,44 @@ def test_a_part_of_each_kind_is_added_by_its_file_and_its_params_alone(workspace
     yaml = YAML()
     with workspace.path("params.yaml").open() as file:
         tree = yaml.load(file)
-
-    def at(dotted: str) -> Any:
-        node = tree
-        for key in dotted.split("."):
-            node = node[key]
-        return node
-
-    at("train")["model"] = "lstm"  # a model that names no others: one that does adds a line for each to dvc.yaml
+    at(tree, "train")["model"] = "lstm"  # a model that names no others: one that does adds a line for each to dvc.yaml
     keys = [key for key in KEYS if key.count(".") == 1 or key.startswith("models.transformer.")]
     listed = {"probe.probes": "probes", "evaluate.measures": "measures"}  # the keys that list parts: the first of each
     kinds = {**{key: KEYS[key] for key in keys}, **listed}
     for key, kind in kinds.items():
         block, _, name = key.rpartition(".")
-        old = at(block)[name][0] if key in listed else at(block)[name]
+        old = at(tree, block)[name][0] if key in listed else at(tree, block)[name]
         source = workspace.path(f"src/lmlab/{kind.replace('.', '/')}/{old}.py")
         text = source.read_text()
         class_name = next(
             found for found in re.findall(r"^class (\w+)", text, re.M) if found.lower() == old.replace("_", "")
         )
         source.with_name("twin.py").write_text(re.sub(rf"(?<![.\w]){class_name}\b", "Twin", text))
-        at(kind)["twin"] = json.loads(json.dumps(at(f"{kind}.{old}") or {}))  # a copy without comments
+        at(tree, kind)["twin"] = json.loads(json.dumps(at(tree, f"{kind}.{old}") or {}))  # a copy without comments
     assert set(kinds.values()) == set(parts.kinds())
-    at("train")["model"] = "transformer"
+    at(tree, "train")["model"] = "transformer"
     with workspace.path("params.yaml").open("w") as file:
         yaml.dump(tree, file)
     listing = "import pipeline; from lmlab import catalogue; print(*(list(names) for names in catalogue.parts().values()))"
     assert workspace.run("python", "-c", listing).stdout.count("'twin'") == len(parts.kinds())  # as `lmlab parts` has it
-    assert workspace.reruns() == {
-        "evaluate",
-        "probe",
-        "report",
-    }  # cheap, so they depend on whole folders; nothing is trained again
+    # cheap stages depend on whole folders, or show all params in use; nothing is trained again
+    assert workspace.status() == {"evaluate", "probe", "report"}
 
-    def weights_of(*changes: str) -> bytes:
-        workspace.run("dvc", "exp", "run", *(argument for change in changes for argument in ("-S", change)))
+    def weights_of(*stages: str, **changes: Any) -> bytes:
+        """What the stages come to in a process of its own, which runs the workspace's code."""
+        workspace.set({key.replace("__", "."): value for key, value in changes.items()}, must_change=False)
+        script = (
+            f"import importlib, pipeline\nfor name in {stages!r}:\n    module = importlib.import_module('pipeline.' + name)"
+        )
+        workspace.run("python", "-c", f"{script}\n    pipeline.staged(getattr(module, name))()")
         data: bytes = workspace.path("data/model/weights.safetensors").read_bytes()
         return data
 
-    assert (
-        weights_of(*(f"{key}=twin" for key in keys if key != "train.model"), *(f"{key}=[twin]" for key in listed)) == before
-    )
+    twins: dict[str, Any] = {key.replace(".", "__"): "twin" for key in keys if key != "train.model"}
+    assert weights_of(*STAGES, **twins, **{key.replace(".", "__"): ["twin"] for key in listed}) == before
     assert "twin" in workspace.json("results/metrics.json")
     assert set(pq.read_table(workspace.path("data/probes/probes.parquet")).column("probe").to_pylist()) == {"twin"}
     inner = workspace.json("data/model/model.json")["model"]["inner"]
     assert {choice["name"] for choice in inner.values()} == {"twin"}
-    assert weights_of("train.model=lstm") == weights_of("train.model=twin")
+    assert "train" in workspace.status()
+    assert weights_of("train", train__model="lstm") == weights_of("train", train__model="twin")

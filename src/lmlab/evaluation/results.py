@@ -16,7 +16,7 @@ from pydantic import Field
 from lmlab import generation
 from lmlab.errors import UserError
 from lmlab.evaluation import character_classes, references
-from lmlab.evaluation.scoring import Score, bits_per_byte, score
+from lmlab.evaluation.scoring import Score, bits_per_byte, remark_on_zero, score
 from lmlab.files import checked, read_json, whole_file, write_json
 from lmlab.measures.base import Trained, take
 from lmlab.models.base import LanguageModel
@@ -130,6 +130,8 @@ def _scored(
         return None, {"step": saved["steps"], "reason": str(error)}
     if not math.isfinite(scored.nats):
         return None, {"step": saved["steps"], "reason": f"the loss on {SCORED} is {scored.nats}"}
+    if said := remark(shards, SCORED, bits_per_byte(scored.nats, shards.count(SCORED, "bytes"))):
+        print(f"evaluate: {SCORED}: {said}", flush=True)
     return scored, {}
 
 
@@ -205,6 +207,15 @@ def measures_of(scored: Score, size: int) -> dict[str, float]:
         "tokens": scored.tokens,
         "bytes": size,
     }
+
+
+def remark(shards: Shards, split: str, bits: float) -> str:
+    """What has to be said about a loss that tells nothing of the model; empty where it may tell something."""
+    ids = np.unique(shards.stream(split))
+    if (ids != shards.document).sum() == 1:
+        return "this split is one token again and again, so a loss on it is no measure of learning"
+    zero = remark_on_zero(bits)
+    return f"{bits:.4f} bits/byte{zero}" if zero else ""
 
 
 def fitted_to(params: ScoreParams, shards: Shards) -> Ids:

@@ -32,8 +32,7 @@ from lmlab import params, preflight
 from lmlab.errors import UserError
 from lmlab.experiments import commands
 from lmlab.experiments.run import MEASURES
-from lmlab.experiments.studies import changed
-from lmlab.params import Tree
+from lmlab.params import Tree, changed
 from lmlab.status import how_it_diverged
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
