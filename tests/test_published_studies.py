@@ -101,7 +101,7 @@ def test_every_figure_of_a_study_stands_in_its_tables(name: str) -> None:
     in_tables = 0
     for label, row in rows(text):
         arms = arms_of(label, results)
-        values = [value for arm in arms for value in by_arm[arm]] if arms else whole
+        values = [*ELSEWHERE.get(name, []), *(value for arm in arms for value in by_arm[arm])] if arms else whole
         in_tables += len(FIGURE.findall(row))
         wrong = [figure for figure in FIGURE.findall(row) if not is_among(figure, values)]
         assert not wrong, f"{label}: {wrong}"
