@@ -34,7 +34,11 @@ class Options(Params):
 
 
 class NoProp(LearningRule):
-    """The rows of the readout stand for the answers, fixed within a step."""
+    """The rows of the readout stand for the answers, fixed within a step.
+
+    Where a parametrisation follows the width they shrink with it, which the stream does not, and are multiplied by the
+    model's `width_ratio`.
+    """
 
     backward = False
 
@@ -68,7 +72,7 @@ class NoProp(LearningRule):
 
     def _with_answer(self, model: LanguageModel, x_BTD: Tensor, targets_BT: Tensor, share: float) -> Tensor:
         assert model.readout is not None
-        rows_VD = model.readout.weight.detach()
+        rows_VD = model.width_ratio * model.readout.weight.detach()
         deviation = rows_VD.norm(dim=-1).mean() / rows_VD.shape[-1] ** 0.5
         noise_BTD = self.noise * (1 - share) * deviation * noise.normal(x_BTD)
         return x_BTD + self.label * share * rows_VD[targets_BT] + noise_BTD
