@@ -296,10 +296,13 @@ def _write_csv(path: Path, table: pd.DataFrame) -> None:
 
 
 def _samples(params: EvaluateParams, model: LanguageModel, tokenizer: Tokenizer) -> str:
-    """A page of generated text, one block for each prompt."""
+    """A page of generated text, one block for each prompt, drawn with seeds that count up from `seed`.
+
+    With one seed for all, texts that come to the same tokens once go on alike.
+    """
     page = [f"# Samples\n\nTemperature {params.temperature}, seed {params.seed}, {params.sample_tokens} tokens each.\n"]
-    for prompt in params.prompts:
-        text = generation.sample_text(model, tokenizer, prompt, params.sample_tokens, params.temperature, params.seed)
+    for seed, prompt in enumerate(params.prompts, start=params.seed):
+        text = generation.sample_text(model, tokenizer, prompt, params.sample_tokens, params.temperature, seed)
         title = f"After `{prompt}`" if prompt else "From nothing"
         fence = "~~~~~~"
         page.append(f"## {title}\n\n{fence}text\n{prompt}{''.join(text).rstrip()}\n{fence}\n")
