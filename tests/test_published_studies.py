@@ -64,6 +64,8 @@ def of_the_study(folder: Path) -> list[float]:
     found = list(ELSEWHERE.get(folder.name, []))
     for path in (folder / "fit" / "fit.json", folder / "prediction.json"):
         found += leaves(json.loads(path.read_text())) if path.exists() else []
+    for path in folder.glob("*_options.csv"):
+        found += pd.read_csv(path)["validation_bits_per_byte"].tolist()
     return found
 
 

@@ -300,6 +300,12 @@ def test_tables_hold_what_was_scored(corpus: Corpus, model: LanguageModel, tmp_p
     assert right / metrics["validation"]["tokens"] == pytest.approx(metrics["validation"]["accuracy"])
 
 
+def test_samples_after_the_same_prompt_differ(corpus: Corpus, model: LanguageModel, tmp_path: Path) -> None:
+    evaluate(corpus, model, tmp_path, prompts=["7 ", "7 "])
+    one, other = (tmp_path / "results/samples.md").read_text().split("~~~~~~")[1::2]
+    assert one != other
+
+
 def test_samples_go_on_from_each_prompt(corpus: Corpus, model: LanguageModel, tmp_path: Path) -> None:
     evaluate(corpus, model, tmp_path)
     page = (tmp_path / "results/samples.md").read_text()

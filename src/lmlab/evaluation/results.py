@@ -296,7 +296,10 @@ def _write_csv(path: Path, table: pd.DataFrame) -> None:
 
 
 def _samples(params: EvaluateParams, model: LanguageModel, tokenizer: Tokenizer) -> str:
-    """A page of generated text, one block for each prompt, each with a seed of its own, or they would share whole lines."""
+    """A page of generated text, one block for each prompt, drawn with seeds that count up from `seed`.
+
+    With one seed for all, texts that come to the same tokens once go on alike.
+    """
     page = [f"# Samples\n\nTemperature {params.temperature}, {params.sample_tokens} tokens each.\n"]
     for number, prompt in enumerate(params.prompts):
         seed = (params.seed + number) % 2**63
