@@ -19,6 +19,9 @@ from lmlab.errors import UserError
 Tree = Mapping[str, Any]
 """The whole of params.yaml as nested mappings."""
 
+LARGEST, LARGEST_SEED = 2**63, 2**64
+"""Whole numbers are below; it is what torch can count to, and take as a seed."""
+
 Values = dict[str, Any]
 """Values by dotted key, as for `changed`."""
 
@@ -88,6 +91,10 @@ def changed(tree: Tree, changes: Mapping[str, Any]) -> Tree:
 
 def section(tree: Tree, dotted: str, kind: type[P]) -> P:
     """The block at `dotted` as a `kind`; raises UserError naming the first key that is wrong."""
+    for key, value in block(tree, dotted).items():
+        most = LARGEST_SEED if str(key).endswith("seed") else LARGEST
+        if isinstance(value, int) and abs(value) >= most:
+            raise UserError(f"params.yaml: {dotted}.{key} is beyond what can be counted; it should be below {most}")
     try:
         return kind.model_validate({str(key): value for key, value in block(tree, dotted).items()})
     except ValidationError as error:

@@ -147,6 +147,8 @@ class _Training:
         size = sizing.describe(run.model, run.optimizer, params.batch, at_once, params.precision)
         for line in sizing.lines(size):
             print(f"train: {line}", flush=True)
+        if too_large := sizing.too_large(size, params.device):
+            print(f"train: {too_large}", flush=True)
         print(f"train: {self.batches.tokens:,} tokens of text, matrix products in {params.precision}", flush=True)
         if params.precision == "bfloat16" and not multiplies_bfloat16(next(run.model.parameters()).device):
             print(
