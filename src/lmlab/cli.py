@@ -209,7 +209,7 @@ def size(
     from lmlab.tokenizers import base as tokenizers
 
     tree = params.read()
-    preflight.check(tree, fits=False)
+    preflight.check(tree, run=False)
     train = params.section(tree, "train", stepping.TrainParams)
     vocabulary = vocabulary or tokenizers.load(tokenizer / "tokenizer.json").vocabulary
     described = outline.describe(train, finder.choices(tree, "train", train), vocabulary)

@@ -1,12 +1,14 @@
 """What a model comes to, told without making it: on torch's device `meta`, whose tensors have shapes and no storage.
 
-A pass is counted on a real model where that is quick, otherwise on one of few blocks whose tensors are fake, and extended to
-all blocks and the whole window: both costs are a line in the number of blocks and at most a parabola in the tokens.
+A pass is counted on a model of few blocks, real where that is quick and otherwise with fake tensors, and extended to all:
+what it costs is a line in the number of blocks and, in models that loop over the window, at most a parabola in the tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from math import prod
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from math import inf, prod
 from typing import Any
 
 import torch
@@ -25,12 +27,12 @@ MOST_MODULES = 20_000
 """torch makes about ten thousand a second, and each takes some kilobytes besides its weights."""
 MOST_BYTES = 2**50
 """Of one tensor. Beyond, torch soon can no longer count them."""
-CUT_ABOVE = 8
+CUT_ABOVE = 4
 """Blocks up to which a model is looked at as it is."""
-QUICK_PRODUCTS, QUICK_WEIGHTS, QUICK_CONTEXT = 5e9, 5e7, 1024
-"""Weights times tokens, weights, and tokens, up to which real passes take less than the 2 s that fake tensors need to begin."""
-REAL_STEPS, FAKE_STEPS = 200_000, 1_200
-"""Calls of torch in a pass, after which counting is given up: a second or so."""
+QUICK_WEIGHTS, QUICK_CONTEXT, QUICK_OPERATIONS, QUICK_STEPS = 3e7, 1024, 1e10, 30_000
+"""What a real pass may come to: less than the 2 s that fake tensors need to begin."""
+FAKE_STEPS = 2_500
+"""Calls of torch in a pass with fake tensors, each of which takes it a thousandth of a second; more are not counted."""
 TOKENS_A_STEP = 4
 """How many tokens a window is shortened by at a time, at least, where a model goes through it in a loop."""
 
@@ -42,9 +44,9 @@ _BY_SHAPE_AS = ("new_empty", "new_zeros", "new_ones")
 class Weightless(TorchFunctionMode):
     """Leaves out what means nothing without storage, and refuses tensors that nobody has room for.
 
-    First weights are not drawn and no ones are placed (for that torch would load its compiler, 2 s), and what is put on the CPU on purpose while a
-    model is built is not when it is large. A tensor of MOST_BYTES or more is a UserError, whereas torch has other errors for
-    it, by how much it is too large.
+    First weights are not drawn and no ones placed (for that torch would load its compiler, 2 s). What is put on the CPU on
+    purpose while a model is built is not where it is large. A tensor of MOST_BYTES or more is a UserError, whereas torch has
+    several errors for it, by how much it is too large.
     """
 
     def __torch_function__(
@@ -62,8 +64,8 @@ class Weightless(TorchFunctionMode):
             )
         if name == "one_hot":
             return torch.empty(*shape, dtype=torch.long)
-        if prod(shape) > 2**20 and str(kwargs.get("device")) == "cpu":
-            return torch.empty(*shape, device="meta")
+        if prod(shape) > 2**20 and str(kwargs.get("device")) == "cpu" and torch.get_default_device().type == "meta":
+            return torch.empty(*shape)
         return function(*args, **kwargs)
 
 
@@ -205,48 +207,74 @@ def _alike(choice: Choice) -> bool:
 
 
 def _of_window(choice: Choice, vocabulary: int, context: int, precision: str) -> Counts | None:
-    """None where a pass has too many steps, or ones that depend on what the numbers are."""
-    with without_storage():
-        weights = models.parameter_count(models.build(choice, vocabulary, context))
-    quick = weights <= QUICK_WEIGHTS and weights * context <= QUICK_PRODUCTS
-    if quick and context <= QUICK_CONTEXT:
-        with torch.random.fork_rng():
-            model = models.build(choice, vocabulary, context)
-        try:
-            return _counted(model, precision, REAL_STEPS)
-        except sizing.TooManySteps:
-            return None
-    return _of_fake(choice, vocabulary, context, precision)
+    """Of the whole window or, where a model loops over it, extended from three short ones, each longer by whole chunks.
 
-
-def _of_fake(choice: Choice, vocabulary: int, context: int, precision: str) -> Counts | None:
-    """By fake tensors. A model that loops over the window is looked at with three short ones, whole chunks of it longer."""
-    # here, since only the largest models need it
-    from torch._subclasses.fake_tensor import (
-        DataDependentOutputException,
-        DynamicOutputShapeException,
-        FakeTensorMode,
-        UnsupportedFakeTensorException,
-    )
-
-    def counted(tokens: int) -> Counts:
-        with FakeTensorMode(allow_non_fake_inputs=True), Weightless():
-            return _counted(models.build(choice, vocabulary, tokens), precision, FAKE_STEPS)
-
+    None where a pass takes too much even so, or depends on what the numbers are.
+    """
+    pass_of = _Pass(choice, vocabulary, precision)
     chunk = max([TOKENS_A_STEP, *_chunks(choice)])
-    few = [context % chunk + more * chunk for more in (1, 2, 3)]
+    # Between these nothing changes that is done by halves, and something does that is done chunk by chunk.
+    more = 1 << (chunk - 1).bit_length()
+    few = [context % chunk + times * chunk for times in (1, 2, 3)]
     try:
-        try:
-            return counted(context)
-        except sizing.TooManySteps:
-            return _extend(few, [counted(tokens) for tokens in few], context) if few[-1] < context else None
-    except (
-        sizing.TooManySteps,
-        DataDependentOutputException,
-        DynamicOutputShapeException,
-        UnsupportedFakeTensorException,
-    ):
+        if pass_of.is_quick(context):
+            with suppress(sizing.TooMuch):
+                return pass_of.counts(context)
+        if context > 4 * more and pass_of.steps(4 * more) > pass_of.steps(3 * more):
+            return _extend(few, [pass_of.counts(tokens) for tokens in few], context)
+        return pass_of.counts(context, fake=True)
+    except (sizing.TooMuch, RuntimeError):  # what torch says where shapes depend on numbers, or cannot be counted any more
         return None
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """Passes of a model of some windows: real where that is quick, else with fake tensors."""
+
+    choice: Choice
+    vocabulary: int
+    precision: str
+
+    @cached_property
+    def weights(self) -> int:
+        return models.parameter_count(self._outline)
+
+    @cached_property
+    def _outline(self) -> LanguageModel:
+        with without_storage():
+            return models.build(self.choice, self.vocabulary, context=2)
+
+    def is_quick(self, tokens: int) -> bool:
+        return tokens <= QUICK_CONTEXT and self.weights <= QUICK_WEIGHTS and 2 * self.weights * tokens <= QUICK_OPERATIONS
+
+    def steps(self, tokens: int) -> int:
+        """Calls of torch in a forward pass of one window. Raises TooMuch."""
+        with self._model(tokens, fake=not self.is_quick(tokens)) as (model, bounds):
+            return sizing.window_operations(model, *bounds)[1]
+
+    def counts(self, tokens: int, fake: bool = False) -> Counts:
+        """Raises TooMuch."""
+        with self._model(tokens, fake or not self.is_quick(tokens)) as (model, bounds):
+            total, _ = sizing.window_operations(model, *bounds)  # first, lest the others take too much
+            one, two = (sizing.kept_bytes(model, windows, self.precision) for windows in (1, 2))
+            return total, one, two
+
+    @contextmanager
+    def _model(self, tokens: int, fake: bool) -> Iterator[tuple[LanguageModel, tuple[float, float]]]:
+        """The model, and how many operations in how many calls a pass of it may take."""
+        if not fake:
+            with torch.random.fork_rng():
+                model = models.build(self.choice, self.vocabulary, tokens)
+            yield model, (QUICK_OPERATIONS, QUICK_STEPS)
+            return
+        if sum(1 for _ in self._outline.modules()) > FAKE_STEPS:  # of which each does something in a pass
+            raise sizing.TooMuch
+        from torch._subclasses.fake_tensor import FakeTensorMode  # here, since only the largest models need it
+
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            with Weightless():
+                model = models.build(self.choice, self.vocabulary, tokens)
+            yield model, (inf, FAKE_STEPS)
 
 
 def _chunks(choice: Choice) -> Iterator[int]:
@@ -254,12 +282,6 @@ def _chunks(choice: Choice) -> Iterator[int]:
     yield getattr(choice.options, "chunk", 64 if choice.name == "linear" else 1)
     for part in choice.inner.values():
         yield from _chunks(part)
-
-
-def _counted(model: LanguageModel, precision: str, most: int) -> Counts:
-    total = sizing.window_operations(model, most)  # first, lest the others have too many steps
-    one, two = (sizing.kept_bytes(model, windows, precision) for windows in (1, 2))
-    return total, one, two
 
 
 def _extend(places: list[int], counts: Sequence[Counts], place: int) -> Counts:

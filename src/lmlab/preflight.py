@@ -30,10 +30,10 @@ SECTIONS: dict[str, type[Params]] = {
 SOME_VOCABULARY = 256
 
 
-def check(tree: Tree, fits: bool = True) -> None:
+def check(tree: Tree, run: bool = True) -> None:
     """Raise UserError naming the first key that is wrong, or the first combination that is impossible.
 
-    With `fits` also where a run would need more memory than there is.
+    Without `run` that a model and its learning rule can be built together, and in this machine's memory, is left out.
     """
     kinds = parts.kinds()
     _check_names(tree, "", [*SECTIONS, *kinds])
@@ -53,18 +53,22 @@ def check(tree: Tree, fits: bool = True) -> None:
     assert isinstance(probe, ProbeParams)
     for choice in [*probing.chosen(tree, probe).values(), *measures.chosen(tree, evaluate.measures).values()]:
         choice.build()
-    outline.refuse_endless(chosen["train"]["model"], SOME_VOCABULARY, train.context)
-    with outline.without_storage():
-        model = models.build(chosen["train"]["model"], SOME_VOCABULARY, train.context)
-        chosen["train"]["parametrisation"].build().start(model)
-        rule = chosen_rule(train, chosen["train"], model)
-    if fits:
-        outline.refuse_too_large(train, model, rule)
+    if run:
+        _check_run(train, chosen["train"])
     if evaluate.stride > train.context:
         raise UserError(
             f"params.yaml: evaluate.stride ({evaluate.stride}) is larger than train.context ({train.context}), so some"
             f" tokens would never be scored; set it to {train.context} or less"
         )
+
+
+def _check_run(train: TrainParams, chosen: dict[str, Choice]) -> None:
+    outline.refuse_endless(chosen["model"], SOME_VOCABULARY, train.context)
+    with outline.without_storage():
+        model = models.build(chosen["model"], SOME_VOCABULARY, train.context)
+        chosen["parametrisation"].build().start(model)
+        rule = chosen_rule(train, chosen, model)
+    outline.refuse_too_large(train, model, rule)
 
 
 def _check_followed(choice: Choice) -> None:

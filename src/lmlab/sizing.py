@@ -6,6 +6,7 @@ Counted on the model itself with one window of text, by torch's own table of wha
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import inf
 from typing import Any
 from weakref import WeakSet
 
@@ -30,24 +31,24 @@ def training_operations(forward: float, tokens: float) -> float:
     return (1 + BACKWARD) * forward * tokens
 
 
-class TooManySteps(Exception):  # noqa: N818 (a bound that was asked for, not a fault)
-    """A pass takes more operations than it was allowed to."""
+class TooMuch(Exception):  # noqa: N818 (a bound that was asked for, not a fault)
+    """A pass takes more than it was allowed to."""
 
 
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the cost of every operation below it. (torch's FlopCounterMode does too, and takes 2 s to load a compiler.)
 
-    With `most` it raises TooManySteps where there are more of them.
+    Raises TooMuch at more than `most` operations, or more than `most_steps` calls of torch.
     """
 
-    def __init__(self, most: int | None = None) -> None:
+    def __init__(self, most: float, most_steps: float) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.total, self.steps, self.most = 0, 0, most
+        self.total, self.steps, self.most, self.most_steps = 0, 0, most, most_steps
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.steps += 1
-        if self.most is not None and self.steps > self.most:
-            raise TooManySteps
+        if self.total > self.most or self.steps > self.most_steps:
+            raise TooMuch
         result = function(*args, **(kwargs or {}))
         cost = flop_registry.get(function.overloadpacket)
         if cost is not None:
@@ -71,16 +72,16 @@ def forward_operations(model: LanguageModel) -> int:
     A multiplication and an addition are two. Products of matrices and convolutions are counted, attention as if nothing were
     masked; what works on each number alone is not.
     """
-    return window_operations(model) // model.context
+    return window_operations(model)[0] // model.context
 
 
-def window_operations(model: LanguageModel, most: int | None = None) -> int:
-    """`forward_operations` of a full window. Raises TooManySteps where these are more than `most` calls of torch."""
-    operations = _Operations(most)
+def window_operations(model: LanguageModel, most: float = inf, most_steps: float = inf) -> tuple[int, int]:
+    """`forward_operations` of a full window, and in how many calls of torch. Raises TooMuch where either is more."""
+    operations = _Operations(most, most_steps)
     # of attention's forms the one that is all products
     with _as_in_training(model), operations, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         model(_window(model))
-    return operations.total
+    return operations.total, operations.steps
 
 
 def activation_bytes(model: LanguageModel, windows: int = 1, precision: str = "float32") -> int:

@@ -51,7 +51,7 @@ class TrainParams(Params):
     steps: int = Field(ge=1)
     batch: int = Field(ge=0)
     accumulate: int = Field(ge=1)
-    context: int = Field(ge=2)
+    context: int = Field(ge=2, le=2**24)
     clip: float = Field(ge=0)
     step_in_backward: bool
     compile: bool
