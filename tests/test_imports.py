@@ -18,6 +18,7 @@ ORDER = [
     ["stepping"],
     ["training", "probing"],
     ["adapting"],
+    ["outline"],
     ["catalogue", "summary", "preflight"],
     ["experiments"],
     ["cli"],
