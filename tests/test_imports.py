@@ -6,12 +6,26 @@ from pathlib import Path
 SOURCES = Path(__file__).resolve().parents[1] / "src" / "lmlab"
 # From the ground up: a module may import what stands on its own line or above it in this list.
 ORDER = [
-    ["errors", "lifeline", "files", "params", "parts", "progress", "noise", "device", "compiling", "timing", "runcache"],
+    [
+        "errors",
+        "lifeline",
+        "files",
+        "params",
+        "parts",
+        "progress",
+        "noise",
+        "device",
+        "compiling",
+        "status",
+        "timing",
+        "runcache",
+    ],
     ["fetching", "globs", "columns", "text_files"],
     ["cleaning", "corpora", "documents", "overlap", "corpus_summary", "collecting"],
     ["pretokens", "tokenizers"],
     ["shards", "sharding", "batches"],
     ["layers", "models"],
+    ["widths"],
     ["optimizers", "cutting", "perturbing", "perturbing_nodes", "relaxing"],
     ["learning_rules", "interventions", "schedules", "parametrisations", "sizing"],
     ["generation", "evaluation", "measures", "checkpoint", "snapshots", "probes", "closeup"],
@@ -19,7 +33,7 @@ ORDER = [
     ["training", "probing"],
     ["adapting"],
     ["outline"],
-    ["catalogue", "summary", "preflight"],
+    ["catalogue", "summary", "preflight", "recipes"],
     ["experiments"],
     ["cli"],
 ]

@@ -76,6 +76,14 @@ def choosing(dotted: str) -> dict[str, str]:
     return {BY_FIRST[first]: second} if first in BY_FIRST else {}
 
 
+def outcome(tree: Tree) -> str:
+    try:
+        preflight.check(tree)
+    except UserError as refused:
+        return str(refused)
+    return "fine"
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_any_value_at_any_key_is_fine_or_refused_in_one_line(seed: int, tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(small.PROJECT)
@@ -83,7 +91,4 @@ def test_any_value_at_any_key_is_fine_or_refused_in_one_line(seed: int, tree: Tr
     keys = list(leaves(tree))
     for _ in range(15):
         key, value = rng.choice(keys), rng.choice(ODD)
-        try:
-            preflight.check(params.changed(tree, {**choosing(key), key: value}))
-        except UserError as refused:
-            assert "\n" not in str(refused), (key, value)
+        assert "\n" not in outcome(params.changed(tree, {**choosing(key), key: value})), (key, value)

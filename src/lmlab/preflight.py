@@ -66,7 +66,9 @@ def _check_run(train: TrainParams, chosen: dict[str, Choice]) -> None:
     outline.refuse_endless(chosen["model"], SOME_VOCABULARY, train.context)
     with outline.without_storage():
         model = models.build(chosen["model"], SOME_VOCABULARY, train.context)
-        chosen["parametrisation"].build().start(model)
+        parametrisation = chosen["parametrisation"].build()
+        parametrisation.check(model)
+        parametrisation.start(model)
         rule = chosen_rule(train, chosen, model)
     outline.refuse_too_large(train, model, rule)
 

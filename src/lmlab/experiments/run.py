@@ -10,11 +10,14 @@ import pandas as pd
 from lmlab import params
 from lmlab.experiments.commands import leaves
 from lmlab.files import read_json
+from lmlab.status import how_it_diverged
 
 SEEDS = ("train.seed", "train.data_seed")
 """What may differ between runs of one variant, and what runs of two variants are paired by."""
 CURVES = ("training", "validation", "loss_by_position", "calibration", "character_classes")
+MEASURES = "results/measures.json"
 METRICS = "results/metrics.json"
+"""Those of its numbers that people compare; in a run made before there was MEASURES, all of them."""
 WORKSPACE = "workspace"
 
 Reader = Callable[[str], bytes | None]
@@ -29,7 +32,7 @@ class Run:
     params: dict[str, Any]
     """All of params.yaml as that run had it, by dotted keys; lists stay lists."""
     measures: dict[str, float]
-    """results/metrics.json (or a study's point) by dotted keys, such as validation.bits_per_byte; numbers only."""
+    """results/measures.json (or a study's point) by dotted keys, such as validation.bits_per_byte; numbers only."""
     curves: dict[str, pd.DataFrame] = field(default_factory=dict)
     """The tables of results/ by their names without .csv, such as training."""
     open: Reader = lambda path: None
@@ -37,7 +40,7 @@ class Run:
     made_with: dict[str, str] = field(default_factory=dict)
     """MD5 of the code and data that training and evaluation used, by path; empty where that is not known."""
     broke: str = ""
-    """How training broke down, if it did; then there are no measures, and the run counts as the worst there can be."""
+    """How it diverged, if it did; then it has no scores, and counts as the worst there can be."""
     arm: str = ""
     """The study and arm it belongs to, if it does."""
 
@@ -59,8 +62,14 @@ def as_it_lies(root: Path = Path()) -> Run:
         return (root / path).read_bytes() if there else None
 
     curves = {name: pd.read_csv(root / f"results/{name}.csv") for name in CURVES if file(f"results/{name}.csv")}
-    measures = dict(numbers(read_json(root / METRICS, made_by="evaluate")))
-    return Run(WORKSPACE, leaves(params.read(root / "params.yaml")), measures, curves, file)
+    found = read_json(root / MEASURES, made_by="evaluate")
+    tree = leaves(params.read(root / "params.yaml"))
+    return Run(WORKSPACE, tree, measured(found), curves, file, broke=how_it_diverged(found))
+
+
+def measured(found: dict[str, Any]) -> dict[str, float]:
+    """Of what measures.json holds the numbers that say how a run went, by dotted keys."""
+    return dict(numbers({key: value for key, value in found.items() if key != "diverged"}))
 
 
 def numbers(tree: Any, at: str = "") -> Iterator[tuple[str, float]]:

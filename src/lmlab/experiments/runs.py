@@ -23,9 +23,11 @@ from ruamel.yaml.error import YAMLError
 
 from lmlab import params, timing
 from lmlab.errors import UserError
+from lmlab.experiments import openings
 from lmlab.experiments.commands import leaves
-from lmlab.experiments.run import CURVES, METRICS, WORKSPACE, Reader, Run, numbers
+from lmlab.experiments.run import CURVES, MEASURES, METRICS, WORKSPACE, Reader, Run, measured, numbers
 from lmlab.files import read_json
+from lmlab.status import how_it_diverged
 
 
 def read(names: list[str], root: Path = Path()) -> list[Run]:
@@ -81,6 +83,13 @@ def siblings(name: str, root: Path = Path(), known: Iterable[Run] = ()) -> list[
     return found
 
 
+def commit_of(name: str, root: Path = Path()) -> str:
+    """The commit that a run's name means: an experiment's, or whatever Git takes it for; of the workspace, HEAD's."""
+    git = _Git(root)
+    found = _experiments_called(git, name)
+    return found[0].commit if found else git.commit("HEAD" if name == WORKSPACE else name) or ""
+
+
 def timed(run: Run) -> Run:
     """The same with what it took, measures such as timing.train.training_seconds, where this machine took those times."""
     measures = dict(run.measures)
@@ -106,6 +115,7 @@ class _Git:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._experiments: list[_Experiment] | None = None
+        self._openings: dict[str, str] | None = None
 
     def run(self, *arguments: str) -> bytes | None:
         """What a git command printed; None where it failed."""
@@ -118,7 +128,24 @@ class _Git:
     def commit(self, revision: str) -> str | None:
         """The full name of the commit that a revision means, if it means one."""
         answer = self.run("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
-        return answer.decode().strip() if answer else None
+        return self.before_openings(answer.decode().strip()) if answer else None
+
+    def before_openings(self, commit: str) -> str:
+        """The commit itself, or the last one before it that did more than count an opening of the test split.
+
+        Counting moves HEAD; the experiments that began from it are still its own.
+        """
+        if self._openings is None:
+            made = self.run("log", "--all", "--format=%H %P", "--", openings.FILE) or b""
+            named = [line.split() for line in made.decode().splitlines()]
+            self._openings = {words[0]: words[1] for words in named if len(words) == 2 and self._only_counts(words[0])}
+        while commit in self._openings:
+            commit = self._openings[commit]
+        return commit
+
+    def _only_counts(self, commit: str) -> bool:
+        changed = self.run("diff-tree", "--no-commit-id", "--name-only", "-r", "--relative", commit) or b""
+        return changed.decode().split() == [openings.FILE]
 
     def file(self, commit: str, path: str) -> bytes | None:
         """A file at a commit; the path begins at the project's folder, which may be one below the repository's."""
@@ -129,7 +156,7 @@ class _Git:
         if self._experiments is None:
             refs = self.run("for-each-ref", "--format=%(objectname) %(refname)", "refs/exps") or b""
             parsed = (re.fullmatch(r"(\w+) refs/exps/(\w\w)/(\w{38})/(.+)", line) for line in refs.decode().splitlines())
-            self._experiments = [_Experiment(one[4], one[1], one[2] + one[3]) for one in parsed if one]
+            self._experiments = [_Experiment(one[4], one[1], self.before_openings(one[2] + one[3])) for one in parsed if one]
         return self._experiments
 
     def unfinished(self) -> list[tuple[str, str]]:
@@ -138,17 +165,14 @@ class _Git:
         for ref in ("failed", "stash"):
             log = self.run("log", "--walk-reflogs", "--format=%gs", f"refs/exps/celery/{ref}", "--") or b""
             parts = (line.rpartition("dvc-exp:")[2].split(":") for line in log.decode().splitlines() if "dvc-exp:" in line)
-            found += [(part[-1], part[0]) for part in parts]
+            found += [(part[-1], self.before_openings(part[0])) for part in parts]
         return found
 
 
 def _named(git: _Git, name: str, notes: list[str], must: bool) -> Iterator[Run]:
     """The runs that one name means."""
     folder, _, arm = name.partition(":")
-    head = git.commit("HEAD")
-    experiments = [one for one in git.experiments() if fnmatch.fnmatchcase(one.name, name)]
-    if any(one.baseline == head for one in experiments):  # the same name may be given again on another commit
-        experiments = [one for one in experiments if one.baseline == head]
+    experiments = _experiments_called(git, name)
     if name == WORKSPACE:
         yield from _workspace(git.root, notes, must)
     elif experiments:
@@ -172,6 +196,13 @@ def _named(git: _Git, name: str, notes: list[str], must: bool) -> Iterator[Run]:
         raise UserError(
             f"nothing is called {name!r}: no finished experiment, commit or study; {params.nearest(name, known)}"
         )
+
+
+def _experiments_called(git: _Git, name: str) -> list[_Experiment]:
+    """Those of a name or a pattern; those of HEAD where it has some, as a name may be given again on another commit."""
+    head = git.commit("HEAD")
+    found = [one for one in git.experiments() if fnmatch.fnmatchcase(one.name, name)]
+    return [one for one in found if one.baseline == head] or found
 
 
 def _from_git(git: _Git, name: str, commit: str, notes: list[str]) -> Iterator[Run]:
@@ -208,19 +239,21 @@ def _workspace(root: Path, notes: list[str], must: bool) -> Iterator[Run]:
 
 def _run(name: str, opened: Reader, file: Reader, notes: list[str]) -> Iterator[Run]:
     """The run that a set of files tells of, if they tell of one; otherwise a note that says why not."""
-    metrics, written, locked = file(METRICS), file("params.yaml"), file("dvc.lock")
+    results = METRICS if file(MEASURES) is None else MEASURES
+    metrics, written, locked = file(results), file("params.yaml"), file("dvc.lock")
     if metrics is None or written is None or locked is None:
         missing = METRICS if metrics is None else "params.yaml" if written is None else "dvc.lock"
         notes.append(f"{name} holds no run: it has no {missing}; run `dvc repro` and commit, or name another")
         return
     try:
         lock = _Lock(locked.decode())
-        measures = dict(numbers(json.loads(metrics)))
+        found = json.loads(metrics)
+        measures, broke = measured(found), how_it_diverged(found)
         tree = leaves(_yaml(written.decode()))
-    except (ValueError, YAMLError):
-        notes.append(f"{name} is left out: its {METRICS}, params.yaml or dvc.lock is damaged")
+    except (ValueError, AttributeError, LookupError, YAMLError):
+        notes.append(f"{name} is left out: its {results}, params.yaml or dvc.lock is damaged")
         return
-    if stale := lock.stale(metrics):
+    if stale := lock.stale(results, metrics):
         notes.append(f"{name} is left out: {stale}; run `dvc repro` there")
         return
     edited = {key: value for key, value in lock.params.items() if key in tree and tree[key] != value}
@@ -233,7 +266,7 @@ def _run(name: str, opened: Reader, file: Reader, notes: list[str]) -> Iterator[
         content = file(f"results/{curve}.csv")
         if content and content.strip():
             curves[curve] = pd.read_csv(BytesIO(content))
-    yield Run(name, {**tree, **edited}, measures, curves, opened, lock.made_with)
+    yield Run(name, {**tree, **edited}, measures, curves, opened, lock.made_with, broke)
 
 
 # ------------------------------------------------------------------------------------------------------ params and locks
@@ -288,13 +321,13 @@ class _Lock:
                     wanted += self.reads[name]
         return found
 
-    def stale(self, metrics: bytes) -> str:
-        """Why the metrics are not those of the run that this lock tells of; empty where they are."""
+    def stale(self, results: str, content: bytes) -> str:
+        """Why these results are not those of the run that this lock tells of; empty where they are."""
         if not self.stages:
-            return f"its dvc.lock knows nothing of {METRICS}"
+            return f"its dvc.lock knows nothing of {results}"
         made = {path: md5 for writes in self.writes.values() for path, md5 in writes.items()}
-        if made.get(METRICS) != hashlib.md5(metrics, usedforsecurity=False).hexdigest():
-            return f"its {METRICS} is not the one that dvc.lock tells of"
+        if made.get(results) != hashlib.md5(content, usedforsecurity=False).hexdigest():
+            return f"its {results} is not the one that dvc.lock tells of"
         for name in self.stages:
             for path, md5 in self.reads[name].items():
                 if path in made and made[path] != md5:

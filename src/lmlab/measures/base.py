@@ -1,6 +1,6 @@
 """What a measure is: it gets a finished run with everything that `evaluate` has open, and gives plain numbers.
 
-They land in results/metrics.json under the measure's name. A measure that has nothing to measure in a run is left out, with
+They land in results/measures.json under the measure's name. A measure that has nothing to measure in a run is left out, with
 the reason in the list `left_out` there; it never gives a number that means nothing.
 """
 
@@ -46,7 +46,7 @@ class Trained:
     log: list[dict[str, Any]]
     """The lines of the training's log."""
     scores: dict[str, Score]
-    """Of the splits `validation` and, if there is one, `test`."""
+    """Of each split that was scored, which is `validation`."""
     stride: int
     """Tokens between the windows of those scores."""
 

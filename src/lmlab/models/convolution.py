@@ -44,8 +44,8 @@ def _check_reach(options: Options) -> None:
     """Every block's input is padded by as many positions as it looks back, and dilations grow by powers."""
     if (options.kernel - 1) * options.dilation ** (options.layers - 1) > 2**FARTHEST:
         raise UserError(
-            f"params.yaml: models.convolution: with kernel {options.kernel} and dilation {options.dilation} the highest layers"
-            f" would look back more than 2^{FARTHEST} tokens; set one of them lower, or layers"
+            f"params.yaml: models.convolution: with kernel {options.kernel} and dilation {options.dilation} the highest"
+            f" layers would look back more than 2^{FARTHEST} tokens; set one of them lower, or layers"
         )
 
 
