@@ -33,7 +33,7 @@ ORDER = [
     ["training", "probing"],
     ["adapting"],
     ["outline"],
-    ["catalogue", "summary", "preflight", "recipes"],
+    ["catalogue", "summary", "preflight", "remarks", "recipes"],
     ["experiments"],
     ["cli"],
 ]

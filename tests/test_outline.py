@@ -96,7 +96,7 @@ REFUSED = {
         | {"models.transformer.depth": 100},
     ],
     "GB of memory": [
-        {"models.transformer.depth": 1000},
+        {"models.transformer.depth": 300},
         {"models.transformer.width": 10**6},
         {"train.batch": 10**12},
         {"train.intervention": "delayed_gradients", "interventions.delayed_gradients.delay": 10**6},

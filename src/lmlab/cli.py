@@ -34,9 +34,11 @@ def parts() -> None:
 @errors.one_line
 def check() -> None:
     """Check params.yaml as every stage does before it starts, without running anything."""
-    from lmlab import params, preflight
+    from lmlab import params, preflight, remarks
 
-    preflight.check(params.read())
+    tree = params.read()
+    preflight.check(tree)
+    remarks.say(tree)
     typer.echo("params.yaml is fine")
 
 
