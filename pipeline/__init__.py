@@ -57,8 +57,9 @@ def staged(command: Callable[..., dict[str, Any] | None]) -> Callable[..., None]
     @functools.wraps(command)
     def stage(**paths: Any) -> None:
         started = time.perf_counter()
-        import_module("lmlab.preflight").check(params.read())
-        name = command.__name__
+        tree, name = params.read(), command.__name__
+        import_module("lmlab.preflight").check(tree)
+        import_module("lmlab.remarks").say(tree, name)
         if import_module("lmlab.runcache").restored():
             print(f"{name}: this was done before on this machine: outputs taken from DVC's run-cache", flush=True)
             return

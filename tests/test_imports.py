@@ -32,7 +32,8 @@ ORDER = [
     ["stepping"],
     ["training", "probing"],
     ["adapting"],
-    ["catalogue", "summary", "preflight", "recipes"],
+    ["outline"],
+    ["catalogue", "summary", "preflight", "remarks", "recipes"],
     ["experiments"],
     ["cli"],
 ]

@@ -34,9 +34,11 @@ def parts() -> None:
 @errors.one_line
 def check() -> None:
     """Check params.yaml as every stage does before it starts, without running anything."""
-    from lmlab import params, preflight
+    from lmlab import params, preflight, remarks
 
-    preflight.check(params.read())
+    tree = params.read()
+    preflight.check(tree)
+    remarks.say(tree)
     typer.echo("params.yaml is fine")
 
 
@@ -211,23 +213,22 @@ def final(
 @app.command()
 @errors.one_line
 def size(
-    vocabulary: Annotated[int, typer.Option(min=0, help="How many ids there are; 0: as many as the tokenizer has.")] = 0,
+    vocabulary: Annotated[
+        int, typer.Option(min=0, max=2**31, help="How many ids there are; 0: as many as the tokenizer has.")
+    ] = 0,
     tokenizer: Annotated[Path, typer.Option(help="The tokenizer's folder.")] = Path("data/tokenizer"),
 ) -> None:
     """Show what params.yaml comes to: what is derived, parameters by part, operations and memory. Nothing is trained."""
-    import torch
-
-    from lmlab import params, preflight, sizing, stepping
+    from lmlab import outline, params, preflight, sizing, stepping
     from lmlab import parts as finder
     from lmlab.tokenizers import base as tokenizers
 
     tree = params.read()
-    preflight.check(tree)
+    preflight.check(tree, run=False)
     train = params.section(tree, "train", stepping.TrainParams)
     vocabulary = vocabulary or tokenizers.load(tokenizer / "tokenizer.json").vocabulary
-    train, run = stepping.begin(train, finder.choices(tree, "train", train), vocabulary, torch.device("cpu"))
-    at_once = train.batch // train.accumulate
-    for line in sizing.lines(sizing.describe(run.model, run.optimizer, train.batch, at_once, train.precision)):
+    described = outline.describe(train, finder.choices(tree, "train", train), vocabulary)
+    for line in [*sizing.lines(described), *filter(None, [sizing.too_large(described, train.device)])]:
         typer.echo(line)
 
 

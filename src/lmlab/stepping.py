@@ -51,7 +51,7 @@ class TrainParams(Params):
     steps: int = Field(ge=1)
     batch: int = Field(ge=0)
     accumulate: int = Field(ge=1)
-    context: int = Field(ge=2)
+    context: int = Field(ge=2, le=2**24)
     clip: float = Field(ge=0)
     step_in_backward: bool
     compile: bool
@@ -60,7 +60,7 @@ class TrainParams(Params):
     pool_megatokens: float = Field(gt=0)
     precision: Literal["auto", "float32", "bfloat16"]
     device: Literal["cpu", "cuda", "mps"]
-    threads: int = Field(ge=1)
+    threads: int = Field(ge=1, le=4096)
     log_every: int = Field(ge=1)
     validate_every: int = Field(ge=0)
     sample_every: int = Field(ge=0)

@@ -66,7 +66,7 @@ class ScoreParams(Params):
     ngram_order: int = Field(ge=1, le=12)
     ngram_megatokens: float = Field(gt=0)
     device: Literal["cpu", "cuda", "mps"]
-    threads: int = Field(ge=1)
+    threads: int = Field(ge=1, le=4096)
 
 
 class EvaluateParams(ScoreParams):

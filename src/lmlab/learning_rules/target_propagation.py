@@ -29,7 +29,7 @@ class Options(Params):
 
     step: float = Field(gt=0)
     noise: float = Field(gt=0)
-    expansion: float = Field(gt=0)
+    expansion: float = Field(gt=0, le=1e6)
 
 
 class Inverse(nn.Module):
