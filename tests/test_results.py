@@ -24,6 +24,7 @@ from lmlab.tokenizers.base import Tokenizer
 
 Corpus = tuple[Shards, Tokenizer]
 CURVES = {"training.csv", "validation.csv", "loss_by_position.csv", "calibration.csv", "character_classes.csv"}
+CURVES |= {"validation_blocks.csv"}
 FILES = {"metrics.json", "samples.md", *CURVES}
 SAVED = {"parameters": 1234, "tokens": 99, "precision": "bfloat16", "size": {"forward_operations_per_token": 10}}
 BASE = {"stride": 5, "ngram_order": 3, "prompts": ["7 ", ""], "sample_tokens": 20, "threads": 1, "measures": ["entropy_gap"]}

@@ -10,10 +10,10 @@ from pydantic import Field
 
 from lmlab import generation
 from lmlab.errors import UserError
-from lmlab.evaluation import character_classes, references
+from lmlab.evaluation import blocks, character_classes, references
 from lmlab.evaluation.scoring import Score, bits_per_byte, score
 from lmlab.files import checked, read_json, whole_file, write_json
-from lmlab.measures.base import Trained, take
+from lmlab.measures.base import Trained, about, take
 from lmlab.models.base import LanguageModel
 from lmlab.params import Names, Params
 from lmlab.parts import Choice
@@ -72,7 +72,7 @@ def evaluate(
     taken, left_out = take(measures, trained)
     for line in left_out:
         print(f"evaluate: left out {line}", flush=True)
-    metrics |= {**taken, "left_out": left_out}
+    metrics |= {**taken, "left_out": left_out, "about": about(measures, trained)}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "metrics.json", metrics)
     _write_curves(rows, saved["size"]["forward_operations_per_token"], folder)
@@ -80,6 +80,8 @@ def evaluate(
     _write_csv(folder / "calibration.csv", _calibration(scores["validation"]))
     by_class = character_classes.table(scores["validation"], shards.stream("validation"), tokenizer.token_bytes)
     _write_csv(folder / "character_classes.csv", by_class)
+    by_block = blocks.table(scores["validation"], shards.stream("validation"), tokenizer.token_bytes)
+    _write_csv(folder / "validation_blocks.csv", by_block)
     with whole_file(folder / "samples.md") as partial:
         partial.write_text(_samples(params, model, tokenizer), encoding="utf-8")
     return metrics

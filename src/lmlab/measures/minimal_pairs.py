@@ -67,6 +67,9 @@ class MinimalPairs(Measure):
     sentences in two pairs whose verbs change places, so both sides have the same words.
     """
 
+    more_is_better = ("mean", "accuracy.*")
+    facts = ("by_length_alone", "pairs.*")
+
     def __init__(self, options: Options) -> None:
         self.options = options
 
