@@ -18,9 +18,9 @@ from common import RESULTS, seconds, show, write
 
 from lmlab import generation, params, parts
 from lmlab.device import use_device
-from lmlab.experiments.studies import changed
 from lmlab.models import base as models
 from lmlab.models.base import LanguageModel
+from lmlab.params import changed
 
 VOCABULARY = 65
 

@@ -25,9 +25,8 @@ from common import RESULTS, prepare, seconds, show, write
 from lmlab import params, parts, stepping
 from lmlab.batches import Batches
 from lmlab.device import use_device
-from lmlab.experiments.studies import changed
 from lmlab.models.base import next_token_loss
-from lmlab.params import Tree
+from lmlab.params import Tree, changed
 from lmlab.probes.cost import peak_bytes
 from lmlab.stepping import TrainParams
 

@@ -18,9 +18,9 @@ from common import RESULTS, write
 from lmlab import params, parts
 from lmlab.device import use_device
 from lmlab.errors import UserError
-from lmlab.experiments.studies import changed
 from lmlab.models import base as models
 from lmlab.models.base import next_token_loss
+from lmlab.params import changed
 from lmlab.probes.cost import peak_bytes, seconds
 
 VOCABULARY = 65

@@ -26,8 +26,7 @@ import typer
 from common import RESULTS, download, fit_tokenizer, seconds, shard, write
 
 from lmlab import params, parts
-from lmlab.experiments.studies import changed
-from lmlab.params import Tree
+from lmlab.params import Tree, changed
 
 WORDS, LONGEST_WORD, WORDS_IN_A_LINE = 200_000, 10, 12
 

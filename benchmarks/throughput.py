@@ -2,7 +2,7 @@
 
     python benchmarks/throughput.py --shape narrow --shape wide --nanogpt ../nanoGPT
 
-The architecture is that of benchmarks/recipes/yardstick.yaml: four blocks of width 128 on 12 windows of 64 characters, or
+The architecture is that of recipes/yardstick.yaml: four blocks of width 128 on 12 windows of 64 characters, or
 six of width 384 on 16 of 256. `ours` is a whole step of this project's training loop: the batch, both passes, clipping,
 AdamW, the log's numbers; `ours, compiled` the same with `train.compile`, whose first step is told apart. `torch.nn` is what
 one writes first: torch.nn.TransformerEncoderLayer, torch.optim.AdamW, a batch that is there already; `nanoGPT` the same
@@ -20,15 +20,14 @@ from typing import Annotated, Any
 import nanogpt
 import torch
 import typer
-from common import FOLDER, RESULTS, prepare, seconds, show, write
+from common import RESULTS, prepare, seconds, show, write
 from torch import nn
 
-from lmlab import params, parts, stepping
+from lmlab import params, parts, recipes, stepping
 from lmlab.batches import Batches
 from lmlab.device import use_device
-from lmlab.experiments.studies import changed
 from lmlab.models.base import LanguageModel
-from lmlab.params import Tree
+from lmlab.params import Tree, changed
 from lmlab.probes.cost import peak_bytes
 from lmlab.shards import Shards
 from lmlab.sizing import forward_operations, training_operations
@@ -108,7 +107,7 @@ def measure(
 ) -> list[dict[str, Any]]:
     """A row for each contender at one shape."""
     shape = SHAPES[name]
-    recipe = changed(params.read(), params.read(FOLDER / "recipes" / "yardstick.yaml"))
+    recipe = changed(params.read(), recipes.read("yardstick"))
     sizes = {f"models.transformer.{key}": shape[key] for key in ("width", "depth")}
     sizes |= {f"train.{key}": shape[key] for key in ("batch", "context")}
     heads = {"layers.attention.multi_head.heads": shape["heads"], "train.threads": threads}

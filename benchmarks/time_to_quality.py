@@ -2,8 +2,8 @@
 
     python benchmarks/time_to_quality.py --text input.txt --target 1.9053 --recipe yardstick --recipe sprint
 
-A recipe is a file in benchmarks/recipes: values for params.yaml by dotted key. Of the text the last tenth is validation
-and never trained on. Seconds are those in training steps, from the first to the last: neither validation nor setting up
+A recipe is one of recipes/, or `default`, which is params.yaml as it is. Of the text the last tenth is validation and never
+trained on. Seconds are those in training steps, from the first to the last: neither validation nor setting up
 counts. A recipe's schedule ends with its last step, and so its loss is read there: over all of validation, in windows
 side by side (as while training), and in windows that overlap by half. Recipes take turns, seed by seed, so that a busy
 machine slows all. With `--nanogpt` its own model and recipe run too, from a clone of its repository. `mixed_nats` are
@@ -22,22 +22,21 @@ import nanogpt
 import numpy as np
 import pandas as pd
 import typer
-from common import FOLDER, RESULTS, prepare, show, write
+from common import RESULTS, prepare, show, write
 from numpy.typing import NDArray
 
-from lmlab import params, parts, preflight, training
+from lmlab import params, parts, preflight, recipes, training
 from lmlab.device import use_device
 from lmlab.evaluation.kneser_ney import KneserNey
 from lmlab.evaluation.scoring import score
-from lmlab.experiments.studies import changed
 from lmlab.measures.n_gram_mixture import half_of_each
 from lmlab.models import base as models
-from lmlab.params import Tree
+from lmlab.params import Tree, changed
 from lmlab.shards import Shards
 from lmlab.stepping import TrainParams
 from lmlab.tokenizers.base import Tokenizer
 
-YARDSTICK, NANOGPT = "yardstick", "nanoGPT"
+DEFAULT, YARDSTICK, NANOGPT = "default", "yardstick", "nanoGPT"
 NGRAM_ORDER = 7
 ALWAYS = {"train.validate_every": 0, "train.sample_every": 0, "train.snapshots": 0, "train.checkpoint_seconds": 3600.0}
 """Nothing but training between the first step and the last."""
@@ -88,7 +87,7 @@ def reference(folder: Path, shards: Shards, seed: int) -> dict[str, Any]:
 
 
 def main(
-    recipe: Annotated[list[str], typer.Option(help="Files in benchmarks/recipes, without their ending.")],
+    recipe: Annotated[list[str], typer.Option(help="Of recipes/ (`lmlab recipe` lists them), or default.")],
     text: Annotated[Path | None, typer.Option(help="A text file; without one, a corpus.")] = None,
     corpus: Annotated[list[str] | None, typer.Option(help="Of params.yaml; without one, what is chosen there.")] = None,
     target: Annotated[float, typer.Option(help="Nats per token that should be reached; 0: none.")] = 0.0,
@@ -115,11 +114,11 @@ def main(
     show(pd.concat(tables))
 
 
-def race(base: Tree, recipes: list[str], precisions: list[str], seeds: int, clone: Path | None) -> Iterator[dict[str, Any]]:
+def race(base: Tree, names: list[str], precisions: list[str], seeds: int, clone: Path | None) -> Iterator[dict[str, Any]]:
     """A row for the n-gram, then one for each run on the same text."""
     trees: dict[tuple[str, str], Tree] = {}
-    for name in recipes:
-        tree = changed(base, params.read(FOLDER / "recipes" / f"{name}.yaml"))
+    for name in names:
+        tree = base if name == DEFAULT else changed(base, recipes.read(name))
         for kind in precisions or [params.block(tree, "train")["precision"]]:
             trees[name, kind] = changed(tree, {"train.precision": kind})
     for tree in trees.values():

@@ -8,6 +8,9 @@ from lmlab.tokenizers import base as tokenizers
 from lmlab.tokenizers.base import TokenizerParams
 from pipeline import read_params, run_stage
 
+FEW_TOKENS = 4
+"""Different ones in the training text: with no more there is hardly anything to learn."""
+
 
 def tokenizer(corpus: Path = Path("data/corpus"), tokenizer: Path = Path("data/tokenizer")) -> None:
     """Fit the tokenizer that `tokenizer.name` names to CORPUS/train.parquet; write tokenizer.json and report.json."""
@@ -21,6 +24,8 @@ def tokenizer(corpus: Path = Path("data/corpus"), tokenizer: Path = Path("data/t
     asked = report.get("vocabulary_asked", report["vocabulary"])
     fewer = f" (of {asked:,}: the text has no more)" if asked > report["vocabulary"] else ""
     print(f"tokenizer: vocabulary {report['vocabulary']:,}{fewer}, {report['bytes_per_token']:.3f} bytes per token")
+    if report["used"] <= FEW_TOKENS:
+        print(f"tokenizer: only {report['used']} different token(s) in the training text: there is next to nothing to learn")
 
 
 if __name__ == "__main__":

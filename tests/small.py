@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from lmlab import params, parts
-from lmlab.experiments import studies
 from lmlab.models import base as models
 from lmlab.models.base import LanguageModel
 from lmlab.parts import Choice
@@ -34,7 +33,7 @@ PLAIN = {"models.transformer.embedding": "token", "train.optimizer": "adamw", "t
 
 @functools.cache
 def _as_it_is() -> params.Tree:
-    return studies.changed(params.read(PROJECT / "params.yaml"), PLAIN)
+    return params.changed(params.read(PROJECT / "params.yaml"), PLAIN)
 
 
 def tree(**changes: Any) -> dict[str, Any]:

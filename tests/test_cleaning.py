@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmlab.cleaning import Cleaner, to_ascii
+from lmlab.cleaning import Cleaner, fate, to_ascii
 
 ALLOWED = re.compile(r"[\n\t\x20-\x7e]*")
 any_text = st.text(st.characters(exclude_categories=()))  # surrogates included
@@ -37,6 +37,82 @@ def test_cleaning_twice_changes_nothing_more(text: str) -> None:
         again = Cleaner(ascii_only)
         assert again.clean(once) == once
         assert not again.changed
+
+
+@given(any_text)
+def test_every_foreign_character_is_replaced_invisible_or_dropped(text: str) -> None:
+    cleaner = Cleaner(ascii_only=True)
+    cleaner.clean(text)
+    losses = cleaner.losses()
+    joined = re.sub(r"\r\n?", "\n", text)
+    assert losses.pop("characters") == len(joined)
+    assert sum(losses.values()) == len([c for c in joined if not ALLOWED.fullmatch(c)])
+    assert losses["dropped"] == sum(fate(c) == "dropped" for c in joined if not ALLOWED.fullmatch(c))
+    assert sorted(cleaner.dropped()) == sorted({c for c in joined if not ALLOWED.fullmatch(c) and fate(c) == "dropped"})
+    for character in set(joined):
+        if not ALLOWED.fullmatch(character) and fate(character) != "replaced":
+            assert fate(character) == "invisible" or not re.search("[a-zA-Z0-9]", to_ascii(character))
+
+
+@given(any_text)
+def test_without_the_policy_nothing_is_dropped(text: str) -> None:
+    cleaner = Cleaner(ascii_only=False)
+    cleaned = cleaner.clean(text)
+    halves = sum(unicodedata.category(c) == "Cs" for c in text)
+    assert cleaner.losses() == {"characters": len(cleaned), "replaced": halves, "invisible": 0, "dropped": 0}
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Où est l\u2019œuvre ? « À l\u2019école… » — 3 €\r\n",
+        "Die Straße wäre schön, „sagte“ Jürgen.\n",
+        "Zażółć gęślą jaźń, Łódź.\n",
+        "İstanbul'da \u0131\u011fd\u0131r çok güzeldir.\n",
+        "Tiếng Việt rất đẹp, đường phố.\n",
+    ],
+)
+def test_a_text_in_latin_letters_loses_nothing_however_its_accents_are_written(text: str, form: str) -> None:
+    cleaner = Cleaner(ascii_only=True)
+    composed = Cleaner(ascii_only=True)
+    assert cleaner.clean(unicodedata.normalize(form, text)) == composed.clean(text)
+    assert cleaner.losses()["dropped"] == 0
+    assert cleaner.losses()["replaced"] > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "dropped", "characters"),
+    [
+        ("¿Qué? ¡Sí!\n", 2, 11),
+        ("γλώσσα δύο.\n", 9, 12),
+        ("Съешь же ещё.\r\n", 10, 14),
+        ("中文。\n", 3, 4),
+        ("한국어\n", 3, 4),
+        ("well 😀👨‍👩‍👧 ❤️\n", 5, 15),  # joiners and the variation selector are seen by nobody
+    ],
+)
+def test_what_a_text_loses_is_what_has_no_spelling(text: str, dropped: int, characters: int) -> None:
+    cleaner = Cleaner(ascii_only=True)
+    cleaner.clean(text)
+    losses = cleaner.losses()
+    assert (losses["dropped"], losses["characters"]) == (dropped, characters)
+
+
+@pytest.mark.parametrize(
+    ("character", "expected"),
+    [
+        ("é", "replaced"), ("\u201c", "replaced"), ("½", "replaced"), ("\xa0", "replaced"), ("\x0c", "replaced"),
+        ("\u0301", "invisible"), ("\xad", "invisible"), ("\ufeff", "invisible"), ("\u200d", "invisible"),
+        ("\ufe0f", "invisible"), ("中", "dropped"), ("😀", "dropped"), ("\x00", "dropped"), ("\x1b", "dropped"),
+        ("\x7f", "dropped"), ("\ud800", "dropped"), ("\ue000", "dropped"), ("й", "dropped"), ("¿", "dropped"),
+        ("㈱", "dropped"),  # spelled as "()": what it says is gone
+        ("ﷺ", "dropped"),  # spelled as three spaces
+        ("⑴", "replaced"), ("\u05b0", "dropped"),  # a vowel of Hebrew, whose letter goes as well
+    ],
+)  # fmt: skip
+def test_only_what_said_something_is_dropped(character: str, expected: str) -> None:
+    assert fate(character) == expected
 
 
 @given(plain_text)

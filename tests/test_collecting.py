@@ -8,13 +8,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lmlab import collecting, documents
+from lmlab import collecting, corpus_summary, documents
 from lmlab.collecting import DownloadParams
 from lmlab.corpora.base import Corpus, Document
 from lmlab.documents import SPLITS
 from lmlab.errors import UserError
 
-TAIL = DownloadParams(corpus="here", ascii=True, split="tail", validation=0.1, test=0.05, split_seed=0)
+TAIL = DownloadParams(corpus="here", ascii=True, most_dropped=0.02, split="tail", validation=0.1, test=0.05, split_seed=0)
 WHOLE = TAIL.model_copy(update={"split": "document"})
 
 
@@ -24,8 +24,8 @@ class Here(Corpus):
     source = "a test"
     licence = "none"
 
-    def __init__(self, pieces: Sequence[Sequence[str] | BaseException]) -> None:
-        self.pieces = pieces
+    def __init__(self, pieces: Sequence[Sequence[str] | BaseException], left_out: dict[str, int] | None = None) -> None:
+        self.pieces, self.left_out = pieces, left_out
 
     def documents(self) -> Iterator[Document]:
         for number, pieces in enumerate(self.pieces):
@@ -34,7 +34,7 @@ class Here(Corpus):
             yield Document(f"text-{number}", iter(pieces))
 
     def facts(self) -> dict[str, Any]:
-        return {"fact": 1}
+        return {"fact": 1, "left_out": self.left_out} if self.left_out else {"fact": 1}
 
 
 def build(params: DownloadParams, folder: Path, *pieces: Sequence[str]) -> dict[str, Any]:
@@ -55,6 +55,11 @@ def splits(folder: Path) -> dict[str, dict[int, str]]:
             joined[document] = joined.get(document, "") + text
         read[split] = joined
     return read
+
+
+def prose(characters: int, seed: int = 0) -> str:
+    """Text of so many characters in which no long run is likely to come twice."""
+    return "".join(random.Random(seed).choices("etaoin shrdlu\n", k=characters))
 
 
 def words(count: int, seed: int = 0) -> str:
@@ -119,6 +124,114 @@ def test_the_manifest_says_what_cleaning_changed(tmp_path: Path) -> None:
         {"character": "é", "code_point": "U+00E9", "became": "e", "count": 1},
     ]
     assert (manifest["corpus"], manifest["source"], manifest["licence"], manifest["fact"]) == ("here", "a test", "none", 1)
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The lines about the text, without those on progress."""
+    lines = capsys.readouterr().out.splitlines()
+    return [line for line in lines if not re.match("download: (cleaning|splitting|comparing splits):", line)]
+
+
+def test_what_cleaning_did_and_what_splits_share_is_said_even_where_it_is_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build(TAIL, tmp_path / "corpus", [prose(3000)])
+    assert told(capsys) == [
+        "download: of 3,000 characters, cleaning dropped 0 (0 %) and replaced 0 (0 %)",
+        "download: also in train: 0 documents and 0 % of validation, 0 documents and 0 % of test (equal documents;"
+        " characters in equal runs of 64 or more)",
+    ]
+
+
+def test_what_was_dropped_replaced_emptied_and_left_out_is_counted_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [[prose(3000)], ["é\r", "\nsoft\xadly 😀"], ["中\n文"], [], ["", ""], ["\ufeff"], [" \n"]]
+    corpus = Here(texts, {"rows without text (null)": 1234})
+    manifest = collecting.build(TAIL, corpus, tmp_path / "corpus")
+    assert manifest["cleaning"] == {
+        "characters": 3000 + 11 + 3 + 1 + 2, "replaced": 1, "invisible": 2, "dropped": 3, "emptied_documents": 2,
+    }  # fmt: skip
+    assert manifest["left_out"] == {"rows without text (null)": 1234, "empty documents": 2}
+    assert told(capsys)[:2] == [
+        "download: of 3,017 characters, cleaning dropped 3 (0.10 %) and replaced 1 (0.03 %); 2 accents and invisible"
+        " characters went too; it left nothing but white space of 2 document(s)",
+        "download: left out: rows without text (null): 1,234; empty documents: 2",
+    ]
+
+
+@pytest.mark.parametrize("most", [0.0, 0.02, 0.5, 1.0])
+def test_as_much_may_be_dropped_as_params_allow(tmp_path: Path, most: float) -> None:
+    params = TAIL.model_copy(update={"most_dropped": most})
+    dropped = round(1000 * most)
+    kept = [prose(1000 - dropped) or "\r\n" * 9]
+    manifest = build(params, tmp_path / "corpus", kept, ["中" * dropped])
+    assert manifest["cleaning"]["dropped"] == dropped
+    if most < 1:
+        with pytest.raises(UserError, match=rf"download.most_dropped \({most}\)"):
+            build(params, tmp_path / "corpus", kept, ["中" * (dropped + 1)])
+        assert manifest == build(params, tmp_path / "corpus", kept, ["中" * dropped])
+    free = build(params.model_copy(update={"ascii": False}), tmp_path / "corpus", kept, ["中" * 3000])
+    assert (free["cleaning"]["dropped"], free["cleaning"]["replaced"]) == (0, 0)
+
+
+def test_the_same_text_in_two_splits_is_counted_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = [[prose(200, seed)] for seed in [7, *range(8), 7, 8, 8, 4]]
+    params = TAIL.model_copy(update={"validation": 4 / 13, "test": 1.5 / 13})
+    manifest = build(params, tmp_path / "corpus", *texts)
+    nothing = {"documents": 0, "characters": 0}
+    # test has 7 and half of 0; train the rest of 0, then 1 to 7; validation 7, 8, 8, 4
+    assert manifest["equal_documents"] == {
+        "within": {"train": nothing, "validation": {"documents": 1, "characters": 200}, "test": nothing},
+        "across": {
+            "validation in train": {"documents": 2, "characters": 400},
+            "test in train": {"documents": 1, "characters": 200},
+            "test in validation": {"documents": 1, "characters": 200},
+        },
+    }
+    assert manifest["verbatim"] == {
+        "run_characters": 64,
+        "validation": {"characters": 400, "checked": 800},
+        "test": {"characters": 200, "checked": 300},
+    }
+    assert told(capsys)[1:] == [
+        "download: copies of an earlier document of the same split: 1 in validation",
+        "download: also in train: 2 documents and 50.00 % of validation, 1 documents and 66.67 % of test (equal documents;"
+        " characters in equal runs of 64 or more); 1 documents of test are in validation",
+        "download: much of validation and test stands in train word for word: a loss there says how well that is known",
+    ]
+
+
+def test_near_copies_show_where_whole_documents_are_held_out(tmp_path: Path) -> None:
+    texts = [[prose(500, number // 2) + "ab"[number % 2]] for number in range(200)]
+    manifest = build(WHOLE, tmp_path / "corpus", *texts)
+    read = splits(tmp_path / "corpus")
+    pairs_apart = [number for number in read["validation"] if number ^ 1 in read["train"]]
+    assert len(pairs_apart) > 5
+    assert manifest["equal_documents"]["across"]["validation in train"]["documents"] == 0
+    assert manifest["verbatim"]["validation"]["characters"] == 500 * len(pairs_apart)
+
+
+@pytest.mark.parametrize(("text", "different"), [("\n", 1), ("ab", 2), ("acgt", 4), ("acgt\n", 5)])
+def test_a_text_of_a_handful_of_characters_is_called_that(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, different: int
+) -> None:
+    manifest = build(TAIL, tmp_path / "corpus", [text * 300])
+    assert {split: facts["different_characters"] for split, facts in manifest["splits"].items()} == dict.fromkeys(
+        SPLITS, different
+    )
+    lines = [line for line in told(capsys) if "different character" in line]
+    expected = [f"download: {split} has only {different} different character(s): " for split in SPLITS]
+    assert [line[: len(start)] for line, start in zip(lines, expected, strict=different < 5)] == expected[: len(lines)]
+    assert len(lines) == (3 if different < 5 else 0)
+
+
+@pytest.mark.parametrize(
+    ("count", "whole", "said"),
+    [(0, 5, "0 %"), (0, 0, "0 %"), (5, 5, "100 %"), (1, 10**9, "0.01 %"), (10**9 - 1, 10**9, "99.99 %"), (1, 8, "12.50 %")],
+)
+def test_a_share_is_never_rounded_to_nothing_or_all(count: int, whole: int, said: str) -> None:
+    assert corpus_summary.share(count, whole) == said
 
 
 def test_whole_documents_are_held_out_and_equal_ones_stay_together(tmp_path: Path) -> None:
@@ -186,7 +299,9 @@ def test_the_same_text_gives_the_same_bytes(tmp_path: Path) -> None:
     ("params", "pieces", "hint"),
     [
         (TAIL, [], "the corpus here is empty"),
-        (TAIL, [[], [""], ["中"]], "the corpus here is empty"),
+        (TAIL, [[], [""], ["\u00ad"]], "the corpus here is empty.*left out: empty documents: 2$"),
+        (TAIL, [["fine\n" * 50], ["中" * 6]], r"download.ascii: true drops 6 \(2.34 %\) of 256 characters.*中.*false"),
+        (TAIL, [["中"]], r"download.ascii: true drops 1 \(100 %\) of 1 characters"),
         (TAIL, [["a"]], "too small to be split"),
         (WHOLE, [["one document only\n" * 50]], "1 different document.*download.split: tail"),
         (WHOLE, [["twice\n"], ["twice\n"], ["other\n"]], "2 different document"),
@@ -206,7 +321,7 @@ def test_an_error_leaves_what_was_there(tmp_path: Path, params: DownloadParams, 
 
 def test_splits_that_leave_nothing_to_train_on_are_refused() -> None:
     with pytest.raises(ValueError, match="leave nothing to train on"):
-        DownloadParams(corpus="here", ascii=True, split="tail", validation=0.6, test=0.4, split_seed=0)
+        DownloadParams(corpus="here", ascii=True, most_dropped=0.02, split="tail", validation=0.6, test=0.4, split_seed=0)
 
 
 def test_a_damaged_or_missing_split_is_named(tmp_path: Path) -> None:

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from lmlab import parts, preflight, stepping
 from lmlab.errors import UserError
-from lmlab.experiments.studies import changed
-from lmlab.params import section
+from lmlab.params import changed, section
 from lmlab.stepping import Diverged, TrainParams
 
 SEEDS = range(300)

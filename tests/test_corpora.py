@@ -1,6 +1,8 @@
+import gzip
 import itertools
 import json
 import math
+import random
 import re
 from collections import Counter
 from pathlib import Path
@@ -86,13 +88,24 @@ def test_stories_are_cut_at_their_ends(tmp_path: Path, monkeypatch: pytest.Monke
 # ------------------------------------------------------------------ local files
 
 
-def read(pattern: Path | str, column: str = "text") -> dict[str, str]:
-    return texts(local.Local(local.Options(files=str(pattern), column=column)))
+def local_files(files: Path | str | list[str], column: str = "text", skip_missing: bool = False) -> local.Local:
+    named = files if isinstance(files, list) else str(files)
+    return local.Local(local.Options(files=named, column=column, skip_missing=skip_missing))
 
 
-def refused(pattern: Path | str, column: str = "text") -> str:
+def read(files: Path | str | list[str], column: str = "text") -> dict[str, str]:
+    return texts(local_files(files, column))
+
+
+def skipped(files: Path | str, column: str = "text") -> tuple[list[str], dict[str, int]]:
+    """The texts that are left where rows without text are left out, and what was, by reason."""
+    corpus = local_files(files, column, skip_missing=True)
+    return list(texts(corpus).values()), corpus.facts()["left_out"]
+
+
+def refused(files: Path | str | list[str], column: str = "text", skip_missing: bool = False) -> str:
     with pytest.raises(UserError) as caught:
-        read(pattern, column)
+        texts(local_files(files, column, skip_missing))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -102,15 +115,48 @@ def test_text_files_are_documents_in_the_order_of_their_paths(tmp_path: Path) ->
     (tmp_path / "b.txt").write_bytes("two\r\nlines é".encode())
     (tmp_path / "a.TXT").write_text("\ufeffone", encoding="utf-8")
     (tmp_path / "deep" / "c.txt").write_text("")
-    (tmp_path / "README.md").write_text("not a text")
+    (tmp_path / "deep" / "README.md").write_text("# a text as well")
+    (tmp_path / "e.v2.txt.gz").write_bytes(gzip.compress(b"packed ") + gzip.compress("é\r".encode()))
+    (tmp_path / "f.MD.GZ").write_bytes(gzip.compress("\ufeff# packed".encode()))
     (tmp_path / "d.txt").mkdir()
-    assert list(read(tmp_path / "**" / "*").items()) == [("a", "one"), ("b", "two\r\nlines é"), ("c", "")]
+    expected = {
+        "a": "one", "b": "two\r\nlines é", "README": "# a text as well", "c": "", "e.v2": "packed é\r", "f": "# packed",
+    }  # fmt: skip
+    for pattern in (tmp_path / "**" / "*", tmp_path, [str(tmp_path / "**" / "*"), str(tmp_path), str(tmp_path / "b.txt")]):
+        assert list(read(pattern).items()) == list(expected.items())
+    assert local_files(tmp_path).facts()["left_out"] == {"folders that are named like files": 1}
+
+
+def test_a_file_with_many_names_is_read_once(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("once")
+    (tmp_path / "again").symlink_to(".")
+    (tmp_path / "b.txt").symlink_to("a.txt")
+    (tmp_path / "c.txt").hardlink_to(tmp_path / "a.txt")
+    corpus = local_files(tmp_path / "**" / "*.txt")
+    assert texts(corpus) == {"a": "once"}
+    facts = corpus.facts()
+    assert [file["path"] for file in facts["files"]] == [str(tmp_path / "a.txt")]
+    assert sum(facts["left_out"].values()) == 3
+
+
+def test_the_projects_note_on_its_folder_is_no_text_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts" / "mine").mkdir(parents=True)
+    (tmp_path / "texts" / "README.md").write_text("put your text here")
+    assert "no file matches 'texts'" in refused("texts")
+    assert "texts/README.md" in refused("texts")
+    (tmp_path / "texts" / "mine" / "README.md").write_text("mine")
+    corpus = local_files("texts")
+    assert texts(corpus) == {"README": "mine"}
+    assert corpus.facts()["left_out"] == {"texts/README.md, which is the project's own": 1}
 
 
 def test_a_long_text_comes_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "PIECE_CHARACTERS", 7)
     (tmp_path / "a.txt").write_text("é" * 50, encoding="utf-8")
-    (document,) = local.Local(local.Options(files=str(tmp_path / "a.txt"), column="text")).documents()
+    (document,) = local_files(tmp_path / "a.txt").documents()
     pieces = list(document.pieces)
     assert max(map(len, pieces)) == 7
     assert "".join(pieces) == "é" * 50
@@ -121,38 +167,218 @@ def test_jsonl_and_parquet_give_a_document_a_row(tmp_path: Path) -> None:
     lines = "\n\n".join(json.dumps({"id": 1, "body": row}, ensure_ascii=False) for row in rows)
     (tmp_path / "a.jsonl").write_text("\ufeff" + lines, encoding="utf-8")
     pq.write_table(pa.table({"id": [1, 2, 3], "body": pa.array(rows).dictionary_encode()}), tmp_path / "b.parquet")
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
     assert read(tmp_path / "*", "body") == {
         **{f"a-{2 * number + 1}": row for number, row in enumerate(rows)},
         **{f"b-{number + 1}": row for number, row in enumerate(rows)},
+        **{f"c-{2 * number + 1}": row for number, row in enumerate(rows)},
     }
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(["one", "zwei é"], pa.large_string()),
+        pa.array(["one", "zwei é"], pa.string_view()),
+        pa.array([b"one", "zwei é".encode()]),
+        pa.array([b"one", "zwei é".encode()]).dictionary_encode(),
+        pa.ExtensionArray.from_storage(pa.json_(), pa.array(["one", "zwei é"])),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_a_column_of_text_is_read_however_parquet_keeps_it(tmp_path: Path, column: pa.Array) -> None:
+    pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+    assert list(read(tmp_path / "a.parquet").values()) == ["one", "zwei é"]
+    pq.write_table(pa.table({"in": pa.StructArray.from_arrays([column], ["side"])}), tmp_path / "a.parquet")
+    assert list(read(tmp_path / "a.parquet", "in.side").values()) == ["one", "zwei é"]
+
+
+def test_a_dotted_name_leads_into_what_is_nested(tmp_path: Path) -> None:
+    rows = [{"meta": {"text": f"in {n}", "more": {"text": f"deep {n}"}}, "a.b": {"c.d": f"dots {n}"}} for n in range(3)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    for file in ("a.jsonl", "a.parquet"):
+        assert list(read(tmp_path / file, "meta.text").values()) == ["in 0", "in 1", "in 2"]
+        assert list(read(tmp_path / file, "meta.more.text").values()) == ["deep 0", "deep 1", "deep 2"]
+        assert list(read(tmp_path / file, "a.b.c.d").values()) == ["dots 0", "dots 1", "dots 2"]
+        for wrong in ("meta.txt", "meta.text.more", "a.b.c", ".", ""):
+            assert re.search(f"no (key|column) '{re.escape(wrong)}'; it has .*meta", refused(tmp_path / file, wrong))
+    (tmp_path / "b.jsonl").write_text('{"meta.text": "as it stands", "meta": {"text": "within"}}')
+    pq.write_table(pa.table({"meta": [{"text": "within"}], "meta.text": ["as it stands"]}), tmp_path / "b.parquet")
+    for file in ("b.jsonl", "b.parquet"):
+        assert list(read(tmp_path / file, "meta.text").values()) == ["as it stands"]
 
 
 def test_a_pattern_that_matches_nothing_is_named(tmp_path: Path) -> None:
     message = refused(tmp_path / "*.txt")
     assert "corpora.local.files" in message
     assert "*.txt" in message
+    assert "corpora.local.files: no file matches an empty list" in refused([])
 
 
-def test_a_file_that_is_not_utf8_is_named_with_what_to_do(tmp_path: Path) -> None:
-    for name, content in {"a.txt": b"caf\xe9 au lait", "b.jsonl": b'{"text": "caf\xe9"}', "c.txt": b"ends in \xc3"}.items():
-        (tmp_path / name).write_bytes(content)
-        message = refused(tmp_path / name)
-        assert f"{tmp_path / name} is not UTF-8" in message
-        assert "iconv" in message
+# ------------------------------------------------------------------ rows without text
+
+NO_TEXT = {
+    '{"text": null}': ("'text' is null", "null"),
+    '{"text": 12}': ("'text' is not text but a number", "a number"),
+    '{"text": ' + "1" * 5000 + "}": ("'text' is not text but a number", "a number"),
+    '{"text": NaN}': ("'text' is not text but a number", "a number"),
+    '{"text": false}': ("'text' is not text but true or false", "true or false"),
+    '{"text": ["x"]}': ("'text' is not text but a list", "a list"),
+    '{"text": {"x": "x"}}': ("'text' is not text but an object", "an object"),
+    '{"other": "x", "Text": ""}': ("the object has no key 'text'; it has other, Text", "no such key"),
+    "{}": ("the object has no key 'text'; it has none", "no such key"),
+    '["text"]': ("not a JSON object with the key 'text', but a list", "no JSON object"),
+    "null": ("not a JSON object with the key 'text', but null", "no JSON object"),
+    "1" * 5000: ("not a JSON object with the key 'text', but a number", "no JSON object"),
+}
+
+
+@pytest.mark.parametrize(("row", "told"), NO_TEXT.items(), ids=[row[:30] for row in NO_TEXT])
+def test_a_row_of_jsonl_without_text_is_named_or_counted(tmp_path: Path, row: str, told: tuple[str, str]) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"text": "one"}}\n{row}\n{{"text": "two"}}\n{row}\n')
+    message, reason = told
+    assert refused(path) == f"{path}, line 2: {message}; to leave out rows without text set corpora.local.skip_missing: true"
+    assert skipped(path) == (["one", "two"], {f"rows without text ({reason})": 2})
+
+
+def test_nulls_in_parquet_are_named_or_counted(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    long = ["x"] * 300
+    for column in (pa.array([*long, None, "y", None]), pa.array([*long, None, "y", None]).dictionary_encode()):
+        pq.write_table(pa.table({"text": column}), path)
+        assert f"{path}, row 301: 'text' is null" in refused(path)
+        assert skipped(path) == ([*long, "y"], {"rows without text (null)": 2})
+    rows = [{"meta": {"text": "x"}}, {"meta": None}, {"meta": {"text": None}}]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for file in ("a.parquet", "a.jsonl"):
+        assert re.search("(row|line) 2: 'meta.text' is null", refused(tmp_path / file, "meta.text"))
+        assert skipped(tmp_path / file, "meta.text") == (["x"], {"rows without text (null)": 2})
+    pq.write_table(pa.table({"text": pa.nulls(3)}), path)
+    assert "row 1: 'text' is null" in refused(path)
+    assert skipped(path) == ([], {"rows without text (null)": 3})
+
+
+def test_what_is_counted_belongs_to_one_reading(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("{}\n")
+    corpus = local_files(tmp_path, skip_missing=True)
+    for _ in range(2):
+        assert texts(corpus) == {}
+        assert corpus.facts()["left_out"] == {"rows without text (no such key)": 1}
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([1]), pa.array([["x"]]), pa.array([{"a": "x"}]), pa.array([[{"a": "x"}]]),
+        pa.array([b"abcd"], pa.binary(4)), pa.array([1]).dictionary_encode(), pa.array([0], pa.timestamp("ms")),
+        pa.array([[("a", "b")]], pa.map_(pa.string(), pa.string())),
+    ],
+    ids=lambda column: str(column.type),
+)  # fmt: skip
+def test_a_column_that_is_no_text_is_refused_with_those_that_are(tmp_path: Path, column: pa.Array) -> None:
+    pq.write_table(pa.table({"text": column, "body": ["x"], "meta": [{"n": 1, "inner": "x"}]}), tmp_path / "a.parquet")
+    for skip_missing in (False, True):
+        message = refused(tmp_path / "a.parquet", skip_missing=skip_missing)
+        assert "the column 'text' is not text but " in message
+        assert re.search(r"corpora.local.column to one that is: (text.a, )?body, meta.inner$", message)
+
+
+def test_a_parquet_file_without_the_column_or_with_two_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": [1], "body": ["x"]}), tmp_path / "a.parquet")
+    assert "no column 'text'; it has id, body" in refused(tmp_path / "a.parquet")
+    pq.write_table(pa.table({f"c{number}": [1] for number in range(300)}), tmp_path / "a.parquet")
+    assert refused(tmp_path / "a.parquet").endswith("c18, c19 and 280 more")
+    pq.write_table(pa.Table.from_arrays([pa.array(["x"]), pa.array(["y"])], names=["text", "text"]), tmp_path / "a.parquet")
+    assert "has 2 columns named 'text'" in refused(tmp_path / "a.parquet")
+    pq.write_table(pa.table({}), tmp_path / "a.parquet")
+    assert "no column 'text'; it has none" in refused(tmp_path / "a.parquet")
+
+
+def test_bytes_that_are_no_text_are_named_by_their_row(tmp_path: Path) -> None:
+    bad = pa.StringArray.from_buffers(2, pa.array([0, 2, 5], pa.int32()).buffers()[1], pa.py_buffer(b"okn\xe9e"))
+    for column in (pa.array([b"ok", b"n\xe9e"]), bad):
+        pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+        for skip_missing in (False, True):
+            message = refused(tmp_path / "a.parquet", skip_missing=skip_missing)
+            assert "a.parquet, row 2: 'text' is not UTF-8 (byte 0xe9)" in message
+
+
+# ------------------------------------------------------------------ files that are not what they should be
+
+
+def encoded(text: str, encoding: str) -> bytes:
+    return (text * 200).encode(encoding)
+
+
+NOT_UTF8 = {
+    "latin-1": (b"caf\xe9 au lait", "(byte 0xe9); find out its encoding"),
+    "windows-1251": (encoded("Съешь же ещё. ", "cp1251"), "(byte 0xd1); find out its encoding"),
+    "gb18030": (encoded("中文文本。\n", "gb18030"), "(byte 0xd6); find out its encoding"),
+    "cut short": ("né".encode() * 9000 + b"\xc3", "at its end: it is cut short in the middle of a character"),
+    "utf-16": (encoded("hello é\n", "utf-16"), "`iconv -f utf-16 -t utf-8"),
+    "utf-16 big": (b"\xfe\xff" + encoded("hello é\n", "utf-16be"), "`iconv -f utf-16 -t utf-8"),
+    "utf-32": (encoded("hello é\n", "utf-32"), "`iconv -f utf-32 -t utf-8"),
+    "utf-16 unmarked": (encoded("hello\n", "utf-16le"), "without a byte order mark; convert it with `iconv -f utf-16le"),
+    "utf-16 unmarked big": (encoded("hello\n", "utf-16be"), "without a byte order mark; convert it with `iconv -f utf-16be"),
+    "utf-16 unmarked Russian": (encoded("Съешь же ещё.\n", "utf-16le"), "`iconv -f utf-16le"),
+    "utf-16 unmarked Chinese": (encoded("你好。世界天地玄黄\n", "utf-16be"), "`iconv -f utf-16be"),
+    "binary": (random.Random(0).randbytes(9000), "seems to be binary"),
+    "zeros": (bytes(5000), "seems to be binary"),
+    "gzip": (gzip.compress(b"text"), "compressed by gzip; give it a name that ends in .gz"),
+    "zip": (b"PK\x03\x04" + bytes(99), "a zip archive, as .docx"),
+    "pdf": (b"%PDF-1.4\nall ASCII", "a PDF"),
+}
+
+
+@pytest.mark.parametrize(("content", "told"), NOT_UTF8.values(), ids=NOT_UTF8)
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.md.gz"])
+def test_a_file_that_is_not_utf8_is_named_with_what_it_is_and_what_to_do(
+    tmp_path: Path, name: str, content: bytes, told: str
+) -> None:
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    message = refused(tmp_path / name)
+    assert message.startswith(f"{tmp_path / name} is not UTF-8")
+    assert told in message
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-16le", "utf-16be"])
+@pytest.mark.parametrize("text", ["hello é\n", "Съешь же ещё.\n", "你好。世界天地玄黄\n"])
+def test_the_advice_for_unicode_gives_the_text(tmp_path: Path, encoding: str, text: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(encoded(text, encoding))
+    advised = re.search(r"iconv -f (\S+) -t utf-8", refused(path))
+    assert advised
+    path.write_text(path.read_bytes().decode(advised[1]), encoding="utf-8")
+    assert read(path) == {"a": text * 200}
+
+
+def test_a_zero_byte_here_and_there_is_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a line \0 of text\n")
+    assert read(tmp_path) == {"a": "a line \0 of text\n"}
 
 
 @pytest.mark.parametrize(
     ("name", "content", "hint"),
     [
-        ("a.csv", b"text\nhello\n", "only .txt, .jsonl and .parquet"),
-        ("a.jsonl", b'{"text": "ok"}\n{"text": "cut', "line 2"),
-        ("a.jsonl", b'\n{"other": "x"}\n', "line 2: .*'text'"),
-        ("a.jsonl", b'["text"]\n', "line 1"),
-        ("a.jsonl", b'{"text": null}\n', "'text' is not text"),
-        ("a.jsonl", b"1" * 5000, "line 1"),
+        ("a.csv", b"text\nhello\n", "only files that end in .txt, .txt.gz, .md"),
+        ("a.gz", gzip.compress(b"text"), "only files that end in"),
+        ("a.parquet.gz", gzip.compress(b"PAR1"), "only files that end in"),
+        ("a.jsonl", b'{"text": "ok"}\n{"text": "cut', "line 2: not a JSON object"),
+        ("a.jsonl", b"[\n", "line 1: not a JSON object"),
+        ("a.jsonl", b'{"text": "a\0b"}', "line 1: not a JSON object"),
+        ("a.jsonl", b'{"text": "ok"}\n' + b"[" * 200_000 + b"]" * 200_000, "line 2: nested too deeply"),
+        ("a.jsonl", b'{"text": "ok", "x": ' + b'{"x":' * 200_000 + b"1" + b"}" * 200_001, "line 1: nested too deeply"),
         ("a.parquet", b"this is no Parquet", "not a Parquet file"),
         ("a.parquet", b"", "not a Parquet file"),
         ("a.parquet", b"PAR1" + b"\xff" * 60 + b"\x20\0\0\0PAR1", "not a Parquet file"),
+        ("a.txt.gz", b"plain text", "is cut short, damaged or was not made by gzip"),
+        ("a.txt.gz", gzip.compress(b"text" * 999)[:-9], "is cut short"),
+        ("a.txt.gz", gzip.compress(b"text" * 999)[:5], "is cut short"),
+        ("a.txt.gz", gzip.compress(b"text" * 999)[:-8] + bytes(8), "is cut short, damaged"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "ok"}\n' * 9999)[:-40], "is cut short"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes, hint: str) -> None:
@@ -162,15 +388,34 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content:
     assert re.search(hint, message)
 
 
-def test_a_parquet_file_without_the_column_or_with_another_type_is_refused(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"id": [1], "body": ["x"]}), tmp_path / "a.parquet")
-    assert "no column 'text'; it has id, body" in refused(tmp_path / "a.parquet")
-    assert "row 1: 'id' is not text" in refused(tmp_path / "a.parquet", "id")
+def test_numbers_of_many_digits_beside_the_text_do_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"id": ' + "1" * 5000 + ', "text": "one", "x": 1e999}\n\ufeff{"text": "two"}\n')
+    assert list(read(tmp_path).values()) == ["one", "two"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_damaged_parquet_is_told_in_one_line(tmp_path: Path, seed: int) -> None:
+    path = tmp_path / "a.parquet"
+    rows = [f"row {number}\n" for number in range(600)]
+    pq.write_table(pa.table({"id": range(600), "text": rows, "in": [{"t": row} for row in rows]}), path, row_group_size=200)
+    whole = path.read_bytes()
+    chance = random.Random(seed)
+    refusals = 0
+    for _ in range(60):
+        spoilt = bytearray(whole)
+        for _ in range(chance.choice([1, 1, 2, 8])):
+            spoilt[chance.choice([1, -1]) * chance.randrange(1, 1500)] = chance.randrange(256)
+        path.write_bytes(spoilt)
+        try:
+            read(path, chance.choice(["text", "in.t"]))
+        except UserError as error:
+            refusals += "\n" not in str(error)
+    assert refusals > 10
 
 
 def test_the_facts_name_every_file_with_its_hash(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x")
-    (fact,) = local.Local(local.Options(files=str(tmp_path / "*.txt"), column="text")).facts()["files"]
+    (fact,) = local_files(tmp_path / "*.txt").facts()["files"]
     assert fact["path"] == str(tmp_path / "a.txt")
     assert fact["sha256"] == "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
 

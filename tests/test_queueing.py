@@ -89,4 +89,4 @@ def test_what_git_and_dvc_refuse_is_one_line(repository: Path) -> None:
 def test_a_name_that_no_task_has_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queueing, "unfinished", lambda: [Task("wide-1", "failed", "0" * 40)])
     with pytest.raises(UserError, match=r"no task 'wide1' has failed or runs; did you mean wide-1\?"):
-        queueing.requeue(["wide1"], {})
+        list(queueing.requeue(["wide1"], {}))

@@ -119,6 +119,29 @@ def test_a_corpus_without_a_test_split_has_no_measures_of_one(shards_of: Callabl
     assert list(table(tmp_path / "results/loss_by_position.csv")[0]) == ["position", "validation_nats"]
 
 
+def test_a_loss_that_says_nothing_is_called_that(
+    shards_of: Callable[..., Corpus], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, (validation, test, measured) in enumerate(
+        [
+            (["aaaa", "a"], "aab", ["evaluate: validation: this split is one token again and again"]),
+            ("ab", "bbbb", ["evaluate: test: this split is one token again and again"]),
+            ("ab", "abab", []),
+        ]
+    ):
+        corpus = shards_of("ab" * 50, validation, test)
+        model = small.model(small.some_model(), vocabulary=corpus[0].vocabulary)
+        evaluate(corpus, model, tmp_path / str(number))
+        lines = [line for line in capsys.readouterr().out.splitlines() if "no measure of learning" in line]
+        assert [line.split(", so")[0] for line in lines] == measured
+    monkeypatch.setattr(results, "bits_per_byte", lambda nats, size: 0.0)
+    evaluate(corpus, model, tmp_path / "sure")
+    lines = [line for line in capsys.readouterr().out.splitlines() if "no measure of learning" in line]
+    assert [line.split(", since")[0] for line in lines] == [
+        f"evaluate: {split}: 0.0000 bits/byte: a loss of 0" for split in ("validation", "test")
+    ]
+
+
 def test_the_ngram_is_fitted_to_no_more_than_wished(corpus: Corpus, model: LanguageModel, tmp_path: Path) -> None:
     assert evaluate(corpus, model, tmp_path, ngram_megatokens=0.0001)["references"]["train_tokens"] == 100
 

@@ -21,7 +21,7 @@ def drawn(gained: bool, dtype: torch.dtype = torch.float64) -> list[Tensor]:
 
 
 def torchs(x: Tensor, gain: Tensor | None = None) -> Tensor:
-    return nn.functional.rms_norm(x, (WIDTH,), gain)
+    return nn.functional.rms_norm(x, (WIDTH,), gain, eps=1e-5)
 
 
 def gradients(norm: Callable[..., Tensor], given: list[Tensor], **options: bool) -> list[Tensor]:

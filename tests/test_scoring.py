@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lmlab.evaluation import scoring
-from lmlab.evaluation.scoring import bits_per_byte, score, windows
+from lmlab.evaluation.scoring import bits_per_byte, remark_on_zero, score, windows
 from lmlab.models.base import LanguageModel
 from lmlab.tokenizers.byte import Byte
 
@@ -115,6 +115,12 @@ def test_a_uniform_byte_model_costs_eight_bits_a_byte() -> None:
 
 def test_bits_per_byte_charges_for_bytes_and_not_for_tokens() -> None:
     assert bits_per_byte(6 * math.log(2), 3) == pytest.approx(2.0)  # six bits for "€"
+
+
+@pytest.mark.parametrize(("bits", "shown"), [(0.0, "0.0000"), (0.00004, "0.0000"), (0.00006, "0.0001"), (2.0, "2.0000")])
+def test_a_loss_that_is_shown_as_zero_is_remarked_on(bits: float, shown: str) -> None:
+    assert f"{bits:.4f}" == shown
+    assert ("a loss of 0" in remark_on_zero(bits)) == (shown == "0.0000")
 
 
 def test_overlapping_windows_show_a_model_more_text() -> None:

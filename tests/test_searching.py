@@ -195,7 +195,7 @@ def test_what_began_as_another_search_is_refused(tree: Tree, tmp_path: Path) -> 
     longer = {**tree, "train": {**tree["train"], "steps": 9}}
     with pytest.raises(UserError, match=r"the rest of params.yaml is no longer what this search began with"):
         search(read(longer, *RANGES), 3, tmp_path)
-    deeper = searching.changed(tree, {DEPTH: 9})  # a searched key: its value in params.yaml does not matter
+    deeper = params.changed(tree, {DEPTH: 9})  # a searched key: its value in params.yaml does not matter
     assert len(search(read(deeper, *RANGES), 3, tmp_path)) == 3
 
 

@@ -67,11 +67,11 @@ def run(folder: Path, arm: str, quick: bool = False) -> dict[str, Any]:
 
 
 def test_a_change_replaces_or_multiplies_and_leaves_the_original_alone(tree: params.Tree) -> None:
-    made = studies.changed(tree, {"train.seed": 7, "optimizers.adamw.learning_rate*": 0.5})
+    made = params.changed(tree, {"train.seed": 7, "optimizers.adamw.learning_rate*": 0.5})
     assert (made["train"]["seed"], tree["train"]["seed"]) == (7, 0)
     assert made["optimizers"]["adamw"]["learning_rate"] == tree["optimizers"]["adamw"]["learning_rate"] / 2
     with pytest.raises(UserError, match=r"params.yaml has no train.sed; did you mean seed\?"):
-        studies.changed(tree, {"train.sed": 1})
+        params.changed(tree, {"train.sed": 1})
 
 
 def test_an_arm_is_run_with_every_seed_and_leaves_one_file_beside_what_it_keeps(folder: Path) -> None:
@@ -232,8 +232,8 @@ def test_a_published_study_has_an_arm_a_stage_and_a_file_of_results_for_each_nam
     stage = params.read(folder / "dvc.yaml")["stages"]["arm"]
     named = stage["matrix"]["name"] if "matrix" in stage else stage["foreach"]
     assert named == "${arms}" or sorted(named) == sorted(study.arms)  # DVC itself reads the arms in params.yaml
-    tree = studies.changed(params.read(small.PROJECT / "params.yaml"), study.params.changes)
+    tree = params.changed(params.read(small.PROJECT / "params.yaml"), study.params.changes)
     for arm in study.arms:
         changes, sweep = study.arm(arm)
-        studies.changed(tree, {**changes, **{key: values[0] for key, values in sweep.items()}})
+        params.changed(tree, {**changes, **{key: values[0] for key, values in sweep.items()}})
     assert {path.stem for path in (folder / "points").glob("*.json")} == set(study.arms)

@@ -1,3 +1,4 @@
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small import PROJECT
 
-from lmlab import params, parts, pretokens, sharding
+from lmlab import errors, params, parts, pretokens, sharding
 from lmlab.errors import UserError
 from lmlab.tokenizers import base as tokenizers
 from lmlab.tokenizers.base import Tokenizer
@@ -284,3 +285,18 @@ def test_the_report_counts_what_unseen_text_costs(name: str, tokens: int, used: 
         "characters": 6,
         "bytes_per_token": 7 / tokens,
     }
+
+
+@pytest.mark.parametrize(("text", "told"), [("\n" * 300, "only 1 different token(s)"), ("acgt", "only 4"), ("acgt\n", "")])
+def test_the_stage_calls_a_vocabulary_of_a_handful_what_it_is(
+    corpus_of: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, told: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(PROJECT)
+    monkeypatch.syspath_prepend(PROJECT)
+    monkeypatch.setattr(errors, "take_over", lambda: None)  # of this process
+    stage = importlib.import_module("pipeline.tokenizer")
+    stage.tokenizer(corpus_of(text), tmp_path / "tokenizer")
+    first, *others = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"tokenizer: vocabulary {len(set(text)) + 2},")
+    assert [line.startswith(f"tokenizer: {told}") for line in others] == [True] * bool(told)

@@ -270,6 +270,16 @@ def test_the_log_says_what_happened(corpus: Corpus) -> None:
     assert coarse[0] == pytest.approx((lines[1]["train_nats"] + lines[2]["train_nats"]) / 2)
 
 
+@pytest.mark.parametrize(("bits", "remarked"), [(0.0, True), (0.00004, True), (0.01, False)])
+def test_a_validation_loss_of_zero_is_called_what_it_is(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], bits: float, remarked: bool
+) -> None:
+    monkeypatch.setattr(training, "bits_per_byte", lambda nats, size: bits)
+    train(corpus, "run", steps=1)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "bits/byte" in line]
+    assert ("bits/byte: a loss of 0, since" in line) == remarked
+
+
 def test_it_begins_with_a_line_for_each_group_of_parameters(corpus: Corpus, capsys: pytest.CaptureFixture[str]) -> None:
     train(corpus, "run", optimizer="muon", learning_rate=0.02, adam_learning_rate=0.003, weight_decay=0.25)
     lines = capsys.readouterr().out.splitlines()

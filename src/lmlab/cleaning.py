@@ -1,8 +1,17 @@
-"""The ASCII policy: text comes out in printable ASCII, tabs and newlines, and every change is on record."""
+"""The ASCII policy: text comes out in printable ASCII, tabs and newlines, and every change is on record.
+
+What becomes of a character is a loss only where nothing stands for it afterwards. A letter without its accent, a straight
+quotation mark for a curly one and a newline for another line end are none.
+"""
 
 import re
 import unicodedata
 from collections import Counter
+from functools import cache
+from typing import Literal
+
+Fate = Literal["replaced", "invisible", "dropped"]
+"""What becomes of a character that ASCII lacks, see `fate`."""
 
 _SPELLED = {
     "\u2018": "'", "\u2019": "'", "\u201a": "'", "\u201b": "'", "\u2032": "'", "\u00b4": "'",
@@ -17,8 +26,14 @@ _SPELLED = {
 }  # fmt: skip
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _FOREIGN = re.compile(r"[^\n\t\x20-\x7e]")
+_LINE_ENDS = ("\r\n", "\r")
+# marks that stand on a letter of whatever script (accents), and those that only choose how a character is drawn
+_ACCENT_OR_VARIANT = re.compile(
+    "[\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe00-\ufe0f\ufe20-\ufe2f\U000e0100-\U000e01ef]"
+)
 
 
+@cache
 def to_ascii(character: str) -> str:
     """What stands for one character: a spelling of the same meaning, its letter without accents, or nothing."""
     decomposed = character if character in _SPELLED else unicodedata.normalize("NFKD", character)
@@ -26,11 +41,30 @@ def to_ascii(character: str) -> str:
     return _FOREIGN.sub("", spelled)
 
 
+def fate(character: str) -> Fate:
+    """What the ASCII policy makes of one character that ASCII lacks.
+
+    `replaced`: something stands for it. `invisible`: nothing does, but it had no look of its own: an accent after its
+    letter, a soft hyphen, a byte order mark, a variation selector. `dropped`: nothing does, or of its letters and digits
+    only the brackets or spaces around them.
+    """
+    if unicodedata.category(character) == "Cf" or _ACCENT_OR_VARIANT.match(character):
+        return "invisible"
+    spelled = to_ascii(character)
+    if not spelled:
+        return "dropped"
+    said_something = any(c.isalnum() for c in unicodedata.normalize("NFKD", character))
+    says_something = any(c.isalnum() for c in spelled)
+    return "dropped" if said_something and not says_something else "replaced"
+
+
 class Cleaner:
-    """Cleans text piece by piece and counts what it changed in `changed[character]`."""
+    """Cleans text piece by piece and counts what it read in `characters` and what it changed in `changed[character]`."""
 
     def __init__(self, ascii_only: bool) -> None:
         self.ascii_only = ascii_only
+        self.characters = 0
+        """Those read so far; a line end of two counts once."""
         self.changed: Counter[str] = Counter()
 
     def clean(self, text: str) -> str:
@@ -38,15 +72,37 @@ class Cleaner:
 
         Without it only half surrogates, which no file can hold, are replaced (by U+FFFD).
         """
-        for line_end in ("\r\n", "\r"):
+        for line_end in _LINE_ENDS:
             if line_end in text:
                 self.changed[line_end] += text.count(line_end)
                 text = text.replace(line_end, "\n")
+        self.characters += len(text)
         if not self.ascii_only:
             self.changed.update(_SURROGATE.findall(text))
             return _SURROGATE.sub("\ufffd", text)
-        self.changed.update(_FOREIGN.findall(text))
+        foreign = _FOREIGN.findall(text)
+        if not foreign:
+            return text
+        self.changed.update(foreign)
         return _FOREIGN.sub(lambda match: to_ascii(match[0]), text)
+
+    def losses(self) -> dict[str, int]:
+        """How many `characters` were read, and how many of these `replaced`, `invisible` and `dropped`.
+
+        Line ends are none of the three.
+        """
+        counts: dict[str, int] = {"characters": self.characters, "replaced": 0, "invisible": 0, "dropped": 0}
+        for character, count in self._foreign():
+            counts[fate(character) if self.ascii_only else "replaced"] += count
+        return counts
+
+    def dropped(self) -> list[str]:
+        """The characters that were dropped, the most frequent first."""
+        gone = [(count, character) for character, count in self._foreign() if fate(character) == "dropped"]
+        return [character for _, character in sorted(gone, key=lambda item: (-item[0], item[1]))]
+
+    def _foreign(self) -> list[tuple[str, int]]:
+        return [(character, count) for character, count in self.changed.items() if character not in _LINE_ENDS]
 
     def record(self) -> list[dict[str, str | int]]:
         """What was changed, most frequent first: the character, its code point, what stands for it now, how often."""
@@ -61,6 +117,6 @@ class Cleaner:
         ]
 
     def _became(self, character: str) -> str:
-        if character in ("\r\n", "\r"):
+        if character in _LINE_ENDS:
             return "\n"
         return to_ascii(character) if self.ascii_only else "\ufffd"

@@ -42,6 +42,30 @@ def check() -> None:
 
 @app.command()
 @errors.one_line
+def recipe(
+    name: Annotated[str, typer.Argument(help="A recipe; none: list them.")] = "",
+    write: Annotated[bool, typer.Option("--write", help="Put its values into params.yaml.")] = False,
+) -> None:
+    """Values for params.yaml that go together: for one experiment, `dvc exp run $(lmlab recipe fast)`; or written there."""
+    from lmlab import params, preflight, recipes
+
+    if not name:
+        for known in recipes.names():
+            typer.echo(f"{known:<12}  {recipes.purpose(known)}")
+        return
+    values = recipes.read(name)
+    preflight.check(params.changed(params.read(), values))
+    if not write:
+        for option in recipes.as_options(values):
+            typer.echo(option)
+        return
+    changes = recipes.write(values)
+    for line in changes or [f"params.yaml has all values of {name} already"]:
+        typer.echo(line)
+
+
+@app.command()
+@errors.one_line
 def study(
     folder: Annotated[Path, typer.Argument(help="The study's folder.")],
     arm: Annotated[list[str] | None, typer.Option(help="Only this arm; may be given several times.")] = None,
@@ -103,7 +127,7 @@ def requeue(
     from lmlab import params
     from lmlab.experiments import queueing
 
-    for line in queueing.requeue(names or [], params.read()) or ["nothing has failed or was lost"]:
+    for line in queueing.requeue(names or [], params.read()):
         typer.echo(line)
 
 

@@ -1,10 +1,12 @@
 """A corpus becomes documents: cleaned, split into train, validation and test without overlap, with a manifest.
 
-Two passes, neither with more than a row group in memory: the first cleans and measures, the second deals the parts out
-to the splits.
+Three passes, none with more than a row group in memory: the first cleans and measures, the second deals the parts out to the
+splits, the third looks for what these have in common. All that was dropped, replaced, left out or repeated on the way is
+counted in the manifest and said on the screen.
 """
 
 import hashlib
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,12 +19,17 @@ from pydantic import Field, model_validator
 
 from lmlab.cleaning import Cleaner
 from lmlab.corpora.base import Corpus, Document
+from lmlab.corpus_summary import count_and_share, lines, listed
 from lmlab.documents import PART_CHARACTERS, ROW_GROUP_BYTES, SCHEMA, SPLITS, read_rows
 from lmlab.errors import UserError
 from lmlab.files import sha256, whole_folder, write_json
+from lmlab.globs import shown
+from lmlab.overlap import overlap
 from lmlab.params import Params
 from lmlab.parts import OneOf
 from lmlab.progress import ProgressBar
+
+EMPTY = "empty documents"
 
 
 class DownloadParams(Params):
@@ -30,6 +37,7 @@ class DownloadParams(Params):
 
     corpus: Annotated[str, OneOf("corpora")]
     ascii: bool
+    most_dropped: float = Field(ge=0, le=1)
     split: Literal["tail", "document"]
     validation: float = Field(gt=0, lt=1)
     test: float = Field(ge=0, lt=1)
@@ -45,18 +53,23 @@ class DownloadParams(Params):
 def build(params: DownloadParams, corpus: Corpus, folder: Path) -> dict[str, Any]:
     """Write `train.parquet`, `validation.parquet`, `test.parquet` and `manifest.json` into `folder`; return the manifest.
 
-    Raises UserError for an empty corpus or one that cannot be split as asked.
+    Prints what became of the text on its way there. Raises UserError for an empty corpus, for one that cannot be split as
+    asked, and where writing it in ASCII drops more than `params.most_dropped` of it.
     """
     cleaner = Cleaner(params.ascii)
     with whole_folder(folder) as made:
         everything = made / "everything.parquet"
-        measured = _write_cleaned(corpus.documents(), cleaner, everything, params.split_seed)
+        measured = _write_cleaned(corpus.documents(), cleaner, everything, params)
+        _check_dropped(cleaner, params)
+        facts = corpus.facts()
+        left_out = {**facts.pop("left_out", {}), **({EMPTY: measured.empty} if measured.empty else {})}
         if not measured.characters.sum():
-            raise UserError(f"the corpus {params.corpus} is empty: no text is left after cleaning; {corpus.source}")
+            also = f"; left out: {listed(left_out)}" if left_out else ""
+            raise UserError(f"the corpus {params.corpus} is empty: no text is left after cleaning; {corpus.source}{also}")
         rows = _deal_by_tail(everything, measured.characters, params) if params.split == "tail" else (
             _deal_by_document(everything, measured, params)
         )  # fmt: skip
-        counts = write_splits(rows, made)
+        counts = write_splits(_with_progress(rows, int(measured.characters.sum())), made)
         everything.unlink()
         if not counts["train"]["characters"] or not counts["validation"]["characters"]:
             raise UserError(
@@ -67,22 +80,44 @@ def build(params: DownloadParams, corpus: Corpus, folder: Path) -> dict[str, Any
             "corpus": params.corpus,
             "source": corpus.source,
             "licence": corpus.licence,
-            **corpus.facts(),
+            **facts,
+            "left_out": left_out,
             "split": params.split,
             "splits": {split: {**counts[split], "sha256": sha256(made / f"{split}.parquet")} for split in SPLITS},
+            **overlap(made, {split: counts[split]["characters"] for split in SPLITS}),
             "ascii": params.ascii,
+            "cleaning": {**cleaner.losses(), "emptied_documents": measured.emptied},
             "cleaned": cleaner.record(),
         }
         write_json(made / "manifest.json", manifest)
+    for line in lines(manifest):
+        print(f"download: {line}", flush=True)
     return manifest
+
+
+def _check_dropped(cleaner: Cleaner, params: DownloadParams) -> None:
+    """Raise UserError where more was dropped than params allow."""
+    losses = cleaner.losses()
+    if params.ascii and losses["dropped"] > params.most_dropped * losses["characters"]:
+        dropped = count_and_share(losses["dropped"], losses["characters"])
+        examples = " ".join(map(shown, cleaner.dropped()[:5]))
+        raise UserError(
+            f"params.yaml: download.ascii: true drops {dropped} of {losses['characters']:,} characters, which ASCII cannot"
+            f" spell (most often {examples}); set download.ascii: false to keep them all, or raise download.most_dropped"
+            f" ({params.most_dropped}) if they may go"
+        )
 
 
 class Measured:
     """Each document's length and a hash of its text: what the split is decided from, 16 bytes a document."""
 
-    def __init__(self, characters: list[int], hashes: list[int]) -> None:
+    def __init__(self, characters: list[int], hashes: list[int], empty: int, emptied: int) -> None:
         self.characters: NDArray[np.int64] = np.array(characters, dtype=np.int64)
         self.hashes: NDArray[np.uint64] = np.array(hashes, dtype=np.uint64)
+        self.empty = empty
+        """How many documents came without a character; they are in none of the lists."""
+        self.emptied = emptied
+        """How many came with more than white space, or with any, of which cleaning left nothing or white space alone."""
 
 
 def _parts(pieces: Iterable[str]) -> Iterator[str]:
@@ -137,14 +172,16 @@ class _Rows:
         self._rows, self._held = [], 0
 
 
-def _write_cleaned(documents: Iterable[Document], cleaner: Cleaner, path: Path, seed: int) -> Measured:
+def _write_cleaned(documents: Iterable[Document], cleaner: Cleaner, path: Path, params: DownloadParams) -> Measured:
     rows = _Rows(path)
     characters: list[int] = []
     hashes: list[int] = []
+    empty = emptied = 0
     with ProgressBar("download: cleaning", 0, "characters") as bar:
         for document in documents:
-            length, digest = 0, hashlib.blake2b(key=seed.to_bytes(8, "big"), digest_size=8)
-            cleaned = (cleaner.clean(piece) for piece in _whole_line_ends(document.pieces))
+            length, digest = 0, hashlib.blake2b(key=params.split_seed.to_bytes(8, "big"), digest_size=8)
+            read = _Watched(_whole_line_ends(document.pieces))
+            cleaned = _Watched(cleaner.clean(piece) for piece in read)
             for part, text in enumerate(_parts(cleaned)):
                 rows.add(len(characters), part, document.name, text)
                 digest.update(text.encode("utf-8", "surrogatepass"))
@@ -153,8 +190,24 @@ def _write_cleaned(documents: Iterable[Document], cleaner: Cleaner, path: Path, 
             if length:
                 characters.append(length)
                 hashes.append(int.from_bytes(digest.digest(), "big"))
+            empty += not read.any
+            emptied += (read.any and not length) or (read.any_visible and not cleaned.any_visible)
     rows.close()
-    return Measured(characters, hashes)
+    return Measured(characters, hashes, empty, emptied)
+
+
+class _Watched:
+    """Passes pieces of text on and notes whether there were any characters, and any but white space."""
+
+    def __init__(self, pieces: Iterable[str]) -> None:
+        self._pieces = pieces
+        self.any = self.any_visible = False
+
+    def __iter__(self) -> Iterator[str]:
+        for piece in self._pieces:
+            self.any |= bool(piece)
+            self.any_visible |= bool(piece) and not piece.isspace()
+            yield piece
 
 
 _Row = tuple[str, int, int, str, str]
@@ -206,15 +259,27 @@ def _deal_by_document(path: Path, measured: Measured, params: DownloadParams) ->
         yield SPLITS[split[which[document]]], document, part, name, text
 
 
+def _with_progress(rows: Iterable[_Row], characters: int) -> Iterator[_Row]:
+    with ProgressBar("download: splitting", characters, "characters") as bar:
+        for row in rows:
+            yield row
+            bar.advance(len(row[-1]))
+
+
 def write_splits(rows: Iterable[_Row], folder: Path) -> dict[str, dict[str, int]]:
-    """Write one file a split from its rows, in order; return the documents, characters and bytes of each split."""
+    """Write one file a split from its rows, in order; return what each split has.
+
+    That is its `documents`, `characters`, `bytes` in UTF-8 and `different_characters`.
+    """
     counts = {split: {"documents": 0, "characters": 0, "bytes": 0} for split in SPLITS}
+    occurs = {split: np.zeros(sys.maxunicode + 1, dtype=np.bool_) for split in SPLITS}
     writers = {split: _Rows(folder / f"{split}.parquet") for split in SPLITS}
     for split, document, part, name, text in rows:
         writers[split].add(document, part, name, text)
         counts[split]["documents"] += part == 0
         counts[split]["characters"] += len(text)
         counts[split]["bytes"] += len(text.encode("utf-8"))
+        occurs[split][np.frombuffer(text.encode("utf-32-le"), dtype="<u4")] = True
     for writer in writers.values():
         writer.close()
-    return counts
+    return {split: {**counts[split], "different_characters": int(occurs[split].sum())} for split in SPLITS}

@@ -6,6 +6,7 @@ A typo, a missing key or a wrong type ends in one line that names the key and th
 
 import difflib
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -17,6 +18,9 @@ from lmlab.errors import UserError
 
 Tree = Mapping[str, Any]
 """The whole of params.yaml as nested mappings."""
+
+Values = dict[str, Any]
+"""Values by dotted key, as for `changed`."""
 
 
 class Params(BaseModel):
@@ -68,6 +72,18 @@ def block(tree: Tree, dotted: str) -> Tree:
     if not isinstance(at, dict):
         raise UserError(f"params.yaml: {dotted} should be a block of keys, not {at!r}")
     return at
+
+
+def changed(tree: Tree, changes: Mapping[str, Any]) -> Tree:
+    """params.yaml with some values replaced, by dotted keys; `key*` multiplies. Raises UserError for a key it lacks."""
+    copy = deepcopy(dict(tree))
+    for dotted, value in changes.items():
+        path, _, key = dotted.removesuffix("*").rpartition(".")
+        at = block(copy, path)
+        if key not in at or not isinstance(at, dict):
+            raise UserError(f"params.yaml has no {path}.{key}; {nearest(key, at)}")
+        at[key] = at[key] * value if dotted.endswith("*") else value
+    return copy
 
 
 def section(tree: Tree, dotted: str, kind: type[P]) -> P:

@@ -24,7 +24,7 @@ from lmlab.batches import Batches
 from lmlab.checkpoint import Lines
 from lmlab.compiling import failures_told
 from lmlab.device import multiplies_bfloat16, use_device
-from lmlab.evaluation.scoring import bits_per_byte, score
+from lmlab.evaluation.scoring import bits_per_byte, remark_on_zero, score
 from lmlab.files import sha256, whole_folder
 from lmlab.models import base as models
 from lmlab.optimizers.base import evaluation_weights
@@ -266,7 +266,8 @@ class _Record:
         bits = bits_per_byte(scored.nats, self.shards.count("validation", "bytes"))
         self.log.add({**seen, "validation_nats": scored.nats_per_token, "validation_bits_per_byte": bits})
         run.validation_seconds += time.perf_counter() - started
-        self.bar.say(f"train: step {run.step:,}: validation {scored.nats_per_token:.4f} nats/token, {bits:.4f} bits/byte")
+        loss = f"{scored.nats_per_token:.4f} nats/token, {bits:.4f} bits/byte{remark_on_zero(bits)}"
+        self.bar.say(f"train: step {run.step:,}: validation {loss}")
 
     def _sample(self, seen: dict[str, int]) -> None:
         model, seed = self.run.model, self.params.seed

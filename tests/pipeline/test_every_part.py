@@ -13,7 +13,6 @@ from small import PROJECT
 
 from lmlab import params, parts, preflight
 from lmlab.errors import UserError
-from lmlab.experiments import studies
 
 pytestmark = pytest.mark.pipeline
 
@@ -72,7 +71,7 @@ def covering() -> list[dict[str, str]]:
 
 def _works(values: dict[str, str]) -> bool:
     try:
-        preflight.check(studies.changed(TREE, values))
+        preflight.check(params.changed(TREE, values))
     except UserError:
         return False
     return True
@@ -125,7 +124,7 @@ def test_every_part_is_trained_measured_and_looked_at(inside: Any, values: dict[
 @pytest.mark.parametrize("values", COVERING, ids=lambda values: values["train.learning_rule"] + "-" + values["train.model"])
 def test_dvc_is_told_of_the_files_and_params_of_every_part(values: dict[str, str]) -> None:
     """What `${...}` in dvc.yaml comes to with these choices: files that are there, and blocks of params.yaml."""
-    tree = studies.changed(TREE, {key: value for key, value in values.items() if key in KEYS})
+    tree = params.changed(TREE, {key: value for key, value in values.items() if key in KEYS})
     stages = YAML(typ="safe").load(PROJECT / "dvc.yaml")["stages"]
 
     def filled(line: str) -> str:

@@ -1,17 +1,23 @@
 """Killed at any moment, interrupted, started with spoilt inputs: one clear line, and nothing is lost."""
 
+import errno
 import hashlib
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import psutil
 import pytest
+
+from lmlab import checkpoint, files
+from lmlab.models import base as models
 
 pytestmark = pytest.mark.pipeline
 
@@ -37,51 +43,61 @@ def start(workspace: Any, *command: str) -> subprocess.Popen[bytes]:
     )  # fmt: skip
 
 
-def test_training_killed_at_random_moments_ends_in_the_same_bytes(workspace: Any) -> None:
+def test_training_killed_at_random_moments_ends_in_the_same_bytes(inside: Any) -> None:
+    """Each time in a process of its own, forked from this one, which has torch loaded."""
+    workspace = inside.workspace
     workspace.set(LONGER)
-    workspace.run("python", "-m", "pipeline.train")
+    inside.run("train")
     expected = digest(workspace)
-    assert len(expected) == 3 + 5  # weights, model.json, the log; run.json and four snapshots
+    # weights and model.json; the log; run.json and four snapshots; and SHA256SUMS in each of the three folders
+    assert len(expected) == 2 + 1 + 5 + 3
     chance = Random(0)
+    scratch = workspace.path(".scratch")
     kills = 0
     for _ in range(12):
         for name in OUTPUTS:  # as DVC does before a stage starts
             shutil.rmtree(workspace.path(name), ignore_errors=True)
-        process = start(workspace, "python", "-m", "pipeline.train")
-        scratch = workspace.path(".scratch")
-        deadline = time.monotonic() + 60
-        while process.poll() is None and not list(scratch.glob("*/*.safetensors")) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(chance.random() * 0.6)
+        process = multiprocessing.get_context("fork").Process(target=inside.run, args=("train",))
+        process.start()
+        until(lambda at_work=process: not at_work.is_alive() or list(scratch.glob("*/*.safetensors")))
+        time.sleep(chance.random() * 0.4)
         process.kill()
-        kills += process.wait() == -signal.SIGKILL
-    workspace.run("python", "-m", "pipeline.train")
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
+    inside.run("train")
     assert kills >= 2, "every run had ended before it was killed: nothing was tested"
     assert digest(workspace) == expected
-    assert not list(workspace.path(".scratch").glob("*"))
+    assert not list(scratch.glob("*"))
 
 
-def test_training_stops_when_dvc_is_killed_and_goes_on_afterwards(workspace: Any) -> None:
-    workspace.set(LONGER | {"train.steps": 5000, "train.validate_every": 0})
+def until(true: Callable[[], Any], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+def test_training_stops_when_dvc_is_killed_and_goes_on_afterwards(inside: Any) -> None:
+    workspace = inside.workspace
+    workspace.set(LONGER | {"train.steps": 1500, "train.validate_every": 0})
     dvc = start(workspace, "dvc", "repro", "train")
-    training: list[psutil.Process] = []
-    deadline = time.monotonic() + 60
-    while not training and time.monotonic() < deadline:
-        time.sleep(0.1)
+
+    def training() -> list[psutil.Process]:
         children = psutil.Process(dvc.pid).children(recursive=True)
-        training = [child for child in children if "pipeline.train" in " ".join(child.cmdline())]
-    assert training
-    while not list(workspace.path(".scratch").glob("*/*.safetensors")) and time.monotonic() < deadline:
-        time.sleep(0.1)
+        return [child for child in children if "pipeline.train" in " ".join(child.cmdline())]
+
+    until(training)
+    at_work = training()
+    until(lambda: list(workspace.path(".scratch").glob("*/*.safetensors")))
     os.kill(dvc.pid, signal.SIGKILL)
     dvc.wait()
-    _, alive = psutil.wait_procs(training, timeout=15)
+    _, alive = psutil.wait_procs(at_work, timeout=15)
     for process in alive:
         process.kill()
     assert not alive, "training went on without its parent"
     assert "going on from step" in workspace.run("dvc", "repro", "train").stdout
     resumed = digest(workspace)
-    workspace.run("python", "-m", "pipeline.train")
+    inside.run("train")
     assert digest(workspace) == resumed
 
 
@@ -114,21 +130,35 @@ def spoil_shard(workspace: Any) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def edit_shard(workspace: Any) -> None:
-    path = workspace.path("data/shards/train-00000.parquet")
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(bytes(content))
-
-
-def edit_tokenizer(workspace: Any) -> None:
+def other_tokenizer(workspace: Any) -> None:
+    """One that is whole, but not that of the shards."""
     path = workspace.path("data/tokenizer/tokenizer.json")
     path.write_text(path.read_text().replace("{", "{ ", 1))
+    files.write_sums(path.parent)
 
 
 def other_model(workspace: Any) -> None:
     path = workspace.path("data/model/model.json")
     path.write_text(path.read_text().replace('"tokenizer_sha256": "', '"tokenizer_sha256": "0'))
+    files.write_sums(path.parent)
+
+
+def flip(name: str, share: float = 0.6) -> Any:
+    """Change one bit of a file, somewhere in it."""
+
+    def spoil(workspace: Any) -> None:
+        path = workspace.path(name)
+        content = bytearray(path.read_bytes())
+        content[int(share * len(content))] ^= 1
+        path.write_bytes(bytes(content))
+
+    return spoil
+
+
+def cut_log(workspace: Any) -> None:
+    """Its last lines are gone, those left are whole."""
+    path = workspace.path("data/training/log.jsonl")
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
 
 
 def cut_weights(workspace: Any) -> None:
@@ -155,17 +185,26 @@ def local(text: bytes, **values: Any) -> Any:
 
 BAD: list[tuple[str, str, Any, str]] = [
     ("shard cut short", "train", spoil_shard, "was changed or cut short"),
-    ("shard edited", "train", edit_shard, "was changed or cut short"),
+    ("shard edited", "train", flip("data/shards/train-00000.parquet"), "was changed or cut short"),
     ("shard missing", "train", remove("data/shards/train-00000.parquet"), "train-00000.parquet is missing"),
     ("manifest missing", "train", remove("data/shards/manifest.json"), "dvc repro shard"),
+    ("manifest edited", "train", flip("data/shards/manifest.json"), "dvc repro --force shard"),
+    ("sums missing", "evaluate", remove("data/model/SHA256SUMS"), "which vouches for weights.safetensors, is missing"),
     ("tokenizer missing", "shard", remove("data/tokenizer/tokenizer.json"), "dvc repro tokenizer"),
-    ("tokenizer of other shards", "train", edit_tokenizer, "made with another tokenizer"),
+    ("tokenizer edited", "train", flip("data/tokenizer/tokenizer.json"), "dvc repro --force tokenizer"),
+    ("tokenizer of other shards", "train", other_tokenizer, "made with another tokenizer"),
     ("model of another tokenizer", "evaluate", other_model, "trained with another tokenizer"),
     ("weights cut short", "evaluate", cut_weights, "is damaged"),
+    ("weights edited", "evaluate", flip("data/model/weights.safetensors"), "is damaged"),
+    ("model.json edited", "evaluate", flip("data/model/model.json"), "is damaged"),
     ("weights missing", "evaluate", remove("data/model/weights.safetensors"), "dvc repro train"),
     ("corpus missing", "tokenizer", remove("data/corpus/train.parquet"), "dvc repro download"),
+    ("corpus edited", "tokenizer", flip("data/corpus/train.parquet"), "dvc repro --force download"),
+    ("corpus edited", "shard", flip("data/corpus/test.parquet"), "dvc repro --force download"),
     ("log missing", "evaluate", remove("data/training/log.jsonl"), "dvc repro train"),
+    ("log cut short at a line's end", "evaluate", cut_log, "log.jsonl is damaged"),
     ("snapshot cut short", "probe", cut_snapshot, "step-00000000.safetensors is missing or damaged; run `dvc repro --force"),
+    ("snapshot edited", "probe", flip("data/snapshots/step-00000000.safetensors"), "is missing or damaged"),
     ("snapshots' record missing", "probe", remove("data/snapshots/run.json"), "dvc repro train"),
     ("unknown probe", "train", lambda w: w.set({"probe.probes": ["spectar"]}), "'spectar' in probes; did you mean spectra?"),
     ("empty corpus", "download", local(b""), "is empty"),
@@ -177,18 +216,26 @@ BAD: list[tuple[str, str, Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "stage", "spoil", "message"), BAD, ids=[name for name, *_ in BAD])
+@pytest.mark.parametrize(("name", "stage", "spoil", "message"), BAD, ids=[f"{stage}: {name}" for name, stage, *_ in BAD])
 def test_what_a_user_can_get_wrong_is_one_line_and_loses_nothing(
-    workspace: Any, name: str, stage: str, spoil: Any, message: str
+    inside: Any, name: str, stage: str, spoil: Any, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spoil(workspace)
-    before = {path: path.read_bytes() for path in sorted(workspace.path("data").rglob("*")) if path.is_file()}
-    done = workspace.run("python", "-m", f"pipeline.{stage}", check=False)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert message in done.stderr
+    spoil(inside.workspace)
+    data = inside.workspace.path("data")
+    before = {path: path.read_bytes() for path in sorted(data.rglob("*")) if path.is_file()}
+    said = inside.refused(stage, capsys)
+    assert message in said
+    assert said.startswith("error: ")
+    assert len(said.strip().splitlines()) == 1
+    assert {path: path.read_bytes() for path in sorted(data.rglob("*")) if path.is_file()} == before
+
+
+def test_a_stage_run_by_hand_tells_a_mistake_in_one_line_and_ends_with_2(workspace: Any) -> None:
+    spoil_shard(workspace)
+    done = workspace.run("python", "-m", "pipeline.train", check=False)
+    assert done.returncode == 2
+    assert "was changed or cut short" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
-    after = {path: path.read_bytes() for path in sorted(workspace.path("data").rglob("*")) if path.is_file()}
-    assert after == before
 
 
 def test_a_python_without_the_packages_is_told_to_activate_the_environment(workspace: Any) -> None:
@@ -198,34 +245,28 @@ def test_a_python_without_the_packages_is_told_to_activate_the_environment(works
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_a_text_shorter_than_a_context_is_refused(workspace: Any) -> None:
-    local(b"Too short to learn from, alas.", **{"download.test": 0.0, "train.context": 64})(workspace)
-    done = workspace.run("dvc", "repro", check=False)
-    assert done.returncode != 0
-    assert "fewer than one context of 64" in done.stderr
+def test_a_text_shorter_than_a_context_is_refused(inside: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    local(b"Too short to learn from, alas.", **{"download.test": 0.0, "train.context": 64})(inside.workspace)
+    inside.run("download", "tokenizer", "shard")
+    assert "fewer than one context of 64" in inside.refused("train", capsys)
 
 
-def test_a_full_disk_is_one_line_and_the_old_outputs_stay(workspace: Any) -> None:
-    """The weights' writer is replaced by one that writes a little and then finds the disk full."""
-    program = Path(workspace.home) / "full.py"
-    program.write_text(
-        "import builtins, errno, sys\n"
-        "sys.argv = ['train']\n"
-        "import pipeline\n"
-        "from lmlab.models import base\n"
-        "def full(*args, **kwargs):\n"
-        "    open(args[1], 'wb').write(b'half')\n"
-        "    raise OSError(errno.ENOSPC, 'No space left on device')\n"
-        "base.save_file = full\n"
-        "from pipeline import train\n"
-        "pipeline.run_stage(train.train)\n"
-    )
-    before = digest(workspace)
-    done = subprocess.run(
-        ["python", str(program)], cwd=workspace.folder, capture_output=True, text=True, check=False,
-        env=workspace.environment | {"PYTHONPATH": str(workspace.folder)},
-    )  # fmt: skip
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.strip().splitlines()[-1].startswith("error: the disk is full")
-    assert digest(workspace) == before
-    assert not list(workspace.path("data").glob(".*.partial"))
+def test_a_full_disk_is_one_line_and_the_old_outputs_stay(
+    inside: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A writer is replaced by one that writes a little and then finds the disk full, of the weights and of a checkpoint."""
+
+    def full(tensors: Any, path: Path, **_: Any) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = digest(inside.workspace)
+    inside.workspace.set({"train.checkpoint_seconds": 0.0})
+    for module in (models, checkpoint):
+        with monkeypatch.context() as patched:
+            patched.setattr(module, "save_file", full)
+            said = inside.refused("train", capsys)
+        assert said.strip().splitlines() == [said.strip()]
+        assert said.startswith("error: the disk is full")
+        assert digest(inside.workspace) == before
+        assert not list(inside.workspace.path("data").glob(".*.partial"))

@@ -29,4 +29,7 @@ class Corpus(ABC):
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
-        """What else the manifest should say: the archive's sha256, the exact entropy of a synthetic source, ..."""
+        """What else the manifest should say: the archive's sha256, the exact entropy of a synthetic source, ...
+
+        Asked for when all documents have been read. `left_out` counts by reason what of the source is in none of them.
+        """

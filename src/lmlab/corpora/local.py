@@ -1,31 +1,42 @@
-"""Your own text: local .txt, .jsonl or .parquet files given by a glob.
+"""Your own text: local .txt, .md, .jsonl or .parquet files, named one by one, by a folder or by a glob.
 
 Files below `texts/` are watched by DVC: edit one and `dvc repro` reads it again. Files elsewhere are read but not
 watched; after editing them run `dvc repro --force download`.
 """
 
-import glob
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lmlab import columns, globs, text_files
+from lmlab.columns import Missing
 from lmlab.corpora.base import PIECE_CHARACTERS, Corpus, Document
 from lmlab.errors import UserError
 from lmlab.files import sha256
+from lmlab.globs import shown
 from lmlab.params import Params
+from lmlab.progress import ProgressBar
+
+SUFFIXES = (".txt", ".txt.gz", ".md", ".md.gz", ".jsonl", ".jsonl.gz", ".parquet")
+KEY = "corpora.local.files"
+OWN_NOTE = Path("texts/README.md")
+"""The project's own note on the folder texts/, which is nobody's text to learn from."""
+ROWS_AT_ONCE = 256
 
 
 class Options(Params):
     """Options of the corpus."""
 
-    files: str
+    files: str | list[str]
     column: str
+    skip_missing: bool
 
 
 class Local(Corpus):
@@ -34,75 +45,124 @@ class Local(Corpus):
     licence = "yours to know"
 
     def __init__(self, options: Options) -> None:
-        self.pattern, self.column = options.files, options.column
-        self.source = f"local files {self.pattern}"
+        self.patterns = [options.files] if isinstance(options.files, str) else options.files
+        self.column, self.skip_missing = options.column, options.skip_missing
+        self.source = f"local files {', '.join(self.patterns)}"
+        self.skipped: Counter[str] = Counter()
+        """Rows without text that were left out when the documents were last read, by reason."""
 
     def documents(self) -> Iterator[Document]:
-        readers = {".txt": self._text, ".jsonl": self._jsonl, ".parquet": self._parquet}
-        for path in self._paths():
-            if path.suffix.lower() not in readers:
-                raise UserError(f"{path}: only .txt, .jsonl and .parquet can be read; narrow corpora.local.files")
-            yield from readers[path.suffix.lower()](path)
+        self.skipped.clear()
+        for path in self._matches.files:
+            name = path.name.lower()
+            if name.endswith(".parquet"):
+                yield from self._parquet(path)
+            elif name.endswith((".jsonl", ".jsonl.gz")):
+                yield from self._jsonl(path)
+            else:
+                yield Document(_stem(path), _pieces(path))
 
     def facts(self) -> dict[str, Any]:
-        return {"files": [{"path": str(path), "sha256": sha256(path)} for path in self._paths()]}
+        """The files with their hashes, and what was passed over on the way from the patterns to the documents."""
+        hashes = []
+        with ProgressBar("download: hashing", len(self._matches.files), "files") as bar:
+            for path in self._matches.files:
+                try:
+                    hashes.append({"path": shown(path), "sha256": sha256(path)})
+                except OSError as error:
+                    raise UserError(f"{shown(path)} cannot be read: {error.strerror}") from None
+                bar.advance(1)
+        return {"files": hashes, "left_out": {**self._matches.passed_over, **self.skipped}}
 
-    def _paths(self) -> list[Path]:
-        paths = sorted({Path(match) for match in glob.glob(os.path.expanduser(self.pattern), recursive=True)})
-        paths = [path for path in paths if path.is_file() and path.name != "README.md"]
-        if not paths:
+    @cached_property
+    def _matches(self) -> globs.Matches:
+        files, passed_over = globs.find(self.patterns, SUFFIXES, KEY)
+        texts = [path for path in files if not _is_own_note(path)]
+        passed_over[f"{OWN_NOTE}, which is the project's own"] += len(files) - len(texts)
+        if not texts:
+            patterns = ", ".join(map(repr, self.patterns)) or "an empty list"
+            instead = "".join(f"; {what}: {count:,}" for what, count in (+passed_over).items())
             raise UserError(
-                f"params.yaml: corpora.local.files: no file matches {self.pattern!r} below {Path.cwd()}"
+                f"params.yaml: {KEY}: no file matches {patterns} below {shown(Path.cwd())}{instead}"
                 " (a --queue or --temp experiment sees only files that Git knows, or absolute paths)"
             )
-        return paths
-
-    def _text(self, path: Path) -> Iterator[Document]:
-        yield Document(path.stem, _pieces(path))
+        return globs.Matches(texts, +passed_over)
 
     def _jsonl(self, path: Path) -> Iterator[Document]:
-        with _opened(path, newline=None) as lines:
+        name, stem = shown(path), _stem(path)
+        with text_files.opened(path, newline=None) as lines:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     continue
-                try:
-                    value = json.loads(line)[self.column]
-                except (ValueError, KeyError, TypeError):
-                    raise UserError(f"{path}, line {number}: not a JSON object with the key {self.column!r}") from None
-                if not isinstance(value, str):
-                    raise UserError(f"{path}, line {number}: {self.column!r} is not text")
-                yield Document(f"{path.stem}-{number}", [value])
+                where = f"{name}, line {number}"
+                row = _parsed(line, path, where)
+                text = self._text_or_none(columns.text_of_row(row, self.column), where)
+                if text is not None:
+                    yield Document(f"{stem}-{number}", [text])
 
     def _parquet(self, path: Path) -> Iterator[Document]:
-        try:
-            file = pq.ParquetFile(path)
-        except (pa.ArrowInvalid, OSError):
-            raise UserError(f"{path} is not a Parquet file, or damaged") from None
-        if self.column not in file.schema_arrow.names:
-            raise UserError(f"{path} has no column {self.column!r}; it has {', '.join(file.schema_arrow.names)}")
-        number = 0
-        try:
-            for batch in file.iter_batches(columns=[self.column], batch_size=256):
-                for value in batch.column(0).to_pylist():
-                    number += 1
-                    if not isinstance(value, str):
-                        raise UserError(f"{path}, row {number}: {self.column!r} is not text")
-                    yield Document(f"{path.stem}-{number}", [value])
-        except (pa.ArrowInvalid, OSError):
-            raise UserError(f"{path} is damaged behind row {number}") from None
+        name, stem = shown(path), _stem(path)
+        for number, value in enumerate(_values_in_parquet(path, self.column), start=1):
+            where = f"{name}, row {number}"
+            try:
+                text_or_reason = columns.text_of_value(value, self.column)
+            except UnicodeDecodeError as error:
+                bad = f"byte {error.object[error.start]:#04x}"
+                raise UserError(f"{where}: {self.column!r} is not UTF-8 ({bad}); write the file again in UTF-8") from None
+            text = self._text_or_none(text_or_reason, where)
+            if text is not None:
+                yield Document(f"{stem}-{number}", [text])
+
+    def _text_or_none(self, text: str | Missing, where: str) -> str | None:
+        """A row's text; None where it has none and is left out, which is counted. Raises UserError where it may not be."""
+        if isinstance(text, str):
+            return text
+        if not self.skip_missing:
+            raise UserError(f"{where}: {text.message}; to leave out rows without text set corpora.local.skip_missing: true")
+        self.skipped[f"rows without text ({text.reason})"] += 1
+        return None
 
 
-@contextmanager
-def _opened(path: Path, newline: str | None) -> Iterator[TextIO]:
-    """A text file without the byte order mark that some editors write. Raises UserError where it is not UTF-8."""
+def _parsed(line: str, path: Path, where: str) -> Any:
+    """A line of JSON. Whole numbers become floats: no number is read here, and Python refuses those of many digits."""
     try:
-        with open(path, encoding="utf-8-sig", newline=newline) as file:
-            yield file
-    except UnicodeDecodeError as error:
-        found = f"byte {error.object[error.start]:#04x}"
-        raise UserError(f"{path} is not UTF-8 ({found}); convert it, e.g. with `iconv -f latin1 -t utf-8`") from None
+        return json.loads(line.lstrip("\ufeff"), parse_int=float)
+    except RecursionError:
+        raise UserError(f"{where}: nested too deeply to be read; a JSON object a line is expected") from None
+    except ValueError as error:
+        text_files.check_zeros(line, path)
+        raise UserError(f"{where}: not a JSON object, or one that is cut short ({error})") from None
+
+
+def _values_in_parquet(path: Path, column: str) -> Iterator[bytes | None]:
+    """A column of text, as bytes. Raises UserError where the file has none of that name or is damaged."""
+    fault = "is not a Parquet file, or damaged"
+    rows = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            names = columns.path_to(column, file.schema_arrow, shown(path))
+            for batch in file.iter_batches(columns=[".".join(names)], batch_size=ROWS_AT_ONCE):
+                yield from columns.text_of_batch(batch, names)
+                rows += batch.num_rows
+                fault = f"is damaged behind row {rows}"
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: where the names of its columns are damaged
+        if isinstance(error, OSError) and error.errno:
+            fault = f"cannot be read: {os.strerror(error.errno)}"
+        raise UserError(f"{shown(path)} {fault}") from None
 
 
 def _pieces(path: Path) -> Iterator[str]:
-    with _opened(path, newline="") as file:
-        yield from iter(lambda: file.read(PIECE_CHARACTERS), "")
+    with text_files.opened(path, newline="") as file:
+        for piece in iter(lambda: file.read(PIECE_CHARACTERS), ""):
+            text_files.check_zeros(piece, path)
+            yield piece
+
+
+def _is_own_note(path: Path) -> bool:
+    return path.name == OWN_NOTE.name and OWN_NOTE.is_file() and path.samefile(OWN_NOTE)
+
+
+def _stem(path: Path) -> str:
+    """The file's name without its suffixes, as its documents are named."""
+    suffix = max((suffix for suffix in SUFFIXES if globs.has_suffix(path, [suffix])), key=len)
+    return shown(path.name[: -len(suffix)])

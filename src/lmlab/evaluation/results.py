@@ -11,7 +11,7 @@ from pydantic import Field
 from lmlab import generation
 from lmlab.errors import UserError
 from lmlab.evaluation import blocks, character_classes, references
-from lmlab.evaluation.scoring import Score, bits_per_byte, score
+from lmlab.evaluation.scoring import Score, bits_per_byte, remark_on_zero, score
 from lmlab.files import checked, read_json, whole_file, write_json
 from lmlab.measures.base import Trained, about, take
 from lmlab.models.base import LanguageModel
@@ -63,6 +63,8 @@ def evaluate(
         scored = score(model, shards.stream(split), shards.document, model.context, params.stride, f"evaluate: {split}")
         scores[split] = scored
         metrics[split] = _measures(scored, shards.count(split, "bytes"))
+        if remark := _remark(shards, split, metrics[split]["bits_per_byte"]):
+            print(f"evaluate: {split}: {remark}", flush=True)
     metrics["references"] = _references(params, shards, splits)
     if "entropy_bits_per_byte" in manifest:
         metrics["references"]["source_entropy"] = manifest["entropy_bits_per_byte"]
@@ -107,6 +109,15 @@ def _measures(scored: Score, size: int) -> dict[str, float]:
         "tokens": scored.tokens,
         "bytes": size,
     }
+
+
+def _remark(shards: Shards, split: str, bits: float) -> str:
+    """What has to be said about a loss that tells nothing of the model; empty where it may tell something."""
+    ids = np.unique(shards.stream(split))
+    if (ids != shards.document).sum() == 1:
+        return "this split is one token again and again, so a loss on it is no measure of learning"
+    zero = remark_on_zero(bits)
+    return f"{bits:.4f} bits/byte{zero}" if zero else ""
 
 
 def _references(params: EvaluateParams, shards: Shards, splits: list[str]) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from lmlab.progress import ProgressBar
 
 CALIBRATION_BINS = 15
 SCORED_TOKENS_AT_ONCE = 16_384
+SHOWN_AS_ZERO = 0.00005
+"""Bits per byte below which four decimals show none."""
 
 
 @dataclass
@@ -140,3 +142,10 @@ def _add(
 def bits_per_byte(nats: float, size: int) -> float:
     """Nats of a whole text as bits for each byte of the raw text: the measure that compares tokenizers."""
     return float(nats / np.log(2) / size)
+
+
+def remark_on_zero(bits: float) -> str:
+    """What has to be said behind a loss in bits per byte that is 0, or is shown as 0; empty for any other."""
+    if bits >= SHOWN_AS_ZERO:
+        return ""
+    return ": a loss of 0, since every token of this text follows from those before it; it is no measure of learning"

@@ -5,7 +5,7 @@ that tries a failed task again. Both are mended here by DVC's own commands. A ta
 params it had; the code is what the workspace has now. Its training goes on from its last checkpoint.
 """
 
-import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import psutil
@@ -40,20 +40,25 @@ def _is_at(process: psutil.Process, revision: str) -> bool:
 
 
 def unfinished() -> list[Task]:
-    """The failed and running tasks of DVC's queue, those of other commits too."""
-    shown = json.loads(commands.dvc("exp", "show", "--json", "--all-commits"))
-    experiments = [experiment for row in shown for experiment in row.get("experiments") or []]
-    tasks = {}
-    for experiment in experiments:
-        executor = experiment.get("executor") or {}
-        revision = (executor.get("local") or {}).get("task_id")
-        if revision and executor["state"] in ("failed", "running"):
-            tasks[revision] = Task(experiment["name"] or revision[:7], executor["state"], revision)
-    return list(tasks.values())
+    """The failed and running tasks of DVC's queue, those of other commits too.
+
+    Read from the queue's own books: `dvc exp show --all-commits` knows them too, but goes through every commit there is.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo() as repository:
+            queue = repository.experiments.celery_queue
+            entries = [(entry, "running") for entry in queue.iter_active()]
+            entries += [(entry, "failed") for entry, _ in queue.iter_failed()]
+    except DvcException as error:
+        raise UserError(f"DVC's queue cannot be read: {' '.join(str(error).split())}") from None
+    return [Task(entry.name or entry.stash_rev[:7], state, entry.stash_rev) for entry, state in entries]
 
 
-def requeue(names: list[str], tree: Tree) -> list[str]:
-    """Queue lost and failed tasks again, all or those named; a line for each task there is. `tree` is params.yaml now.
+def requeue(names: list[str], tree: Tree) -> Iterator[str]:
+    """Queue lost and failed tasks again, all or those named; a line for each as it is done. `tree` is params.yaml now.
 
     Raises UserError for a name that no failed or running task has.
     """
@@ -61,7 +66,13 @@ def requeue(names: list[str], tree: Tree) -> list[str]:
     for name in names:
         if name not in [task.name for task in tasks]:
             raise UserError(f"no task {name!r} has failed or runs; {params.nearest(name, [task.name for task in tasks])}")
-    return [_requeued(task, tree) for task in tasks if task.name in names or not names]
+    wanted = [task for task in tasks if task.name in names or not names]
+    if not wanted:
+        yield "nothing has failed or was lost"
+    elif len(wanted) > 1:
+        yield f"{len(wanted)} tasks have failed or run; to queue one again takes DVC some seconds"
+    for task in wanted:
+        yield _requeued(task, tree)
 
 
 def _requeued(task: Task, tree: Tree) -> str:

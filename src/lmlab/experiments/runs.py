@@ -494,10 +494,10 @@ def _of_study(root: Path, folder: Path, wanted: str, swept: bool = False) -> Ite
     for path in points:
         if wanted in ("", path.stem):
             found = read_json(path, made_by="arm")
-            tree = studies.changed(studies.changed(project, study.params.changes), study.arm(path.stem)[0])
+            tree = params.changed(params.changed(project, study.params.changes), study.arm(path.stem)[0])
             for point in found["points"]:
                 if swept or point["at"] == found["best"]:
-                    yield _point(f"{folder}:{path.stem}", studies.changed(tree, point["at"]), point)
+                    yield _point(f"{folder}:{path.stem}", params.changed(tree, point["at"]), point)
 
 
 def _point(arm: str, tree: params.Tree, point: dict[str, Any]) -> Run:

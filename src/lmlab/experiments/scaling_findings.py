@@ -20,7 +20,7 @@ from lmlab import params, parts, stepping
 from lmlab.errors import UserError
 from lmlab.experiments import scaling
 from lmlab.experiments.scaling import KAPLAN, PUBLISHED, Fitted, Law
-from lmlab.experiments.studies import Study, changed
+from lmlab.experiments.studies import Study
 from lmlab.files import read_json, whole_file, whole_folder, write_json
 from lmlab.params import Params
 from lmlab.sizing import parameters_by_part
@@ -122,7 +122,7 @@ def _budgets(study: Study, name: str, vocabulary: int) -> Iterator[tuple[int, in
     changes, sweep = study.arm(name)
     for values in product(*sweep.values()):
         at = dict(zip(sweep, values, strict=True))
-        tree = changed(changed(changed(params.read(), study.params.changes), changes), at)
+        tree = params.changed(params.changed(params.changed(params.read(), study.params.changes), changes), at)
         train = params.section(tree, "train", TrainParams)
         train, run = stepping.begin(train, parts.choices(tree, "train", train), vocabulary, torch.device("cpu"))
         counts = parameters_by_part(run.model)

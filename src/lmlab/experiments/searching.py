@@ -31,8 +31,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from lmlab import params, preflight
 from lmlab.errors import UserError
 from lmlab.experiments import commands
-from lmlab.experiments.studies import changed
-from lmlab.params import Tree
+from lmlab.params import Tree, changed
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

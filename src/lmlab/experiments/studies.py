@@ -15,10 +15,9 @@ import multiprocessing
 import os
 import signal
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -35,7 +34,7 @@ from lmlab.errors import UserError
 from lmlab.evaluation.scoring import bits_per_byte, score
 from lmlab.files import read_json, sha256, whole_file, write_json
 from lmlab.models import base as models
-from lmlab.params import Params, Tree
+from lmlab.params import Params, Tree, Values, changed
 from lmlab.probing import ProbeParams
 from lmlab.sharding import ShardParams
 from lmlab.shards import Shards, open_shards
@@ -48,9 +47,6 @@ WINDOWS = 8
 """Of text that snapshots are looked at with."""
 MOST_ROWS = 25
 """Of a run's curve that are kept."""
-
-Values = dict[str, Any]
-"""Values by dotted key, as for `changed`."""
 
 
 class StudyParams(Params):
@@ -132,18 +128,6 @@ def build_corpus(study: Study, target: Path) -> dict[str, Any]:
     preflight.check(tree)
     download = params.section(tree, "download", DownloadParams)
     return collecting.build(download, parts.choices(tree, "download", download)["corpus"].build(), target)
-
-
-def changed(tree: Tree, changes: Mapping[str, Any]) -> Tree:
-    """params.yaml with some values replaced, by dotted keys; `key*` multiplies. Raises UserError for a key it lacks."""
-    copy = deepcopy(dict(tree))
-    for dotted, value in changes.items():
-        block, _, key = dotted.removesuffix("*").rpartition(".")
-        at = params.block(copy, block)
-        if key not in at or not isinstance(at, dict):
-            raise UserError(f"params.yaml has no {block}.{key}; {params.nearest(key, at)}")
-        at[key] = at[key] * value if dotted.endswith("*") else value
-    return copy
 
 
 def _value(tree: Tree, dotted: str) -> Any:

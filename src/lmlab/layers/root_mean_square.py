@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+EPSILON = 1e-5
+"""Added to the mean square, so that nothing is divided by zero, where no option says how much."""
 
-def rms_norm(x: Tensor, gain: Tensor | None = None, epsilon: float | None = None) -> Tensor:
-    """Over the last dimension, x / sqrt(mean(x²) + epsilon), times the gain if there is one; in the shape and dtype of x.
 
-    Without an epsilon it is that of float32 or of x's dtype, whichever is more precise. As torch's, it is contiguous.
+def rms_norm(x: Tensor, gain: Tensor | None = None, epsilon: float = EPSILON) -> Tensor:
+    """Over the last dimension, x / sqrt(mean(x²) + epsilon), times the gain if there is one.
+
+    Returns a contiguous tensor of the shape and dtype of x, as torch's own does.
     """
-    if epsilon is None:
-        epsilon = torch.finfo(torch.promote_types(x.dtype, torch.float32)).eps
     x = x.contiguous()  # so that it is added up in the same order whether or not there is a gradient
     # torch's compiler can do neither with a derivative of our own nor gain by it
     if x.device.type != "cpu" or not torch.is_grad_enabled() or torch.compiler.is_compiling():

@@ -77,7 +77,7 @@ def working(x_BTD: Tensor) -> Tensor:
 
 
 class Norm(nn.Module):
-    """Root-mean-square normalisation with a gain, `weight`, that leaves x_BTD in the precision it is in."""
+    """x / sqrt(mean(x²) + 1e-5) * weight, in the precision that x_BTD is in (Zhang & Sennrich 2019)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -20,6 +20,7 @@ class Options(Params):
     heads: int = Field(ge=0)
     groups: int = Field(ge=1)
     normalise_queries_and_keys: bool
+    epsilon: float = Field(gt=0)
 
 
 class GroupedQuery(Attention):
@@ -35,7 +36,7 @@ class GroupedQuery(Attention):
                 " give a divisor of the number of heads"
             )
         self.sight: int = context
-        self.normalise = options.normalise_queries_and_keys
+        self.normalise, self.epsilon = options.normalise_queries_and_keys, options.epsilon
         self.head_width = width // self.heads
         self.queries_keys_values = nn.Linear(width, (self.heads + 2 * self.groups) * self.head_width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
@@ -46,7 +47,7 @@ class GroupedQuery(Attention):
         projected = self.queries_keys_values(x_BTD).view(batch, time, -1, self.head_width)
         qk_BHTK, v_BGTK = projected.transpose(1, 2).split((self.heads + self.groups, self.groups), dim=1)
         if self.normalise:
-            qk_BHTK = rms_norm(qk_BHTK)
+            qk_BHTK = rms_norm(qk_BHTK, epsilon=self.epsilon)
         qk_BHTK = self.rotate(qk_BHTK, memory.seen if memory else 0)
         q_BHTK, k_BGTK = qk_BHTK[:, : self.heads], qk_BHTK[:, self.heads :]
         if values is not None:

@@ -21,6 +21,7 @@ class Options(Params):
     heads: int = Field(ge=0)
     latent: int = Field(ge=1)
     position_width: int = Field(ge=2, multiple_of=2)
+    epsilon: float = Field(gt=0)
 
 
 class Latent(Attention):
@@ -30,6 +31,7 @@ class Latent(Attention):
         super().__init__()
         self.heads = head_count(options.heads, width, "layers.attention.latent.heads")
         self.sight: int = context
+        self.epsilon = options.epsilon
         self.head_width, self.latent, self.position_width = width // self.heads, options.latent, options.position_width
         self.queries = nn.Linear(width, self.heads * (self.head_width + self.position_width), bias=False)
         self.down = nn.Linear(width, self.latent + self.position_width, bias=False)
@@ -45,7 +47,7 @@ class Latent(Attention):
         q_BHTK = torch.cat((q_BHTK[..., :content], self.rotate(q_BHTK[..., content:], start)), dim=-1)
 
         latent_BTL, place_BTR = self.down(x_BTD).split((self.latent, place), dim=-1)
-        latent_BTL = rms_norm(latent_BTL)
+        latent_BTL = rms_norm(latent_BTL, epsilon=self.epsilon)
         place_BTR = self.rotate(place_BTR[:, None], start)[:, 0]
         if values is None:
             latent_BSL, place_BSR = remember(memory, self.sight, latents=latent_BTL, places=place_BTR)

@@ -15,6 +15,7 @@ class Options(Params):
 
     heads: int = Field(ge=0)
     normalise_queries_and_keys: bool
+    epsilon: float = Field(gt=0)
 
 
 class MultiHead(Attention):
@@ -24,7 +25,7 @@ class MultiHead(Attention):
         super().__init__()
         self.heads = head_count(options.heads, width, "layers.attention.multi_head.heads")
         self.sight: int = context
-        self.normalise = options.normalise_queries_and_keys
+        self.normalise, self.epsilon = options.normalise_queries_and_keys, options.epsilon
         self.queries_keys_values = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
         # bound methods, not a submodule: the position belongs to the model, which has it once
@@ -36,7 +37,7 @@ class MultiHead(Attention):
         # queries and keys go through normalisation and rotation together: half as many small operations
         qk_BHTK, v_BHTK = projected.transpose(1, 2).split((2 * self.heads, self.heads), dim=1)
         if self.normalise:
-            qk_BHTK = rms_norm(qk_BHTK)
+            qk_BHTK = rms_norm(qk_BHTK, epsilon=self.epsilon)
         q_BHTK, k_BHTK = self.rotate(qk_BHTK, memory.seen if memory else 0).chunk(2, dim=1)
         if values is not None:
             v_BHTK = values(v_BHTK)

@@ -19,6 +19,7 @@ class Options(Params):
     heads: int = Field(ge=0)
     window: int = Field(ge=1)
     normalise_queries_and_keys: bool
+    epsilon: float = Field(gt=0)
 
 
 class SlidingWindow(Attention):
@@ -28,7 +29,7 @@ class SlidingWindow(Attention):
         super().__init__()
         self.heads = head_count(options.heads, width, "layers.attention.sliding_window.heads")
         self.sight: int = min(options.window, context)
-        self.normalise = options.normalise_queries_and_keys
+        self.normalise, self.epsilon = options.normalise_queries_and_keys, options.epsilon
         self.queries_keys_values = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
         self.rotate, self.bias = position.rotate, position.bias
@@ -38,7 +39,7 @@ class SlidingWindow(Attention):
         projected = self.queries_keys_values(x_BTD).view(batch, time, 3 * self.heads, width // self.heads)
         qk_BHTK, v_BHTK = projected.transpose(1, 2).split((2 * self.heads, self.heads), dim=1)
         if self.normalise:
-            qk_BHTK = rms_norm(qk_BHTK)
+            qk_BHTK = rms_norm(qk_BHTK, epsilon=self.epsilon)
         q_BHTK, k_BHTK = self.rotate(qk_BHTK, memory.seen if memory else 0).chunk(2, dim=1)
         if values is not None:
             v_BHTK = values(v_BHTK)
