@@ -63,6 +63,7 @@ def staged(command: Callable[..., dict[str, Any] | None]) -> Callable[..., None]
             print(f"{name}: this was done before on this machine: outputs taken from DVC's run-cache", flush=True)
             return
         facts = command(**paths) or {}
+        import_module("lmlab.runcache").keep()
         import_module("lmlab.timing").note(name, {"seconds": time.perf_counter() - started, **facts})
 
     return stage

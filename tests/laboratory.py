@@ -12,7 +12,15 @@ from ruamel.yaml import YAML
 
 WHO = "test <test@example.org> 1700000000 +0000"
 PARAMS = {
-    "train": {"optimizer": "adamw", "model": "lstm", "steps": 10, "seed": 0, "data_seed": 0, "context": 8, "validate_every": 5},
+    "train": {
+        "optimizer": "adamw",
+        "model": "lstm",
+        "steps": 10,
+        "seed": 0,
+        "data_seed": 0,
+        "context": 8,
+        "validate_every": 5,
+    },
     "optimizers": {"adamw": {"learning_rate": 0.004}, "lion": {"learning_rate": 0.001}},
     "models": {"lstm": {"width": 4}},
     "evaluate": {"stride": 4, "ngram_order": 3},
@@ -68,7 +76,8 @@ class Pretended:
         """Its files as Git has them."""
         status: dict[str, Any] = {"status": "finished"}
         if not self.measures:
-            status = {"status": "diverged", "diverged": {"step": 3, "reason": "loss nan"}, "parameters": 5, "tokens_seen": 24}
+            diverged = {"step": 3, "reason": "loss nan"}
+            status = {"status": "diverged", "diverged": diverged, "parameters": 5, "tokens_seen": 24}
         measures = json.dumps({**status, **self.measures})
         metrics = json.dumps(status)
         lock = LOCK.format(code=self.code, metrics=_md5(metrics), measures=_md5(measures))

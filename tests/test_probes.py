@@ -622,3 +622,20 @@ def test_the_probes_of_the_default_run_suit_every_model(model: str) -> None:
     looked_at = snapshot(small.model(chosen_model(model)))
     for name in ProbeParams(**small.tree()["probe"]).probes:
         assert readings(name, looked_at)
+
+
+def test_what_a_run_that_diverged_left_is_looked_at_as_any_other(corpus: Corpus, capsys: pytest.CaptureFixture[str]) -> None:
+    """Snapshots until then, or none at all: every output of the stage is there."""
+    chosen = parts.names("probes")
+    chosen.remove("cost")
+    params = ProbeParams(probes=chosen, windows=2, text="7 times", device="cpu", threads=1)
+    for snapshots, steps in ((7, {0}), (1, set())):
+        test_training.train(corpus, f"run-{snapshots}", learning_rate=1e38, clip=0.0, snapshots=snapshots)
+        left = Path(f"run-{snapshots}/snapshots")
+        choices = probing.chosen(small.tree(context=8), params)
+        probing.look(params, choices, *corpus, left, Path(f"probes-{snapshots}"))
+        table = pq.read_table(Path(f"probes-{snapshots}/probes.parquet")).to_pydict()
+        assert set(table) == set(probing.COLUMNS.names)
+        assert set(table["step"]) == steps
+        assert set(table["probe"]) == (set(chosen) if steps else set())
+        assert ("nothing to look at" in capsys.readouterr().out) == (not steps)

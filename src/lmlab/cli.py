@@ -100,7 +100,7 @@ def search(
     ],
     name: Annotated[str, typer.Option(help="Trials are experiments of this name and a number.")] = "search",
     trials: Annotated[int, typer.Option(min=1, help="How many in all, those of earlier calls included.")] = 20,
-    measure: Annotated[str, typer.Option(help="A number of results/metrics.json.")] = "validation.bits_per_byte",
+    measure: Annotated[str, typer.Option(help="A number of results/measures.json.")] = "validation.bits_per_byte",
     maximise: Annotated[bool, typer.Option(help="Look for the largest; without it for the smallest.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Another seed tries other points.")] = 0,
 ) -> None:
@@ -183,7 +183,7 @@ def report(
     out: Annotated[Path, typer.Option(help="Where to write the page.")] = Path("report.html"),
 ) -> None:
     """Write one page that shows runs side by side: curves, verdicts, samples, probes. It works without a network."""
-    from lmlab.experiments import comparing, runs, variants, verdicts
+    from lmlab.experiments import comparing, openings, runs, variants, verdicts
     from lmlab.experiments import report as library
 
     found, notes = runs.gather([*([baseline] if baseline else []), *names] if names else [])
@@ -191,11 +191,24 @@ def report(
     judged = comparing.compare(names or [], baseline, [], verdicts.ALPHA) if len(there) > 1 else None
     if judged:
         there = [judged.baseline, *judged.others]
-        unfair = [f"Unfair: {name}: {line}" for name, lines in judged.unfair.items() for line in lines]
-        notes = [*unfair, *judged.notes]
+        notes = judged.notes
     shown = [run for variant in there for run in variant.runs]
-    library.write(shown, out, judged.verdicts if judged else (), notes)
+    judgement = judged.verdicts if judged else ()
+    unfair = judged.unfair if judged else {}
+    library.write(shown, out, judgement, notes, unfair, openings.known())
     typer.echo(f"{out}: {len(shown)} runs; open it in any browser")
+
+
+@app.command()
+@errors.one_line
+def final(
+    name: Annotated[str, typer.Argument(help="One run: an experiment, a branch, a commit or `workspace`.")],
+) -> None:
+    """Open the sealed test split for one run, once all is decided. Each time is counted, in results/final.csv, in Git."""
+    from lmlab.experiments import final as library
+
+    for line in library.lines(library.final(name)):
+        typer.echo(line)
 
 
 @app.command()
@@ -266,13 +279,15 @@ def sample(
     """Let the trained model go on from PROMPT, printing as it generates."""
     import torch
 
-    from lmlab import generation
+    from lmlab import generation, status
     from lmlab.files import sha256
     from lmlab.models import base as models
     from lmlab.tokenizers import base as tokenizers
 
     fitted = tokenizers.load(tokenizer / "tokenizer.json")
     trained, saved = models.load(model, torch.device("cpu"))
+    if diverged := status.how_it_diverged(saved):
+        raise errors.UserError(f"{model} has nothing to say: its training {diverged}; {status.ADVICE}, then `dvc repro`")
     if saved.get("tokenizer_sha256") != sha256(tokenizer / "tokenizer.json"):
         raise errors.UserError(f"{model} was trained with another tokenizer than {tokenizer}; run `dvc repro`")
     prompt = prompt.encode("utf-8", "replace").decode("utf-8")  # what was typed may be no text, and cannot be printed then

@@ -65,6 +65,8 @@ def look(
     record, states = snapshots.read(snapshot_folder)
     if record["tokenizer_sha256"] != shards.manifest["tokenizer_sha256"]:
         raise UserError(f"{snapshot_folder} was left by a run with another tokenizer; run `dvc repro train`")
+    if not record["snapshots"]:
+        print("probe: nothing to look at: train.snapshots is 0, or the run diverged before one was taken", flush=True)
     batch = fixed_batch(shards, record["context"], params.windows, device)
     looking: dict[str, Probe] = {name: choice.build() for name, choice in probes.items()}
     rows: list[dict[str, Any]] = []

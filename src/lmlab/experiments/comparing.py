@@ -441,8 +441,8 @@ def _about_looks(found: Comparison) -> list[str]:
         return [f"the error promised is for one look: {instead}"]
     often = max(found.looked.values())
     return [
-        f"LOOKED AT BEFORE with other seeds ({_count(often, 'time')}): whoever looks again after each seed finds a difference"
-        f" between equal variants by the twentieth in 15 % instead of 5 %; {instead}"
+        f"LOOKED AT BEFORE with other seeds ({_count(often, 'time')}): whoever looks again after each seed tells equal"
+        f" variants apart by the twentieth seed in 15 % of cases and not in 5 %; {instead}"
     ]
 
 

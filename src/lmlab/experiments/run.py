@@ -12,6 +12,7 @@ from lmlab.errors import UserError
 from lmlab.evaluation.about import About
 from lmlab.experiments.commands import leaves
 from lmlab.files import read_json
+from lmlab.status import how_it_diverged
 
 SEEDS = ("train.seed", "train.data_seed")
 """What may differ between runs of one variant, and what runs of two variants are paired by."""
@@ -82,7 +83,7 @@ def as_it_lies(root: Path = Path()) -> Run:
     run = Run(WORKSPACE, leaves(params.read(root / "params.yaml")), {}, curves, file)
     try:
         return measured(run, read_json(root / results, made_by="evaluate"))
-    except (ValueError, AttributeError, OverflowError):
+    except (ValueError, AttributeError, LookupError, OverflowError):
         raise UserError(f"{results} is damaged; run `dvc repro --force evaluate` to make it again") from None
 
 
@@ -102,16 +103,6 @@ def measured(run: Run, results: Mapping[str, Any]) -> Run:
         about={name: About.model_validate(block) for name, block in results.get("about", {}).items()},
         environment=results.get("environment", {}),
     )
-
-
-def how_it_diverged(results: Mapping[str, Any]) -> str:
-    """Where the run diverged and why, such as "diverged at step 12: loss nan"; empty if it did not."""
-    if results.get("status") != "diverged":
-        return ""
-    where = results.get("diverged", {})
-    step = f" at step {where['step']:,}" if "step" in where else ""
-    reason = f": {where['reason']}" if "reason" in where else ""
-    return f"diverged{step}{reason}"
 
 
 def numbers(tree: Any, at: str = "") -> Iterator[tuple[str, float]]:

@@ -24,6 +24,7 @@ from ruamel.yaml.error import YAMLError
 
 from lmlab import params, timing
 from lmlab.errors import UserError
+from lmlab.experiments import openings
 from lmlab.experiments.commands import leaves
 from lmlab.experiments.run import BLOCKS, CURVES, MEASURES, METRICS, WORKSPACE, Reader, Run, measured, numbers
 from lmlab.files import read_json
@@ -138,12 +139,19 @@ def tried(runs: Iterable[Run], root: Path = Path()) -> list[Run]:
         try:
             bare = Run(one.name, leaves(_yaml(written.decode())), {}, began_from=one.baseline)
             found.append(measured(bare, json.loads(results)))
-        except (ValueError, AttributeError, OverflowError, YAMLError):
+        except (ValueError, AttributeError, LookupError, OverflowError, YAMLError):
             continue
     for arm in dict.fromkeys(run.arm for run in known.values() if run.arm):
         folder, _, name = arm.partition(":")
         found += _of_study(root, Path(folder), name, swept=True)
     return found
+
+
+def commit_of(name: str, root: Path = Path()) -> str:
+    """The commit that a run's name means: an experiment's, or whatever Git takes it for; of the workspace, HEAD's."""
+    git = _Git(root)
+    found = _experiments_called(git, name)
+    return found[0].commit if found else git.commit("HEAD" if name == WORKSPACE else name) or ""
 
 
 def timed(run: Run) -> Run:
@@ -187,6 +195,7 @@ class _Git:
         self._experiments: list[_Experiment] | None = None
         self._unfinished: list[_Task] | None = None
         self._files: dict[tuple[str, str], bytes | None] = {}
+        self._openings: dict[str, str] | None = None
 
     def run(self, *arguments: str, given: bytes | None = None) -> bytes | None:
         """What a git command printed, `given` this; None where it failed."""
@@ -199,7 +208,24 @@ class _Git:
     def commit(self, revision: str) -> str | None:
         """The full name of the commit that a revision means, if it means one."""
         answer = self.run("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
-        return answer.decode().strip() if answer else None
+        return self.before_openings(answer.decode().strip()) if answer else None
+
+    def before_openings(self, commit: str) -> str:
+        """The commit itself, or the last one before it that did more than count an opening of the test split.
+
+        Counting moves HEAD; the experiments that began from it are still its own.
+        """
+        if self._openings is None:
+            made = self.run("log", "--all", "--format=%H %P", "--", openings.FILE) or b""
+            named = [line.split() for line in made.decode().splitlines()]
+            self._openings = {words[0]: words[1] for words in named if len(words) == 2 and self._only_counts(words[0])}
+        while commit in self._openings:
+            commit = self._openings[commit]
+        return commit
+
+    def _only_counts(self, commit: str) -> bool:
+        changed = self.run("diff-tree", "--no-commit-id", "--name-only", "-r", "--relative", commit) or b""
+        return changed.decode().split() == [openings.FILE]
 
     def file(self, commit: str, path: str) -> bytes | None:
         """A file at a commit; the path begins at the project's folder, which may be one below the repository's."""
@@ -231,7 +257,7 @@ class _Git:
         if self._experiments is None:
             refs = self.run("for-each-ref", "--format=%(objectname) %(refname)", "refs/exps") or b""
             parsed = (re.fullmatch(r"(\w+) refs/exps/(\w\w)/(\w{38})/(.+)", line) for line in refs.decode().splitlines())
-            self._experiments = [_Experiment(one[4], one[1], one[2] + one[3]) for one in parsed if one]
+            self._experiments = [_Experiment(one[4], one[1], self.before_openings(one[2] + one[3])) for one in parsed if one]
         return self._experiments
 
     def unfinished(self) -> list[_Task]:
@@ -249,7 +275,7 @@ class _Git:
         for line in log.decode().splitlines():
             if found := re.search(r"^(\w+) .*dvc-exp:\w+:(\w+):([^:]*)", line):
                 commit, began_from, name = found.groups()
-                yield _Task(name or commit[:7], state, commit, began_from)
+                yield _Task(name or commit[:7], state, commit, self.before_openings(began_from))
 
 
 PREPARING_OR_RUNNING = (0, 1, 2)
@@ -273,12 +299,9 @@ def _begun(path: Path) -> _Task | None:
 def _named(git: _Git, name: str, notes: list[str], must: bool) -> Iterator[Run]:
     """The runs that one name means."""
     folder, _, arm = name.partition(":")
-    head = git.commit("HEAD")
-    experiments = [one for one in git.experiments() if fnmatch.fnmatchcase(one.name, name)]
-    if any(one.baseline == head for one in experiments):  # the same name may be given again on another commit
-        experiments = [one for one in experiments if one.baseline == head]
+    experiments = _experiments_called(git, name)
     if name == WORKSPACE:
-        yield from _workspace(git.root, head or "", notes, must)
+        yield from _workspace(git.root, git.commit("HEAD") or "", notes, must)
     elif experiments:
         git.read_ahead([one.commit for one in experiments])
         found = [run for one in experiments for run in _of_experiment(git, one, notes)]
@@ -301,6 +324,13 @@ def _named(git: _Git, name: str, notes: list[str], must: bool) -> Iterator[Run]:
         raise UserError(
             f"nothing is called {name!r}: no finished experiment, commit or study; {params.nearest(name, known)}"
         )
+
+
+def _experiments_called(git: _Git, name: str) -> list[_Experiment]:
+    """Those of a name or a pattern; those of HEAD where it has some, as a name may be given again on another commit."""
+    head = git.commit("HEAD")
+    found = [one for one in git.experiments() if fnmatch.fnmatchcase(one.name, name)]
+    return [one for one in found if one.baseline == head] or found
 
 
 def _of_experiment(git: _Git, experiment: _Experiment, notes: list[str]) -> Iterator[Run]:
@@ -352,7 +382,7 @@ def _run(name: str, opened: Reader, file: Reader, notes: list[str]) -> Iterator[
         lock = _Lock(locked.decode(), results)
         run = measured(Run(name, {}, {}, open=opened), json.loads(metrics))
         tree = leaves(_yaml(written.decode()))
-    except (ValueError, AttributeError, OverflowError, YAMLError):
+    except (ValueError, AttributeError, LookupError, OverflowError, YAMLError):
         notes.append(f"{name} is left out: its {results}, params.yaml or dvc.lock is damaged")
         return
     if stale := lock.stale(metrics):
@@ -428,7 +458,7 @@ class _Lock:
         return found
 
     def stale(self, metrics: bytes) -> str:
-        """Why the metrics are not those of the run that this lock tells of; empty where they are."""
+        """Why these results are not those of the run that this lock tells of; empty where they are."""
         if not self.stages:
             return f"its dvc.lock knows nothing of {self.results}"
         made = {path: md5 for writes in self.writes.values() for path, md5 in writes.items()}

@@ -52,7 +52,7 @@ class Trained:
     log: list[dict[str, Any]]
     """The lines of the training's log."""
     scores: dict[str, Score]
-    """Of the splits `validation` and, if there is one, `test`."""
+    """Of each split that was scored, which is `validation`."""
     stride: int
     """Tokens between the windows of those scores."""
 
