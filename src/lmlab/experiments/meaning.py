@@ -30,7 +30,7 @@ def _about(
 
 
 _SCORED = {"*": f"{WINDOW} {STRIDE}"}
-_COST = _about(less="*seconds *peak_bytes", more="*tokens_per_second", across="*")
+_COST = _about(less="*seconds *peak_bytes", more="*tokens_per_second", across="*seconds *bytes")
 _SPLIT = _about(
     less="bits_per_byte nats_per_token perplexity", more="accuracy", across="bits_per_byte", facts="tokens bytes",
     decided_by=_SCORED,

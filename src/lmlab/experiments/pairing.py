@@ -5,7 +5,8 @@ reached a target worse than any that did; such runs are tied in the last place (
 score analysis with informatively missing observations in clinical trials"). A target that the first validation was below
 already was reached before any that has a number (it is censored the other way), and such runs are tied in the first place.
 Where a run has not measured a thing at all, there is no observation, and its pair is incomplete as it is where the other
-side never ran that seed, or where its run failed, or has not ended.
+side never ran that seed, or where its run failed, or has not ended; so it is where one run ended short of a target that the
+other reached only later than that, since nobody knows which of the two was the sooner.
 
 Pairs that are incomplete decide nothing by themselves; what they could have decided is bounded by filling them in with the
 best and with the worst value seen (bounds on what is missing, whatever the reason: Horowitz and Manski 2000).
@@ -46,6 +47,16 @@ class Observation:
     value: float
     """The number; infinite, in the direction that is worst or best, for what can only be ranked; nan for a run that
     diverged where it is not known which direction is worse."""
+    bound: float = math.nan
+    """Of a target that was not reached, or before the first validation: until when that is known; nan where it is not."""
+
+    def ranks_with(self, other: "Observation") -> bool:
+        """Whether it is known which of the two is the larger, or that they are tied."""
+        if other.kind == Kind.NUMBER and self.kind == Kind.NOT_REACHED:
+            return not other.value > self.bound
+        if other.kind == Kind.NUMBER and self.kind == Kind.BEFORE_FIRST:
+            return not other.value < self.bound
+        return True
 
 
 def observe(run: Run, measure: str, better: int) -> Observation | None:
@@ -56,10 +67,10 @@ def observe(run: Run, measure: str, better: int) -> Observation | None:
         return Observation(Kind.DIVERGED, worst)
     if value is not None:
         return Observation(Kind.NUMBER, value) if math.isfinite(value) else Observation(Kind.DIVERGED, worst)
-    if _bound(measure, MORE_THAN) in run.measures:
-        return Observation(Kind.NOT_REACHED, math.inf)
-    if _bound(measure, AT_MOST) in run.measures:
-        return Observation(Kind.BEFORE_FIRST, -math.inf)
+    if (bound := run.measures.get(_bound(measure, MORE_THAN))) is not None:
+        return Observation(Kind.NOT_REACHED, math.inf, bound)
+    if (bound := run.measures.get(_bound(measure, AT_MOST))) is not None:
+        return Observation(Kind.BEFORE_FIRST, -math.inf, bound)
     return _of_older_results(run, measure)
 
 
@@ -114,6 +125,12 @@ class Pairs:
         rest = [[one.value if one else ours, other.value if other else theirs] for one, other in self.alone]
         return np.concatenate([self.values, np.array(rest, dtype=np.float64).reshape(-1, 2).T], axis=1)
 
+    @property
+    def ranked(self) -> bool:
+        """Whether all that was observed can be ranked, in the pairs and besides."""
+        observed = [*self.ours, *self.theirs, *(one for pair in self.alone for one in pair if one)]
+        return not any(math.isnan(one.value) for one in observed)
+
     def count(self, kind: Kind) -> tuple[int, int]:
         """How many of the pairs' runs are of a kind: of the baseline, of the variant."""
         return sum(one.kind == kind for one in self.ours), sum(one.kind == kind for one in self.theirs)
@@ -136,6 +153,17 @@ def pair(
         sides.append(of_seeds | {seeds: None for seeds in begun if seeds not in of_seeds})
     ours, theirs = sides
     both = [(ours.get(seeds), theirs.get(seeds)) for seeds in dict.fromkeys([*theirs, *ours])]
-    whole = [(one, other) for one, other in both if one and other]
-    rest = [(one, other) for one, other in both if not (one and other)]
+    whole = [(one, other) for one, other in both if one and other and _ranked(one, other)]
+    rest = [_known(one, other) for one, other in both if not (one and other and _ranked(one, other))]
     return Pairs([one for one, _ in whole], [other for _, other in whole], rest)
+
+
+def _ranked(one: Observation, other: Observation) -> bool:
+    return one.ranks_with(other) and other.ranks_with(one)
+
+
+def _known(one: Observation | None, other: Observation | None) -> tuple[Observation | None, Observation | None]:
+    """What is known of a pair that is none: of two that do not rank with each other only the number."""
+    if not (one and other):
+        return one, other
+    return (one, None) if one.kind == Kind.NUMBER else (None, other)

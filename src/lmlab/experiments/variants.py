@@ -142,8 +142,8 @@ def _names(params: list[dict[str, Any]], first: list[Run]) -> list[str]:
 
 
 def unfair(baseline: Variant, variant: Variant) -> Iterator[str]:
-    """What the two do not have in common besides what is compared, a line each."""
-    ours, theirs = baseline.runs, variant.runs
+    """What the two do not have in common besides what is compared, a line each; a run that diverged got less of all."""
+    ours, theirs = ([run for run in one.runs if not run.broke] for one in (baseline, variant))
     for key, what in (
         ("tokens_seen", "tokens seen in training"),
         ("parameters", "parameters"),
@@ -162,7 +162,7 @@ def unfair(baseline: Variant, variant: Variant) -> Iterator[str]:
     elif all(shards) and shards[0] != shards[1] and not any(key.startswith(("tokenizer.", "tokenizers.")) for key in apart):
         yield "the tokens learned from differ, though the params that made them do not: the files in texts/ or code changed"
     yield from _windows(baseline, variant)
-    yield from _code(ours, theirs)
+    yield from _code(baseline.runs, variant.runs)
 
 
 def _values(runs: Sequence[Run], key: str) -> set[float]:

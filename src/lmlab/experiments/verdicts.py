@@ -110,7 +110,8 @@ class Verdict:
     role: str = ""
     """primary, secondary, or empty where no measure was declared to be the primary one."""
     reason: str = ""
-    """Why there is no verdict, or what the pairs alone would show where it is unsettled."""
+    """Why there is no verdict, what the pairs alone would show where it is unsettled, or that runs that were left out could
+    show a difference where the pairs do not."""
 
     @property
     def sentence(self) -> str:
@@ -119,7 +120,8 @@ class Verdict:
             return f"no verdict: {self.reason}"
         said = [self.words + self._detail(), *self._counted()]
         if self.left_out and self.words != "unsettled":
-            said.append(f"{self.left_out} left out")
+            could = ", which could have shown one" if self.words == "no difference shown" and self.reason else ""
+            said.append(f"{self.left_out} left out{could}")
         return "; ".join(said)
 
     def _detail(self) -> str:
@@ -337,7 +339,7 @@ def judge_all(
             if reason := (leave_out or {}).get((variant, measure)):
                 refused.append(_no_verdict(case.verdict, reason))
             elif case.measured_by_both:
-                if np.isnan(case.pairs.values).any():
+                if not case.pairs.ranked:
                     refused.append(
                         _no_verdict(case.verdict, "runs diverged, and in this measure it is not known what is worse")
                     )
@@ -371,7 +373,7 @@ def _begin(
     by_both = all(any(observe(run, measure, better) for run in side) for side in sides)
     values_2N = pairs.values
     difference_N = differences(values_2N)
-    scores_N = scores(difference_N)
+    scores_N = scores(values_2N)
     whole = bool(np.isfinite(values_2N).all())
     means = [_mean(row_N) for row_N in values_2N]
     diverged, unreached, early = (pairs.count(kind) for kind in (Kind.DIVERGED, Kind.NOT_REACHED, Kind.BEFORE_FIRST))
@@ -402,9 +404,10 @@ def differences(values_2N: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.where(tied_N, 0.0, values_2N[1] - values_2N[0])
 
 
-def scores(differences_N: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The differences where all are finite, otherwise their signed ranks; a difference of 0 is ranked and scores 0."""
-    if np.isfinite(differences_N).all():
+def scores(values_2N: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The differences where every run has a number, otherwise their signed ranks; one of 0 is ranked and scores 0."""
+    differences_N = differences(values_2N)
+    if np.isfinite(values_2N).all():
         return differences_N
     return np.sign(differences_N) * stats.rankdata(np.abs(differences_N))
 
@@ -480,6 +483,8 @@ def _finish(case: _Case, level: float, rules: Rules, shown: bool) -> Verdict:
         return replace(verdict, words="unsettled", reason=words)
     fewest = betting.least(level) if rules.anytime else least(level)
     words = "too few seeds" if verdict.pairs < fewest else "no difference shown"
+    if words == "no difference shown" and _could_show(case, level, rules):
+        verdict = replace(verdict, reason="those left out could show one")
     if rules.anytime:
         return replace(verdict, words=words, needed=max(1, fewest - verdict.pairs))
     deviation = float(case.scores.std(ddof=1)) if verdict.test == "differences" and verdict.pairs > 1 else math.nan
@@ -519,11 +524,22 @@ def _interval(case: _Case, level: float, rules: Rules) -> tuple[float, float]:
 
 def _stands(case: _Case, level: float, rules: Rules) -> bool:
     """Whether what the pairs show is shown as well with all that was left out filled in, whichever side that favours."""
-    if not case.pairs.alone:
-        return True
     sign = _sign(case.scores, rules.anytime)
+    return all(shown == sign for shown in _filled(case, level, rules))
+
+
+def _could_show(case: _Case, level: float, rules: Rules) -> bool:
+    """Whether a difference would be shown with all that was left out filled in, in favour of either side."""
+    return any(_filled(case, level, rules))
+
+
+def _filled(case: _Case, level: float, rules: Rules) -> list[int]:
+    """What would be shown if what was left out favoured the variant, and if the baseline: 1 higher, -1 lower, 0 nothing."""
+    if not case.pairs.alone:
+        return []
+    found = []
     for favour in (True, False):
-        filled_M = scores(differences(case.pairs.filled(case.better, favour)))
-        if _sign(filled_M, rules.anytime) != sign or _p(filled_M, rules.anytime) > level * (1 + 1e-12):
-            return False
-    return True
+        filled_M = scores(case.pairs.filled(case.better, favour))
+        shown = _p(filled_M, rules.anytime) <= level * (1 + 1e-12)
+        found.append(_sign(filled_M, rules.anytime) if shown else 0)
+    return found
