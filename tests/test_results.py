@@ -137,7 +137,7 @@ def test_metrics_json_has_few_of_the_numbers_under_the_same_names(
     found = dict(
         measures.flat(
             evaluate(corpus, model, tmp_path, 1.5, measures=chosen)
-            | {"status": 0, "environment": {}, "weights_sha256": 0, "left_out": 0}
+            | {"status": 0, "environment": {}, "weights_sha256": 0, "left_out": 0, "about": {}}
         )
     )
     few = written(tmp_path, "metrics.json")
@@ -216,7 +216,7 @@ def test_a_run_that_diverged_before_its_first_line_has_tables_without_rows(
     evaluate(corpus, model, tmp_path, saved={"status": "diverged", "diverged": DIVERGED}, log_steps=0)
     for name in CURVES:
         assert table(tmp_path / "results" / name) == []
-        assert columns(tmp_path / "results" / name)[0] in ("step", "position", "confidence", "class")
+        assert columns(tmp_path / "results" / name)[0] in ("step", "position", "confidence", "class", "block")
 
 
 def test_a_model_whose_logits_are_no_numbers_has_diverged_whatever_its_record_says(
