@@ -266,7 +266,7 @@ def test_size_shows_what_params_yaml_comes_to(monkeypatch: pytest.MonkeyPatch, t
     result = run.invoke(cli.app, ["size", "--vocabulary", "66"])
     assert result.exit_code == 0, result.output
     assert "width 128, 4 blocks, batches of 16 windows" in result.output
-    assert "2,457,360 parameters" in result.output
+    assert "804,480 parameters" in result.output
     assert "is missing; run `dvc repro tokenizer`" in refusal("size")
     (tmp_path / "params.yaml").write_text((small.PROJECT / "params.yaml").read_text().replace("depth: 4", "depth: 0"))
     assert "models.transformer.depth should be greater than or equal to 1" in refusal("size", "--vocabulary", "66")

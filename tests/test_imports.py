@@ -31,7 +31,7 @@ ORDER = [
     ["stepping"],
     ["training", "probing"],
     ["adapting"],
-    ["catalogue", "summary", "preflight"],
+    ["catalogue", "summary", "preflight", "recipes"],
     ["experiments"],
     ["cli"],
 ]

@@ -231,24 +231,17 @@ def test_a_model_whose_logits_are_no_numbers_has_diverged_whatever_its_record_sa
 def test_a_loss_that_says_nothing_is_called_that(
     shards_of: Callable[..., Corpus], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for number, (validation, test, measured) in enumerate(
-        [
-            (["aaaa", "a"], "aab", ["evaluate: validation: this split is one token again and again"]),
-            ("ab", "bbbb", ["evaluate: test: this split is one token again and again"]),
-            ("ab", "abab", []),
-        ]
-    ):
-        corpus = shards_of("ab" * 50, validation, test)
+    one_token = ["evaluate: validation: this split is one token again and again"]
+    for number, (validation, said) in enumerate([(["aaaa", "a"], one_token), ("ab", [])]):
+        corpus = shards_of("ab" * 50, validation)
         model = small.model(small.some_model(), vocabulary=corpus[0].vocabulary)
         evaluate(corpus, model, tmp_path / str(number))
         lines = [line for line in capsys.readouterr().out.splitlines() if "no measure of learning" in line]
-        assert [line.split(", so")[0] for line in lines] == measured
+        assert [line.split(", so")[0] for line in lines] == said
     monkeypatch.setattr(results, "bits_per_byte", lambda nats, size: 0.0)
     evaluate(corpus, model, tmp_path / "sure")
     lines = [line for line in capsys.readouterr().out.splitlines() if "no measure of learning" in line]
-    assert [line.split(", since")[0] for line in lines] == [
-        f"evaluate: {split}: 0.0000 bits/byte: a loss of 0" for split in ("validation", "test")
-    ]
+    assert [line.split(", since")[0] for line in lines] == ["evaluate: validation: 0.0000 bits/byte: a loss of 0"]
 
 
 def test_the_ngram_is_fitted_to_no_more_than_wished(corpus: Corpus, model: LanguageModel, tmp_path: Path) -> None:

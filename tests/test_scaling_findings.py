@@ -150,7 +150,7 @@ def test_a_few_resamples_without_a_term_are_left_out_of_intervals_and_counted() 
     best = PLANTED.optimum(1e12)[0]
     assert fitted.interval(lambda law: law.optimum(1e12)[0]) == pytest.approx((best, best))
     with pytest.raises(UserError, match="the size has no effect"):
-        Fitted(PLANTED, pd.DataFrame(), laws[-6:] + laws[:100]).check_has_an_optimum()
+        Fitted(PLANTED, pd.DataFrame(), laws[-1:] * 6 + laws[:100]).check_has_an_optimum()
 
 
 def test_runs_that_diverged_are_left_out_and_named(study: studies.Study) -> None:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -40,14 +40,16 @@ MODEL, TOKENIZER, SHARDS = "data/model", "data/tokenizer", "data/shards"
 
 @dataclass(frozen=True)
 class Opened:
-    """What was read, and where it is kept."""
+    """What was read, and where it is kept once it is."""
 
     opening: Opening
     bytes: int
     """Of the test split's text."""
     order: int
     """Of the Kneser-Ney n-gram."""
-    commit: str
+    remark: str
+    """What has to be said about a loss that tells nothing of the model; empty where it may tell something."""
+    commit: str = ""
     """Of results/final.csv."""
 
 
@@ -63,11 +65,11 @@ def final(name: str, root: Path = Path()) -> Opened:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         try:
-            opening, size, order = _read(run, runs.commit_of(name, root), before, folder)
+            opened = _read(run, runs.commit_of(name, root), before, folder)
         except UserError as error:
             said = str(error).replace(f"{folder}/", "").replace("params.yaml: ", "")
             raise UserError(said if said.startswith(run.name) else f"{run.name}: {said}") from None
-    return Opened(opening, size, order, openings.keep(before, opening, root))
+    return replace(opened, commit=openings.keep(before, opened.opening, root))
 
 
 def _the_run(name: str, root: Path) -> Run:
@@ -82,8 +84,8 @@ def _the_run(name: str, root: Path) -> Run:
     return run
 
 
-def _read(run: Run, commit: str, before: list[Opening], folder: Path) -> tuple[Opening, int, int]:
-    """What the test split costs the run's model and the references; with the text's bytes and the n-gram's order."""
+def _read(run: Run, commit: str, before: list[Opening], folder: Path) -> Opened:
+    """What the test split costs the run's model and the references."""
     options = _options(run)
     _fetch(run, folder)
     tokenizer = tokenizers.load(folder / TOKENIZER / "tokenizer.json")
@@ -96,6 +98,7 @@ def _read(run: Run, commit: str, before: list[Opening], folder: Path) -> tuple[O
 
     size = shards.count(TEST, "bytes")
     scored = results.score_split(options, model, shards, TEST, "final")
+    bits = bits_per_byte(scored.nats, size)
     of_references = results.references_of(options, shards, TEST, results.fitted_to(options, shards))
     test = text_sha256(shards, tokenizer, TEST)
     opened, different = counted(before, saved["weights_sha256"], test)
@@ -106,13 +109,13 @@ def _read(run: Run, commit: str, before: list[Opening], folder: Path) -> tuple[O
         weights_sha256=saved["weights_sha256"],
         corpus=str(run.params.get("download.corpus", "")),
         test_sha256=test,
-        bits_per_byte=bits_per_byte(scored.nats, size),
+        bits_per_byte=bits,
         **of_references,
         source_entropy=run.measures.get("references.source_entropy"),
         opened=opened,
         runs=different,
     )
-    return opening, size, options.ngram_order
+    return Opened(opening, size, options.ngram_order, results.remark(shards, TEST, bits))
 
 
 def _options(run: Run) -> ScoreParams:
@@ -196,5 +199,7 @@ def lines(opened: Opened) -> Iterator[str]:
     }
     width = max(map(len, rows))
     yield from (f"  {what:<{width}}  {bits:.4f}" for what, bits in rows.items() if bits is not None)
+    if opened.remark:
+        yield f"  {opened.remark}"
     times = f"opened for the {ordinal(one.opened)} time, for {one.runs} run{'s' * (one.runs > 1)}"
     yield f"test split of this text: {times} (kept in {openings.FILE}, committed as {opened.commit})"
