@@ -23,6 +23,7 @@ PARAMS = {
     },
     "optimizers": {"adamw": {"learning_rate": 0.004}, "lion": {"learning_rate": 0.001}},
     "models": {"lstm": {"width": 4}},
+    "tokenizer": {"name": "bpe"},
     "evaluate": {"stride": 4, "ngram_order": 3},
     "measures": {"n_gram_mixture": {"order": 3}, "learning_curve": {"targets": [3.0, 2.5]}},
 }

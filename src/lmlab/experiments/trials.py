@@ -39,7 +39,8 @@ class Tried:
         """The expected best of so many configurations in a measure; nan where that cannot be told.
 
         Of each configuration the mean over its runs counts, where what decides the measure is as in the run `like`. One in
-        which a run diverged counts as the worst that has a number.
+        which a run diverged counts as the worst that has a number, as does one that missed a target; one that was there
+        before it was looked counts as the best.
         """
         better = meaning.direction(measure, [like])
         of_each = [self._value(runs, measure, better, like) for runs in self.configurations.values()]
@@ -47,14 +48,14 @@ class Tried:
         numbers = [value for value in observed if math.isfinite(value)]
         if not better or not numbers:
             return math.nan
-        worst = min(numbers) if better > 0 else max(numbers)
-        return expected_best([value if math.isfinite(value) else worst for value in observed], count, better)
+        return expected_best(np.clip(observed, min(numbers), max(numbers)).tolist(), count, better)
 
     def _value(self, runs: Sequence[Run], measure: str, better: int, like: Run) -> float:
-        """The mean of a configuration's runs; infinite where one diverged, nan where none measured it in that way."""
+        """The mean of a configuration's runs; infinite where one has no number, nan where none measured it in that way."""
         alike = [run for run in runs if run.broke or not meaning.unlike(measure, [run, like])]
         values = [one.value for run in alike if (one := observe(run, measure, better))]
-        return float(np.mean(values)) if values else math.nan
+        worst = -better * math.inf
+        return worst if worst in values else float(np.mean(values)) if values else math.nan
 
 
 def expected_best(values: Sequence[float], count: int, better: int) -> float:
