@@ -58,6 +58,11 @@ def test_experiments_in_the_workspace_queued_and_temporary(workspace: Any) -> No
     assert "validation_nats" in specification
     assert "learning_rate" in specification
 
+    compared = json.loads(workspace.run("python", "-c", OWN, "compare", "--baseline", "direct", "--json").stdout)
+    assert any("1 experiments are queued, running or failed" in note and "broken" in note for note in compared["notes"])
+    waiting = "from lmlab.experiments.runs import unfinished; print([(one.state, one.params['train.clip']) for one in unfinished()])"
+    assert workspace.run("python", "-c", waiting).stdout.strip() == "[('failed', -1.0)]"
+
     refused = workspace.run("python", "-c", OWN, "compare", "broken", check=False)
     assert refused.returncode == 2
     assert "broken is queued, running or failed" in refused.stderr
