@@ -263,15 +263,28 @@ def test_other_options_of_a_measure_take_its_verdict_and_no_other(
         ({"environment": {"torch": "2.9"}}, "torch is 2.8 and 2.9"),
         ({"stride": 8}, "stride is 4 and 8"),
         ({"window": 16}, "window is 8 and 16"),
+        ({"text": {"sha256": "fedcba98"}}, "the validation text is 0123456 and fedcba9"),
     ],
 )
-def test_torch_and_the_windows_of_a_score_must_be_the_same(lab: Laboratory, more: dict[str, Any], said: str) -> None:
-    ours = {"environment": {"torch": "2.8"}}
+def test_torch_the_windows_of_a_score_and_the_text_must_be_the_same(
+    lab: Laboratory, more: dict[str, Any], said: str
+) -> None:
+    ours = {"environment": {"torch": "2.8"}, "text": {"sha256": "01234567"}}
     lab.experiments([*runs("a", [bits(1 + seed / 100, **ours) for seed in range(8)])])
     lab.experiments([*runs("b", [bits(0.8, **ours) | more for _ in range(8)], LION)])
     one = verdict(compare(lab))
     assert (one.words, math.isnan(one.p)) == ("no verdict", True)
     assert said in one.reason
+
+
+def test_over_another_corpus_there_is_no_verdict_but_on_costs(lab: Laboratory) -> None:
+    other = {"download.corpus": "bible"}
+    lab.experiments(runs("a", [bits(1 + seed / 100) for seed in range(8)], {"download.corpus": "grammar"}))
+    lab.experiments(runs("b", [bits(0.8)] * 8, other))
+    one = verdict(compare(lab))
+    assert (one.words, one.reason) == ("no verdict", "it was not measured alike: download.corpus is grammar and bible")
+    (lines,) = compare(lab).unfair.values()
+    assert "another text" in lines[0]
 
 
 def test_what_a_measure_says_of_itself_counts_whatever_the_params_say(lab: Laboratory) -> None:

@@ -26,6 +26,12 @@ def bits(data: dict[str, Any]) -> float:
 OWN = "import sys; sys.path.insert(0, 'src'); from lmlab import cli; cli.main()"
 
 
+UNFINISHED = """import json, sys; sys.path.insert(0, 'src')
+from lmlab.experiments.runs import unfinished
+print(json.dumps([(one.name, one.state, one.params['train.clip']) for one in unfinished()]))
+"""
+
+
 def test_experiments_in_the_workspace_queued_and_temporary(workspace: Any) -> None:
     """Each of the three ways runs its own copy of code and params, and compare reads what finished of them."""
     before = workspace.json("results/metrics.json")
@@ -58,10 +64,8 @@ def test_experiments_in_the_workspace_queued_and_temporary(workspace: Any) -> No
     assert "validation_nats" in specification
     assert "learning_rate" in specification
 
-    compared = json.loads(workspace.run("python", "-c", OWN, "compare", "--baseline", "direct", "--json").stdout)
-    assert any("1 experiments are queued, running or failed" in note and "broken" in note for note in compared["notes"])
-    waiting = "from lmlab.experiments.runs import unfinished; print([(one.state, one.params['train.clip']) for one in unfinished()])"
-    assert workspace.run("python", "-c", waiting).stdout.strip() == "[('failed', -1.0)]"
+    (task,) = json.loads(workspace.run("python", "-c", UNFINISHED).stdout)
+    assert task == ["broken", "failed", -1.0]  # as DVC keeps it: compare names it beside the variant that it is of
 
     refused = workspace.run("python", "-c", OWN, "compare", "broken", check=False)
     assert refused.returncode == 2

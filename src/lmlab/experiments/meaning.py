@@ -17,7 +17,9 @@ from typing import Any
 from lmlab.evaluation.about import STRIDE, VALIDATED_AT, WINDOW, About
 from lmlab.experiments.run import Run
 
-TORCH = "torch"
+TORCH, TEXT, CORPUS = "torch", "the validation text", "download.corpus"
+OF_NO_TEXT = ("timing",)
+"""First words of measures that do not depend on which text a run was scored on."""
 
 
 def _about(
@@ -127,13 +129,15 @@ def is_per_token(measure: str, runs: Iterable[Run]) -> bool:
 
 
 def conditions(measure: str, run: Run) -> dict[str, Any]:
-    """What decided a run's number beside the run itself, by name: params, the measure's options, torch's version.
+    """What decided a run's number beside the run itself, by name: params, the measure's options, torch's version, the text.
 
     None stands for what is not known.
     """
     about, name = known(measure, run)
     first = measure.partition(".")[0]
-    found = {TORCH: run.environment.get("torch")}
+    found: dict[str, Any] = {TORCH: run.environment.get("torch")}
+    if first not in OF_NO_TEXT:
+        found |= {CORPUS: run.params.get(CORPUS), TEXT: run.text[:7] or None}
     if about is None or about.options is None:
         own = f"measures.{first}."
         options = {key.removeprefix(own): value for key, value in run.params.items() if key.startswith(own)}
@@ -168,12 +172,13 @@ def _validated_at(run: Run) -> list[float] | None:
 def unlike(measure: str, runs: Sequence[Run]) -> str:
     """What decides a measure and is not the same in all of these runs, with its values; empty where all of it is.
 
-    What a run does not tell (torch's version in older results, when it validated) is taken to be as in the others.
+    What a run does not tell (torch's version or the text in older results, when it validated) is taken to be as in the
+    others.
     """
     found = [conditions(measure, run) for run in runs]
     for key in dict.fromkeys(key for one in found for key in one):
         values = [one.get(key) for one in found]
-        if key in (TORCH, VALIDATED_AT):
+        if key in (TORCH, TEXT, CORPUS, VALIDATED_AT):
             values = [value for value in values if value is not None]
         different = list(dict.fromkeys(_shown(value) for value in values))
         if len(different) > 1:

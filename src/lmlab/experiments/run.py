@@ -22,8 +22,8 @@ BLOCKS = "validation_blocks"
 MEASURES = "results/measures.json"
 METRICS = "results/metrics.json"
 """The few of them that people compare; in a run made before there was MEASURES, all of them."""
-NO_MEASURES = ("about", "diverged", "environment")
-"""Blocks of MEASURES whose numbers are not measured: what decides a measure, where a run diverged, with what it ran."""
+NO_MEASURES = ("about", "diverged", "environment", "text")
+"""Blocks of MEASURES that hold no measures: what decides those, where a run diverged, what it ran with, and on which text."""
 WORKSPACE = "workspace"
 
 Reader = Callable[[str], bytes | None]
@@ -53,6 +53,8 @@ class Run:
     """What results/measures.json says of each measure, by its name; empty where older code did not write that."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Versions of what it ran with, such as torch's; empty where they were not recorded."""
+    text: str = ""
+    """SHA-256 of the text that it was scored on; empty where older code did not write that."""
     began_from: str = ""
     """The commit that an experiment began from, or the run's own; empty for a study's."""
 
@@ -102,6 +104,7 @@ def measured(run: Run, results: Mapping[str, Any]) -> Run:
         broke=how_it_diverged(results),
         about={name: About.model_validate(block) for name, block in results.get("about", {}).items()},
         environment=results.get("environment", {}),
+        text=results.get("text", {}).get("sha256", ""),
     )
 
 
