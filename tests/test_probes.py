@@ -108,8 +108,7 @@ def test_a_probe_reads_the_same_numbers_twice_each_finite_and_in_its_own_place(n
     assert len({(reading.measure, reading.where) for reading in alone}) == len(alone)
 
 
-@every_probe
-@pytest.mark.parametrize("other", parts.names("models"))
+@pytest.mark.parametrize(("name", "other"), small.drawn(PROBES, parts.names("models"), rounds=3))
 def test_a_probe_looks_at_every_model_or_says_what_it_does_not_find(name: str, other: str) -> None:
     looked_at = snapshot(small.model(chosen_model(other)))
     if name == "attention" and other not in ("transformer", "hybrid"):
@@ -122,9 +121,12 @@ def test_a_probe_looks_at_every_model_or_says_what_it_does_not_find(name: str, o
     assert all(math.isfinite(reading.value) for reading in found)
 
 
-@every_probe
-@pytest.mark.parametrize("choice", [c for c in small.variants("models") if c.name == "transformer"], ids=small.title)
-def test_a_probe_looks_at_every_transformer(name: str, choice: Choice) -> None:
+TRANSFORMERS = {small.title(choice): choice for choice in small.variants("models") if choice.name == "transformer"}
+
+
+@pytest.mark.parametrize(("name", "variant"), small.drawn(PROBES, list(TRANSFORMERS), rounds=2))
+def test_a_probe_looks_at_every_transformer(name: str, variant: str) -> None:
+    choice = TRANSFORMERS[variant]
     if name == "attention" and choice.inner["attention"].name == "linear":
         with pytest.raises(UserError, match="attention finds no attention with a softmax"):
             readings(name, snapshot(small.model(choice)))
@@ -134,8 +136,7 @@ def test_a_probe_looks_at_every_transformer(name: str, choice: Choice) -> None:
         assert all(math.isfinite(reading.value) for reading in found)
 
 
-@every_probe
-@pytest.mark.parametrize("rule", parts.names("learning_rules"))
+@pytest.mark.parametrize(("name", "rule"), small.drawn(PROBES, parts.names("learning_rules"), rounds=2))
 def test_a_probe_looks_at_runs_by_every_rule(name: str, rule: str) -> None:
     model = small.model(small.some_model())
     if refusal(rule, model):

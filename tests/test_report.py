@@ -215,6 +215,15 @@ def test_a_text_whose_files_changed_under_the_same_params_is_another(tmp_path: P
     assert "on 2 texts, local and local #2." in body(tmp_path / "page.html")
 
 
+def test_a_run_is_of_the_text_that_its_results_tell_of_whatever_lies_beside_them(tmp_path: Path) -> None:
+    one, other = on("grammar", 1.5), on("markov", 1.4)
+    found = {"text": {"corpus": "grammar", "split": "validation", "sha256": "of grammar"}}
+    beside = {"results/measures.json": json.dumps(found).encode()}
+    one = replace(one, open=lambda path: beside.get(path) or other.open(path))
+    report.write([one, other], tmp_path / "page.html")
+    assert "on 2 texts, grammar and markov." in body(tmp_path / "page.html")
+
+
 def variants(*runs: Run) -> list[Variant]:
     return grouping.group(runs)[0]
 

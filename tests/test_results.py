@@ -106,6 +106,7 @@ def test_the_measures_are_those_of_the_score(corpus: Corpus, model: LanguageMode
     assert "source_entropy" not in found["references"]
     assert (found["status"], found["weights_sha256"]) == ("finished", "f00")
     assert found["environment"] == {"torch": torch.__version__}
+    assert found["text"] == {"corpus": "", "split": "validation", "sha256": ""}
 
 
 def test_references_of_another_split_are_ordered_as_they_must_be(corpus: Corpus) -> None:
@@ -137,7 +138,7 @@ def test_metrics_json_has_few_of_the_numbers_under_the_same_names(
     found = dict(
         measures.flat(
             evaluate(corpus, model, tmp_path, 1.5, measures=chosen)
-            | {"status": 0, "environment": {}, "weights_sha256": 0, "left_out": 0, "about": {}}
+            | {"status": 0, "environment": {}, "weights_sha256": 0, "left_out": 0, "about": {}, "text": {}}
         )
     )
     few = written(tmp_path, "metrics.json")
@@ -159,7 +160,11 @@ def test_every_headline_is_a_number_of_some_measure_or_of_every_run() -> None:
     said = {
         name
         for name, _ in measures.flat(
-            {key: value for key, value in project.items() if isinstance(value, dict | int) and key != "environment"}
+            {
+                key: value
+                for key, value in project.items()
+                if isinstance(value, dict | int) and key not in ("environment", "text")
+            }
         )
     }
     assert set(results.HEADLINES) - said <= {"entropy_gap.validation"}  # the default corpus has no known entropy

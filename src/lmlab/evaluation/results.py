@@ -98,12 +98,12 @@ def evaluate(
     """
     rows = _read_log(log)
     scored, diverged = _scored(params, model, saved, shards)
-    facts = _facts(params, model, saved, diverged)
+    manifest = read_json(corpus / "manifest.json", made_by="download")
+    facts = _facts(params, model, saved, diverged) | {"text": _text(manifest)}
     folder.mkdir(parents=True, exist_ok=True)
     if scored is None:
         found, tables, page = facts, {}, _no_samples(diverged)
     else:
-        manifest = read_json(corpus / "manifest.json", made_by="download")
         trained = Trained(model, saved, shards, tokenizer, corpus, manifest, rows, {SCORED: scored}, params.stride)
         found = {**facts, **_numbers(params, measures, trained)}
         tables, page = _tables(trained), _samples(params, model, tokenizer)
@@ -148,6 +148,12 @@ def _facts(params: ScoreParams, model: LanguageModel, saved: dict[str, Any], div
         "weights_sha256": saved.get("weights_sha256", ""),
         "environment": {"torch": torch.__version__},
     }
+
+
+def _text(manifest: dict[str, Any]) -> dict[str, str]:
+    """What was scored, so that results can tell by themselves whether they are of the same text."""
+    of_split = manifest.get("splits", {}).get(SCORED, {})
+    return {"corpus": manifest.get("corpus", ""), "split": SCORED, "sha256": of_split.get("sha256", "")}
 
 
 def _numbers(params: EvaluateParams, measures: dict[str, Choice], trained: Trained) -> dict[str, Any]:

@@ -235,14 +235,20 @@ def _described(run: Run) -> str:
     """The text that a run learned from, with where it comes from if that is known."""
     manifest = _json(run, "data/corpus/manifest.json") or {}
     name = _corpus(run)
-    if not manifest:
+    if not manifest or manifest.get("splits", {}).get("validation", {}).get("sha256", "") != _split_sha256(run):
         return name
     return f"{name} ({manifest.get('source', 'source unknown')}; {manifest.get('licence', 'no licence given')})"
 
 
 def _corpus(run: Run) -> str:
     manifest = _json(run, "data/corpus/manifest.json") or {}
-    return str(manifest.get("corpus", run.params.get("download.corpus", "a corpus"))).replace("_", " ")
+    named = _scored_text(run).get("corpus") or manifest.get("corpus") or run.params.get("download.corpus", "a corpus")
+    return str(named).replace("_", " ")
+
+
+def _scored_text(run: Run) -> dict[str, str]:
+    """What the run's results say they are of; the data beside them may be another run's by now. Empty in older ones."""
+    return dict((_json(run, MEASURES) or {}).get("text", {}))
 
 
 def _texts(variants: Sequence[Variant]) -> dict[str, list[int]]:
@@ -267,6 +273,8 @@ def _texts(variants: Sequence[Variant]) -> dict[str, list[int]]:
 
 
 def _split_sha256(run: Run) -> str:
+    if told := _scored_text(run).get("sha256"):
+        return told
     manifest = _json(run, "data/corpus/manifest.json") or {}
     return str(manifest.get("splits", {}).get("validation", {}).get("sha256", ""))
 

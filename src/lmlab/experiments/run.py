@@ -23,7 +23,7 @@ MEASURES = "results/measures.json"
 METRICS = "results/metrics.json"
 """The few of them that people compare; in a run made before there was MEASURES, all of them."""
 NO_MEASURES = ("about", "diverged", "environment", "text")
-"""Blocks of MEASURES that hold no measures: what decides those, where a run diverged, what it ran with, and on which text."""
+"""Blocks of MEASURES that hold no measures: what decides those, where a run diverged, what it ran with, on which text."""
 WORKSPACE = "workspace"
 
 Reader = Callable[[str], bytes | None]
