@@ -410,8 +410,8 @@ def _explained(found: Comparison) -> list[str]:
     lines.append("only seeds vary here: another text would move levels and differences as well")
     if "too few seeds" in words:
         lines.append(
-            f"one comparison alone takes at least {found.rules.least} pairs to show anything at {found.alpha:g}, several at once"
-            " (variants, measures) take more; --measure names those that matter to you"
+            f"one comparison alone takes at least {found.rules.least} pairs to show anything at {found.alpha:g}, several at"
+            " once (variants, measures) take more; --measure names those that matter to you"
         )
     lines += _about_looks(found)
     return lines
