@@ -25,6 +25,7 @@ ORDER = [
     ["pretokens", "tokenizers"],
     ["shards", "sharding", "batches"],
     ["layers", "models"],
+    ["widths"],
     ["optimizers", "cutting", "perturbing", "perturbing_nodes", "relaxing"],
     ["learning_rules", "interventions", "schedules", "parametrisations", "sizing"],
     ["generation", "evaluation", "measures", "checkpoint", "snapshots", "probes", "closeup"],

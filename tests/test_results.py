@@ -12,7 +12,7 @@ import pytest
 import small
 import torch
 
-from lmlab import params
+from lmlab import generation, params
 from lmlab.errors import UserError
 from lmlab.evaluation import references, results
 from lmlab.evaluation.results import EvaluateParams
@@ -307,6 +307,12 @@ def test_samples_go_on_from_each_prompt(corpus: Corpus, model: LanguageModel, tm
     assert page.index("After `7 `") < page.index("~~~~~~text\n7 ") < page.index("From nothing")
     evaluate(corpus, model, tmp_path, seed=1)
     assert (tmp_path / "results/samples.md").read_text() != page
+    evaluate(corpus, model, tmp_path, prompts=["7 ", "7 "], seed=4)
+    first, second = (tmp_path / "results/samples.md").read_text().split("## After `7 `, seed ")[1:]
+    for seed, sample in (("4", first), ("5", second)):  # each can be had again, and none is as another
+        text = "".join(generation.sample_text(model, corpus[1], "7 ", 20, 0.8, int(seed))).rstrip()
+        assert sample == f"{seed}\n\n~~~~~~text\n7 {text}\n~~~~~~\n" + "\n" * (seed == "4")
+    assert first[1:].rstrip() != second[1:].rstrip()
     evaluate(corpus, model, tmp_path, prompts=[], sample_tokens=0)
     assert "~~~" not in (tmp_path / "results/samples.md").read_text()
 

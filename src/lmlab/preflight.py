@@ -57,7 +57,9 @@ def check(tree: Tree) -> None:
         choice.build()
     with torch.device("meta"), _NothingDrawn():
         model = models.build(chosen["train"]["model"], SOME_VOCABULARY, train.context)
-        chosen["train"]["parametrisation"].build().start(model)
+        parametrisation = chosen["train"]["parametrisation"].build()
+        parametrisation.check(model)
+        parametrisation.start(model)
         chosen_rule(train, chosen["train"], model)
     if evaluate.stride > train.context:
         raise UserError(

@@ -298,13 +298,14 @@ def _write_csv(path: Path, table: pd.DataFrame) -> None:
 
 
 def _samples(params: EvaluateParams, model: LanguageModel, tokenizer: Tokenizer) -> str:
-    """A page of generated text, one block for each prompt."""
-    page = [f"# Samples\n\nTemperature {params.temperature}, seed {params.seed}, {params.sample_tokens} tokens each.\n"]
-    for prompt in params.prompts:
-        text = generation.sample_text(model, tokenizer, prompt, params.sample_tokens, params.temperature, params.seed)
+    """A page of generated text, one block for each prompt, each with a seed of its own, or they would share whole lines."""
+    page = [f"# Samples\n\nTemperature {params.temperature}, {params.sample_tokens} tokens each.\n"]
+    for number, prompt in enumerate(params.prompts):
+        seed = (params.seed + number) % 2**63
+        text = generation.sample_text(model, tokenizer, prompt, params.sample_tokens, params.temperature, seed)
         title = f"After `{prompt}`" if prompt else "From nothing"
         fence = "~~~~~~"
-        page.append(f"## {title}\n\n{fence}text\n{prompt}{''.join(text).rstrip()}\n{fence}\n")
+        page.append(f"## {title}, seed {seed}\n\n{fence}text\n{prompt}{''.join(text).rstrip()}\n{fence}\n")
     return "\n".join(page)
 
 

@@ -59,6 +59,7 @@ class TargetPropagation(LearningRule):
         self.step, self.noise = options.step, options.noise
         hidden = max(1, round(options.expansion * model.width))
         self.inverses = nn.ModuleList(Inverse(model.width, hidden) for _ in model.blocks)
+        self.follow_width(options, model)
 
     def assign_gradients(self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         outputs, values = taken_apart(model, tokens_BT)
