@@ -25,6 +25,7 @@ from lmlab.tokenizers.base import Tokenizer
 
 Corpus = tuple[Shards, Tokenizer]
 CURVES = {"training.csv", "validation.csv", "loss_by_position.csv", "calibration.csv", "character_classes.csv"}
+CURVES |= {"validation_blocks.csv"}
 FILES = {"metrics.json", "measures.json", "samples.md", *CURVES}
 SAVED = {"parameters": 1234, "tokens": 99, "precision": "bfloat16", "size": {"forward_operations_per_token": 10}}
 BASE = {"stride": 5, "ngram_order": 3, "prompts": ["7 ", ""], "sample_tokens": 20, "threads": 1, "measures": ["entropy_gap"]}
@@ -137,7 +138,7 @@ def test_metrics_json_has_few_of_the_numbers_under_the_same_names(
     found = dict(
         measures.flat(
             evaluate(corpus, model, tmp_path, 1.5, measures=chosen)
-            | {"status": 0, "environment": {}, "weights_sha256": 0, "left_out": 0, "text": {}}
+            | {"status": 0, "environment": {}, "weights_sha256": 0, "left_out": 0, "about": {}, "text": {}}
         )
     )
     few = written(tmp_path, "metrics.json")
@@ -220,7 +221,7 @@ def test_a_run_that_diverged_before_its_first_line_has_tables_without_rows(
     evaluate(corpus, model, tmp_path, saved={"status": "diverged", "diverged": DIVERGED}, log_steps=0)
     for name in CURVES:
         assert table(tmp_path / "results" / name) == []
-        assert columns(tmp_path / "results" / name)[0] in ("step", "position", "confidence", "class")
+        assert columns(tmp_path / "results" / name)[0] in ("step", "position", "confidence", "class", "block")
 
 
 def test_a_model_whose_logits_are_no_numbers_has_diverged_whatever_its_record_says(

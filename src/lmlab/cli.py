@@ -150,6 +150,9 @@ def compare(
         typer.Option(help="Compare this, such as validation.bits_per_byte, or all; may be given several times."),
     ] = None,
     alpha: Annotated[float, typer.Option(help="How often equal variants may be told apart.")] = 0.05,
+    anytime: Annotated[
+        bool, typer.Option("--anytime", help="Take a test that holds however often you look and add seeds; it needs more.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> None:
@@ -160,7 +163,7 @@ def compare(
         raise errors.UserError(f"--alpha should lie between 0 and 1, such as 0.05, not {alpha:g}")
     if as_json and as_csv:
         raise errors.UserError("--json and --csv exclude each other; give one of them")
-    found = comparing.compare(names or [], baseline, measure or [], alpha)
+    found = comparing.compare(names or [], baseline, measure or [], alpha, anytime=anytime)
     if as_json:
         typer.echo(comparing.as_json(found))
     elif as_csv:

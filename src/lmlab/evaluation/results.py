@@ -15,10 +15,10 @@ from pydantic import Field
 
 from lmlab import generation
 from lmlab.errors import UserError
-from lmlab.evaluation import character_classes, references
+from lmlab.evaluation import blocks, character_classes, references
 from lmlab.evaluation.scoring import Score, bits_per_byte, remark_on_zero, score
 from lmlab.files import checked, read_json, whole_file, write_json
-from lmlab.measures.base import Trained, take
+from lmlab.measures.base import Trained, about, take
 from lmlab.models.base import LanguageModel
 from lmlab.params import Names, Params
 from lmlab.parts import Choice
@@ -55,6 +55,7 @@ TABLES = {
     "loss_by_position": ("position", "validation_nats"),
     "calibration": ("confidence", "accuracy", "predictions"),
     "character_classes": ("class", "tokens", "bytes", "nats", "nats_per_byte", "share_of_bytes", "share_of_nats"),
+    "validation_blocks": blocks.COLUMNS,
 }
 """Columns that each CSV file has, whether a run has something to put there or not."""
 
@@ -167,7 +168,7 @@ def _numbers(params: EvaluateParams, measures: dict[str, Choice], trained: Train
     for line in left_out:
         print(f"evaluate: left out {line}", flush=True)
     of_split = measures_of(trained.scores[SCORED], shards.count(SCORED, "bytes"))
-    return {SCORED: of_split, "references": references, **taken, "left_out": left_out}
+    return {SCORED: of_split, "references": references, **taken, "left_out": left_out, "about": about(measures, trained)}
 
 
 def headlines(found: dict[str, Any]) -> dict[str, Any]:
@@ -270,6 +271,7 @@ def _tables(trained: Trained) -> dict[str, pd.DataFrame]:
         "loss_by_position": _by_position(trained.scores),
         "calibration": _calibration(scored),
         "character_classes": character_classes.table(scored, stream, trained.tokenizer.token_bytes),
+        "validation_blocks": blocks.table(scored, stream, trained.tokenizer.token_bytes),
     }
 
 
