@@ -135,9 +135,9 @@ def test_grow_says_in_one_line_what_is_wrong_and_writes_nothing(project: Path) -
     tokenizers.write("byte", Byte(), byte)
     assert "none.json is missing" in refusal(*grow("none.json", "a.txt"))
     assert "is damaged" in refusal(*grow("a.txt", "a.txt"))
-    assert "none.txt cannot be read: No such file" in refusal(*grow(old, "a.txt", "none.txt"))
-    assert "cannot be read: Is a directory" in refusal(*grow(old, "data"))
-    assert "latin.txt is not text in UTF-8" in refusal(*grow(old, "latin.txt"))
+    assert "TEXTS: no file matches 'none.txt'" in refusal(*grow(old, "a.txt", "none.txt"))
+    assert "TEXTS: no file matches 'data'" in refusal(*grow(old, "data"))  # a folder without texts
+    assert "latin.txt is not UTF-8" in refusal(*grow(old, "latin.txt"))
     assert "nothing to add" in refusal(*grow(old, "known.txt", "empty.txt"))
     assert "nothing new that a byte tokenizer could" in refusal(*grow(str(byte), "a.txt"))
     assert "name another file" in refusal("grow", old, "a.txt", "--tokens", "5", "--out", old)

@@ -7,7 +7,7 @@ SOURCES = Path(__file__).resolve().parents[1] / "src" / "lmlab"
 # From the ground up: a module may import what stands on its own line or above it in this list.
 ORDER = [
     ["errors", "lifeline", "files", "params", "parts", "progress", "noise", "device", "compiling", "timing", "runcache"],
-    ["fetching", "globs", "columns", "text_files"],
+    ["fetching", "globs", "columns", "text_files", "surroundings", "recipes"],
     ["cleaning", "corpora", "documents", "overlap", "corpus_summary", "collecting"],
     ["pretokens", "tokenizers"],
     ["shards", "sharding", "batches"],

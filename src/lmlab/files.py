@@ -25,6 +25,7 @@ def whole_folder(folder: Path, sums: bool = True) -> Iterator[Path]:
 
     Without `sums` for what Git keeps, which needs none.
     """
+    check_folder(folder)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -35,8 +36,31 @@ def whole_folder(folder: Path, sums: bool = True) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    if folder.is_symlink():  # what it leads to is left as it is
+        folder.unlink()
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise UserError where something that is no folder stands in the place of one, or of one above it."""
+    for path in (folder, *folder.parents):
+        if path.is_dir():
+            return
+        if os.path.lexists(path):
+            raise UserError(f"{path} is a file, or a link to nowhere, where a folder should be; move it away")
+
+
+def missing(path: Path, made_by: str) -> UserError:
+    """What to say of a file that the stage `made_by` should have written."""
+    if Path("dvc.yaml").is_file():
+        return UserError(f"{path} is missing; run `dvc repro {made_by}` to make it")
+    tops = [folder for folder in Path.cwd().parents if (folder / "dvc.yaml").is_file()]
+    top = f", {tops[0]}," if tops else ""
+    return UserError(
+        f"{path} is missing; run `dvc repro {made_by}` to make it, and all of lmlab, in the project's top folder{top} which"
+        " this is not: it has no dvc.yaml"
+    )
 
 
 @contextmanager
@@ -65,7 +89,7 @@ def checked(path: Path, made_by: str) -> Path:
     Raises UserError where the file or its line is missing, or its bytes are others; `made_by` names the stage to run then.
     """
     if not path.is_file():
-        raise UserError(f"{path} is missing; run `dvc repro {made_by}` to make it")
+        raise missing(path, made_by)
     sums = path.with_name(SUMS)
     if not sums.is_file():
         raise UserError(f"{sums}, which vouches for {path.name}, is missing; run `dvc repro --force {made_by}`")
@@ -93,7 +117,7 @@ def read_json(path: Path, made_by: str) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} is missing; run `dvc repro {made_by}` to make it") from None
+        raise missing(path, made_by) from None
     except (IsADirectoryError, NotADirectoryError):
         raise UserError(
             f"{path} should be a file in a folder, but is not; move what is there, run `dvc repro {made_by}`"
