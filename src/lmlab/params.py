@@ -38,7 +38,7 @@ class Params(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _fits(cls, value: Any) -> Any:
+    def _of_whole_numbers_that_fit(cls, value: Any) -> Any:
         """Refuse whole numbers beyond LARGEST, also inside lists and blocks."""
         _check_whole_numbers(value)
         return value
