@@ -54,7 +54,6 @@ def staged(command: Callable[..., dict[str, Any] | None]) -> Callable[..., None]
 
     Modules that cannot change what the stage writes are loaded by name, so that they are none of its dependencies.
     """
-
     defaults = {name: value.default for name, value in inspect.signature(command).parameters.items()}
 
     @functools.wraps(command)

@@ -133,8 +133,8 @@ def test_grow_says_in_one_line_what_is_wrong_and_writes_nothing(project: Path) -
     Path("empty.txt").touch()
     byte = Path("byte.json")
     tokenizers.write("byte", Byte(), byte)
-    assert "none.json is missing" in refusal(*grow("none.json", "a.txt"))
-    assert "is damaged" in refusal(*grow("a.txt", "a.txt"))
+    assert "TOKENIZER: there is no file none.json" in refusal(*grow("none.json", "a.txt"))
+    assert "a.txt is no tokenizer, or damaged" in refusal(*grow("a.txt", "a.txt"))
     assert "TEXTS: no file matches 'none.txt'" in refusal(*grow(old, "a.txt", "none.txt"))
     assert "TEXTS: no file matches 'data'" in refusal(*grow(old, "data"))  # a folder without texts
     assert "latin.txt is not UTF-8" in refusal(*grow(old, "latin.txt"))

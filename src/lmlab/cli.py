@@ -217,7 +217,9 @@ def report(
 @app.command()
 @errors.one_line
 def size(
-    vocabulary: Annotated[int, typer.Option(min=0, max=LARGEST, help="How many ids there are; 0: as many as the tokenizer has.")] = 0,
+    vocabulary: Annotated[
+        int, typer.Option(min=0, max=LARGEST, help="How many ids there are; 0: as many as the tokenizer has.")
+    ] = 0,
     tokenizer: Annotated[Path, typer.Option(help="The tokenizer's folder.")] = Path("data/tokenizer"),
 ) -> None:
     """Show what params.yaml comes to: what is derived, parameters by part, operations and memory. Nothing is trained."""
@@ -315,10 +317,10 @@ def grow(
     from lmlab.corpora.local import Local, Options
     from lmlab.tokenizers import base as tokenizers
 
-    fitted = tokenizers.load(tokenizer)
+    fitted = tokenizers.load_given(tokenizer, "TOKENIZER")
     if out.exists() and out.samefile(tokenizer):
         raise errors.UserError(f"--out {out} is the tokenizer to begin from, which models may need; name another file")
-    name = type(fitted).__module__.rpartition(".")[2]
+    name = tokenizers.kind_of(fitted)
     corpus = Local(Options(files=texts, column=column, skip_missing=False), key="TEXTS")
     grown = fitted.grown(_pieces(corpus), tokens)
     added = grown.vocabulary - fitted.vocabulary
@@ -328,6 +330,7 @@ def grow(
     before, after = (tokenizers.report(made, _pieces(corpus))["bytes_per_token"] for made in (fitted, grown))
     typer.echo(f"{out}: vocabulary {fitted.vocabulary:,} + {added:,} = {grown.vocabulary:,}")
     typer.echo(f"bytes per token of these texts: {before:.3f} before, {after:.3f} now")
+    typer.echo(f"to train with it: dvc exp run -S tokenizer.from={out} -S tokenizer.name={name}")
 
 
 def _pieces(corpus: "Corpus") -> Iterator[str]:

@@ -128,6 +128,11 @@ def section(tree: Tree, dotted: str, kind: type[P]) -> P:
         raise UserError(f"params.yaml: {_explain(error, dotted, kind)}") from None
 
 
+def _keys(kind: type[Params]) -> list[str]:
+    """A section's keys as they stand in params.yaml."""
+    return [info.alias or name for name, info in kind.model_fields.items()]
+
+
 def _shown(value: Any) -> str:
     """A value as Python writes it, cut where it is long."""
     if isinstance(value, int) and not -(10**LONGEST_SHOWN) < value < 10**LONGEST_SHOWN:
@@ -151,7 +156,7 @@ def _explain(error: ValidationError, dotted: str, kind: type[Params]) -> str:
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 and fault["type"] != "extra_forbidden" else ""
     match fault["type"]:
         case "extra_forbidden":
-            return f"{key} is not a known key; {nearest(str(fault['loc'][-1]), kind.model_fields)}"
+            return f"{key} is not a known key; {nearest(str(fault['loc'][-1]), _keys(kind))}"
         case "missing":
             return f"{key} is missing; add it under {dotted}{more}"
         case "value_error":

@@ -22,6 +22,7 @@ from lmlab.parts import Choice
 from lmlab.probing import ProbeParams
 from lmlab.sharding import ShardParams
 from lmlab.stepping import TrainParams, chosen_rule
+from lmlab.tokenizers import base as tokenizers
 from lmlab.tokenizers.base import TokenizerParams
 
 SECTIONS: dict[str, type[Params]] = {
@@ -49,6 +50,8 @@ def check(tree: Tree) -> None:
     for choice in chosen["train"].values():
         _check_followed(choice)
     chosen["download"]["corpus"].build()
+    assert isinstance(sections["tokenizer"], TokenizerParams)
+    tokenizers.check_given(sections["tokenizer"], chosen["tokenizer"]["name"])
     train, evaluate, probe = sections["train"], sections["evaluate"], sections["probe"]
     assert isinstance(train, TrainParams)
     assert isinstance(evaluate, EvaluateParams)

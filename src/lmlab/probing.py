@@ -41,7 +41,7 @@ class ProbeParams(Params):
     windows: int = Field(ge=2)
     text: str
     device: Literal["cpu", "cuda", "mps"]
-    threads: int = Field(ge=1)
+    threads: int = Field(ge=1, le=4096)
 
 
 def chosen(tree: Tree, params: ProbeParams) -> dict[str, Choice]:

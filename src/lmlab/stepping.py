@@ -60,7 +60,7 @@ class TrainParams(Params):
     pool_megatokens: float = Field(gt=0)
     precision: Literal["auto", "float32", "bfloat16"]
     device: Literal["cpu", "cuda", "mps"]
-    threads: int = Field(ge=1)
+    threads: int = Field(ge=1, le=4096)
     log_every: int = Field(ge=1)
     validate_every: int = Field(ge=0)
     sample_every: int = Field(ge=0)

@@ -88,7 +88,8 @@ class Local(Corpus):
             raise UserError(
                 f"{'params.yaml: ' * (self.key == KEY)}{self.key}: no file matches {patterns} below"
                 f" {shown(Path.cwd())}{instead}"
-                + " (a --queue or --temp experiment sees only files that Git knows, or absolute paths)" * (self.key == KEY)
+                + " (a --queue or --temp experiment sees only files that Git knows, or absolute paths)"
+                * (self.key == KEY)
             )
         return globs.Matches(texts, +passed_over)
 

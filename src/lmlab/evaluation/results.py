@@ -37,7 +37,7 @@ class EvaluateParams(Params):
     temperature: float = Field(ge=0)
     seed: int = Field(ge=0)
     device: Literal["cpu", "cuda", "mps"]
-    threads: int = Field(ge=1)
+    threads: int = Field(ge=1, le=4096)
 
 
 def evaluate(

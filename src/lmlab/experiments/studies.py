@@ -198,6 +198,7 @@ def _kept(work: Work) -> Path:
         "operations": operations,
         "test": test,
         "corpus": {path.name: sha256(path) for path in sorted(corpus.glob("*.parquet"))},
+        "tokenizer": sha256(given) if (given := params.section(tree, "tokenizer", TokenizerParams).given) else "",
         "code": _code(),
         "torch": torch.__version__,
     }
@@ -244,8 +245,9 @@ def run_point(tree: Tree, operations: float, test: bool, corpus: Path) -> dict[s
     """
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        chosen = parts.choices(tree, "tokenizer", params.section(tree, "tokenizer", TokenizerParams))["name"]
-        tokenizer = tokenizers.fit(chosen, (text for _, _, text in documents.read_parts(corpus / "train.parquet")))
+        asked = params.section(tree, "tokenizer", TokenizerParams)
+        chosen = parts.choices(tree, "tokenizer", asked)["name"]
+        tokenizer = tokenizers.made(asked, chosen, (text for _, _, text in documents.read_parts(corpus / "train.parquet")))
         tokenizers.save(chosen, tokenizer, folder / "tokenizer" / "tokenizer.json")
         sharding.build(params.section(tree, "shard", ShardParams), corpus, folder / "tokenizer", folder / "shards")
         shards = open_shards(folder / "shards", folder / "tokenizer" / "tokenizer.json")
