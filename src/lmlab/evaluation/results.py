@@ -120,7 +120,7 @@ def _remark(shards: Shards, split: str, bits: float) -> str:
 
 def _references(params: EvaluateParams, shards: Shards, splits: list[str]) -> dict[str, Any]:
     """Bits per byte of each reference on each split; fitted to the whole train split or its first `ngram_megatokens`."""
-    train = shards.stream("train")[: int(params.ngram_megatokens * 1e6)]
+    train = shards.stream("train")[: max(1, int(params.ngram_megatokens * 1e6))]
     ngram = references.NGram(train, shards.document, shards.vocabulary, params.ngram_order)
     answers: dict[str, Any] = {}
     for split in splits:
