@@ -104,8 +104,10 @@ def test_the_files_are_the_same_each_time(corpus: Corpus, model: LanguageModel, 
     one, two = (
         {path.name: path.read_bytes() for path in (tmp_path / name / "results").iterdir()} for name in ("one", "two")
     )
-    assert set(one) == FILES
+    assert set(one) == FILES | {"SHA256SUMS"}
     assert one == two
+    vouched = {line.split("  ")[1] for line in one["SHA256SUMS"].decode().splitlines()}
+    assert vouched == FILES
     assert json.loads(one["metrics.json"])["references"]["source_entropy"] == 1.5
 
 

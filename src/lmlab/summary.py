@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lmlab import timing
-from lmlab.files import read_json
+from lmlab.files import missing, read_json, vouched
 
 SAMPLE_LINES = 14
 
@@ -20,7 +20,10 @@ def show(folder: Path = Path()) -> None:
     console = Console(highlight=False)
     console.print(_facts(corpus, model, metrics, timing.last(folder)))
     console.print(_measures(metrics))
-    sample = (folder / "results/samples.md").read_text(encoding="utf-8").split("~~~~~~")
+    samples = vouched(folder / "results/samples.md", made_by="evaluate")
+    if not samples.is_file():
+        raise missing(samples, made_by="evaluate")
+    sample = samples.read_text(encoding="utf-8", errors="replace").split("~~~~~~")
     if len(sample) > 1:
         lines = sample[1].removeprefix("text\n").strip().splitlines()[:SAMPLE_LINES]
         console.print("A sample (more in results/samples.md):\n", style="bold")

@@ -12,7 +12,7 @@ from lmlab import generation
 from lmlab.errors import UserError
 from lmlab.evaluation import character_classes, references
 from lmlab.evaluation.scoring import Score, bits_per_byte, remark_on_zero, score
-from lmlab.files import checked, read_json, whole_file, write_json
+from lmlab.files import checked, read_json, whole_file, write_json, write_sums
 from lmlab.measures.base import Trained, take
 from lmlab.models.base import LanguageModel
 from lmlab.params import Names, Params
@@ -84,6 +84,7 @@ def evaluate(
     _write_csv(folder / "character_classes.csv", by_class)
     with whole_file(folder / "samples.md") as partial:
         partial.write_text(_samples(params, model, tokenizer), encoding="utf-8")
+    write_sums(folder, [path.name for path in folder.iterdir() if path.suffix in (".json", ".csv", ".md")])
     return metrics
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pandas as pd
 
 from lmlab import params
 from lmlab.experiments.commands import leaves
-from lmlab.files import read_json
+from lmlab.files import read_json, vouched
 
 SEEDS = ("train.seed", "train.data_seed")
 """What may differ between runs of one variant, and what runs of two variants are paired by."""
@@ -56,11 +57,18 @@ def as_it_lies(root: Path = Path()) -> Run:
 
     def file(path: str) -> bytes | None:
         there = (root / path).is_file() and not path.startswith("data/timing/")
-        return (root / path).read_bytes() if there else None
+        return vouched(root / path, _maker(path)).read_bytes() if there else None
 
-    curves = {name: pd.read_csv(root / f"results/{name}.csv") for name in CURVES if file(f"results/{name}.csv")}
+    tables = {name: file(f"results/{name}.csv") for name in CURVES}
+    curves = {name: pd.read_csv(BytesIO(table)) for name, table in tables.items() if table and table.strip()}
     measures = dict(numbers(read_json(root / METRICS, made_by="evaluate")))
     return Run(WORKSPACE, leaves(params.read(root / "params.yaml")), measures, curves, file)
+
+
+def _maker(path: str) -> str:
+    """The stage that writes a file."""
+    folder = Path(path).parent.name
+    return {"results": "evaluate", "corpus": "download", "probes": "probe", "tokenizer": "tokenizer"}.get(folder, "train")
 
 
 def numbers(tree: Any, at: str = "") -> Iterator[tuple[str, float]]:

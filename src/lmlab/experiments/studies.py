@@ -32,7 +32,7 @@ from lmlab.collecting import DownloadParams
 from lmlab.device import use_device
 from lmlab.errors import UserError
 from lmlab.evaluation.scoring import bits_per_byte, score
-from lmlab.files import read_json, sha256, whole_file, write_json
+from lmlab.files import read_json, seal, sha256, whole_file, write_json
 from lmlab.models import base as models
 from lmlab.params import Params, Tree, Values, changed
 from lmlab.probing import ProbeParams
@@ -153,7 +153,7 @@ def run_arm(study: Study, name: str, corpus: Path, target: Path) -> dict[str, An
     best = min(grid, key=mean)
     points += run_points(study, tree, [(best, seed) for seed in study.params.seeds if (best, seed) not in swept], corpus)
     found = {"arm": name, "best": _resolved(tree, best), "points": points}
-    write_json(target, found)
+    write_json(target, seal(found))
     return found
 
 
@@ -176,15 +176,24 @@ def run_points(study: Study, tree: Tree, wanted: Iterable[tuple[Values, int]], c
         work = (there, study.params.operations, study.params.test, corpus)
         label = {"at": _resolved(tree, at), "seed": seed}
         keys.append((_kept(work), label))
-        if not _kept(work).exists():
+        if not _is_whole(_kept(work)):
             works[_kept(work)] = work
     for path, found in _side_by_side(works, study.params.processes or os.cpu_count() or 1):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, found)
+        write_json(path, seal(found))
         bits = f"{_cost(found):.4f} bits/byte" if "validation" in found else found["broke"]
         label = next(label for key, label in keys if key == path)
         print(f"{study.folder.name}: {label['at']}, seed {label['seed']}: {bits}", flush=True)
     return [{**label, **read_json(path, made_by="arm")} for path, label in keys]
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a kept result is there as it was written; else the run is done again."""
+    try:
+        read_json(path, made_by="arm")
+    except UserError:
+        return False
+    return True
 
 
 Work = tuple[Tree, float, bool, Path]

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from lmlab import pretokens
 from lmlab.errors import UserError
-from lmlab.files import SEAL, is_sealed, read_json, seal, write_json
+from lmlab.files import read_json, seal, write_json
 from lmlab.params import Params
 from lmlab.parts import Choice, OneOf, find
 
@@ -152,7 +152,6 @@ def load(path: Path) -> Tokenizer:
         part, _ = find("tokenizers", saved["tokenizer"])
         tokenizer: Tokenizer = part.from_state(saved)
         intact = tokenizer.vocabulary == saved["vocabulary"] and tokenizer.token_bytes[saved["special"]["document"]] == b""
-        intact = intact and (SEAL not in saved or is_sealed(saved))  # those of earlier versions have none
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         intact = False
     if not intact:
