@@ -184,8 +184,10 @@ def test_the_files_are_the_same_each_time(corpus: Corpus, model: LanguageModel, 
     one, two = (
         {path.name: path.read_bytes() for path in (tmp_path / name / "results").iterdir()} for name in ("one", "two")
     )
-    assert set(one) == FILES
+    assert set(one) == FILES | {"SHA256SUMS"}
     assert one == two
+    vouched = {line.split("  ")[1] for line in one["SHA256SUMS"].decode().splitlines()}
+    assert vouched == FILES
     assert json.loads(one["measures.json"])["references"]["source_entropy"] == 1.5
 
 
@@ -203,7 +205,7 @@ def test_a_run_that_diverged_is_told_and_not_scored(corpus: Corpus, model: Langu
     assert written(tmp_path, "measures.json") == found
     told = {"status": "diverged", "diverged": DIVERGED, "parameters": 1234, "tokens_seen": 99}
     assert written(tmp_path, "metrics.json") == told
-    assert {path.name for path in (tmp_path / "results").iterdir()} == FILES
+    assert {path.name for path in (tmp_path / "results").iterdir()} == FILES | {"SHA256SUMS"}
     for name in CURVES:
         whole = tmp_path / "whole" / "results" / name
         assert set(columns(tmp_path / "results" / name)) == set(columns(whole)), name

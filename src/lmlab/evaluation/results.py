@@ -17,7 +17,7 @@ from lmlab import generation
 from lmlab.errors import UserError
 from lmlab.evaluation import blocks, character_classes, references
 from lmlab.evaluation.scoring import Score, bits_per_byte, remark_on_zero, score
-from lmlab.files import checked, read_json, whole_file, write_json
+from lmlab.files import checked, read_json, whole_file, write_json, write_sums
 from lmlab.measures.base import Trained, about, take
 from lmlab.models.base import LanguageModel
 from lmlab.params import Names, Params
@@ -116,6 +116,7 @@ def evaluate(
         _write_csv(folder / f"{name}.csv", table.assign(**dict.fromkeys(lacking, math.nan)))
     with whole_file(folder / "samples.md") as partial:
         partial.write_text(page, encoding="utf-8")
+    write_sums(folder, ["metrics.json", "measures.json", "samples.md", *(f"{name}.csv" for name in TABLES)])
     return found
 
 
@@ -227,7 +228,7 @@ def remark(shards: Shards, split: str, bits: float) -> str:
 
 def fitted_to(params: ScoreParams, shards: Shards) -> Ids:
     """The part of the train split that references are fitted to: its first `ngram_megatokens`."""
-    return shards.stream("train")[: int(params.ngram_megatokens * 1e6)]
+    return shards.stream("train")[: max(1, int(params.ngram_megatokens * 1e6))]
 
 
 def references_of(params: ScoreParams, shards: Shards, split: str, train: Ids) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from lmlab import params
 from lmlab.errors import UserError
 from lmlab.evaluation.about import About
 from lmlab.experiments.commands import leaves
-from lmlab.files import read_json
+from lmlab.files import read_json, vouched
 from lmlab.status import how_it_diverged
 
 SEEDS = ("train.seed", "train.data_seed")
@@ -78,9 +79,10 @@ def as_it_lies(root: Path = Path()) -> Run:
 
     def file(path: str) -> bytes | None:
         there = (root / path).is_file() and not path.startswith("data/timing/")
-        return (root / path).read_bytes() if there else None
+        return vouched(root / path, _maker(path)).read_bytes() if there else None
 
-    curves = {name: pd.read_csv(root / f"results/{name}.csv") for name in CURVES if file(f"results/{name}.csv")}
+    tables = {name: file(f"results/{name}.csv") for name in (*CURVES, BLOCKS)}
+    curves = {name: pd.read_csv(BytesIO(table)) for name, table in tables.items() if table and table.strip()}
     results = MEASURES if file(MEASURES) else METRICS
     run = Run(WORKSPACE, leaves(params.read(root / "params.yaml")), {}, curves, file)
     try:
@@ -106,6 +108,12 @@ def measured(run: Run, results: Mapping[str, Any]) -> Run:
         environment=results.get("environment", {}),
         text=results.get("text", {}).get("sha256", ""),
     )
+
+
+def _maker(path: str) -> str:
+    """The stage that writes a file."""
+    folder = Path(path).parent.name
+    return {"results": "evaluate", "corpus": "download", "probes": "probe", "tokenizer": "tokenizer"}.get(folder, "train")
 
 
 def numbers(tree: Any, at: str = "") -> Iterator[tuple[str, float]]:

@@ -396,6 +396,9 @@ def _run(name: str, opened: Reader, file: Reader, notes: list[str]) -> Iterator[
     curves = {}
     for curve in (*CURVES, BLOCKS):
         content = file(f"results/{curve}.csv")
+        if content is not None and lock.made.get(f"results/{curve}.csv") not in (None, _md5(content)):
+            notes.append(f"{name}: results/{curve}.csv is not the one that dvc.lock tells of, so it is not shown")
+            continue
         try:
             if content and content.strip():
                 curves[curve] = pd.read_csv(BytesIO(content))
@@ -438,6 +441,7 @@ class _Lock:
         stages = dict(re.findall(r"^  (\w+):\n((?:    .*\n)+)", text, flags=re.MULTILINE))
         self.reads = {name: _hashes(stage, "deps") for name, stage in stages.items()}
         self.writes = {name: _hashes(stage, "outs") for name, stage in stages.items()}
+        self.made = {path: md5 for writes in self.writes.values() for path, md5 in writes.items()}
         self.stages = self._leading_to(results)
         self.params: dict[str, Any] = {}
         for name in self.stages:
@@ -461,14 +465,19 @@ class _Lock:
         """Why these results are not those of the run that this lock tells of; empty where they are."""
         if not self.stages:
             return f"its dvc.lock knows nothing of {self.results}"
-        made = {path: md5 for writes in self.writes.values() for path, md5 in writes.items()}
-        if made.get(self.results) != hashlib.md5(metrics, usedforsecurity=False).hexdigest():
+        made = self.made
+        if made.get(self.results) != _md5(metrics):
             return f"its {self.results} is not the one that dvc.lock tells of"
         for name in self.stages:
             for path, md5 in self.reads[name].items():
                 if path in made and made[path] != md5:
                     return f"{path} has changed since the stage {name} ran"
         return ""
+
+
+def _md5(content: bytes) -> str:
+    """A file's MD5 as DVC writes it."""
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
 def _hashes(stage: str, part: str) -> dict[str, str]:
@@ -494,7 +503,10 @@ def _cached(root: Path, locked: bytes | None, path: str) -> bytes | None:
 
 def _object(root: Path, md5: str) -> bytes | None:
     file = _cache(root.resolve()) / md5[:2] / md5[2:]
-    return file.read_bytes() if file.is_file() else None
+    content = file.read_bytes() if file.is_file() else None
+    if content is not None and _md5(content) != md5.removesuffix(".dir"):
+        raise UserError(f"{file} in DVC's cache is damaged; delete it and run `dvc pull`, or `dvc repro` at that commit")
+    return content
 
 
 @cache

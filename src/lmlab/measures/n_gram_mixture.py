@@ -41,7 +41,7 @@ class NGramMixture(Measure):
         self.options = options
 
     def measure(self, trained: Trained) -> Numbers:
-        counted = trained.train[: int(self.options.megatokens * 1e6)]
+        counted = trained.train[: max(1, int(self.options.megatokens * 1e6))]
         ngram = KneserNey(counted, trained.shards.vocabulary, self.options.order)
         found: Numbers = {}
         for split, scored in trained.scores.items():
