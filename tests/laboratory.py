@@ -132,14 +132,15 @@ class Laboratory:
             identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
             self.git(*identity, "update-ref", "--create-reflog", "-m", message, f"refs/exps/celery/{log}", commit)
 
-    def begun(self, run: Pretended, status: int, exists: bool = True) -> None:
-        """One that DVC has begun and not ended, as it keeps that in its own folder."""
+    def begun(self, run: Pretended, status: int, exists: bool = True, location: str = "dvc-task") -> None:
+        """One that DVC has begun, as it keeps that in its own folder; outside the queue it never notes an end there."""
         self._import([_commit(f"refs/pretended/{run.name}", {"params.yaml": run.contents()["params.yaml"]})])
         commit = self.git("rev-parse", f"refs/pretended/{run.name}")
         folder = self.root / ".dvc/tmp/exps/run" / commit
         folder.mkdir(parents=True)
         where = str(self.root if exists else self.root / "gone")
-        record = {"baseline_rev": self.head, "root_dir": where, "name": run.name, "result_hash": None, "status": status}
+        record = {"baseline_rev": self.head, "root_dir": where, "name": run.name, "location": location, "status": status}
+        record["result_hash"] = None
         (folder / f"{commit}.run").write_text(json.dumps(record))
 
     def workspace(self, run: Pretended) -> None:

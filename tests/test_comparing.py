@@ -17,6 +17,7 @@ from rich.console import Console
 from lmlab.errors import UserError
 from lmlab.experiments import comparing
 from lmlab.experiments.comparing import Comparison
+from lmlab.experiments.runs import unfinished
 from lmlab.experiments.verdicts import SHOWN, Verdict
 
 BITS = "validation.bits_per_byte"
@@ -103,15 +104,22 @@ def test_failed_queued_and_running_runs_are_named_beside_the_variant_they_are_of
     lab.unfinished([Pretended("waits", 10)], "stash")
     lab.begun(Pretended("runs", 11, LION), status=2)
     lab.begun(Pretended("killed", 12, LION), status=2, exists=False)
-    lab.unfinished([Pretended("other", 0, {"train.optimizer": "sgd"})], "failed")
+    lab.begun(Pretended("gone", 13, LION), status=1, exists=False, location="tempdir")
+    lab.begun(Pretended("here", 14, LION), status=1, location="workspace")
+    lab.experiments([Pretended("good", 0, {"train.optimizer": "sgd"}, bits(2.0))])
+    lab.begun(Pretended("good", 0, {"train.optimizer": "sgd"}), status=1, exists=False, location="tempdir")  # it ended well
+    lab.unfinished([Pretended("other", 0, {"train.model": "min_gru"})], "failed")
     found = compare(lab)
-    (lines,) = found.left_out.values()
+    assert "good" not in [task.name for task in unfinished(lab.root)]
+    lines = found.left_out["optimizer=lion"]
     assert set(lines) == {
+        "1 run of the variant, failed or removed: gone",
+        "1 run of the variant, running or failed: here",
         "3 runs of the variant, failed: lost-9, lost-8, killed",
         "1 run of the variant, running: runs",
         "1 run of the baseline, queued: waits",
     }
-    assert verdict(found).left_out == 5
+    assert [one.left_out for one in found.verdicts if one.variant == "optimizer=lion"] == [7]
     assert "left out: 1 run of the baseline, queued: waits" in printed(found)
 
 

@@ -94,7 +94,7 @@ class Unfinished:
 
     name: str
     state: str
-    """queued, running or failed."""
+    """queued, running, failed; or two of these, or removed, where DVC does not tell."""
     params: dict[str, Any]
     """Its params.yaml by dotted keys; empty where Git no longer has it."""
     began_from: str
@@ -102,10 +102,7 @@ class Unfinished:
 
 
 def unfinished(root: Path = Path()) -> list[Unfinished]:
-    """The experiments without results, of all commits, as DVC's own books have them.
-
-    A run in the workspace that failed leaves nothing there, and is not among them.
-    """
+    """The experiments without results, of all commits, as DVC's own books have them."""
     git = _Git(root)
     tasks = git.unfinished()
     git.read_ahead([task.commit for task in tasks], ["params.yaml"])
@@ -266,8 +263,13 @@ class _Git:
             tasks = [*self._of_log("failed", "failed"), *self._of_log("stash", "queued")]
             known = {task.commit for task in tasks}
             begun = (_begun(path) for path in sorted((self.root / ".dvc/tmp/exps/run").glob("*/*.run")))
-            self._unfinished = [*tasks, *(task for task in begun if task and task.commit not in known)]
+            tasks += [self._before_openings_of(task) for task in begun if task and task.commit not in known]
+            finished = {(one.name, one.baseline) for one in self.experiments()}
+            self._unfinished = [task for task in tasks if (task.name, task.began_from) not in finished]
         return self._unfinished
+
+    def _before_openings_of(self, task: _Task) -> _Task:
+        return replace(task, began_from=self.before_openings(task.began_from))
 
     def _of_log(self, ref: str, state: str) -> Iterator[_Task]:
         """The lines end in dvc-exp:<commit>:<baseline>:<name>, and in a branch where one was named."""
@@ -283,17 +285,21 @@ PREPARING_OR_RUNNING = (0, 1, 2)
 
 
 def _begun(path: Path) -> _Task | None:
-    """What DVC keeps of an experiment that it began, if that has no results."""
+    """What DVC keeps of an experiment that it began, unless that says that it has results.
+
+    Outside the queue DVC writes nothing more once it began, so those that ended well are among them.
+    """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["result_hash"] is not None:
             return None
-        # of one that failed in a temporary folder, DVC forgets to write so, yet the folder is gone
         runs = record["status"] in PREPARING_OR_RUNNING and Path(record["root_dir"]).is_dir()
+        ended = "failed" if record["location"] == "dvc-task" else "failed or removed"
+        state = "running or failed" if record["location"] == "workspace" else "running" if runs else ended
         name, began_from = record["name"] or path.stem[:7], record["baseline_rev"]
     except (OSError, ValueError, LookupError, TypeError):
         return None
-    return _Task(name, "running" if runs else "failed", path.stem, began_from)
+    return _Task(name, state, path.stem, began_from)
 
 
 def _named(git: _Git, name: str, notes: list[str], must: bool) -> Iterator[Run]:
