@@ -5,6 +5,7 @@ A queued or temporary experiment runs in a copy of the project while an editable
 """
 
 import functools
+import inspect
 import multiprocessing
 import sys
 import time
@@ -27,7 +28,7 @@ if multiprocessing.parent_process() is None:
 try:
     import typer
 
-    from lmlab import lifeline, params, parts
+    from lmlab import files, lifeline, params, parts
 except ModuleNotFoundError as missing:
     raise errors.UserError(
         f"{sys.executable} lacks the package {missing.name}; run `source .venv/bin/activate` first (`make setup` makes it)"
@@ -49,16 +50,20 @@ def run_stage(command: Callable[..., dict[str, Any] | None]) -> None:
 
 
 def staged(command: Callable[..., dict[str, Any] | None]) -> Callable[..., None]:
-    """A stage's command with what belongs to every stage: check all params first, and note the time.
+    """A stage's command with what belongs to every stage: check all params and folders first, and note the time.
 
     Modules that cannot change what the stage writes are loaded by name, so that they are none of its dependencies.
     """
+    defaults = {name: value.default for name, value in inspect.signature(command).parameters.items()}
 
     @functools.wraps(command)
     def stage(**paths: Any) -> None:
         started = time.perf_counter()
+        import_module("lmlab.surroundings").check_experiment()
         tree, name = params.read(), command.__name__
         import_module("lmlab.preflight").check(tree)
+        for path in (defaults | paths).values():
+            files.check_folder(path.parent if path.suffix else path)
         import_module("lmlab.remarks").say(tree, name)
         if import_module("lmlab.runcache").restored():
             print(f"{name}: this was done before on this machine: outputs taken from DVC's run-cache", flush=True)

@@ -1,4 +1,4 @@
-"""Stage `tokenizer`: fit the tokenizer to the train split alone."""
+"""Stage `tokenizer`: fit the tokenizer to the train split alone, or take one that was fitted before."""
 
 from pathlib import Path
 
@@ -13,14 +13,20 @@ FEW_TOKENS = 4
 
 
 def tokenizer(corpus: Path = Path("data/corpus"), tokenizer: Path = Path("data/tokenizer")) -> None:
-    """Fit the tokenizer that `tokenizer.name` names to CORPUS/train.parquet; write tokenizer.json and report.json."""
-    _, parts = read_params("tokenizer", TokenizerParams)
+    """Fit the tokenizer that `tokenizer.name` names to CORPUS/train.parquet; write tokenizer.json and report.json.
+
+    With a file in `tokenizer.from` nothing is fitted: it is the tokenizer.
+    """
+    params, parts = read_params("tokenizer", TokenizerParams)
     train = corpus / "train.parquet"
-    fitted = tokenizers.fit(parts["name"], (text for _, _, text in read_parts(train)))
-    report = tokenizers.report(fitted, (text for _, _, text in read_parts(train)), parts["name"].options)
+    fitted = tokenizers.made(params, parts["name"], (text for _, _, text in read_parts(train)))
+    asked_of = parts["name"].options if params.given is None else None
+    report = tokenizers.report(fitted, (text for _, _, text in read_parts(train)), asked_of)
     with whole_folder(tokenizer) as made:
         tokenizers.save(parts["name"], fitted, made / "tokenizer.json")
         write_json(made / "report.json", report)
+    if params.given is not None:
+        print(f"tokenizer: taken from {params.given}, nothing is fitted")
     asked = report.get("vocabulary_asked", report["vocabulary"])
     fewer = f" (of {asked:,}: the text has no more)" if asked > report["vocabulary"] else ""
     print(f"tokenizer: vocabulary {report['vocabulary']:,}{fewer}, {report['bytes_per_token']:.3f} bytes per token")

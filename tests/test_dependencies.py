@@ -121,3 +121,12 @@ def test_the_command_runs_the_copy_of_the_code_it_stands_in(stage: str) -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_stage_scripts_are_thin(stage: str) -> None:
     assert len((PROJECT / "pipeline" / f"{stage}.py").read_text().splitlines()) <= 45
+
+
+@pytest.mark.parametrize("file", sorted(PROJECT.glob("studies/*/dvc*.yaml")), ids=lambda file: f"{file.parent.name}")
+def test_a_clone_can_check_out_all_that_studies_write(file: Path) -> None:
+    """Nobody has a study's outputs in DVC's cache: with one that is kept there `dvc checkout` fails in every fresh clone."""
+    for stage in YAML(typ="safe").load(file)["stages"].values():
+        for out in stage.get("do", stage)["outs"]:
+            assert isinstance(out, dict), out
+            assert [facts["cache"] for facts in out.values()] == [False], out

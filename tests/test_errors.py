@@ -27,6 +27,12 @@ def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
         (OSError(errno.ENOSPC, "No space left on device"), 2),
         (RuntimeError("I/O error: No space left on device (os error 28)"), 2),
         (PermissionError(errno.EACCES, "Permission denied", "file"), 2),
+        (FileExistsError(errno.EEXIST, "File exists", "file"), 2),
+        (OSError(errno.EROFS, "Read-only file system", "fi\nle"), 2),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", ".a.partial", None, "a"), 2),
+        (MemoryError(), 2),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"), 2),
+        (UserError("a name\nof two lines\r"), 2),
         (KeyboardInterrupt(), 130),
     ],
 )
@@ -60,3 +66,26 @@ def test_ctrl_c_within_an_import_ends_at_once_and_elsewhere_can_be_handled(tmp_p
     assert (within.returncode, within.stdout) == (130, "")
     assert len(within.stderr.splitlines()) == 1
     assert run(swallow.format(interrupt), tmp_path).stdout == "went on\n"
+
+
+@pytest.mark.parametrize(("what", "said"), [("folder", "a file should be there"), ("none", "it is missing")])
+def test_what_the_system_refuses_names_the_file_and_what_to_do(
+    what: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(SystemExit) as ended:
+        one_line((tmp_path / what).read_text)()
+    assert ended.value.code == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"error: {tmp_path / what}: ")
+    assert said in line
+    assert explain(OSError(errno.EPIPE, "Broken pipe")) is None  # of no file: told by whoever can
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_what_a_terminal_cannot_show_is_printed_as_a_question_mark(
+    stream: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = run(f"import sys; print('caf\\xe9 \\ud800', file=sys.{stream})", tmp_path)
+    assert (done.returncode, getattr(done, stream)) == (0, "caf? ?\n")

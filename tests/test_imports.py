@@ -20,7 +20,7 @@ ORDER = [
         "timing",
         "runcache",
     ],
-    ["fetching", "globs", "columns", "text_files"],
+    ["fetching", "globs", "columns", "text_files", "surroundings"],
     ["cleaning", "corpora", "documents", "overlap", "corpus_summary", "collecting"],
     ["pretokens", "tokenizers"],
     ["shards", "sharding", "batches"],

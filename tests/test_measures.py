@@ -5,6 +5,7 @@ import math
 import re
 import string
 from collections import Counter
+from fnmatch import fnmatchcase
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -24,11 +25,13 @@ from lmlab.batches import Batches
 from lmlab.corpora import grammar
 from lmlab.errors import UserError
 from lmlab.evaluation import character_classes
+from lmlab.evaluation.about import About
 from lmlab.evaluation.kneser_ney import KneserNey
 from lmlab.evaluation.pairs import accuracy, text_nats
 from lmlab.evaluation.scoring import score
+from lmlab.experiments import meaning
 from lmlab.measures import minimal_pairs
-from lmlab.measures.base import DoesNotApply, Trained, chosen, flat, take
+from lmlab.measures.base import DoesNotApply, Trained, about, chosen, flat, take
 from lmlab.measures.learning_curve import mean_over_logarithm, reached
 from lmlab.measures.novelty import Copies
 from lmlab.measures.prequential import first_pass
@@ -97,6 +100,44 @@ def uniform(vocabulary: int, context: int = 8) -> HandMade:
 
 
 # ---------------------------------------------------------------- what every measure keeps
+
+
+@every_measure
+def test_a_measure_says_what_decides_it_and_results_without_that_are_read_alike(
+    name: str, shards_of: ShardsOf, blimp: Path
+) -> None:
+    """The records that evaluate writes, and what is taken to hold of results that were made before it did."""
+    run = trained(shards_of)
+    choice = parts.choose(small.tree(**LOWERED, folder=str(blimp)), "measures", name)
+    told = About.model_validate(json.loads(json.dumps(about({name: choice}, run)))[name])
+    older = meaning.OLDER[name]
+    for field in ("less_is_better", "more_is_better", "across_tokenizers", "facts"):
+        assert set(getattr(told, field)) == set(getattr(older, field)), field
+    assert {key: set(values) for key, values in told.decided_by.items()} == {
+        key: set(values) for key, values in older.decided_by.items()
+    }
+    options = choice.options.model_dump()
+    assert told.options == {key: options[key] for key in options if key not in meaning.NOT_DECIDING.get(name, ())}
+    known = {"window": 8, "stride": 4, "validated_at": [32.0, 96.0, 3.0]}
+    for values in told.decided_by.values():
+        assert values == {key: known.get(key) for key in values}
+
+
+@every_measure
+def test_every_number_that_has_a_direction_or_is_a_fact_is_one_that_the_measure_gives(
+    name: str, shards_of: ShardsOf, blimp: Path
+) -> None:
+    """So that no pattern is misspelt."""
+    numbers = [key for key, _ in flat(measured(name, trained(shards_of), folder=str(blimp), targets=[8 / 3, 1.0, 3.5]))]
+    declared = type(parts.choose(small.tree(**LOWERED, folder=str(blimp)), "measures", name).build())
+    for pattern in (*declared.less_is_better, *declared.more_is_better, *declared.facts, *declared.across_tokenizers):
+        assert any(fnmatchcase(number, pattern) for number in numbers), pattern
+    assert not any(
+        fnmatchcase(number, better) and fnmatchcase(number, fact)
+        for number in numbers
+        for better in (*declared.less_is_better, *declared.more_is_better)
+        for fact in declared.facts
+    )
 
 
 @every_measure
@@ -211,6 +252,8 @@ def test_tokens_and_operations_to_a_target_are_those_of_the_log(shards_of: Shard
     assert found["tokens_to"] == {str(8 / 3): pytest.approx(64)}  # 1 is never reached, 3.5 nobody knows when
     assert found["operations_to"] == {str(8 / 3): pytest.approx(3 * 7 * 64)}
     assert (found["tokens"], found["operations"]) == (96, 3 * 7 * 96)
+    assert (found["tokens_to_more_than"], found["tokens_to_at_most"]) == ({"1.0": 96}, {"3.5": 32})
+    assert found["operations_to_more_than"] == {"1.0": 3 * 7 * 96}
 
 
 # ---------------------------------------------------------------- prequential

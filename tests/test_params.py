@@ -145,3 +145,32 @@ def test_a_file_that_is_not_utf8_or_not_there(tmp_path: Path) -> None:
     path.write_bytes(b"name: caf\xe9\n")
     with pytest.raises(UserError, match="not valid YAML"):
         params.read(path)
+
+
+@pytest.mark.parametrize("value", [2**63, -(2**63), 2**64, 99999999999999999999, [2**63], {"a": [2**63]}])
+def test_a_whole_number_that_torch_cannot_hold_is_refused_by_its_key(value: object) -> None:
+    class Open(Params):
+        seed: Any
+
+    with pytest.raises(UserError) as caught:
+        params.section({"train": {"seed": value}}, "train", Open)
+    assert str(caught.value).startswith("params.yaml: train.seed: ")
+    assert str(caught.value).endswith("whole numbers lie between -9223372036854775807 and 9223372036854775807")
+    assert params.section({"train": {"seed": 2**63 - 1}}, "train", Open).seed == 2**63 - 1
+
+
+TEN = "[{}]".format(",".join(["{}"] * 10))
+BLOCKS = zip("abcde", "bcdef", strict=True)
+LAUGHS = "\n".join(f"{name}: &{name} " + TEN.format(*[f"*{below}"] * 10) for below, name in BLOCKS)
+
+
+@pytest.mark.parametrize("text", ["a: &a\n  b: *a\n", "a: &a\n- *a\n", f"a: &a 1\n{LAUGHS}\n"])
+def test_aliases_that_never_end_are_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UserError, match=r"more than 100,000 values.*aliases"):
+        read(tmp_path, text)
+    assert read(tmp_path, "a: &a [1, 2]\nb: *a\n") == {"a": [1, 2], "b": [1, 2]}
+
+
+def test_a_long_value_is_cut_where_it_is_told() -> None:
+    assert len(refused({**GOOD, "steps": "x" * 10_000})) < 400
+    assert "a number of very many digits" in refused(16**5000)

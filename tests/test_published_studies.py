@@ -64,6 +64,10 @@ def of_the_study(folder: Path) -> list[float]:
     found = list(ELSEWHERE.get(folder.name, []))
     for path in (folder / "fit" / "fit.json", folder / "prediction.json"):
         found += leaves(json.loads(path.read_text())) if path.exists() else []
+    for path in folder.glob("*_options.csv"):
+        tried = pd.read_csv(path)
+        options = [column for column in tried if "." in column]
+        found += [*tried["validation_bits_per_byte"], *tried.groupby(options)["validation_bits_per_byte"].mean()]
     return found
 
 

@@ -25,6 +25,7 @@ from lmlab.tokenizers.base import Tokenizer
 
 Corpus = tuple[Shards, Tokenizer]
 CURVES = {"training.csv", "validation.csv", "loss_by_position.csv", "calibration.csv", "character_classes.csv"}
+CURVES |= {"validation_blocks.csv"}
 FILES = {"metrics.json", "measures.json", "samples.md", *CURVES}
 SAVED = {"parameters": 1234, "tokens": 99, "precision": "bfloat16", "size": {"forward_operations_per_token": 10}}
 BASE = {"stride": 5, "ngram_order": 3, "prompts": ["7 ", ""], "sample_tokens": 20, "threads": 1, "measures": ["entropy_gap"]}
@@ -137,7 +138,7 @@ def test_metrics_json_has_few_of_the_numbers_under_the_same_names(
     found = dict(
         measures.flat(
             evaluate(corpus, model, tmp_path, 1.5, measures=chosen)
-            | {"status": 0, "environment": {}, "weights_sha256": 0, "left_out": 0, "text": {}}
+            | {"status": 0, "environment": {}, "weights_sha256": 0, "left_out": 0, "about": {}, "text": {}}
         )
     )
     few = written(tmp_path, "metrics.json")
@@ -183,8 +184,10 @@ def test_the_files_are_the_same_each_time(corpus: Corpus, model: LanguageModel, 
     one, two = (
         {path.name: path.read_bytes() for path in (tmp_path / name / "results").iterdir()} for name in ("one", "two")
     )
-    assert set(one) == FILES
+    assert set(one) == FILES | {"SHA256SUMS"}
     assert one == two
+    vouched = {line.split("  ")[1] for line in one["SHA256SUMS"].decode().splitlines()}
+    assert vouched == FILES
     assert json.loads(one["measures.json"])["references"]["source_entropy"] == 1.5
 
 
@@ -202,7 +205,7 @@ def test_a_run_that_diverged_is_told_and_not_scored(corpus: Corpus, model: Langu
     assert written(tmp_path, "measures.json") == found
     told = {"status": "diverged", "diverged": DIVERGED, "parameters": 1234, "tokens_seen": 99}
     assert written(tmp_path, "metrics.json") == told
-    assert {path.name for path in (tmp_path / "results").iterdir()} == FILES
+    assert {path.name for path in (tmp_path / "results").iterdir()} == FILES | {"SHA256SUMS"}
     for name in CURVES:
         whole = tmp_path / "whole" / "results" / name
         assert set(columns(tmp_path / "results" / name)) == set(columns(whole)), name
@@ -220,7 +223,7 @@ def test_a_run_that_diverged_before_its_first_line_has_tables_without_rows(
     evaluate(corpus, model, tmp_path, saved={"status": "diverged", "diverged": DIVERGED}, log_steps=0)
     for name in CURVES:
         assert table(tmp_path / "results" / name) == []
-        assert columns(tmp_path / "results" / name)[0] in ("step", "position", "confidence", "class")
+        assert columns(tmp_path / "results" / name)[0] in ("step", "position", "confidence", "class", "block")
 
 
 def test_a_model_whose_logits_are_no_numbers_has_diverged_whatever_its_record_says(
@@ -298,6 +301,12 @@ def test_tables_hold_what_was_scored(corpus: Corpus, model: LanguageModel, tmp_p
     assert sum(int(row["predictions"]) for row in bins) == metrics["validation"]["tokens"]
     right = sum(float(row["accuracy"]) * int(row["predictions"]) for row in bins)
     assert right / metrics["validation"]["tokens"] == pytest.approx(metrics["validation"]["accuracy"])
+
+
+def test_samples_after_the_same_prompt_differ(corpus: Corpus, model: LanguageModel, tmp_path: Path) -> None:
+    evaluate(corpus, model, tmp_path, prompts=["7 ", "7 "])
+    one, other = (tmp_path / "results/samples.md").read_text().split("~~~~~~")[1::2]
+    assert one != other
 
 
 def test_samples_go_on_from_each_prompt(corpus: Corpus, model: LanguageModel, tmp_path: Path) -> None:

@@ -324,3 +324,28 @@ def test_compare_prints_a_table_words_json_and_csv(lab: Lab, monkeypatch: pytest
         result = CliRunner().invoke(cli.app, ["compare", *words])
         assert (said in result.stderr, result.exit_code) == (True, 2)
     assert comparing.MEASURES[0] == "validation.bits_per_byte"
+
+
+@pytest.mark.parametrize("spoil", ["flip", "cut"])
+def test_an_object_of_dvcs_cache_that_is_damaged_is_refused(
+    spoil: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = b"what a stage wrote"
+    md5 = hashlib.md5(content).hexdigest()
+    listing = json.dumps([{"md5": md5, "relpath": "log.jsonl"}]).encode()
+    folder = f"{hashlib.md5(listing).hexdigest()}.dir"
+    for name, whole in ((md5, content), (folder, listing)):
+        (tmp_path / name[:2]).mkdir(exist_ok=True)
+        (tmp_path / name[:2] / name[2:]).write_bytes(whole)
+    monkeypatch.setattr(runs, "_cache", lambda root: tmp_path)
+    lock = f"stages:\n  train:\n    outs:\n    - path: data/training\n      hash: md5\n      md5: {folder}\n"
+    opened = runs._cached(Path(), lock.encode(), "data/training/log.jsonl")
+    assert opened == content
+    for name, whole in ((md5, content), (folder, listing)):
+        at = tmp_path / name[:2] / name[2:]
+        at.write_bytes(whole[:-1] if spoil == "cut" else whole.replace(b"a", b"b", 1))
+        with pytest.raises(UserError, match=r"in DVC's cache is damaged; delete it and run `dvc pull`"):
+            runs._cached(Path(), lock.encode(), "data/training/log.jsonl")
+        at.write_bytes(whole)
+    (tmp_path / md5[:2] / md5[2:]).unlink()
+    assert runs._cached(Path(), lock.encode(), "data/training/log.jsonl") is None

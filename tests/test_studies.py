@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from lmlab import cli, params
 from lmlab.errors import UserError
 from lmlab.experiments import findings, studies
+from lmlab.files import read_json
 
 TEXT = "".join(f"{number} times {number} is {number * number}.\n" for number in range(120))
 SHARED = {
@@ -63,7 +64,7 @@ def write(folder: Path, quick: dict[str, Any] | None = None, **changes: Any) -> 
 
 def run(folder: Path, arm: str, quick: bool = False) -> dict[str, Any]:
     found = studies.run_arm(studies.read(folder, quick), arm, Path("corpus"), folder / "points" / f"{arm}.json")
-    assert json.loads((folder / "points" / f"{arm}.json").read_text()) == found
+    assert read_json(folder / "points" / f"{arm}.json", made_by="arm") == found
     return found
 
 
@@ -142,6 +143,25 @@ def test_what_was_run_is_not_run_again_and_another_seed_or_code_is(folder: Path,
     monkeypatch.setattr(studies, "_code", lambda: {"training.py": "edited"})
     run(folder, "plain")
     assert ran == [0, 1, 2, 0, 1, 2]
+
+
+@pytest.mark.parametrize("spoil", ["flip", "cut", "delete"])
+def test_a_kept_result_that_is_not_whole_is_made_again(spoil: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[int] = []
+    point = {"validation": {"bits_per_byte": 2.5, "nats_per_token": 1.5}}
+    monkeypatch.setattr(studies, "quiet_point", lambda *work: (ran.append(work[0]["train"]["seed"]), point)[1])
+    first = run(folder, "plain")
+    kept = sorted(Path(".scratch/points").iterdir())[0]
+    content = kept.read_text()
+    kept.write_text({"flip": content.replace("2.5", "2.4"), "cut": content[:-9], "delete": ""}[spoil])
+    if spoil == "delete":
+        kept.unlink()
+    assert run(folder, "plain") == first
+    assert len(ran) == 3
+    arm = folder / "points" / "plain.json"
+    arm.write_text(arm.read_text().replace("2.5", "2.4"))
+    with pytest.raises(UserError, match=r"plain.json is damaged"):
+        findings.write(studies.read(folder), folder)
 
 
 def test_side_by_side_is_as_one_after_the_other(folder: Path) -> None:

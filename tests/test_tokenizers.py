@@ -13,7 +13,7 @@ from small import PROJECT
 from lmlab import errors, params, parts, pretokens, sharding
 from lmlab.errors import UserError
 from lmlab.tokenizers import base as tokenizers
-from lmlab.tokenizers.base import Tokenizer
+from lmlab.tokenizers.base import Tokenizer, TokenizerParams
 from lmlab.tokenizers.byte import Byte
 
 TREE = params.read(PROJECT / "params.yaml")
@@ -300,3 +300,37 @@ def test_the_stage_calls_a_vocabulary_of_a_handful_what_it_is(
     first, *others = capsys.readouterr().out.splitlines()
     assert first.startswith(f"tokenizer: vocabulary {len(set(text)) + 2},")
     assert [line.startswith(f"tokenizer: {told}") for line in others] == [True] * bool(told)
+
+
+def asked(name: str, file: Path | str) -> tuple[TokenizerParams, parts.Choice]:
+    tree = params.changed(TREE, {"tokenizer.name": name, "tokenizer.from": str(file)})
+    section = params.section(tree, "tokenizer", TokenizerParams)
+    return section, parts.choices(tree, "tokenizer", section)["name"]
+
+
+def test_a_tokenizer_is_taken_from_the_file_that_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "grown.json"
+    grown = fitted("bpe").grown(["Größe " * 9], 4)
+    tokenizers.write("bpe", grown, file)
+    assert tokenizers.made(*asked("bpe", file), iter(["zzz zzz"])).token_bytes == grown.token_bytes
+    assert tokenizers.made(*asked("bpe", tokenizers.FITTED), ["zzz zzz"]).token_bytes != grown.token_bytes
+    with pytest.raises(UserError, match=r"holds a bpe tokenizer, no word; set tokenizer.name to bpe"):
+        tokenizers.check_given(*asked("word", file))
+
+
+@pytest.mark.parametrize("spoil", ["flip", "cut", "delete", "folder", "empty"])
+def test_a_file_that_is_no_whole_tokenizer_is_refused_by_the_key(spoil: str, tmp_path: Path) -> None:
+    file = tmp_path / "grown.json"
+    tokenizers.write("word", fitted("word"), file)
+    content = file.read_bytes()
+    tokenizers.check_given(*asked("word", file))
+    file.unlink()
+    if spoil == "flip":  # still a tokenizer, but another
+        file.write_bytes(content.replace(b'"not"', b'"nut"', 1))
+        assert file.read_bytes() != content
+    elif spoil == "cut":
+        file.write_bytes(content[: len(content) // 2])
+    elif spoil == "folder":
+        file.mkdir()
+    with pytest.raises(UserError, match=r"^params.yaml: tokenizer.from"):
+        tokenizers.check_given(*asked("word", "" if spoil == "empty" else file))

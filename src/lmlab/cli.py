@@ -3,11 +3,17 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lmlab import errors
+
+if TYPE_CHECKING:
+    from lmlab.corpora.base import Corpus
+
+LARGEST = 2**63 - 1
+"""Of whole numbers: that of params.py, which is not imported here as it takes a while."""
 
 app = typer.Typer(
     add_completion=False,
@@ -15,6 +21,15 @@ app = typer.Typer(
     no_args_is_help=True,
     help="A laboratory for small language models built from scratch. The pipeline itself runs with `dvc repro`.",
 )
+
+
+@app.callback()
+@errors.one_line
+def _before_all() -> None:
+    from lmlab import surroundings
+
+    if note := surroundings.other_project():
+        typer.echo(note, err=True)
 
 
 @app.command()
@@ -34,12 +49,14 @@ def parts() -> None:
 @errors.one_line
 def check() -> None:
     """Check params.yaml as every stage does before it starts, without running anything."""
-    from lmlab import params, preflight, remarks
+    from lmlab import params, preflight, remarks, surroundings
 
     tree = params.read()
     preflight.check(tree)
     remarks.say(tree)
     typer.echo("params.yaml is fine")
+    for fault in surroundings.faults():
+        typer.echo(f"note: {fault}", err=True)
 
 
 @app.command()
@@ -101,17 +118,18 @@ def search(
         typer.Option(help="KEY=a,b,c or KEY=low..high or KEY=low..high/step or KEY=log:low..high; once for each key."),
     ],
     name: Annotated[str, typer.Option(help="Trials are experiments of this name and a number.")] = "search",
-    trials: Annotated[int, typer.Option(min=1, help="How many in all, those of earlier calls included.")] = 20,
+    trials: Annotated[int, typer.Option(min=1, max=LARGEST, help="How many in all, those of earlier calls included.")] = 20,
     measure: Annotated[str, typer.Option(help="A number of results/measures.json.")] = "validation.bits_per_byte",
     maximise: Annotated[bool, typer.Option(help="Look for the largest; without it for the smallest.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed tries other points.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST, help="Another seed tries other points.")] = 0,
 ) -> None:
     """Try values that Optuna chooses, each as a DVC experiment. Stopped at any moment, the same command goes on."""
-    from lmlab import params, preflight
+    from lmlab import params, preflight, surroundings
     from lmlab.experiments import searching
 
     tree = params.read()
     preflight.check(tree)
+    surroundings.check_experiments()
     wanted = searching.read(name, key, measure, maximise, seed, tree)
     folder = Path(".scratch") / "search"
     experiments = searching.Experiments(wanted, tree, folder / name)
@@ -126,9 +144,10 @@ def requeue(
     names: Annotated[list[str] | None, typer.Argument(help="Tasks by name; none named: all of them.")] = None,
 ) -> None:
     """Put DVC's queue right: queue tasks again that failed, or that a crash left `Running` with nobody at them."""
-    from lmlab import params
+    from lmlab import params, surroundings
     from lmlab.experiments import queueing
 
+    surroundings.check_experiments()
     for line in queueing.requeue(names or [], params.read()):
         typer.echo(line)
 
@@ -150,6 +169,9 @@ def compare(
         typer.Option(help="Compare this, such as validation.bits_per_byte, or all; may be given several times."),
     ] = None,
     alpha: Annotated[float, typer.Option(help="How often equal variants may be told apart.")] = 0.05,
+    anytime: Annotated[
+        bool, typer.Option("--anytime", help="Take a test that holds however often you look and add seeds; it needs more.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> None:
@@ -160,7 +182,7 @@ def compare(
         raise errors.UserError(f"--alpha should lie between 0 and 1, such as 0.05, not {alpha:g}")
     if as_json and as_csv:
         raise errors.UserError("--json and --csv exclude each other; give one of them")
-    found = comparing.compare(names or [], baseline, measure or [], alpha)
+    found = comparing.compare(names or [], baseline, measure or [], alpha, anytime=anytime)
     if as_json:
         typer.echo(comparing.as_json(found))
     elif as_csv:
@@ -236,10 +258,10 @@ def size(
 @errors.one_line
 def adapt(
     to: Annotated[str, typer.Option(help="The corpus to go on with; none: the same text, its tokens under other ids.")] = "",
-    steps: Annotated[int, typer.Option(min=1, help="Updates after the change.")] = 400,
-    every: Annotated[int, typer.Option(min=1, help="Updates between validations.")] = 50,
+    steps: Annotated[int, typer.Option(min=1, max=LARGEST, help="Updates after the change.")] = 400,
+    every: Annotated[int, typer.Option(min=1, max=LARGEST, help="Updates between validations.")] = 50,
     within: Annotated[float, typer.Option(min=0, help="Bits per byte above the old level that count as recovered.")] = 0.1,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed gives the tokens other ids.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST, help="Another seed gives the tokens other ids.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Where to write all that was found, as JSON.")] = None,
 ) -> None:
     """Change the corpus under the trained model and see how soon it recovers, beside the same training from scratch."""
@@ -258,19 +280,22 @@ def adapt(
 def summary() -> None:
     """Show what the last run gave: corpus, model, measures beside references, speed, a sample."""
     from lmlab import summary as library
+    from lmlab import surroundings
 
     library.show()
+    for fault in surroundings.faults():
+        typer.echo(f"note: {fault}", err=True)
 
 
 @app.command()
 @errors.one_line
 def sample(
     prompt: Annotated[str, typer.Argument(help="The text to go on from; none starts a new one.")] = "",
-    tokens: Annotated[int, typer.Option(min=1, help="How many tokens to add at most.")] = 300,
+    tokens: Annotated[int, typer.Option(min=1, max=LARGEST, help="How many tokens to add at most.")] = 300,
     temperature: Annotated[
         float, typer.Option(min=0, help="1: as the model believes; lower: safer; 0: the likeliest.")
     ] = 0.8,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed draws another text.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST, help="Another seed draws another text.")] = 0,
     model: Annotated[Path, typer.Option(help="The trained model's folder.")] = Path("data/model"),
     tokenizer: Annotated[Path, typer.Option(help="Its tokenizer's folder.")] = Path("data/tokenizer"),
 ) -> None:
@@ -300,38 +325,35 @@ def sample(
 @errors.one_line
 def grow(
     tokenizer: Annotated[Path, typer.Argument(help="The tokenizer to begin from, a tokenizer.json.")],
-    texts: Annotated[list[Path], typer.Argument(help="Files of text in UTF-8 to learn from.")],
-    tokens: Annotated[int, typer.Option(min=1, help="How many tokens to add at most.")],
+    texts: Annotated[list[str], typer.Argument(help="Text to learn from: files, folders or globs, as for corpora.local.")],
+    tokens: Annotated[int, typer.Option(min=1, max=LARGEST, help="How many tokens to add at most.")],
     out: Annotated[Path, typer.Option(help="Where to write the larger tokenizer.")],
+    column: Annotated[str, typer.Option(help="The key (JSONL) or column (Parquet) that holds the text.")] = "text",
 ) -> None:
     """Add tokens learned from TEXTS to a fitted tokenizer; every token it has keeps its number."""
+    from lmlab.corpora.local import Local, Options
     from lmlab.tokenizers import base as tokenizers
 
-    fitted = tokenizers.load(tokenizer)
+    fitted = tokenizers.load_given(tokenizer, "TOKENIZER")
     if out.exists() and out.samefile(tokenizer):
         raise errors.UserError(f"--out {out} is the tokenizer to begin from, which models may need; name another file")
-    name = type(fitted).__module__.rpartition(".")[2]
-    grown = fitted.grown(_read(texts), tokens)
+    name = tokenizers.kind_of(fitted)
+    corpus = Local(Options(files=texts, column=column, skip_missing=False), key="TEXTS")
+    grown = fitted.grown(_pieces(corpus), tokens)
     added = grown.vocabulary - fitted.vocabulary
     if not added:
         raise errors.UserError(f"nothing to add: the texts hold nothing new that a {name} tokenizer could give a token to")
     tokenizers.write(name, grown, out)
-    before, after = (tokenizers.report(made, _read(texts))["bytes_per_token"] for made in (fitted, grown))
+    before, after = (tokenizers.report(made, _pieces(corpus))["bytes_per_token"] for made in (fitted, grown))
     typer.echo(f"{out}: vocabulary {fitted.vocabulary:,} + {added:,} = {grown.vocabulary:,}")
     typer.echo(f"bytes per token of these texts: {before:.3f} before, {after:.3f} now")
+    typer.echo(f"to train with it: dvc exp run -S tokenizer.from={out} -S tokenizer.name={name}")
 
 
-def _read(files: list[Path]) -> Iterator[str]:
-    """The texts as a stream, about a megabyte at a time, cut at lines' ends. Raises UserError naming what is no text."""
-    for file in files:
-        try:
-            with open(file, encoding="utf-8", newline="") as lines:
-                while some := lines.readlines(1 << 20):
-                    yield "".join(some)
-        except UnicodeDecodeError:
-            raise errors.UserError(f"{file} is not text in UTF-8") from None
-        except OSError as error:
-            raise errors.UserError(f"{file} cannot be read: {error.strerror}") from None
+def _pieces(corpus: "Corpus") -> Iterator[str]:
+    """All text of a corpus as a stream."""
+    for document in corpus.documents():
+        yield from document.pieces
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ class DownloadParams(Params):
     split: Literal["tail", "document"]
     validation: float = Field(gt=0, lt=1)
     test: float = Field(ge=0, lt=1)
-    split_seed: int = Field(ge=0, lt=2**64)
+    split_seed: int = Field(ge=0)
 
     @model_validator(mode="after")
     def _leaves_text_to_train_on(self) -> "DownloadParams":

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmlab.errors import UserError
-from lmlab.files import checked
+from lmlab.files import checked, missing
 
 SPLITS = ("train", "validation", "test")
 PART_CHARACTERS = 1 << 20
@@ -41,6 +41,6 @@ def readable(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise UserError(f"{path} is missing; run `dvc repro download` to make it") from None
+        raise missing(path, made_by="download") from None
     except (pa.ArrowException, OSError):
         raise UserError(f"{path} is damaged; run `dvc repro --force download` to make it again") from None

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -25,6 +25,7 @@ def whole_folder(folder: Path, sums: bool = True) -> Iterator[Path]:
 
     Without `sums` for what Git keeps, which needs none.
     """
+    check_folder(folder)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -35,8 +36,31 @@ def whole_folder(folder: Path, sums: bool = True) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    if folder.is_symlink():  # what it leads to is left as it is
+        folder.unlink()
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise UserError where something that is no folder stands in the place of one, or of one above it."""
+    for path in (folder, *folder.parents):
+        if path.is_dir():
+            return
+        if os.path.lexists(path):
+            raise UserError(f"{path} is a file, or a link to nowhere, where a folder should be; move it away")
+
+
+def missing(path: Path, made_by: str) -> UserError:
+    """What to say of a file that the stage `made_by` should have written."""
+    if Path("dvc.yaml").is_file():
+        return UserError(f"{path} is missing; run `dvc repro {made_by}` to make it")
+    tops = [folder for folder in Path.cwd().parents if (folder / "dvc.yaml").is_file()]
+    top = f", {tops[0]}," if tops else ""
+    return UserError(
+        f"{path} is missing; run `dvc repro {made_by}` to make it, and all of lmlab, in the project's top folder{top} which"
+        " this is not: it has no dvc.yaml"
+    )
 
 
 @contextmanager
@@ -53,10 +77,18 @@ def whole_file(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def write_sums(folder: Path) -> None:
-    """Write the folder's SHA256SUMS: a line for every file in it, by name."""
-    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != SUMS)
-    (folder / SUMS).write_text("".join(f"{sha256(folder / name)}  {name}\n" for name in names), encoding="utf-8")
+def write_sums(folder: Path, names: Iterable[str] | None = None) -> None:
+    """Write the folder's SHA256SUMS: a line for every file in it, or for those named."""
+    if names is None:
+        names = (path.name for path in folder.iterdir() if path.is_file() and path.name != SUMS)
+    lines = [f"{sha256(folder / name)}  {name}\n" for name in sorted(names)]
+    with whole_file(folder / SUMS) as partial:
+        partial.write_text("".join(lines), encoding="utf-8")
+
+
+def vouched(path: Path, made_by: str) -> Path:
+    """`checked` where the file's folder has SHA256SUMS; elsewhere the path as it is."""
+    return checked(path, made_by) if path.is_file() and path.with_name(SUMS).is_file() else path
 
 
 def checked(path: Path, made_by: str) -> Path:
@@ -65,7 +97,7 @@ def checked(path: Path, made_by: str) -> Path:
     Raises UserError where the file or its line is missing, or its bytes are others; `made_by` names the stage to run then.
     """
     if not path.is_file():
-        raise UserError(f"{path} is missing; run `dvc repro {made_by}` to make it")
+        raise missing(path, made_by)
     sums = path.with_name(SUMS)
     if not sums.is_file():
         raise UserError(f"{sums}, which vouches for {path.name}, is missing; run `dvc repro --force {made_by}`")
@@ -87,22 +119,29 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, made_by: str) -> Any:
-    """Read a JSON file, checked where its folder has SHA256SUMS; `made_by` names the stage to run when it is no good."""
-    if path.is_file() and path.with_name(SUMS).is_file():
-        checked(path, made_by)
+    """Read a JSON file, checked where its folder has SHA256SUMS and where it is sealed; the seal is left out.
+
+    `made_by` names the stage to run when it is no good, for the UserError that is raised then.
+    """
+    vouched(path, made_by)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} is missing; run `dvc repro {made_by}` to make it") from None
+        raise missing(path, made_by) from None
     except (IsADirectoryError, NotADirectoryError):
         raise UserError(
             f"{path} should be a file in a folder, but is not; move what is there, run `dvc repro {made_by}`"
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); run `dvc repro --force {made_by}` to make it again") from None
+    if not (isinstance(value, dict) and SEAL in value):
+        return value
+    if not is_sealed(value):
+        raise UserError(f"{path} is damaged: it is not what was written; run `dvc repro --force {made_by}` to make it again")
+    return {key: inner for key, inner in value.items() if key != SEAL}
 
 
-SEAL = "sha256"
+SEAL = "sha256_of_the_rest"
 
 
 def seal(value: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from math import inf
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, field_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
@@ -29,10 +29,32 @@ Values = dict[str, Any]
 """Values by dotted key, as for `changed`."""
 
 
+LARGEST = 2**63 - 1
+"""The largest whole number in params.yaml, as torch, numpy and Parquet can hold no larger one."""
+LONGEST_SHOWN = 200
+"""Characters of a wrong value that an error quotes."""
+MOST_VALUES = 100_000
+"""In a file of params, counted with what YAML's aliases repeat."""
+
+
 class Params(BaseModel):
     """Base of every section and of every part's `Options`: unknown keys and wrong types are refused, nothing is hidden."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _of_whole_numbers_that_fit(cls, value: Any) -> Any:
+        """Refuse whole numbers beyond LARGEST, also inside lists and blocks."""
+        _check_whole_numbers(value)
+        return value
+
+
+def _check_whole_numbers(value: Any) -> None:
+    if isinstance(value, int) and not -LARGEST <= value <= LARGEST:
+        raise ValueError(f"{_shown(value)} is out of bounds: whole numbers lie between -{LARGEST} and {LARGEST}")
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_whole_numbers(inner)
 
 
 def _once(names: list[str]) -> list[str]:
@@ -62,7 +84,19 @@ def read(path: Path = Path("params.yaml")) -> Tree:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path} should hold sections such as `train:`, but is empty or a list")
+    _check_size(tree, path)
     return tree
+
+
+def _check_size(tree: Any, path: Path) -> None:
+    """Raise UserError where aliases that repeat each other, or themselves, make more of a file than anything could read."""
+    pending, values = [tree], 0
+    while pending:
+        value = pending.pop()
+        values += 1
+        if values > MOST_VALUES:
+            raise UserError(f"{path} holds more than {MOST_VALUES:,} values, counting those that its aliases (*) repeat")
+        pending.extend(value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
 
 
 def block(tree: Tree, dotted: str) -> Tree:
@@ -71,12 +105,12 @@ def block(tree: Tree, dotted: str) -> Tree:
     for depth, key in enumerate(dotted.split(".")):
         if not isinstance(at, dict):
             where = ".".join(dotted.split(".")[:depth])
-            raise UserError(f"params.yaml: {where} should be a block of keys, not {at!r}")
+            raise UserError(f"params.yaml: {where} should be a block of keys, not {_shown(at)}")
         at = at.get(key)
         if at is None:
             return {}
     if not isinstance(at, dict):
-        raise UserError(f"params.yaml: {dotted} should be a block of keys, not {at!r}")
+        raise UserError(f"params.yaml: {dotted} should be a block of keys, not {_shown(at)}")
     return at
 
 
@@ -108,6 +142,19 @@ def section(tree: Tree, dotted: str, kind: type[P]) -> P:
         raise UserError(f"params.yaml: {_explain(error, dotted, kind)}") from None
 
 
+def _keys(kind: type[Params]) -> list[str]:
+    """A section's keys as they stand in params.yaml."""
+    return [info.alias or name for name, info in kind.model_fields.items()]
+
+
+def _shown(value: Any) -> str:
+    """A value as Python writes it, cut where it is long."""
+    if isinstance(value, int) and not -(10**LONGEST_SHOWN) < value < 10**LONGEST_SHOWN:
+        return "a number of very many digits"
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+
+
 def nearest(word: str, words: Iterable[str]) -> str:
     """A hint that names the known word closest to `word`, or all there are."""
     known = sorted(words)
@@ -123,11 +170,11 @@ def _explain(error: ValidationError, dotted: str, kind: type[Params]) -> str:
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 and fault["type"] != "extra_forbidden" else ""
     match fault["type"]:
         case "extra_forbidden":
-            return f"{key} is not a known key; {nearest(str(fault['loc'][-1]), kind.model_fields)}"
+            return f"{key} is not a known key; {nearest(str(fault['loc'][-1]), _keys(kind))}"
         case "missing":
             return f"{key} is missing; add it under {dotted}{more}"
         case "value_error":
             return f"{key}: {fault['msg'].removeprefix('Value error, ')}{more}"
         case _:
             asked = fault["msg"].replace("Input should be", "should be", 1)
-            return f"{key} {asked}, not {fault['input']!r}{more}"
+            return f"{key} {asked}, not {_shown(fault['input'])}{more}"

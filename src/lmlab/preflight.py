@@ -17,6 +17,7 @@ from lmlab.parts import Choice
 from lmlab.probing import ProbeParams
 from lmlab.sharding import ShardParams
 from lmlab.stepping import TrainParams, chosen_rule
+from lmlab.tokenizers import base as tokenizers
 from lmlab.tokenizers.base import TokenizerParams
 
 SECTIONS: dict[str, type[Params]] = {
@@ -47,6 +48,8 @@ def check(tree: Tree, run: bool = True) -> None:
     for choice in chosen["train"].values():
         _check_followed(choice)
     chosen["download"]["corpus"].build()
+    assert isinstance(sections["tokenizer"], TokenizerParams)
+    tokenizers.check_given(sections["tokenizer"], chosen["tokenizer"]["name"])
     train, evaluate, probe = sections["train"], sections["evaluate"], sections["probe"]
     assert isinstance(train, TrainParams)
     assert isinstance(evaluate, EvaluateParams)

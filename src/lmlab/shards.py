@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmlab.errors import UserError
-from lmlab.files import read_json, sha256
+from lmlab.files import missing, read_json, sha256
 from lmlab.tokenizers.base import Ids
 
 SPOILT = "run `dvc repro --force shard` to make it again"
@@ -95,7 +95,7 @@ def open_shards(folder: Path, tokenizer_file: Path) -> Shards:
             if sha256(folder / file["name"]) != file["sha256"]:
                 raise UserError(f"{folder / file['name']} was changed or cut short since it was written; {SPOILT}")
     except FileNotFoundError as error:
-        raise UserError(f"{error.filename} is missing; run `dvc repro shard` to make it") from None
+        raise missing(Path(error.filename), made_by="shard") from None
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{folder / 'manifest.json'} is damaged; {SPOILT}") from None
     if not fits:

@@ -28,6 +28,7 @@ def positions(steps: int, count: int) -> list[int]:
     """
     if count == 1:
         return [steps - 1]
+    count = min(count, steps + 1)  # more would be the same steps again
     return sorted({round(number * (steps - 1) / (count - 1)) for number in range(count)})
 
 

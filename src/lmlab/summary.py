@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lmlab import timing
-from lmlab.files import read_json
+from lmlab.files import missing, read_json, vouched
 from lmlab.status import ADVICE, DIVERGED, how_it_diverged
 
 SAMPLE_LINES = 14
@@ -35,7 +35,10 @@ def show(folder: Path = Path()) -> None:
 
 def _show_sample(console: Console, folder: Path) -> None:
     """Print the beginning of the first sample, if there is one."""
-    pieces = (folder / "results/samples.md").read_text(encoding="utf-8").split("~~~~~~")
+    samples = vouched(folder / "results/samples.md", made_by="evaluate")
+    if not samples.is_file():
+        raise missing(samples, made_by="evaluate")
+    pieces = samples.read_text(encoding="utf-8", errors="replace").split("~~~~~~")
     if len(pieces) < 2:
         return
     lines = pieces[1].removeprefix("text\n").strip().splitlines()[:SAMPLE_LINES]

@@ -175,6 +175,15 @@ def remove(name: str) -> Any:
     return lambda workspace: workspace.path(name).unlink()
 
 
+def file_for_folder(workspace: Any) -> None:
+    shutil.rmtree(workspace.path("data/model"))
+    workspace.path("data/model").write_text("mine")
+
+
+def given_tokenizer(workspace: Any) -> None:
+    workspace.set({"tokenizer.from": "data/tokenizer/tokenizer.json", "tokenizer.name": "byte"})
+
+
 def local(text: bytes, **values: Any) -> Any:
     def write(workspace: Any) -> None:
         workspace.path("texts/mine.txt").write_bytes(text)
@@ -197,6 +206,23 @@ BAD: list[tuple[str, str, Any, str]] = [
     ("weights cut short", "evaluate", cut_weights, "is damaged"),
     ("weights edited", "evaluate", flip("data/model/weights.safetensors"), "is damaged"),
     ("model.json edited", "evaluate", flip("data/model/model.json"), "is damaged"),
+    ("results edited", "report", flip("results/metrics.json"), "metrics.json is damaged; run `dvc repro --force evaluate`"),
+    ("a table edited", "report", flip("results/training.csv"), "training.csv is damaged; run `dvc repro --force evaluate`"),
+    ("probes edited", "report", flip("data/probes/probes.parquet"), "is damaged; run `dvc repro --force probe`"),
+    (
+        "a file for a folder",
+        "train",
+        file_for_folder,
+        "data/model is a file, or a link to nowhere, where a folder should be",
+    ),
+    (
+        "a tokenizer of another kind",
+        "tokenizer",
+        given_tokenizer,
+        "holds a character tokenizer, no byte; set tokenizer.name",
+    ),
+    ("a tokenizer that is not there", "tokenizer", lambda w: w.set({"tokenizer.from": "none.json"}), "no file none.json"),
+    ("a seed too large", "download", lambda w: w.set({"train.seed": 2**64}), "train.seed: 18446744073709551616 is out of"),
     ("weights missing", "evaluate", remove("data/model/weights.safetensors"), "dvc repro train"),
     ("corpus missing", "tokenizer", remove("data/corpus/train.parquet"), "dvc repro download"),
     ("corpus edited", "tokenizer", flip("data/corpus/train.parquet"), "dvc repro --force download"),

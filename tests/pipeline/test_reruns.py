@@ -201,3 +201,15 @@ def test_a_finished_run_is_looked_at_again_without_training(inside: Any) -> None
     more = pq.read_table(table).to_pylist()
     assert {row["measure"] for row in more if row["probe"] == "attention"} == {"entropy", "induction"}
     assert [row for row in more if row["probe"] != "attention"] == rows
+
+
+def test_a_tokenizer_from_a_file_is_watched(workspace: Any) -> None:
+    """Its bytes are among the stage's dependencies, so that another one of the same name runs the stage again."""
+    shutil.copy(workspace.path("data/tokenizer/tokenizer.json"), workspace.path("given.json"))
+    workspace.set({"tokenizer.from": "given.json"})
+    assert workspace.status() == {"tokenizer"}
+    workspace.run("dvc", "repro", "tokenizer")
+    assert workspace.path("data/tokenizer/tokenizer.json").read_bytes() == workspace.path("given.json").read_bytes()
+    assert workspace.status() == set()  # what follows is as it was
+    workspace.path("given.json").write_text(workspace.path("given.json").read_text() + "\n")
+    assert workspace.status() == {"tokenizer"}

@@ -4,6 +4,7 @@ Files below `texts/` are watched by DVC: edit one and `dvc repro` reads it again
 watched; after editing them run `dvc repro --force download`.
 """
 
+import glob
 import json
 import os
 from collections import Counter
@@ -44,9 +45,11 @@ class Local(Corpus):
 
     licence = "yours to know"
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, key: str = KEY) -> None:
         self.patterns = [options.files] if isinstance(options.files, str) else options.files
         self.column, self.skip_missing = options.column, options.skip_missing
+        self.key = key
+        """What the files were named by, to be told in errors."""
         self.source = f"local files {', '.join(self.patterns)}"
         self.skipped: Counter[str] = Counter()
         """Rows without text that were left out when the documents were last read, by reason."""
@@ -76,15 +79,17 @@ class Local(Corpus):
 
     @cached_property
     def _matches(self) -> globs.Matches:
-        files, passed_over = globs.find(self.patterns, SUFFIXES, KEY)
+        files, passed_over = globs.find(self.patterns, SUFFIXES, self.key)
         texts = [path for path in files if not _is_own_note(path)]
         passed_over[f"{OWN_NOTE}, which is the project's own"] += len(files) - len(texts)
-        if not texts:
-            patterns = ", ".join(map(repr, self.patterns)) or "an empty list"
+        if (nowhere := list(filter(_leads_nowhere, self.patterns))) or not texts:
+            patterns = ", ".join(map(repr, nowhere or self.patterns)) or "an empty list"
             instead = "".join(f"; {what}: {count:,}" for what, count in (+passed_over).items())
             raise UserError(
-                f"params.yaml: {KEY}: no file matches {patterns} below {shown(Path.cwd())}{instead}"
-                " (a --queue or --temp experiment sees only files that Git knows, or absolute paths)"
+                f"{'params.yaml: ' * (self.key == KEY)}{self.key}: no file matches {patterns} below"
+                f" {shown(Path.cwd())}{instead}"
+                + " (a --queue or --temp experiment sees only files that Git knows, or absolute paths)"
+                * (self.key == KEY)
             )
         return globs.Matches(texts, +passed_over)
 
@@ -156,6 +161,11 @@ def _pieces(path: Path) -> Iterator[str]:
         for piece in iter(lambda: file.read(PIECE_CHARACTERS), ""):
             text_files.check_zeros(piece, path)
             yield piece
+
+
+def _leads_nowhere(pattern: str) -> bool:
+    """Whether it names one file or folder that is not there. (A glob may well match nothing beside others that do.)"""
+    return bool(pattern) and not glob.has_magic(pattern) and not os.path.lexists(os.path.expanduser(pattern))
 
 
 def _is_own_note(path: Path) -> bool:

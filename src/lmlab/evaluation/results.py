@@ -15,10 +15,10 @@ from pydantic import Field
 
 from lmlab import generation
 from lmlab.errors import UserError
-from lmlab.evaluation import character_classes, references
+from lmlab.evaluation import blocks, character_classes, references
 from lmlab.evaluation.scoring import Score, bits_per_byte, remark_on_zero, score
-from lmlab.files import checked, read_json, whole_file, write_json
-from lmlab.measures.base import Trained, take
+from lmlab.files import checked, read_json, whole_file, write_json, write_sums
+from lmlab.measures.base import Trained, about, take
 from lmlab.models.base import LanguageModel
 from lmlab.params import Names, Params
 from lmlab.parts import Choice
@@ -55,6 +55,7 @@ TABLES = {
     "loss_by_position": ("position", "validation_nats"),
     "calibration": ("confidence", "accuracy", "predictions"),
     "character_classes": ("class", "tokens", "bytes", "nats", "nats_per_byte", "share_of_bytes", "share_of_nats"),
+    "validation_blocks": blocks.COLUMNS,
 }
 """Columns that each CSV file has, whether a run has something to put there or not."""
 
@@ -115,6 +116,7 @@ def evaluate(
         _write_csv(folder / f"{name}.csv", table.assign(**dict.fromkeys(lacking, math.nan)))
     with whole_file(folder / "samples.md") as partial:
         partial.write_text(page, encoding="utf-8")
+    write_sums(folder, ["metrics.json", "measures.json", "samples.md", *(f"{name}.csv" for name in TABLES)])
     return found
 
 
@@ -167,7 +169,7 @@ def _numbers(params: EvaluateParams, measures: dict[str, Choice], trained: Train
     for line in left_out:
         print(f"evaluate: left out {line}", flush=True)
     of_split = measures_of(trained.scores[SCORED], shards.count(SCORED, "bytes"))
-    return {SCORED: of_split, "references": references, **taken, "left_out": left_out}
+    return {SCORED: of_split, "references": references, **taken, "left_out": left_out, "about": about(measures, trained)}
 
 
 def headlines(found: dict[str, Any]) -> dict[str, Any]:
@@ -226,7 +228,7 @@ def remark(shards: Shards, split: str, bits: float) -> str:
 
 def fitted_to(params: ScoreParams, shards: Shards) -> Ids:
     """The part of the train split that references are fitted to: its first `ngram_megatokens`."""
-    return shards.stream("train")[: int(params.ngram_megatokens * 1e6)]
+    return shards.stream("train")[: max(1, int(params.ngram_megatokens * 1e6))]
 
 
 def references_of(params: ScoreParams, shards: Shards, split: str, train: Ids) -> dict[str, float]:
@@ -270,6 +272,7 @@ def _tables(trained: Trained) -> dict[str, pd.DataFrame]:
         "loss_by_position": _by_position(trained.scores),
         "calibration": _calibration(scored),
         "character_classes": character_classes.table(scored, stream, trained.tokenizer.token_bytes),
+        "validation_blocks": blocks.table(scored, stream, trained.tokenizer.token_bytes),
     }
 
 
@@ -296,7 +299,10 @@ def _write_csv(path: Path, table: pd.DataFrame) -> None:
 
 
 def _samples(params: EvaluateParams, model: LanguageModel, tokenizer: Tokenizer) -> str:
-    """A page of generated text, one block for each prompt, each with a seed of its own, or they would share whole lines."""
+    """A page of generated text, one block for each prompt, drawn with seeds that count up from `seed`.
+
+    With one seed for all, texts that come to the same tokens once go on alike.
+    """
     page = [f"# Samples\n\nTemperature {params.temperature}, {params.sample_tokens} tokens each.\n"]
     for number, prompt in enumerate(params.prompts):
         seed = (params.seed + number) % 2**63

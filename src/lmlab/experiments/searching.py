@@ -26,6 +26,7 @@ import psutil
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 from sqlalchemy.exc import SQLAlchemyError
 
 from lmlab import params, preflight
@@ -143,7 +144,10 @@ def _range(key: str, text: str, now: Any) -> BaseDistribution:
 
 
 def _scalar(text: str) -> Any:
-    value = YAML(typ="safe", pure=True).load(text)
+    try:
+        value = YAML(typ="safe", pure=True).load(text)
+    except (YAMLError, ValueError, RecursionError):
+        return text
     return text if isinstance(value, dict | list) else value
 
 

@@ -30,7 +30,7 @@ from pydantic import Field, field_validator
 from lmlab import collecting, documents, lifeline, params, parts, preflight, probing, sharding, stepping, training
 from lmlab.collecting import DownloadParams
 from lmlab.errors import UserError
-from lmlab.files import read_json, sha256, whole_file, write_json
+from lmlab.files import read_json, seal, sha256, whole_file, write_json
 from lmlab.params import Params, Tree, Values, changed
 from lmlab.probing import ProbeParams
 from lmlab.sharding import ShardParams
@@ -163,7 +163,7 @@ def run_arm(study: Study, name: str, corpus: Path, target: Path) -> dict[str, An
     best = min(grid, key=mean)
     points += run_points(study, tree, [(best, seed) for seed in study.params.seeds if (best, seed) not in swept], corpus)
     found = {"arm": name, "best": _resolved(tree, best), "points": points}
-    write_json(target, found)
+    write_json(target, seal(found))
     return found
 
 
@@ -186,15 +186,24 @@ def run_points(study: Study, tree: Tree, wanted: Iterable[tuple[Values, int]], c
         work = (there, study.params.operations, corpus)
         label = {"at": _resolved(tree, at), "seed": seed}
         keys.append((_kept(work), label))
-        if not _kept(work).exists():
+        if not _is_whole(_kept(work)):
             works[_kept(work)] = work
     for path, found in _side_by_side(works, study.params.processes or os.cpu_count() or 1):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, found)
+        write_json(path, seal(found))
         bits = f"{_cost(found):.4f} bits/byte" if "validation" in found else found["broke"]
         label = next(label for key, label in keys if key == path)
         print(f"{study.folder.name}: {label['at']}, seed {label['seed']}: {bits}", flush=True)
     return [{**label, **read_json(path, made_by="arm")} for path, label in keys]
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a kept result is there as it was written; else the run is done again."""
+    try:
+        read_json(path, made_by="arm")
+    except UserError:
+        return False
+    return True
 
 
 Work = tuple[Tree, float, Path]
@@ -207,6 +216,7 @@ def _kept(work: Work) -> Path:
         "params": tree,
         "operations": operations,
         "corpus": {path.name: sha256(path) for path in sorted(corpus.glob("*.parquet"))},
+        "tokenizer": sha256(given) if (given := params.section(tree, "tokenizer", TokenizerParams).given) else "",
         "code": _code(),
         "torch": torch.__version__,
     }
@@ -253,8 +263,9 @@ def run_point(tree: Tree, operations: float, corpus: Path) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        chosen = parts.choices(tree, "tokenizer", params.section(tree, "tokenizer", TokenizerParams))["name"]
-        tokenizer = tokenizers.fit(chosen, (text for _, _, text in documents.read_parts(corpus / "train.parquet")))
+        asked = params.section(tree, "tokenizer", TokenizerParams)
+        chosen = parts.choices(tree, "tokenizer", asked)["name"]
+        tokenizer = tokenizers.made(asked, chosen, (text for _, _, text in documents.read_parts(corpus / "train.parquet")))
         tokenizers.save(chosen, tokenizer, folder / "tokenizer" / "tokenizer.json")
         sharding.build(params.section(tree, "shard", ShardParams), corpus, folder / "tokenizer", folder / "shards")
         shards = open_shards(folder / "shards", folder / "tokenizer" / "tokenizer.json")

@@ -85,6 +85,9 @@ class MinimalPairs(Measure):
     capitals and whatever is around it, and neither does the sentence as a whole; of the last two kinds, as a line.
     """
 
+    more_is_better = ("mean", "accuracy.*")
+    facts = ("by_length_alone", "pairs.*")
+
     def __init__(self, options: Options) -> None:
         self.options = options
 

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from lmlab import pretokens
 from lmlab.errors import UserError
-from lmlab.files import read_json, write_json
+from lmlab.files import read_json, seal, write_json
 from lmlab.params import Params
 from lmlab.parts import Choice, OneOf, find
 
@@ -20,10 +20,21 @@ Ids = NDArray[np.unsignedinteger[Any]]
 """A one-dimensional array of token ids."""
 
 
+FITTED = "data/corpus"
+"""The value of `tokenizer.from` with which the tokenizer is fitted to the corpus."""
+
+
 class TokenizerParams(Params):
     """The section `tokenizer`."""
 
     name: Annotated[str, OneOf("tokenizers")]
+    from_: str = Field(alias="from")
+    """FITTED, or the file that holds the tokenizer. DVC watches what stands here, so it is never empty."""
+
+    @property
+    def given(self) -> Path | None:
+        """The file to take the tokenizer from; None: it is fitted."""
+        return None if self.from_ == FITTED else Path(self.from_)
 
 
 class SizedOptions(Params):
@@ -88,14 +99,50 @@ def fit(choice: Choice, texts: Iterable[str]) -> Tokenizer:
     return tokenizer
 
 
+def made(params: TokenizerParams, choice: Choice, texts: Iterable[str]) -> Tokenizer:
+    """The tokenizer that a section asks for: fitted to the texts, or read from a file. Raises UserError."""
+    return check_given(params, choice) or fit(choice, texts)
+
+
+def check_given(params: TokenizerParams, choice: Choice) -> Tokenizer | None:
+    """The tokenizer of the file that the section names; None where it names none.
+
+    Raises UserError where there is no such file, where it is damaged and where it is of another kind than `choice`.
+    """
+    if params.given is None:
+        return None
+    key = "params.yaml: tokenizer.from"
+    if not params.from_:
+        raise UserError(f"{key} is empty; name {FITTED} to fit a tokenizer, or a file such as `lmlab grow` writes")
+    tokenizer = load_given(params.given, key)
+    if (kind := kind_of(tokenizer)) != choice.name:
+        raise UserError(f"{key}: {params.given} holds a {kind} tokenizer, no {choice.name}; set tokenizer.name to {kind}")
+    return tokenizer
+
+
+def load_given(path: Path, key: str) -> Tokenizer:
+    """A tokenizer from a file that a person has named by `key`. Raises UserError."""
+    if not path.is_file():
+        raise UserError(f"{key}: there is no file {path}; name a tokenizer.json, or what `lmlab grow` has written")
+    try:
+        return load(path)
+    except UserError:
+        raise UserError(f"{key}: {path} is no tokenizer, or damaged; name a tokenizer.json, or make it again") from None
+
+
+def kind_of(tokenizer: Tokenizer) -> str:
+    """The name of the part that a tokenizer is of."""
+    return type(tokenizer).__module__.rpartition(".")[2]
+
+
 def save(choice: Choice, tokenizer: Tokenizer, path: Path) -> None:
     """Write `tokenizer.json`."""
     write(choice.name, tokenizer, path)
 
 
 def write(name: str, tokenizer: Tokenizer, path: Path) -> None:
-    """Write a tokenizer of the part `name`, however it came about."""
-    write_json(path, {"tokenizer": name, "vocabulary": tokenizer.vocabulary, **tokenizer.state()})
+    """Write a tokenizer of the part `name`, however it came about, with a hash of itself."""
+    write_json(path, seal({"tokenizer": name, "vocabulary": tokenizer.vocabulary, **tokenizer.state()}))
 
 
 def load(path: Path) -> Tokenizer:
