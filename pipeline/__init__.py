@@ -60,14 +60,16 @@ def staged(command: Callable[..., dict[str, Any] | None]) -> Callable[..., None]
     def stage(**paths: Any) -> None:
         started = time.perf_counter()
         import_module("lmlab.surroundings").check_experiment()
-        import_module("lmlab.preflight").check(params.read())
+        tree, name = params.read(), command.__name__
+        import_module("lmlab.preflight").check(tree)
         for path in (defaults | paths).values():
             files.check_folder(path.parent if path.suffix else path)
-        name = command.__name__
+        import_module("lmlab.remarks").say(tree, name)
         if import_module("lmlab.runcache").restored():
             print(f"{name}: this was done before on this machine: outputs taken from DVC's run-cache", flush=True)
             return
         facts = command(**paths) or {}
+        import_module("lmlab.runcache").keep()
         import_module("lmlab.timing").note(name, {"seconds": time.perf_counter() - started, **facts})
 
     return stage

@@ -21,7 +21,7 @@ def evaluate(
     log: Path = Path("data/training"),
     results: Path = Path("results"),
 ) -> None:
-    """Score MODEL on the validation and test splits of SHARDS; write RESULTS."""
+    """Score MODEL on the validation split of SHARDS; write RESULTS."""
     params, _ = read_params("evaluate", EvaluateParams)
     fitted = tokenizers.load(tokenizer / "tokenizer.json")
     split = open_shards(shards, tokenizer / "tokenizer.json")

@@ -21,6 +21,12 @@ def fit(
         measured = ", ".join(f"{nats:.4f}" for nats in row.get("measured", [])) or "not yet measured"
         told = f"{row['nats']:.4f} ({row['low']:.4f} to {row['high']:.4f})"
         typer.echo(f"{row['arm']}, {row['tokens']:,} tokens: predicted {told}, {measured}")
+    if lacking := found.get("resamples_without_a_term"):
+        typer.echo(
+            f"{lacking} of {found['replicates']} resamples lack an effect of size or text; intervals are without them"
+        )
+    if diverged := found.get("diverged"):
+        typer.echo(f"left out, as they diverged: {len(diverged)} runs ({'; '.join(diverged)})")
 
 
 if __name__ == "__main__":

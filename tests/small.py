@@ -1,12 +1,15 @@
 """Every part of the project made small: its own params.yaml with a few numbers lowered, and ways to combine parts."""
 
 import functools
+import os
+import random
 import shutil
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from lmlab import params, parts
@@ -21,6 +24,7 @@ torch.set_num_threads(1)
 PROJECT = Path(__file__).parent.parent
 COMPILES = shutil.which("g++") is not None and (Path(sysconfig.get_path("include")) / "Python.h").exists()
 """Whether this machine has what `train.compile` needs."""
+needs_compiler = pytest.mark.skipif(not COMPILES, reason="no C++ compiler or no header files of Python")
 ShardsOf = Callable[..., tuple[Shards, Tokenizer]]
 VOCABULARY, CONTEXT = 11, 8
 MISMATCHED = {("hybrid", "n_gram_table")}
@@ -29,6 +33,26 @@ LOWERED = {"depth": 2, "layers": 2, "width": 16, "heads": 2, "warmup": 3}
 LOWERED |= {"window": 5, "latent": 6, "position_width": 4, "buckets": 60, "row_width": 0, "longest": 4, "power": 0.0}
 PLAIN = {"models.transformer.embedding": "token", "train.optimizer": "adamw", "train.precision": "float32"}
 """Parts that tests begin with, whatever the project's default is: identities are told best on the plainest."""
+
+
+DRAW = int(os.environ.get("LMLAB_DRAW", "16"))
+"""What products too large to be run in full are drawn with; another number draws others."""
+
+
+def drawn(*axes: Sequence[Any], rounds: int = 1) -> list[tuple[Any, ...]]:
+    """Some of the product of the axes, every value of every axis among them at least `rounds` times, by the seed DRAW."""
+    chance = random.Random(f"{DRAW} {rounds} {[len(axis) for axis in axes]}")
+    longest = max(map(len, axes))
+    found: dict[tuple[int, ...], None] = {}
+    for _ in range(rounds):
+        columns = []
+        for axis in axes:
+            places = [
+                place for turn in range(-(-longest // len(axis))) for place in chance.sample(range(len(axis)), len(axis))
+            ]
+            columns.append(places[:longest])
+        found |= dict.fromkeys(zip(*columns, strict=True))
+    return [tuple(axis[place] for axis, place in zip(axes, places, strict=True)) for places in sorted(found)]
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """A changed corpus: what stays the same under it, and how a model comes back."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -111,3 +112,23 @@ def test_the_command_tells_what_became_of_both_and_writes_it(
     assert f"before the change {found['before']:.4f} bits/byte" in result.output
     assert "from scratch:" in result.output
     assert not any(Path(".scratch").glob("*"))
+
+
+def test_a_run_that_diverges_ends_its_curve_there_and_that_is_said(data: Path) -> None:
+    found = adapted(data, learning_rate=1e38, clip=0.0)  # of the optimizer, after the change and from scratch alike
+    for name in ("adapted", "from_scratch"):
+        assert found[name]["diverged"].startswith("diverged at step ")
+        assert found[name]["tokens_to_level"] is None
+    assert found["adapted"]["curve"] == [[0, found["at_once"]]]
+    assert found["from_scratch"]["curve"] == []
+    said = list(adapting.lines(found))
+    assert said[-1].startswith("from scratch: ")
+    assert said[-1].endswith(found["from_scratch"]["diverged"])
+
+
+def test_a_model_whose_own_training_diverged_cannot_go_on(corpus: Corpus, data: Path) -> None:
+    test_training.train(corpus, "broken", **{**LOWERED, "learning_rate": 1e38, "clip": 0.0})
+    shutil.rmtree(data / "model")
+    Path("broken/model").rename(data / "model")
+    with pytest.raises(UserError, match=r"model cannot go on: its training diverged at step \d+: .*; try a lower"):
+        adapted(data, learning_rate=1e38, clip=0.0)

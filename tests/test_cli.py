@@ -5,13 +5,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import small
 from typer.testing import CliRunner
 
 from lmlab import catalogue, cli, errors, generation, parts, summary, timing
-from lmlab.files import sha256
+from lmlab.files import sha256, write_sums
 from lmlab.models import base as models
 from lmlab.shards import Shards
 from lmlab.tokenizers import base as tokenizers
@@ -94,6 +95,16 @@ def test_sample_says_in_one_line_what_is_missing_or_does_not_fit(project: Path) 
     assert "was trained with another tokenizer" in refusal("sample")
     tokenizer.write_text("{")
     assert "is damaged" in refusal("sample")
+
+
+def test_sample_has_nothing_from_a_run_that_diverged(project: Path) -> None:
+    record = Path("data/model/model.json")
+    saved = json.loads(record.read_text())
+    diverged = {"status": "diverged", "diverged": {"step": 1200, "reason": "the loss is nan"}}
+    record.write_text(json.dumps({**saved, **diverged}))
+    write_sums(record.parent)
+    said = refusal("sample", "When")
+    assert "data/model has nothing to say: its training diverged at step 1,200: the loss is nan; try a lower" in said
 
 
 def grow(*words: str, tokens: str = "5") -> list[str]:
@@ -179,24 +190,49 @@ def test_summary_names_the_stage_that_has_not_run(project: Path) -> None:
     assert "run `dvc repro download`" in refusal("summary")
 
 
-def test_summary_shows_what_came_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    measures = {"bits_per_byte": 2.0, "nats_per_token": 1.5}
-    nats = {"uniform": 8.0, "unigram": 4.0, "kneser_ney": 3.0}
+def outputs_of_a_run(folder: Path, found: Any) -> None:
+    """What the stages leave, with `found` in measures.json."""
     outputs = {
         "data/corpus/manifest.json": {"corpus": "grammar", "source": "made up", "splits": {"train": {"bytes": 1500}}},
         "data/model/model.json": {"model": {"name": "mill"}, "parameters": 7, "context": 8, "tokens": 9000, "steps": 3},
-        "results/metrics.json": {
-            "validation": measures, "references": {"validation": nats, "kneser_ney_order": 5, "source_entropy": 1.9},
-            "window": 8, "stride": 4,
-        },
+        "results/measures.json": {"window": 8, "stride": 4, **found},
         **{f"data/timing/{stage}.json": {"seconds": 2.0} for stage in timing.STAGES},
         "data/timing/train.json": {"seconds": 2.0, "tokens_per_second": 5000.0, "training_seconds": 1.8},
     }  # fmt: skip
     for name, value in outputs.items():
-        path = tmp_path / name
+        path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(value))
-    (tmp_path / "results/samples.md").write_text("# Samples\n\n~~~~~~text\n[bold]So it goes\n~~~~~~\n")
+    (folder / "results/samples.md").write_text("# Samples\n\n~~~~~~text\n[bold]So it goes\n~~~~~~\n")
+
+
+def test_summary_says_loudly_that_a_run_diverged_and_what_to_try(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    outputs_of_a_run(tmp_path, {"status": "diverged", "diverged": {"step": 12, "reason": "the loss is nan"}})
+    summary.show(tmp_path)
+    shown = capsys.readouterr().out
+    assert "THIS RUN DIVERGED at step 12: the loss is nan" in shown
+    assert "try a lower optimizers.*.learning_rate, more warm-up" in shown
+    assert "mill, 7 parameters" in shown
+    assert "bits/byte" not in shown
+    assert "So it goes" not in shown
+    assert "lmlab sample" not in shown
+
+
+def test_summary_of_a_run_that_costs_nothing_divides_by_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = {
+        "validation": {"bits_per_byte": 0.0, "nats_per_token": 0.0},
+        "references": {"validation": {"uniform": 8.0, "unigram": 4.0, "kneser_ney": 3.0}, "kneser_ney_order": 5},
+    }
+    outputs_of_a_run(tmp_path, found)
+    summary.show(tmp_path)
+    assert "0.0000" in capsys.readouterr().out
+
+
+def test_summary_shows_what_came_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    measures = {"bits_per_byte": 2.0, "nats_per_token": 1.5}
+    nats = {"uniform": 8.0, "unigram": 4.0, "kneser_ney": 3.0}
+    references = {"validation": nats, "kneser_ney_order": 5, "source_entropy": 1.9}
+    outputs_of_a_run(tmp_path, {"status": "finished", "validation": measures, "references": references})
     summary.show(tmp_path)
     shown = capsys.readouterr().out
     for said in (
@@ -230,7 +266,7 @@ def test_size_shows_what_params_yaml_comes_to(monkeypatch: pytest.MonkeyPatch, t
     result = run.invoke(cli.app, ["size", "--vocabulary", "66"])
     assert result.exit_code == 0, result.output
     assert "width 128, 4 blocks, batches of 16 windows" in result.output
-    assert "2,457,360 parameters" in result.output
+    assert "804,480 parameters" in result.output
     assert "is missing; run `dvc repro tokenizer`" in refusal("size")
     (tmp_path / "params.yaml").write_text((small.PROJECT / "params.yaml").read_text().replace("depth: 4", "depth: 0"))
     assert "models.transformer.depth should be greater than or equal to 1" in refusal("size", "--vocabulary", "66")

@@ -33,6 +33,24 @@ def test_the_interval_is_students_over_seeds_at_the_best_value() -> None:
     assert (row["seeds"], row["a.rate"], row["step_seconds"]) == (3, 0.1, 2.0)
 
 
+def test_there_is_no_mean_over_runs_of_which_one_diverged_and_their_number_is_told() -> None:
+    made = findings.summary(
+        table(
+            ("half", 0.1, True, 0, 1.0, 10, 1.0, 5),
+            ("half", 0.1, True, 1, float("nan"), float("nan"), float("nan"), float("nan")),
+            ("none", 0.1, True, 0, float("nan"), float("nan"), float("nan"), float("nan")),
+            ("all", 0.1, True, 0, 3.0, 10, 3.0, 5),
+            ("all", 0.1, True, 1, 3.2, 10, 3.0, 5),
+        ),
+        "all",
+    )  # fmt: skip
+    assert made["arm"].tolist()[0] == "all"  # and the survivor of another arm is not the best
+    rows = made.set_index("arm")
+    assert rows.loc[["half", "none"], ["bits_per_byte", "low", "high"]].isna().all(axis=None)
+    assert rows["diverged"].fillna(0).to_dict() == {"all": 0, "half": 1, "none": 1}
+    assert rows["seeds"].to_dict() == {"all": 2, "half": 2, "none": 1}
+
+
 def test_arms_come_in_order_and_cost_is_beside_the_reference() -> None:
     made = findings.summary(
         table(("dear", 0.1, True, 0, 3.0, 10, 6.0, 50), ("plain", 0.2, True, 0, 2.0, 10, 2.0, 100)), "plain"

@@ -2,7 +2,10 @@
 
 import json
 import math
+import re
 import string
+from collections import Counter
+from fnmatch import fnmatchcase
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,16 +20,18 @@ from small import ShardsOf
 from test_scoring import HandMade
 from torch import Tensor, nn
 
-from lmlab import parts, preflight
+from lmlab import documents, parts, preflight
 from lmlab.batches import Batches
 from lmlab.corpora import grammar
 from lmlab.errors import UserError
 from lmlab.evaluation import character_classes
+from lmlab.evaluation.about import About
 from lmlab.evaluation.kneser_ney import KneserNey
 from lmlab.evaluation.pairs import accuracy, text_nats
 from lmlab.evaluation.scoring import score
+from lmlab.experiments import meaning
 from lmlab.measures import minimal_pairs
-from lmlab.measures.base import DoesNotApply, Trained, chosen, flat, take
+from lmlab.measures.base import DoesNotApply, Trained, about, chosen, flat, take
 from lmlab.measures.learning_curve import mean_over_logarithm, reached
 from lmlab.measures.novelty import Copies
 from lmlab.measures.prequential import first_pass
@@ -95,6 +100,44 @@ def uniform(vocabulary: int, context: int = 8) -> HandMade:
 
 
 # ---------------------------------------------------------------- what every measure keeps
+
+
+@every_measure
+def test_a_measure_says_what_decides_it_and_results_without_that_are_read_alike(
+    name: str, shards_of: ShardsOf, blimp: Path
+) -> None:
+    """The records that evaluate writes, and what is taken to hold of results that were made before it did."""
+    run = trained(shards_of)
+    choice = parts.choose(small.tree(**LOWERED, folder=str(blimp)), "measures", name)
+    told = About.model_validate(json.loads(json.dumps(about({name: choice}, run)))[name])
+    older = meaning.OLDER[name]
+    for field in ("less_is_better", "more_is_better", "across_tokenizers", "facts"):
+        assert set(getattr(told, field)) == set(getattr(older, field)), field
+    assert {key: set(values) for key, values in told.decided_by.items()} == {
+        key: set(values) for key, values in older.decided_by.items()
+    }
+    options = choice.options.model_dump()
+    assert told.options == {key: options[key] for key in options if key not in meaning.NOT_DECIDING.get(name, ())}
+    known = {"window": 8, "stride": 4, "validated_at": [32.0, 96.0, 3.0]}
+    for values in told.decided_by.values():
+        assert values == {key: known.get(key) for key in values}
+
+
+@every_measure
+def test_every_number_that_has_a_direction_or_is_a_fact_is_one_that_the_measure_gives(
+    name: str, shards_of: ShardsOf, blimp: Path
+) -> None:
+    """So that no pattern is misspelt."""
+    numbers = [key for key, _ in flat(measured(name, trained(shards_of), folder=str(blimp), targets=[8 / 3, 1.0, 3.5]))]
+    declared = type(parts.choose(small.tree(**LOWERED, folder=str(blimp)), "measures", name).build())
+    for pattern in (*declared.less_is_better, *declared.more_is_better, *declared.facts, *declared.across_tokenizers):
+        assert any(fnmatchcase(number, pattern) for number in numbers), pattern
+    assert not any(
+        fnmatchcase(number, better) and fnmatchcase(number, fact)
+        for number in numbers
+        for better in (*declared.less_is_better, *declared.more_is_better)
+        for fact in declared.facts
+    )
 
 
 @every_measure
@@ -209,6 +252,8 @@ def test_tokens_and_operations_to_a_target_are_those_of_the_log(shards_of: Shard
     assert found["tokens_to"] == {str(8 / 3): pytest.approx(64)}  # 1 is never reached, 3.5 nobody knows when
     assert found["operations_to"] == {str(8 / 3): pytest.approx(3 * 7 * 64)}
     assert (found["tokens"], found["operations"]) == (96, 3 * 7 * 96)
+    assert (found["tokens_to_more_than"], found["tokens_to_at_most"]) == ({"1.0": 96}, {"3.5": 32})
+    assert found["operations_to_more_than"] == {"1.0": 3 * 7 * 96}
 
 
 # ---------------------------------------------------------------- prequential
@@ -401,38 +446,79 @@ def test_a_text_costs_what_its_tokens_do_however_long_it_is(shards_of: ShardsOf,
         assert found == pytest.approx(alone, rel=1e-5)
 
 
-def all_pairs(text: str, kind: str) -> list[minimal_pairs.Pair]:
-    held_out = minimal_pairs.sentences([text])
-    source = minimal_pairs.Text(held_out, text, set(text.replace(",", "").replace(".", "").split()))
-    return list({**minimal_pairs.KINDS, **minimal_pairs.GRAMMAR}[kind](source, Random(0)))
+def all_pairs(shards_of: ShardsOf, train: Any, validation: Any, corpus: str = "grammar", seed: int = 0) -> dict[str, Any]:
+    shards, tokenizer = shards_of(train, validation)
+    run = Trained(uniform(1), {}, shards, tokenizer, shards.folder.parent / "corpus", {"corpus": corpus}, [], {}, 4)
+    return minimal_pairs.MinimalPairs(minimal_pairs.Options(pairs=200, seed=seed)).pairs(run)
 
 
-@pytest.mark.parametrize("kind", [*minimal_pairs.KINDS, *minimal_pairs.GRAMMAR])
-def test_both_sides_of_a_pair_differ_and_have_the_same_length(kind: str) -> None:
-    pairs = all_pairs(SENTENCES, kind)
-    assert len(pairs) >= 10
-    for pair in pairs[:200]:
-        assert pair.good != pair.bad
-        assert sum(map(len, pair.good)) == sum(map(len, pair.bad))
-        if kind in minimal_pairs.GRAMMAR:
-            assert sorted(" ".join(pair.good).split()) == sorted(" ".join(pair.bad).split())
-        else:
-            assert pair.good[0] in SENTENCES
-            assert pair.bad[0] not in SENTENCES
+def test_both_sides_of_a_pair_differ_and_have_the_same_length(shards_of: ShardsOf) -> None:
+    for kind, pairs in all_pairs(shards_of, SENTENCES, SENTENCES).items():
+        assert len(pairs) >= 10
+        for pair in pairs:
+            assert pair.good != pair.bad
+            assert sum(map(len, pair.good)) == sum(map(len, pair.bad))
+            if kind in minimal_pairs.GRAMMAR:
+                assert sorted(" ".join(pair.good).split()) == sorted(" ".join(pair.bad).split())
+            else:
+                assert pair.good[0] in SENTENCES
 
 
-def test_the_kinds_of_pairs_are_what_they_say() -> None:
+def test_the_kinds_of_pairs_are_what_they_say(shards_of: ShardsOf) -> None:
     one = "I fear the man, and he is not at home."
-    bad = {kind: {pair.bad[0] for _ in range(3) for pair in all_pairs(one, kind)} for kind in minimal_pairs.KINDS}
-    assert bad["repeated_word"] <= {"I fear the the, and he is not at home.", "I fear the man, and he he not at home."}
+    found = [all_pairs(shards_of, one, one, "", seed) for seed in range(20)]
+    bad = {kind: {pair.bad[0] for pairs in found for pair in pairs[kind]} for kind in minimal_pairs.KINDS}
+    assert bad["repeated_word"] == {"I fear the the, and he is not at home.", "I fear the man, and he he not at home."}
     assert bad["misplaced_punctuation"] == {"I fear the man ,and he is not at home."}
     assert bad["agreement"] == {"I fear the man, and he am not at home."}
-    assert bad["misspelt_word"] <= {one.replace("fear", "fera"), one.replace("fear", "faer"), one.replace("home", "hoem"),
+    assert bad["misspelt_word"] == {one.replace("fear", "fera"), one.replace("fear", "faer"), one.replace("home", "hoem"),
                                     one.replace("home", "hmoe")}  # fmt: skip
+    assert one.replace("he is", "is he") in bad["swapped_words"]
     assert {len(sentence) for sentence in bad["swapped_words"]} == {len(one)}
 
 
-def test_the_grammars_pairs_are_right_and_wrong_by_the_grammar_itself() -> None:
+def test_no_wrong_sentence_nor_what_is_wrong_in_it_stands_in_the_training_text(
+    shards_of: ShardsOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Texts of so few words that what is wrong comes up by itself, at all edges, across what is read in one piece."""
+    monkeypatch.setattr(documents, "PART_CHARACTERS", 300)
+    monkeypatch.setattr(minimal_pairs, "CHARACTERS", 1500)
+    chance = Random(5)
+    words = ["he", "is", "am", "it", "was", "are", "form", "from", "the", "dog", "dogs", "sleep", "sleeps", "that", "see"]
+
+    def text(lines: int) -> str:
+        drawn = []
+        for _ in range(lines):
+            said = [chance.choice(words) + chance.choice(["", "", "", ",", "'", " ,", "\n", ".", ". "]) for _ in range(7)]
+            drawn.append(chance.choice(["", "'", "x"]) + " ".join(said).capitalize() + chance.choice(".!? ") + "\n")
+        return "".join(drawn)
+
+    kept: Counter[str] = Counter()
+    for _ in range(3):
+        texts = [text(40), text(20)]
+        train = "\0".join(texts)
+        for kind, pairs in all_pairs(shards_of, texts, text(300)).items():
+            kept[kind] += len(pairs)
+            for pair in pairs:
+                if kind in minimal_pairs.GRAMMAR:
+                    assert not {line.strip("\n") for line in pair.bad} & {*train.split("\n")}
+                    continue
+                assert pair.bad[0] not in train
+                wrong = difference(pair, {"repeated_word": 2, "agreement": 2, "misplaced_punctuation": 1}.get(kind, 0))
+                ended = "(?=[a-z])" if kind == "misplaced_punctuation" else r"(?!\w)"
+                assert not re.search(rf"(?<!\w){re.escape(wrong)}{ended}", train, re.IGNORECASE), (kind, wrong)
+    assert all(kept[kind] > 5 for kind in kept if kind != "agreement"), kept
+
+
+def difference(pair: minimal_pairs.Pair, before: int) -> str:
+    """The words of the wrong side from the first to the last that is not in its place, and some pieces before."""
+    good, bad = (re.findall(r"[\w']+|[^\w']+", side[0]) for side in pair)
+    first = next(at for at, (one, other) in enumerate(zip(good, bad, strict=False)) if one != other)
+    last = next(at for at, (one, other) in enumerate(zip(good[::-1], bad[::-1], strict=False)) if one != other)
+    return "".join(bad[first - before : len(bad) - last]).strip("' ")
+
+
+def test_the_grammars_pairs_are_right_and_wrong_by_the_grammar_itself(shards_of: ShardsOf) -> None:
     """A parser of the grammar's subjects and verbs, of its own: every good side it accepts, every bad one it refuses."""
     words = {symbol: {piece[0].strip() for _, piece in rules} for symbol, rules in grammar.rules(0.3).items()}
 
@@ -447,8 +533,10 @@ def test_the_grammars_pairs_are_right_and_wrong_by_the_grammar_itself() -> None:
             assert (taken[5] in words["NOUN "]) != one  # what stands beside the verb misleads
         return taken[-1] in words["RESTS " if one else "REST "]
 
+    found = all_pairs(shards_of, SENTENCES, SENTENCES)
     for kind in minimal_pairs.GRAMMAR:
-        for pair in all_pairs(" that ", kind)[:100]:
+        assert len(found[kind]) >= 30
+        for pair in found[kind]:
             assert all(map(agrees, pair.good))
             assert not any(map(agrees, pair.bad))
 

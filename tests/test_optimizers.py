@@ -614,6 +614,23 @@ def test_soap_without_memory_steps_along_the_polar_factor_as_shampoo_does() -> N
         torch.testing.assert_close(before - matrix.detach(), expected, rtol=0, atol=1e-5)
 
 
+def test_soap_finds_bases_of_gradients_that_few_tokens_made() -> None:
+    """Those have rank 1, and of a rectified layer's many numbers are 0: there single precision may find no eigenvectors."""
+    for seed in range(70):
+        chance = torch.Generator().manual_seed(seed)
+        matrix = torch.nn.Parameter(torch.zeros(32, 128))
+        hidden = torch.randn(1, 128, generator=chance).relu().square() / 100
+        gradient = torch.randn(32, 1, generator=chance) / 100 @ hidden
+        soap = soap_for([matrix], weight_decay=0.0)
+        for _ in range(2):
+            matrix.grad = gradient.clone()
+            soap.step()
+        for basis in soap.state[matrix]["bases"]:
+            torch.testing.assert_close(basis @ basis.mT, torch.eye(len(basis)), rtol=0, atol=1e-4)
+        assert matrix.isfinite().all()
+        assert (matrix * gradient).sum() < 0
+
+
 def test_soap_turned_by_any_rotation_steps_alike() -> None:
     """What Adam lacks: rotating all gradients rotates the steps."""
     plain, turned = square_matrices(1), square_matrices(1)

@@ -212,15 +212,16 @@ def names(choice: Choice) -> list[str]:
 
 
 def every_kind_of_map() -> list[Choice]:
-    sizes: dict[str, Any] = {"width": 4, "depth": 1, "layers": 1, "state": 2, "balance": 0.0, "buckets": 30}
+    sizes: dict[str, Any] = {"width": 4, "depth": 1, "layers": 1, "state": 2, "balance": 0.0, "buckets": 30, "experts": 2}
     no_other_maps = {"hybrid", "absent", "dynamic_tanh", "layer_norm", "post", "sandwich", "alibi", "gelu"}
     return [choice for choice in small.variants("models", **sizes) if not no_other_maps & set(names(choice))]
 
 
 @pytest.mark.parametrize("choice", every_kind_of_map(), ids=small.title)
 def test_noise_at_every_node_in_turn_gives_the_true_gradient(choice: Choice) -> None:
-    model = small.rough(choice, vocabulary=5, context=3).train()
-    both = small.tokens(2, 4, vocabulary=5)
+    """At a node of all three sequences in the same pass, as each is taught by its own losses."""
+    model = small.rough(choice, vocabulary=5, context=2).train()
+    both = small.tokens(3, 3, vocabulary=5)
     of_batch = both[:, :-1].contiguous(), both[:, 1:].contiguous()
     true = true_gradients(model, *of_batch)
     sites: dict[int, int] = {}
@@ -228,13 +229,15 @@ def test_noise_at_every_node_in_turn_gives_the_true_gradient(choice: Choice) -> 
     drawn = [0]
 
     def one_hot(like: Tensor, generator: torch.Generator) -> Tensor:
-        """1 at the node of the member's number, counted over all that the member draws."""
+        """1 at the node of the member's number, counted over all that the member draws; in each sequence, if it has any."""
+        of_each = len(like) == 3 and not isinstance(like, torch.nn.Parameter)
+        numbers = like.numel() // (3 if of_each else 1)
         place = sites.setdefault(generator.initial_seed(), member - drawn[0])
-        drawn[0] += like.numel()
-        hot = torch.zeros(like.numel(), dtype=like.dtype)
+        drawn[0] += numbers
+        hot = torch.zeros(numbers, dtype=like.dtype)
         if 0 <= place < len(hot):
             hot[place] = 1
-        return hot.view(like.shape)
+        return hot.expand(3, -1).reshape(like.shape) if of_each else hot.view(like.shape)
 
     samples = []
     with torch.no_grad(), noise.keyed("nodes"):

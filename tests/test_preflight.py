@@ -1,12 +1,14 @@
 """The check before every stage: every part can be chosen, and DVC is told of every part that a part names."""
 
+import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import small
 
-from lmlab import parts, preflight
+from lmlab import params, parts, preflight
 from lmlab.errors import UserError
 from lmlab.params import Tree
 
@@ -51,3 +53,42 @@ def test_maximal_update_with_tied_weights_is_refused_before_anything_runs(tree: 
     tied = {**tree["models"], "transformer": {**tree["models"]["transformer"], "tied": True}}
     with pytest.raises(UserError, match=r"train\.parametrisation: maximal_update needs"):
         preflight.check({**using(tree, "train.parametrisation", "maximal_update"), "models": tied})
+
+
+ODD = [0, -1, 3, 10**5, 10**9, 10**20, 0.5, 1e300, "x", None, True, [], {}]
+BY_FIRST = {"models": "train.model", "learning_rules": "train.learning_rule", "interventions": "train.intervention"}
+BY_FIRST |= {"optimizers": "train.optimizer", "schedules": "train.schedule", "parametrisations": "train.parametrisation"}
+
+
+def leaves(node: Tree, at: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{at}{key}.")
+        else:
+            yield f"{at}{key}"
+
+
+def choosing(dotted: str) -> dict[str, str]:
+    """What has to be chosen for a key to matter."""
+    first, second, *rest = dotted.split(".")
+    if first == "layers":
+        return {f"models.transformer.{second}": rest[0]}
+    return {BY_FIRST[first]: second} if first in BY_FIRST else {}
+
+
+def outcome(tree: Tree) -> str:
+    try:
+        preflight.check(tree)
+    except UserError as refused:
+        return str(refused)
+    return "fine"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_value_at_any_key_is_fine_or_refused_in_one_line(seed: int, tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(small.PROJECT)
+    rng = random.Random(seed)
+    keys = list(leaves(tree))
+    for _ in range(15):
+        key, value = rng.choice(keys), rng.choice(ODD)
+        assert "\n" not in outcome(params.changed(tree, {**choosing(key), key: value})), (key, value)

@@ -108,8 +108,7 @@ def test_a_probe_reads_the_same_numbers_twice_each_finite_and_in_its_own_place(n
     assert len({(reading.measure, reading.where) for reading in alone}) == len(alone)
 
 
-@every_probe
-@pytest.mark.parametrize("other", parts.names("models"))
+@pytest.mark.parametrize(("name", "other"), small.drawn(PROBES, parts.names("models"), rounds=3))
 def test_a_probe_looks_at_every_model_or_says_what_it_does_not_find(name: str, other: str) -> None:
     looked_at = snapshot(small.model(chosen_model(other)))
     if name == "attention" and other not in ("transformer", "hybrid"):
@@ -122,9 +121,12 @@ def test_a_probe_looks_at_every_model_or_says_what_it_does_not_find(name: str, o
     assert all(math.isfinite(reading.value) for reading in found)
 
 
-@every_probe
-@pytest.mark.parametrize("choice", [c for c in small.variants("models") if c.name == "transformer"], ids=small.title)
-def test_a_probe_looks_at_every_transformer(name: str, choice: Choice) -> None:
+TRANSFORMERS = {small.title(choice): choice for choice in small.variants("models") if choice.name == "transformer"}
+
+
+@pytest.mark.parametrize(("name", "variant"), small.drawn(PROBES, list(TRANSFORMERS), rounds=2))
+def test_a_probe_looks_at_every_transformer(name: str, variant: str) -> None:
+    choice = TRANSFORMERS[variant]
     if name == "attention" and choice.inner["attention"].name == "linear":
         with pytest.raises(UserError, match="attention finds no attention with a softmax"):
             readings(name, snapshot(small.model(choice)))
@@ -134,8 +136,7 @@ def test_a_probe_looks_at_every_transformer(name: str, choice: Choice) -> None:
         assert all(math.isfinite(reading.value) for reading in found)
 
 
-@every_probe
-@pytest.mark.parametrize("rule", parts.names("learning_rules"))
+@pytest.mark.parametrize(("name", "rule"), small.drawn(PROBES, parts.names("learning_rules"), rounds=2))
 def test_a_probe_looks_at_runs_by_every_rule(name: str, rule: str) -> None:
     model = small.model(small.some_model())
     if refusal(rule, model):
@@ -622,3 +623,20 @@ def test_the_probes_of_the_default_run_suit_every_model(model: str) -> None:
     looked_at = snapshot(small.model(chosen_model(model)))
     for name in ProbeParams(**small.tree()["probe"]).probes:
         assert readings(name, looked_at)
+
+
+def test_what_a_run_that_diverged_left_is_looked_at_as_any_other(corpus: Corpus, capsys: pytest.CaptureFixture[str]) -> None:
+    """Snapshots until then, or none at all: every output of the stage is there."""
+    chosen = parts.names("probes")
+    chosen.remove("cost")
+    params = ProbeParams(probes=chosen, windows=2, text="7 times", device="cpu", threads=1)
+    for snapshots, steps in ((7, {0}), (1, set())):
+        test_training.train(corpus, f"run-{snapshots}", learning_rate=1e38, clip=0.0, snapshots=snapshots)
+        left = Path(f"run-{snapshots}/snapshots")
+        choices = probing.chosen(small.tree(context=8), params)
+        probing.look(params, choices, *corpus, left, Path(f"probes-{snapshots}"))
+        table = pq.read_table(Path(f"probes-{snapshots}/probes.parquet")).to_pydict()
+        assert set(table) == set(probing.COLUMNS.names)
+        assert set(table["step"]) == steps
+        assert set(table["probe"]) == (set(chosen) if steps else set())
+        assert ("nothing to look at" in capsys.readouterr().out) == (not steps)

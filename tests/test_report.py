@@ -2,16 +2,23 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import browser
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lmlab.experiments import report, verdicts
+from lmlab.experiments import variants as grouping
+from lmlab.experiments.labels import LONGEST, labels
+from lmlab.experiments.openings import Opening
 from lmlab.experiments.page import library
 from lmlab.experiments.run import Run
+from lmlab.experiments.variants import Variant
 
 NASTY = "</script><script>document.title = 'taken over'</script>{{body}} & <b>"
 
@@ -113,12 +120,184 @@ def test_what_a_run_lacks_is_left_out(tmp_path: Path) -> None:
     assert len(drawn(tmp_path / "page.html")) == 1
 
 
-def test_runs_that_broke_down_are_said_and_not_drawn(tmp_path: Path) -> None:
-    report.write([run(), Run("lost", {"train.seed": 1}, {}, broke="the loss is no number")], tmp_path / "page.html")
+WHERE = "diverged at step 3: the loss is nan"
+
+
+def lost(seed: int = 1, name: str = "lost", rate: float = 0.1, rows: int = 1) -> Run:
+    """A run that diverged, as evaluate and probe leave it: few rows or none, no scores, no samples."""
+    whole = run(seed, rate)
+    curves = {key: table[:rows] if key in ("training", "validation") else table[:0] for key, table in whole.curves.items()}
+    page = {"results/samples.md": b"# Samples\n\nNone: the run diverged at step 3 (the loss is nan).\n"}
+    measures = {"parameters": 1234.0, "tokens_seen": 16.0}
+    return Run(name, whole.params, measures, curves, page.get, broke=WHERE)
+
+
+def test_runs_that_diverged_are_said_and_drawn_until_there(tmp_path: Path) -> None:
+    report.write([run(), lost()], tmp_path / "page.html")
     text = body(tmp_path / "page.html")
-    assert "broke down" in text
-    assert "lost" in text
-    assert "lost" not in json.dumps(drawn(tmp_path / "page.html"))
+    assert "1 of the 2 runs diverged." in text
+    assert "diverged at step 3" in text
+    loss = next(chart for chart in drawn(tmp_path / "page.html").values() if "along training" in chart["description"])
+    assert {row["run"] for row in rows_of(loss)} == {"run 0", "lost"}
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_run_that_diverged_alone_has_a_page(tmp_path: Path, rows: int) -> None:
+    report.write([lost(rows=rows)], tmp_path / "page.html")
+    text = body(tmp_path / "page.html")
+    assert f"It {WHERE}." in text
+    assert "bits per byte" not in text
+    assert ("Loss" in headings(text)) == bool(rows)
+    assert headings(text)[-1] == "Every measure"
+
+
+def test_there_is_no_mean_over_runs_of_which_one_diverged(tmp_path: Path) -> None:
+    report.write([run(0), lost(1), run(0, rate=0.2), run(1, rate=0.2)], tmp_path / "page.html")
+    text = body(tmp_path / "page.html")
+    assert "2.550 bits per byte in “batch=0.2”, mean of 2 seeds" in text
+    (bars,) = [chart for chart in drawn(tmp_path / "page.html").values() if "a bar each" in chart["description"]]
+    assert [row["what"] for row in rows_of(bars) if "variant" in row] == ["batch=0.2"]
+    measured = dict(re.findall(r'<th scope="row">([^<]*bits_per_byte)</th>(.*?)</tr>', text.replace("\n", "")))
+    assert re.findall(r"<td[^>]*>(.*?)</td>", measured["validation.bits_per_byte"]) == ["", "2.55"]
+
+
+def rows_of(chart: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of all data in a chart, each table once."""
+    return [row for table in chart.get("datasets", {}).values() for row in table]
+
+
+# --------------------------------------------------------------------------------------- several texts, many variants
+
+
+def on(corpus: str, bits: float, seed: int = 0, hashed: bool = True, **params: Any) -> Run:
+    """A run on a corpus; with `hashed`, its manifest is to be had."""
+    whole = run(seed)
+    options = {f"corpora.{corpus}.documents": 12, f"corpora.{corpus}.characters": 300}
+    there = {**whole.params, "download.corpus": corpus, "download.ascii": True, **options, **params}
+    manifest = {"corpus": corpus, "splits": {"validation": {"sha256": f"of {corpus}"}}}
+    opened = files(seed) | {"data/corpus/manifest.json": json.dumps(manifest).encode() if hashed else b""}
+    measures = {"validation.bits_per_byte": bits, "validation.bytes": 100.0 + len(corpus), "parameters": 1.0,
+                "references.validation.kneser_ney": bits / 2}  # fmt: skip
+    name = f"{corpus} {' '.join(map(str, params.values()))}"
+    return Run(name, there, measures, whole.curves, opened.get)
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+def test_no_winner_is_named_across_texts(tmp_path: Path, hashed: bool) -> None:
+    key = "models.transformer.width"
+    shown = [on("grammar", 1.5, hashed=hashed, **{key: 16}), on("grammar", 1.4, hashed=hashed, **{key: 32}),
+             on("markov", 0.5, hashed=hashed, **{key: 16}), on("markov", 0.6, hashed=hashed, **{key: 32})]  # fmt: skip
+    judged = verdicts.judge_all(shown[:1], {"w": shown[1:2], "x": shown[2:3]}, ["validation.bits_per_byte"])
+    names = [variant.name for variant in grouping.group(shown)[0]]
+    judged = [replace(one, variant=names[number]) for number, one in zip((1, 2), judged, strict=True)]
+    report.write(shown, tmp_path / "page.html", judged)
+    text = body(tmp_path / "page.html")
+    assert "on 2 texts, grammar and markov. What was scored on different texts does not compare." in text
+    assert "Validation text of grammar costs 1.400 bits per byte in “grammar width=32”, the least of 2 variants" in text
+    assert "Validation text of markov costs 0.500 bits per byte in “markov width=16”, the least of 2 variants" in text
+    assert "of 4 variants (" not in text
+    charts = [chart for chart in drawn(tmp_path / "page.html").values() if "a bar each" in chart["description"]]
+    bars = [[row["what"] for row in rows_of(chart) if "variant" in row] for chart in charts]
+    assert bars == [["grammar width=16", "grammar width=32"], ["markov width=16", "markov width=32"]]
+    levels = [[row["bits"] for row in rows_of(chart) if row["what"].startswith("Kneser")] for chart in charts]
+    assert levels == [[0.75], [0.25]]  # each text has its own references
+    assert "No verdict on what was scored on another text than the baseline: markov width=16, markov width=32." in text
+    table = text.split('id="verdicts"')[1].split("</table>")[0]
+    assert "grammar width=32" in table.split("<tbody>")[1]
+    assert "markov" not in table.split("<tbody>")[1]
+
+
+def test_a_text_whose_files_changed_under_the_same_params_is_another(tmp_path: Path) -> None:
+    one, other = on("local", 1.5), on("local", 1.4, **{"train.steps": 9})
+    manifest = json.dumps({"corpus": "local", "splits": {"validation": {"sha256": "edited"}}}).encode()
+    other = replace(other, open={"data/corpus/manifest.json": manifest}.get)
+    report.write([one, other], tmp_path / "page.html")
+    assert "on 2 texts, local and local #2." in body(tmp_path / "page.html")
+
+
+def test_a_run_is_of_the_text_that_its_results_tell_of_whatever_lies_beside_them(tmp_path: Path) -> None:
+    one, other = on("grammar", 1.5), on("markov", 1.4)
+    found = {"text": {"corpus": "grammar", "split": "validation", "sha256": "of grammar"}}
+    beside = {"results/measures.json": json.dumps(found).encode()}
+    one = replace(one, open=lambda path: beside.get(path) or other.open(path))
+    report.write([one, other], tmp_path / "page.html")
+    assert "on 2 texts, grammar and markov." in body(tmp_path / "page.html")
+
+
+def variants(*runs: Run) -> list[Variant]:
+    return grouping.group(runs)[0]
+
+
+def test_labels_are_short_and_no_two_alike() -> None:
+    rate, width = "optimizers.adamw.learning_rate", "models.transformer.width"
+    four = variants(*(on(corpus, 1.0, **{width: size, rate: 0.004, "train.optimizer": "adamw"})
+                      for corpus in ("grammar", "markov") for size in (16, 32)))  # fmt: skip
+    assert labels(four) == ["grammar width=16", "grammar width=32", "markov width=16", "markov width=32"]
+    three = variants(*(on("grammar", 1.0, **{rate: value, "train.optimizer": "adamw"}) for value in (0.1, 0.2, 0.3)))
+    assert labels(three) == ["rate=0.1", "rate=0.2", "rate=0.3"]
+    long = [on("grammar", 1.0, **{"evaluate.text": f"{'x' * 90}{end}{'y' * 90}"}) for end in "abcd"]
+    found = labels(variants(*long))
+    assert len(set(found)) == 4
+    assert max(map(len, found)) <= LONGEST
+    assert labels(variants(on("grammar", 1.0)))[0].startswith("grammar")
+    arms = variants(*(Run(f"{arm}, seed 0", {"train.optimizer": arm}, {"a": 1.0}, arm=f"studies/optimizers:{arm}")
+                      for arm in ("soap", "muon")))  # fmt: skip
+    assert labels(arms) == ["soap", "muon"]
+    code = variants(*(replace(run(0), name=name, made_with={"a.py": name}) for name in ("HEAD", "older")))
+    assert len(set(labels(code))) == 2
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 3), st.text(max_size=60)), min_size=1, max_size=12, unique=True)
+)
+def test_whatever_tells_variants_apart_their_labels_do_too(drawn_values: list[tuple[str, int, str]]) -> None:
+    runs = [
+        Run(f"run {number}", {"download.corpus": corpus, "train.steps": steps, "train.note": note}, {"a": 1.0})
+        for number, (corpus, steps, note) in enumerate(drawn_values)
+    ]
+    there = variants(*runs)
+    found = labels(there)
+    assert len(set(found)) == len(there)
+    assert all(0 < len(label) <= LONGEST for label in found)
+
+
+def test_what_is_unfair_stands_once_for_each_kind_folded_below_the_verdicts(tmp_path: Path) -> None:
+    shown = [run(0, rate) for rate in (0.1, 0.2, 0.3, 0.4)]
+    names = [variant.name for variant in variants(*shown)]
+    judged = [replace(one, variant=name) for name in names[1:]
+              for one in verdicts.judge(shown[:1], shown[1:2], ["validation.bits_per_byte"])]  # fmt: skip
+    tokens, code = "tokens seen in training: {} against the baseline's 32", "another version of the code: a.py, b.py"
+    unfair = {names[1]: [tokens.format(64), code], names[2]: [tokens.format(64), code], names[3]: [tokens.format(128)]}
+    report.write(shown, tmp_path / "page.html", judged, ["a note"], unfair)
+    text = body(tmp_path / "page.html")
+    assert text.count("Unfair") == 1
+    assert "Unfair: what 3 variants do not have in common" in text
+    folded = text.split('<details class="unfair">')[1].split("</details>")[0]
+    assert folded.count("Tokens seen in training") == folded.count("Another version of the code") == 1
+    assert '<th scope="row">batch=0.2, batch=0.3</th><td>64 against' in folded.replace("\n", "")
+    verdicts_end = text.index("</table>", text.index('id="verdicts"'))
+    assert verdicts_end < text.index('class="unfair"') < text.index("Params that differ</h2>")
+
+
+def test_many_notes_are_folded_and_few_are_not(tmp_path: Path) -> None:
+    for count, summary in ((2, 0), (9, 1)):
+        report.write([run()], tmp_path / "page.html", (), [f"note {number}" for number in range(count)])
+        text = body(tmp_path / "page.html")
+        assert text.count(f"<summary>{count} notes on these runs</summary>") == summary
+        assert text.count('<p class="note">note ') == count
+
+
+def test_what_the_test_split_said_is_shown_for_the_weights_that_were_scored(tmp_path: Path) -> None:
+    ours = replace(run(), open=(files(0) | {"results/measures.json": b'{"weights_sha256": "aa"}'}).get)
+    one = Opening("2026-11-28T10:00:00Z", "wide", "abc", "aa", "plays", "t", 2.125, 2.25, 4.0, 6.0, None, 3, 2)
+    report.write([ours, run(1)], tmp_path / "page.html", opened=[one, replace(one, weights_sha256="bb", bits_per_byte=9.0)])
+    text = body(tmp_path / "page.html")
+    section = text.split('id="test-split"')[1].split("</table>")[0]
+    for piece in ("run 0", "2026-11-28", "2.1250", "2.2500", "3rd"):
+        assert piece in section
+    assert "9.0000" not in section
+    report.write([run()], tmp_path / "page.html", opened=[one])
+    assert "test-split" not in body(tmp_path / "page.html")
 
 
 def test_params_that_differ_are_shown_and_others_are_not(tmp_path: Path) -> None:
@@ -223,8 +402,7 @@ def two_variants(page: Path) -> None:
 
 
 @needs_browser
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [360, 800, 1400])
+@pytest.mark.parametrize(("width", "dark"), [(360, True), (800, False), (1400, True)])
 def test_a_browser_without_a_network_draws_everything(tmp_path: Path, width: int, dark: bool) -> None:
     page = tmp_path / "page.html"
     two_variants(page)
@@ -241,6 +419,28 @@ def test_a_browser_without_a_network_draws_everything(tmp_path: Path, width: int
         assert browser.complaints(seen) == []
         assert browser.requests(seen) == {page.resolve().as_uri()}
         assert seen.title.startswith("Report")
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [400, 1400])
+def test_over_two_texts_no_label_is_cut_and_every_one_is_seen(tmp_path: Path, width: int) -> None:
+    key, rate = "models.transformer.width", "train.batch"
+    shown = [on(corpus, bits, **{key: size, rate: value}) for corpus, bits in (("grammar", 1.5), ("state_of_the_union", 2.5))
+             for size in (16, 32) for value in (0.001, 0.002)]  # fmt: skip
+    report.write(shown, tmp_path / "page.html")
+    wanted = labels(variants(*shown))
+    texts = "return [...document.querySelectorAll('figure text')].map(t => [t.textContent, t.getBoundingClientRect().right])"
+    with browser.opened(tmp_path / "page.html", tmp_path / "profile", width) as seen:
+        there = seen.execute_script(texts)
+        for label in wanted:
+            assert label in [text for text, _ in there]
+        assert all(right <= width for text, right in there if text in wanted or re.fullmatch(r"\d\.\d{3}", text))
+        buttons = seen.execute_script(
+            "return [...document.querySelectorAll('.variant')].map(b => b.scrollWidth - b.clientWidth)"
+        )
+        assert max(buttons) <= 0  # nothing of a name is hidden in its button
+        assert seen.execute_script("return document.documentElement.scrollWidth") <= width
+        assert browser.complaints(seen) == []
 
 
 @needs_browser

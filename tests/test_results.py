@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import small
+import torch
 
-from lmlab import params
+from lmlab import generation, params
 from lmlab.errors import UserError
 from lmlab.evaluation import references, results
 from lmlab.evaluation.results import EvaluateParams
@@ -24,7 +25,8 @@ from lmlab.tokenizers.base import Tokenizer
 
 Corpus = tuple[Shards, Tokenizer]
 CURVES = {"training.csv", "validation.csv", "loss_by_position.csv", "calibration.csv", "character_classes.csv"}
-FILES = {"metrics.json", "samples.md", *CURVES}
+CURVES |= {"validation_blocks.csv"}
+FILES = {"metrics.json", "measures.json", "samples.md", *CURVES}
 SAVED = {"parameters": 1234, "tokens": 99, "precision": "bfloat16", "size": {"forward_operations_per_token": 10}}
 BASE = {"stride": 5, "ngram_order": 3, "prompts": ["7 ", ""], "sample_tokens": 20, "threads": 1, "measures": ["entropy_gap"]}
 
@@ -54,7 +56,17 @@ def a_log(folder: Path, steps: int = 3) -> Path:
     return folder / "log.jsonl"
 
 
-def evaluate(corpus: Corpus, model: LanguageModel, folder: Path, entropy: float | None = None, **changes: Any) -> Any:
+DIVERGED = {"step": 3, "reason": "the loss is nan"}
+
+
+def evaluate(
+    corpus: Corpus,
+    model: LanguageModel,
+    folder: Path,
+    entropy: float | None = None,
+    saved: dict[str, Any] | None = None,
+    **changes: Any,
+) -> Any:
     tree = small.tree(**{**BASE, **changes})
     values = params.section(tree, "evaluate", EvaluateParams)
     log = a_log(folder / "log", changes.get("log_steps", 3))
@@ -62,8 +74,13 @@ def evaluate(corpus: Corpus, model: LanguageModel, folder: Path, entropy: float 
     write_json(texts / "manifest.json", {} if entropy is None else {"entropy_bits_per_byte": entropy})
     write_sums(texts)
     return results.evaluate(
-        values, measures.chosen(tree, values.measures), model, SAVED, *corpus, texts, log, folder / "results"
-    )
+        values, measures.chosen(tree, values.measures), model, {**SAVED, **(saved or {})}, *corpus, texts, log,
+        folder / "results",
+    )  # fmt: skip
+
+
+def written(folder: Path, name: str) -> Any:
+    return json.loads((folder / "results" / name).read_text())
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -72,28 +89,91 @@ def table(path: Path) -> list[dict[str, str]]:
 
 
 def test_the_measures_are_those_of_the_score(corpus: Corpus, model: LanguageModel, tmp_path: Path) -> None:
-    metrics = evaluate(corpus, model, tmp_path)
-    assert json.loads((tmp_path / "results/metrics.json").read_text()) == metrics
+    found = evaluate(corpus, model, tmp_path, saved={"weights_sha256": "f00"})
+    assert written(tmp_path, "measures.json") == found
     shards, _ = corpus
-    for split, size in (("validation", len("7 times 8 is 56 €.\nand so on.".encode())), ("test", 20)):
-        scored = score(model, shards.stream(split), shards.document, model.context, 5)
-        measures = metrics[split]
-        assert measures["bits_per_byte"] == pytest.approx(scored.nats / math.log(2) / size)
-        assert measures["perplexity"] == pytest.approx(math.exp(measures["nats_per_token"]))
-        assert measures["tokens"] * measures["nats_per_token"] == pytest.approx(scored.nats)
-        assert measures["bytes"] == size
-        uniform = references.uniform(shards.stream(split), shards.document, shards.vocabulary)
-        assert metrics["references"][split]["uniform"] == bits_per_byte(uniform, size)
-    of_test = metrics["references"]["test"]
-    assert of_test["kneser_ney"] < of_test["unigram"] < of_test["uniform"]
-    assert metrics["references"]["train_tokens"] == len(shards.stream("train"))
-    assert (metrics["window"], metrics["stride"], metrics["parameters"]) == (8, 5, 1234)
-    assert "source_entropy" not in metrics["references"]
+    size = len("7 times 8 is 56 €.\nand so on.".encode())
+    scored = score(model, shards.stream("validation"), shards.document, model.context, 5)
+    measures = found["validation"]
+    assert measures["bits_per_byte"] == pytest.approx(scored.nats / math.log(2) / size)
+    assert measures["perplexity"] == pytest.approx(math.exp(measures["nats_per_token"]))
+    assert measures["tokens"] * measures["nats_per_token"] == pytest.approx(scored.nats)
+    assert measures["bytes"] == size
+    uniform = references.uniform(shards.stream("validation"), shards.document, shards.vocabulary)
+    assert found["references"]["validation"]["uniform"] == bits_per_byte(uniform, size)
+    assert found["references"]["train_tokens"] == len(shards.stream("train"))
+    assert (found["window"], found["stride"], found["parameters"]) == (8, 5, 1234)
+    assert "source_entropy" not in found["references"]
+    assert (found["status"], found["weights_sha256"]) == ("finished", "f00")
+    assert found["environment"] == {"torch": torch.__version__}
+    assert found["text"] == {"corpus": "", "split": "validation", "sha256": ""}
+
+
+def test_references_of_another_split_are_ordered_as_they_must_be(corpus: Corpus) -> None:
+    values = params.section(small.tree(**BASE), "evaluate", EvaluateParams)
+    shards = corpus[0]
+    found = results.references_of(values, shards, "test", results.fitted_to(values, shards))
+    assert found["kneser_ney"] < found["unigram"] < found["uniform"]
+
+
+def test_the_test_split_is_not_looked_at(corpus: Corpus, model: LanguageModel, tmp_path: Path) -> None:
+    """Nothing that a run writes depends on it, and nothing is called by its name."""
+    shards, tokenizer = corpus
+    assert shards.count("test", "tokens")
+    evaluate(corpus, model, tmp_path / "there", entropy=1.5, measures=small.tree()["evaluate"]["measures"])
+    emptied = {**shards.manifest, "splits": {**shards.manifest["splits"], "test": {"tokens": 0, "bytes": 0, "files": []}}}
+    without = Shards(shards.folder, emptied, shards.ids_type)
+    evaluate((without, tokenizer), model, tmp_path / "gone", entropy=1.5, measures=small.tree()["evaluate"]["measures"])
+    there, gone = (
+        {path.name: path.read_bytes() for path in (tmp_path / name / "results").iterdir()} for name in ("there", "gone")
+    )
+    assert there == gone
+    assert not any(b'"test"' in content or b"test_nats" in content for content in there.values())
+
+
+def test_metrics_json_has_few_of_the_numbers_under_the_same_names(
+    corpus: Corpus, model: LanguageModel, tmp_path: Path
+) -> None:
+    chosen = small.tree()["evaluate"]["measures"]
+    found = dict(
+        measures.flat(
+            evaluate(corpus, model, tmp_path, 1.5, measures=chosen)
+            | {"status": 0, "environment": {}, "weights_sha256": 0, "left_out": 0, "about": {}, "text": {}}
+        )
+    )
+    few = written(tmp_path, "metrics.json")
+    assert few.pop("status") == "finished"
+    shown = dict(measures.flat(few))
+    assert 6 <= len(shown) <= 12 < len(found)
+    assert shown == {key: found[key] for key in shown}
+    assert list(shown)[:3] == ["parameters", "tokens_seen", "validation.bits_per_byte"]  # the first columns of a wide table
+    assert set(shown) == {name for name in results.HEADLINES if name in found}
+
+
+def test_every_headline_is_a_number_of_some_measure_or_of_every_run() -> None:
+    """So that none is misspelt: a headline that no run has would be left out without a word."""
+    of_measures = {name.partition(".")[0] for name in results.HEADLINES} - {"validation", "parameters", "tokens_seen"}
+    assert of_measures <= set(small.tree()["evaluate"]["measures"])
+    project = json.loads((small.PROJECT / "results" / "metrics.json").read_text())
+    if (small.PROJECT / "results" / "measures.json").exists():
+        project = json.loads((small.PROJECT / "results" / "measures.json").read_text())
+    said = {
+        name
+        for name, _ in measures.flat(
+            {
+                key: value
+                for key, value in project.items()
+                if isinstance(value, dict | int) and key not in ("environment", "text")
+            }
+        )
+    }
+    assert set(results.HEADLINES) - said <= {"entropy_gap.validation"}  # the default corpus has no known entropy
 
 
 def test_a_model_far_from_any_text_is_measured_all_the_same(corpus: Corpus, model: LanguageModel, tmp_path: Path) -> None:
     model.readout.weight.data *= 1e6
     measures = evaluate(corpus, model, tmp_path)["validation"]
+    assert written(tmp_path, "metrics.json")["status"] == "finished"
     assert measures["nats_per_token"] > 1000
     assert measures["perplexity"] == math.inf
 
@@ -108,39 +188,67 @@ def test_the_files_are_the_same_each_time(corpus: Corpus, model: LanguageModel, 
     assert one == two
     vouched = {line.split("  ")[1] for line in one["SHA256SUMS"].decode().splitlines()}
     assert vouched == FILES
-    assert json.loads(one["metrics.json"])["references"]["source_entropy"] == 1.5
+    assert json.loads(one["measures.json"])["references"]["source_entropy"] == 1.5
 
 
-def test_a_corpus_without_a_test_split_has_no_measures_of_one(shards_of: Callable[..., Corpus], tmp_path: Path) -> None:
-    corpus = shards_of("abc" * 50, "abcabc")
-    model = small.model(small.some_model(), vocabulary=corpus[0].vocabulary)
-    metrics = evaluate(corpus, model, tmp_path)
-    assert "test" not in metrics
-    assert "test" not in metrics["references"]
-    assert list(table(tmp_path / "results/loss_by_position.csv")[0]) == ["position", "validation_nats"]
+def columns(path: Path) -> list[str]:
+    with open(path, newline="") as file:
+        return next(csv.reader(file))
+
+
+def test_a_run_that_diverged_is_told_and_not_scored(corpus: Corpus, model: LanguageModel, tmp_path: Path) -> None:
+    """Every file is there, with the columns that plots ask for; the curves go as far as the log does."""
+    evaluate(corpus, model, tmp_path / "whole")
+    found = evaluate(corpus, model, tmp_path, saved={"status": "diverged", "diverged": DIVERGED})
+    assert (found["status"], found["diverged"]) == ("diverged", DIVERGED)
+    assert "validation" not in found
+    assert written(tmp_path, "measures.json") == found
+    told = {"status": "diverged", "diverged": DIVERGED, "parameters": 1234, "tokens_seen": 99}
+    assert written(tmp_path, "metrics.json") == told
+    assert {path.name for path in (tmp_path / "results").iterdir()} == FILES | {"SHA256SUMS"}
+    for name in CURVES:
+        whole = tmp_path / "whole" / "results" / name
+        assert set(columns(tmp_path / "results" / name)) == set(columns(whole)), name
+    for name in ("training.csv", "validation.csv"):
+        assert table(tmp_path / "results" / name) == table(tmp_path / "whole" / "results" / name)
+    assert table(tmp_path / "results" / "calibration.csv") == []
+    page = (tmp_path / "results/samples.md").read_text()
+    assert "diverged at step 3 (the loss is nan)" in page
+    assert "~~~" not in page
+
+
+def test_a_run_that_diverged_before_its_first_line_has_tables_without_rows(
+    corpus: Corpus, model: LanguageModel, tmp_path: Path
+) -> None:
+    evaluate(corpus, model, tmp_path, saved={"status": "diverged", "diverged": DIVERGED}, log_steps=0)
+    for name in CURVES:
+        assert table(tmp_path / "results" / name) == []
+        assert columns(tmp_path / "results" / name)[0] in ("step", "position", "confidence", "class", "block")
+
+
+def test_a_model_whose_logits_are_no_numbers_has_diverged_whatever_its_record_says(
+    corpus: Corpus, model: LanguageModel, tmp_path: Path
+) -> None:
+    model.readout.weight.data[:] = math.nan
+    found = evaluate(corpus, model, tmp_path, saved={"steps": 7})
+    assert found["status"] == "diverged"
+    assert found["diverged"] == {"step": 7, "reason": "the model's logits are no numbers"}
 
 
 def test_a_loss_that_says_nothing_is_called_that(
     shards_of: Callable[..., Corpus], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for number, (validation, test, measured) in enumerate(
-        [
-            (["aaaa", "a"], "aab", ["evaluate: validation: this split is one token again and again"]),
-            ("ab", "bbbb", ["evaluate: test: this split is one token again and again"]),
-            ("ab", "abab", []),
-        ]
-    ):
-        corpus = shards_of("ab" * 50, validation, test)
+    one_token = ["evaluate: validation: this split is one token again and again"]
+    for number, (validation, said) in enumerate([(["aaaa", "a"], one_token), ("ab", [])]):
+        corpus = shards_of("ab" * 50, validation)
         model = small.model(small.some_model(), vocabulary=corpus[0].vocabulary)
         evaluate(corpus, model, tmp_path / str(number))
         lines = [line for line in capsys.readouterr().out.splitlines() if "no measure of learning" in line]
-        assert [line.split(", so")[0] for line in lines] == measured
+        assert [line.split(", so")[0] for line in lines] == said
     monkeypatch.setattr(results, "bits_per_byte", lambda nats, size: 0.0)
     evaluate(corpus, model, tmp_path / "sure")
     lines = [line for line in capsys.readouterr().out.splitlines() if "no measure of learning" in line]
-    assert [line.split(", since")[0] for line in lines] == [
-        f"evaluate: {split}: 0.0000 bits/byte: a loss of 0" for split in ("validation", "test")
-    ]
+    assert [line.split(", since")[0] for line in lines] == ["evaluate: validation: 0.0000 bits/byte: a loss of 0"]
 
 
 def test_the_ngram_is_fitted_to_no_more_than_wished(corpus: Corpus, model: LanguageModel, tmp_path: Path) -> None:
@@ -162,7 +270,7 @@ def test_measures_stand_under_their_names_and_what_does_not_apply_is_told(
     corpus: Corpus, model: LanguageModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     metrics = evaluate(corpus, model, tmp_path, entropy=1.5)
-    assert metrics["entropy_gap"]["test"] == pytest.approx(metrics["test"]["bits_per_byte"] - 1.5)
+    assert metrics["entropy_gap"] == {"validation": pytest.approx(metrics["validation"]["bits_per_byte"] - 1.5)}
     assert metrics["left_out"] == []
     metrics = evaluate(corpus, model, tmp_path)
     assert "entropy_gap" not in metrics
@@ -195,12 +303,24 @@ def test_tables_hold_what_was_scored(corpus: Corpus, model: LanguageModel, tmp_p
     assert right / metrics["validation"]["tokens"] == pytest.approx(metrics["validation"]["accuracy"])
 
 
+def test_samples_after_the_same_prompt_differ(corpus: Corpus, model: LanguageModel, tmp_path: Path) -> None:
+    evaluate(corpus, model, tmp_path, prompts=["7 ", "7 "])
+    one, other = (tmp_path / "results/samples.md").read_text().split("~~~~~~")[1::2]
+    assert one != other
+
+
 def test_samples_go_on_from_each_prompt(corpus: Corpus, model: LanguageModel, tmp_path: Path) -> None:
     evaluate(corpus, model, tmp_path)
     page = (tmp_path / "results/samples.md").read_text()
     assert page.index("After `7 `") < page.index("~~~~~~text\n7 ") < page.index("From nothing")
     evaluate(corpus, model, tmp_path, seed=1)
     assert (tmp_path / "results/samples.md").read_text() != page
+    evaluate(corpus, model, tmp_path, prompts=["7 ", "7 "], seed=4)
+    first, second = (tmp_path / "results/samples.md").read_text().split("## After `7 `, seed ")[1:]
+    for seed, sample in (("4", first), ("5", second)):  # each can be had again, and none is as another
+        text = "".join(generation.sample_text(model, corpus[1], "7 ", 20, 0.8, int(seed))).rstrip()
+        assert sample == f"{seed}\n\n~~~~~~text\n7 {text}\n~~~~~~\n" + "\n" * (seed == "4")
+    assert first[1:].rstrip() != second[1:].rstrip()
     evaluate(corpus, model, tmp_path, prompts=[], sample_tokens=0)
     assert "~~~" not in (tmp_path / "results/samples.md").read_text()
 

@@ -104,17 +104,17 @@ def test_one_spoilt_run_hardly_moves_the_fit_where_it_would_move_least_squares(m
 def test_intervals_hold_what_was_planted_as_often_as_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Problem, "starts", lambda problem: [problem.near(PLANTED)])  # the search is not what is tested here
     held = {"alpha": 0, "beta": 0, "size_exponent": 0, "prediction": 0}
-    draws = 100
+    draws = 50
     for draw in range(draws):
-        fitted = bootstrap(runs(noise=0.01, seed=draw), replicates=40, seed=draw)
+        fitted = bootstrap(runs(noise=0.01, seed=draw), replicates=30, seed=draw)
         for key in ("alpha", "beta", "size_exponent"):
             low, high = fitted.interval(lambda law, key=key: getattr(law, key))  # type: ignore[misc]
             held[key] += low <= getattr(PLANTED, key) <= high
         new = float(PLANTED.loss(3e6, 1e6)) * np.exp(0.01 * np.random.default_rng([draw, 9]).standard_normal())
         _, low, high = fitted.predict(3e6, 1e6, seed=draw)
         held["prediction"] += low <= new <= high
-    # 95 of 100 are expected, with a standard deviation of 2.2
-    assert all(88 <= count <= 100 for count in held.values()), held
+    # 47.5 of 50 are expected, with a standard deviation of 1.5
+    assert all(43 <= count <= 50 for count in held.values()), held
 
 
 def test_more_seeds_make_intervals_narrower_and_distance_makes_predictions_wider() -> None:

@@ -1,6 +1,7 @@
 """The scaling law of a study whose losses are planted: predictions before and after they are measured, and what is told."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import small
 
 from lmlab.errors import UserError
 from lmlab.experiments import scaling_findings, studies
-from lmlab.experiments.scaling import Law
+from lmlab.experiments.scaling import Fitted, Law
 
 PLANTED = Law(E=1.1, A=30.0, B=200.0, alpha=0.35, beta=0.4)
 WIDTHS = {"tiny": 8, "small": 16, "middle": 32, "large": 64, "held": 128}
@@ -117,6 +118,51 @@ def test_the_law_and_its_frontier_are_told_with_intervals_and_the_same_each_time
     assert all(b"Kaplan" in text for path, text in files.items() if path.stem == "exponents")
     scaling_findings.write(study)
     assert {path: path.read_bytes() for path in files} == files
+
+
+@pytest.mark.parametrize(
+    ("planted", "what", "more"),
+    [
+        (Law(E=1.1, A=0.0, B=200.0, alpha=0.35, beta=0.4), "size", "sizes"),
+        (Law(E=1.1, A=30.0, B=0.0, alpha=0.35, beta=0.4), "text", "amounts of text"),
+    ],
+)
+@pytest.mark.parametrize("noise", [0.0, 0.0005])
+def test_where_a_term_is_missing_that_is_said_in_one_line(
+    study: studies.Study, monkeypatch: pytest.MonkeyPatch, planted: Law, what: str, more: str, noise: float
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "PLANTED", planted)
+    for name in WIDTHS:
+        measure(name, noise)
+    said = (
+        rf"^study: the {what} has no effect on the loss that these runs can tell \(\d+ of 40 .*; take {more} farther apart"
+    )
+    with pytest.raises(UserError, match=said):
+        scaling_findings.write(study)
+    assert not Path("study/fit").exists()
+
+
+def test_a_few_resamples_without_a_term_are_left_out_of_intervals_and_counted() -> None:
+    laws = [PLANTED] * 199 + [Law(E=1.1, A=30.0, B=200.0, alpha=0.0, beta=0.4)]
+    fitted = Fitted(PLANTED, pd.DataFrame(), laws)
+    fitted.check_has_an_optimum()
+    assert fitted.lacking == 1
+    best = PLANTED.optimum(1e12)[0]
+    assert fitted.interval(lambda law: law.optimum(1e12)[0]) == pytest.approx((best, best))
+    with pytest.raises(UserError, match="the size has no effect"):
+        Fitted(PLANTED, pd.DataFrame(), laws[-1:] * 6 + laws[:100]).check_has_an_optimum()
+
+
+def test_runs_that_diverged_are_left_out_and_named(study: studies.Study) -> None:
+    for name in FIT["sizes"]:
+        measure(name)
+    assert "diverged" not in scaling_findings.write(study)
+    path = Path("study/points/large.json")
+    made = json.loads(path.read_text())
+    made["points"][3] = {"at": {"train.steps": 400}, "seed": 1, "broke": "diverged at step 3: the loss is nan"}
+    path.write_text(json.dumps(made))
+    found = scaling_findings.write(study)
+    assert (found["runs"], found["diverged"]) == (31, ["large, train.steps 400, seed 1"])
 
 
 def test_mistakes_are_told_in_one_line(study: studies.Study) -> None:

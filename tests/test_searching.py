@@ -1,5 +1,6 @@
 """Searches: what is found, what an interruption changes (nothing), what is refused."""
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from dvc.utils.hydra import apply_overrides
 
 from lmlab import params
 from lmlab.errors import UserError
-from lmlab.experiments import commands, searching
+from lmlab.experiments import commands, searching, studies
 from lmlab.experiments.searching import Outcome, Search, Values
 from lmlab.params import Tree
 
@@ -239,6 +240,63 @@ def test_a_measure_is_found_by_its_dotted_key() -> None:
     for wrong in ("validation.bits_per_bite", "validation", "name"):
         with pytest.raises(UserError, match="no such number"):
             searching.measured(METRICS, wrong)
+
+
+def test_a_run_that_diverged_has_no_measure_and_says_where() -> None:
+    diverged = {"status": "diverged", "diverged": {"step": 12, "reason": "the loss is nan"}, "tokens_seen": 12}
+    for measure in ("validation.bits_per_byte", "tokens_seen", "learning_curve.tokens_to.2.0"):
+        assert searching.measured(diverged, measure) == Outcome(None, "diverged at step 12: the loss is nan")
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Any, Any], None]:
+    """A Git repository here, and a way to put an experiment into it: name, params.yaml, what measures.json holds."""
+    monkeypatch.chdir(tmp_path)
+    who = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    commands.git("init", "-q", "-b", "main")
+    commands.git(*who, "commit", "-q", "--allow-empty", "-m", "first")
+
+    def experiment(name: str, tree: Any, found: Any) -> None:
+        head = commands.git("rev-parse", "HEAD").strip()
+        Path("results").mkdir(exist_ok=True)
+        for path, value in (("params.yaml", tree), ("results/measures.json", found)):
+            Path(path).write_text(json.dumps(value))
+        commands.git("add", "params.yaml", "results")
+        commands.git(*who, "commit", "-q", "-m", name)
+        commands.git("update-ref", f"refs/exps/{head[:2]}/{head[2:]}/{name}", "HEAD")
+        commands.git("reset", "-q", "--hard", head)
+
+    return experiment
+
+
+def test_a_trial_is_judged_by_its_record_and_never_by_what_it_printed(
+    tree: Tree, tmp_path: Path, repository: Callable[[str, Any, Any], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {RATE: 0.5}
+    wanted = Search("some", {}, "learning_curve.mean", False, 0, {})
+    experiments = searching.Experiments(wanted, tree, tmp_path / "logs")
+    finished = {"status": "finished", "learning_curve": {"mean": 2.25}}
+    diverged = {"status": "diverged", "diverged": {"step": 3, "reason": "the loss is inf"}}
+    for name, found, outcome in (
+        ("good", finished, Outcome(2.25)),
+        ("bad", diverged, Outcome(None, "diverged at step 3: the loss is inf")),
+    ):
+
+        def ran(log: Path, words: tuple[str, ...], name: str = name, found: Any = found) -> int:
+            log.write_text("training broke down; it diverged\n")  # words that mean nothing
+            repository(name, studies.changed(tree, values), found)
+            return 0
+
+        monkeypatch.setattr(searching, "_dvc", ran)
+        assert experiments.run(name, values) == outcome
+
+    def failed(log: Path, words: tuple[str, ...]) -> int:
+        log.write_text("error: training broke down and diverged\n")
+        return 255
+
+    monkeypatch.setattr(searching, "_dvc", failed)
+    with pytest.raises(UserError, match=r"lost did not finish \(dvc gave 255\): training broke down"):
+        experiments.run("lost", values)
 
 
 def test_values_that_do_not_go_together_are_a_trial_without_a_measure(tree: Tree, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import small
+import torch
 from typer.testing import CliRunner
 
 from lmlab import cli, params
@@ -39,7 +40,7 @@ STUDY = {
     "each": "",
     "sweep": {},
     "reference": "plain",
-    "test": True,
+    "test": False,
 }
 
 
@@ -104,6 +105,28 @@ def test_an_arm_sweeps_and_runs_its_seeds_at_the_best_value_and_what_breaks_down
     table = studies.collect(folder / "points", folder / "results.csv")
     assert table["at_best"].sum() == 2
     assert table["seed"].tolist() == [0, 0, 0, 1]
+
+
+def test_a_study_whose_every_run_diverged_is_a_table_all_the_same(folder: Path) -> None:
+    write(folder, changes={**SHARED, "train.clip": 0.0, "optimizers.adamw.learning_rate": 1e38}, seeds=[])
+    found = run(folder, "plain")
+    assert found["points"][0]["broke"].startswith("diverged at step ")
+    assert found["points"][0]["environment"] == {"torch": torch.__version__}
+    summary = findings.write(studies.read(folder), folder)
+    assert summary["bits_per_byte"].isna().all()
+    assert summary["diverged"].tolist() == [1]
+    shown = CliRunner().invoke(cli.app, ["study", "study", "--arm", "plain", "--corpus", "corpus"])
+    assert shown.exit_code == 0, shown.output
+
+
+def test_the_test_split_is_sealed_for_studies_too(folder: Path) -> None:
+    write(folder, test=True)
+    with pytest.raises(UserError, match=r"study\.test: should be false, as the test split is sealed.*lmlab final NAME"):
+        run(folder, "plain")
+    write(folder)
+    assert "test" not in run(folder, "plain")["points"][0]
+    table = studies.collect(folder / "points", folder / "results.csv")
+    assert not [column for column in table if "test" in str(column)]
 
 
 def test_what_was_run_is_not_run_again_and_another_seed_or_code_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

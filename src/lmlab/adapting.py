@@ -22,6 +22,7 @@ from lmlab.collecting import DownloadParams
 from lmlab.device import use_device
 from lmlab.errors import UserError
 from lmlab.evaluation.scoring import bits_per_byte, score
+from lmlab.files import read_json
 from lmlab.measures.learning_curve import reached
 from lmlab.models import base as models
 from lmlab.models.base import LanguageModel
@@ -29,6 +30,7 @@ from lmlab.params import Tree, section
 from lmlab.parts import Choice
 from lmlab.sharding import ShardParams
 from lmlab.shards import RowGroup, Shards, open_shards
+from lmlab.status import ADVICE, how_it_diverged
 from lmlab.stepping import TrainParams
 from lmlab.tokenizers import base as tokenizers
 from lmlab.tokenizers.base import Ids
@@ -75,10 +77,13 @@ def adapt(tree: Tree, data: Path, change: Change, steps: int, every: int, within
     All losses are bits per byte of validation, in windows that do not overlap. `before`: of the trained model on its own
     text; `level`: what counts as recovered, `within` above that; `at_once`: right after the change. For `adapted` and
     `from_scratch`: the `curve` of (tokens, loss), and `tokens_to_level` on the way (see `reached`), None if it did not get
-    there. Raises UserError when params.yaml no longer names the model that was trained.
+    there; of one that diverged the curve ends there, and `diverged` says where and why. Raises UserError when params.yaml no
+    longer names the model that was trained, or when that one diverged.
     """
     train = section(tree, "train", TrainParams)
     trained, saved = models.load(data / "model", use_device(train.device, train.threads))
+    if diverged := how_it_diverged(saved):
+        raise UserError(f"{data / 'model'} cannot go on: its training {diverged}; {ADVICE}, then `dvc repro train`")
     chosen = parts.choices(tree, "train", train)
     if chosen["model"].record() != saved["model"] or train.context != saved["context"]:
         raise UserError(
@@ -96,16 +101,17 @@ def adapt(tree: Tree, data: Path, change: Change, steps: int, every: int, within
         folder = Path(made)
         changed = _of_corpus(tree, change.corpus, data, folder) if change.corpus else renamed(shards, change.seed)
         before, at_once = _bits(trained, shards), _bits(trained, changed)
+        begun = [[0, at_once]] if math.isfinite(at_once) else []
         level = before + within
-        adapted = _curve(train, chosen, changed, data, folder / "adapted", start=data / "model")
-        scratch = _curve(train, chosen, changed, data, folder / "from_scratch", start=None)
+        adapted, ended = _curve(train, chosen, changed, data, folder / "adapted", start=data / "model")
+        scratch, scratch_ended = _curve(train, chosen, changed, data, folder / "from_scratch", start=None)
     return {
         "change": change._asdict(),
         "before": before,
         "level": level,
         "at_once": at_once,
-        "adapted": _told([[0, at_once], *adapted], level),
-        "from_scratch": _told(scratch, level),
+        "adapted": _told([*begun, *adapted], level, ended),
+        "from_scratch": _told(scratch, level, scratch_ended),
     }
 
 
@@ -119,34 +125,41 @@ def _of_corpus(tree: Tree, name: str, data: Path, folder: Path) -> Shards:
 
 
 def _bits(model: LanguageModel, shards: Shards) -> float:
-    scored = score(model, shards.stream("validation"), shards.document, model.context, model.context)
+    try:
+        scored = score(model, shards.stream("validation"), shards.document, model.context, model.context)
+    except FloatingPointError:  # on a text so strange to it that a logit is NaN
+        return math.inf
     return bits_per_byte(scored.nats, shards.count("validation", "bytes"))
 
 
 def _curve(
     params: TrainParams, chosen: dict[str, Choice], shards: Shards, data: Path, folder: Path, start: Path | None
-) -> list[list[float]]:
-    """(tokens, bits per byte on validation) along a run."""
+) -> tuple[list[list[float]], str]:
+    """(tokens, bits per byte on validation) along a run; and how it diverged, empty if it did not."""
     tokenizer = tokenizers.load(data / "tokenizer" / sharding.TOKENIZER_FILE)
     training.train(params, chosen, shards, tokenizer, folder / "model", folder / "log", start=start)
     rows = [json.loads(line) for line in (folder / "log" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     key = "validation_bits_per_byte"
-    return [[row["tokens"], row[key]] for row in rows if key in row]
+    ended = how_it_diverged(read_json(folder / "model" / "model.json", made_by="train"))
+    return [[row["tokens"], row[key]] for row in rows if key in row], ended
 
 
-def _told(curve: list[list[float]], level: float) -> dict[str, Any]:
-    tokens, bits = zip(*curve, strict=True)
-    return {"tokens_to_level": reached(list(tokens), list(bits), level), "curve": curve}
+def _told(curve: list[list[float]], level: float, diverged: str) -> dict[str, Any]:
+    tokens, bits = [row[0] for row in curve], [row[1] for row in curve]
+    found = {"tokens_to_level": reached(tokens, bits, level), "curve": curve}
+    return {**found, "diverged": diverged} if diverged else found
 
 
 def lines(found: dict[str, Any]) -> Iterator[str]:
     """What `adapt` found, in words, a line each."""
     yield f"before the change {found['before']:.4f} bits/byte, right after it {found['at_once']:.4f}"
-    scratch = dict(found["from_scratch"]["curve"])
+    adapted, scratch = (dict(found[name]["curve"]) for name in ("adapted", "from_scratch"))
     yield f"{'tokens':>12}  {'adapted':>8}  from scratch"
-    for tokens, bits in found["adapted"]["curve"]:
-        yield f"{tokens:>12,}  {bits:>8.4f}  {scratch.get(tokens, math.nan):>12.4f}".replace("nan", "  -")
+    for tokens in sorted({*adapted, *scratch}):  # one may have ended before the other
+        cells = f"{adapted.get(tokens, math.nan):>8.4f}  {scratch.get(tokens, math.nan):>12.4f}"
+        yield f"{tokens:>12,}  {cells}".replace("nan", "  -")
     for name in ("adapted", "from_scratch"):
         tokens = found[name]["tokens_to_level"]
         when = "not reached" if tokens is None else f"reached after {tokens:,.0f} tokens"
-        yield f"{name.replace('_', ' ')}: {found['level']:.4f} bits/byte {when}"
+        ended = f"; {found[name]['diverged']}" if "diverged" in found[name] else ""
+        yield f"{name.replace('_', ' ')}: {found['level']:.4f} bits/byte {when}{ended}"

@@ -49,9 +49,11 @@ def parts() -> None:
 @errors.one_line
 def check() -> None:
     """Check params.yaml as every stage does before it starts, without running anything."""
-    from lmlab import params, preflight, surroundings
+    from lmlab import params, preflight, remarks, surroundings
 
-    preflight.check(params.read())
+    tree = params.read()
+    preflight.check(tree)
+    remarks.say(tree)
     typer.echo("params.yaml is fine")
     for fault in surroundings.faults():
         typer.echo(f"note: {fault}", err=True)
@@ -117,7 +119,7 @@ def search(
     ],
     name: Annotated[str, typer.Option(help="Trials are experiments of this name and a number.")] = "search",
     trials: Annotated[int, typer.Option(min=1, max=LARGEST, help="How many in all, those of earlier calls included.")] = 20,
-    measure: Annotated[str, typer.Option(help="A number of results/metrics.json.")] = "validation.bits_per_byte",
+    measure: Annotated[str, typer.Option(help="A number of results/measures.json.")] = "validation.bits_per_byte",
     maximise: Annotated[bool, typer.Option(help="Look for the largest; without it for the smallest.")] = False,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST, help="Another seed tries other points.")] = 0,
 ) -> None:
@@ -167,6 +169,9 @@ def compare(
         typer.Option(help="Compare this, such as validation.bits_per_byte, or all; may be given several times."),
     ] = None,
     alpha: Annotated[float, typer.Option(help="How often equal variants may be told apart.")] = 0.05,
+    anytime: Annotated[
+        bool, typer.Option("--anytime", help="Take a test that holds however often you look and add seeds; it needs more.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> None:
@@ -177,7 +182,7 @@ def compare(
         raise errors.UserError(f"--alpha should lie between 0 and 1, such as 0.05, not {alpha:g}")
     if as_json and as_csv:
         raise errors.UserError("--json and --csv exclude each other; give one of them")
-    found = comparing.compare(names or [], baseline, measure or [], alpha)
+    found = comparing.compare(names or [], baseline, measure or [], alpha, anytime=anytime)
     if as_json:
         typer.echo(comparing.as_json(found))
     elif as_csv:
@@ -199,7 +204,7 @@ def report(
     out: Annotated[Path, typer.Option(help="Where to write the page.")] = Path("report.html"),
 ) -> None:
     """Write one page that shows runs side by side: curves, verdicts, samples, probes. It works without a network."""
-    from lmlab.experiments import comparing, runs, variants, verdicts
+    from lmlab.experiments import comparing, openings, runs, variants, verdicts
     from lmlab.experiments import report as library
 
     found, notes = runs.gather([*([baseline] if baseline else []), *names] if names else [])
@@ -207,35 +212,45 @@ def report(
     judged = comparing.compare(names or [], baseline, [], verdicts.ALPHA) if len(there) > 1 else None
     if judged:
         there = [judged.baseline, *judged.others]
-        unfair = [f"Unfair: {name}: {line}" for name, lines in judged.unfair.items() for line in lines]
-        notes = [*unfair, *judged.notes]
+        notes = judged.notes
     shown = [run for variant in there for run in variant.runs]
-    library.write(shown, out, judged.verdicts if judged else (), notes)
+    judgement = judged.verdicts if judged else ()
+    unfair = judged.unfair if judged else {}
+    library.write(shown, out, judgement, notes, unfair, openings.known())
     typer.echo(f"{out}: {len(shown)} runs; open it in any browser")
+
+
+@app.command()
+@errors.one_line
+def final(
+    name: Annotated[str, typer.Argument(help="One run: an experiment, a branch, a commit or `workspace`.")],
+) -> None:
+    """Open the sealed test split for one run, once all is decided. Each time is counted, in results/final.csv, in Git."""
+    from lmlab.experiments import final as library
+
+    for line in library.lines(library.final(name)):
+        typer.echo(line)
 
 
 @app.command()
 @errors.one_line
 def size(
     vocabulary: Annotated[
-        int, typer.Option(min=0, max=LARGEST, help="How many ids there are; 0: as many as the tokenizer has.")
+        int, typer.Option(min=0, max=2**31, help="How many ids there are; 0: as many as the tokenizer has.")
     ] = 0,
     tokenizer: Annotated[Path, typer.Option(help="The tokenizer's folder.")] = Path("data/tokenizer"),
 ) -> None:
     """Show what params.yaml comes to: what is derived, parameters by part, operations and memory. Nothing is trained."""
-    import torch
-
-    from lmlab import params, preflight, sizing, stepping
+    from lmlab import outline, params, preflight, sizing, stepping
     from lmlab import parts as finder
     from lmlab.tokenizers import base as tokenizers
 
     tree = params.read()
-    preflight.check(tree)
+    preflight.check(tree, run=False)
     train = params.section(tree, "train", stepping.TrainParams)
     vocabulary = vocabulary or tokenizers.load(tokenizer / "tokenizer.json").vocabulary
-    train, run = stepping.begin(train, finder.choices(tree, "train", train), vocabulary, torch.device("cpu"))
-    at_once = train.batch // train.accumulate
-    for line in sizing.lines(sizing.describe(run.model, run.optimizer, train.batch, at_once, train.precision)):
+    described = outline.describe(train, finder.choices(tree, "train", train), vocabulary)
+    for line in [*sizing.lines(described), *filter(None, [sizing.too_large(described, train.device)])]:
         typer.echo(line)
 
 
@@ -287,13 +302,15 @@ def sample(
     """Let the trained model go on from PROMPT, printing as it generates."""
     import torch
 
-    from lmlab import generation
+    from lmlab import generation, status
     from lmlab.files import sha256
     from lmlab.models import base as models
     from lmlab.tokenizers import base as tokenizers
 
     fitted = tokenizers.load(tokenizer / "tokenizer.json")
     trained, saved = models.load(model, torch.device("cpu"))
+    if diverged := status.how_it_diverged(saved):
+        raise errors.UserError(f"{model} has nothing to say: its training {diverged}; {status.ADVICE}, then `dvc repro`")
     if saved.get("tokenizer_sha256") != sha256(tokenizer / "tokenizer.json"):
         raise errors.UserError(f"{model} was trained with another tokenizer than {tokenizer}; run `dvc repro`")
     prompt = prompt.encode("utf-8", "replace").decode("utf-8")  # what was typed may be no text, and cannot be printed then

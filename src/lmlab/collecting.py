@@ -30,6 +30,8 @@ from lmlab.parts import OneOf
 from lmlab.progress import ProgressBar
 
 EMPTY = "empty documents"
+LEAST_HELD_OUT = 1000
+"""Bytes of validation or test, below which it is said that there are so few: the loss on them is off by a tenth of a bit."""
 
 
 class DownloadParams(Params):
@@ -92,7 +94,21 @@ def build(params: DownloadParams, corpus: Corpus, folder: Path) -> dict[str, Any
         write_json(made / "manifest.json", manifest)
     for line in lines(manifest):
         print(f"download: {line}", flush=True)
+    for line in _warnings(params, counts):
+        print(f"warning: download: {line}", file=sys.stderr, flush=True)
     return manifest
+
+
+def _warnings(params: DownloadParams, counts: dict[str, dict[str, int]]) -> Iterator[str]:
+    """On held-out splits that are asked for and hardly there."""
+    for split, share in (("validation", params.validation), ("test", params.test)):
+        held_out = counts[split]["bytes"]
+        if share and held_out < LEAST_HELD_OUT:
+            came_to = f"has only {held_out:,} bytes" if held_out else "is empty"
+            yield (
+                f"the {split} split {came_to} (download.{split}: {share:g}); a loss on fewer than {LEAST_HELD_OUT:,} is"
+                " mostly chance: give more text or a larger share"
+            )
 
 
 def _check_dropped(cleaner: Cleaner, params: DownloadParams) -> None:

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+from pathlib import Path
 
 import torch
 
@@ -48,6 +49,16 @@ def gains_by_bfloat16(device: torch.device) -> bool:
 def multiplying_in(precision: str, device: torch.device) -> torch.autocast:
     """Inside, matrices are multiplied in the precision, bfloat16 or that of the weights."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def memory_bytes() -> int:
+    """The machine's memory, or what a container may have of it."""
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        allowed = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+    except OSError:
+        return there
+    return min(there, int(allowed)) if allowed.isdigit() else there
 
 
 def _keep_memory() -> None:

@@ -7,6 +7,7 @@ A typo, a missing key or a wrong type ends in one line that names the key and th
 import difflib
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -18,6 +19,11 @@ from lmlab.errors import UserError
 
 Tree = Mapping[str, Any]
 """The whole of params.yaml as nested mappings."""
+
+LARGEST, LARGEST_SEED = 2**63, 2**64
+"""Whole numbers are below; it is what torch can count to, and take as a seed."""
+LARGEST_FLOAT = 3.4e38
+"""Other numbers are at most this, as float32 holds no more."""
 
 Values = dict[str, Any]
 """Values by dotted key, as for `changed`."""
@@ -122,6 +128,14 @@ def changed(tree: Tree, changes: Mapping[str, Any]) -> Tree:
 
 def section(tree: Tree, dotted: str, kind: type[P]) -> P:
     """The block at `dotted` as a `kind`; raises UserError naming the first key that is wrong."""
+    for key, value in block(tree, dotted).items():
+        most = LARGEST_SEED if str(key).endswith("seed") else LARGEST
+        if isinstance(value, int) and abs(value) >= most:
+            raise UserError(f"params.yaml: {dotted}.{key} is beyond what can be counted; it should be below {most}")
+        if isinstance(value, float) and LARGEST_FLOAT < abs(value) < inf:
+            raise UserError(
+                f"params.yaml: {dotted}.{key} is beyond what float32 can hold; it should be {LARGEST_FLOAT} or less"
+            )
     try:
         return kind.model_validate({str(key): value for key, value in block(tree, dotted).items()})
     except ValidationError as error:

@@ -4,14 +4,9 @@ It can only refuse, never change what a stage writes; so it is not among the dep
 the stages load it by name.
 """
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch.overrides import TorchFunctionMode
-
-from lmlab import params, parts, probing
+from lmlab import outline, params, parts, probing
 from lmlab.collecting import DownloadParams
 from lmlab.errors import UserError
 from lmlab.evaluation.results import EvaluateParams
@@ -36,8 +31,11 @@ SECTIONS: dict[str, type[Params]] = {
 SOME_VOCABULARY = 256
 
 
-def check(tree: Tree) -> None:
-    """Raise UserError naming the first key that is wrong, or the first combination that is impossible."""
+def check(tree: Tree, run: bool = True) -> None:
+    """Raise UserError naming the first key that is wrong, or the first combination that is impossible.
+
+    Without `run` that a model and its learning rule can be built together, and in this machine's memory, is left out.
+    """
     kinds = parts.kinds()
     _check_names(tree, "", [*SECTIONS, *kinds])
     for kind in kinds:
@@ -58,15 +56,24 @@ def check(tree: Tree) -> None:
     assert isinstance(probe, ProbeParams)
     for choice in [*probing.chosen(tree, probe).values(), *measures.chosen(tree, evaluate.measures).values()]:
         choice.build()
-    with torch.device("meta"), _NothingDrawn():
-        model = models.build(chosen["train"]["model"], SOME_VOCABULARY, train.context)
-        chosen["train"]["parametrisation"].build().start(model)
-        chosen_rule(train, chosen["train"], model)
+    if run:
+        _check_run(train, chosen["train"])
     if evaluate.stride > train.context:
         raise UserError(
             f"params.yaml: evaluate.stride ({evaluate.stride}) is larger than train.context ({train.context}), so some"
             f" tokens would never be scored; set it to {train.context} or less"
         )
+
+
+def _check_run(train: TrainParams, chosen: dict[str, Choice]) -> None:
+    outline.refuse_endless(chosen["model"], SOME_VOCABULARY, train.context)
+    with outline.without_storage():
+        model = models.build(chosen["model"], SOME_VOCABULARY, train.context)
+        parametrisation = chosen["parametrisation"].build()
+        parametrisation.check(model)
+        parametrisation.start(model)
+        rule = chosen_rule(train, chosen, model)
+    outline.refuse_too_large(train, model, rule)
 
 
 def _check_followed(choice: Choice) -> None:
@@ -83,18 +90,6 @@ def _check_followed(choice: Choice) -> None:
                 f" {'deps and those of evaluate and probe' if missing[0].endswith('.py') else 'params'}"
             )
         _check_followed(inner)
-
-
-class _NothingDrawn(TorchFunctionMode):
-    """Leaves out drawing first weights, which means nothing without storage and makes torch load its compiler (2 s)."""
-
-    def __torch_function__(
-        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if function.__name__ in ("normal_", "trunc_normal_", "uniform_", "kaiming_uniform_"):
-            return args[0] if args else kwargs["tensor"]
-        return function(*args, **kwargs)
 
 
 def _check_names(tree: Tree, at: str, dotted: list[str]) -> None:

@@ -65,6 +65,8 @@ def look(
     record, states = snapshots.read(snapshot_folder)
     if record["tokenizer_sha256"] != shards.manifest["tokenizer_sha256"]:
         raise UserError(f"{snapshot_folder} was left by a run with another tokenizer; run `dvc repro train`")
+    if not record["snapshots"]:
+        print("probe: nothing to look at: train.snapshots is 0, or the run diverged before one was taken", flush=True)
     batch = fixed_batch(shards, record["context"], params.windows, device)
     looking: dict[str, Probe] = {name: choice.build() for name, choice in probes.items()}
     rows: list[dict[str, Any]] = []
@@ -93,6 +95,7 @@ def restored(record: dict[str, Any], state: dict[str, Any], device: torch.device
     """A snapshot with its model and rule as they were, from what `snapshots.read` gives."""
     choices = dict(_recalled(record["parts"]))
     model = models.build(choices["model"], record["vocabulary"], record["context"])
+    choices["parametrisation"].build().start(model)  # a rule may go by it
     rule = build_rule(choices, model)
     model.load_state_dict(state["model"])
     rule.load_state_dict(state["rule"])
@@ -104,6 +107,7 @@ def restored(record: dict[str, Any], state: dict[str, Any], device: torch.device
 def _recalled(recorded: dict[str, Any]) -> Iterator[tuple[str, Choice]]:
     """The parts that make model and rule."""
     yield "model", parts.recall("models", recorded["model"])
+    yield "parametrisation", parts.recall("parametrisations", recorded["parametrisation"])
     yield "learning_rule", parts.recall("learning_rules", recorded["learning_rule"])
     for key in interventions.KEYS:
         yield key, parts.recall("interventions", recorded[key])

@@ -1,18 +1,23 @@
-"""A stage's outputs from DVC's run-cache, where DVC itself does not look for them.
+"""A stage's outputs in DVC's run-cache, where DVC itself does not look for them or keep them.
 
 Where a stage's code, params and inputs are those of its dvc.lock, DVC takes the outputs that the lock names; if they are not
 in this machine's cache it runs the stage, although its run-cache may have outputs for just these inputs (DVC 3.67,
 `StageCache.restore`). So a lock that was written on another kind of processor, whose weights differ in their last bits,
 would mean training again after every `git checkout`. A stage that DVC has started asks here first.
+
+And a stage with an output that Git keeps and that is neither a metric nor a plot, such as a page of samples, DVC leaves
+out of its run-cache altogether (`Stage.run`), though it would find it there. Such a stage keeps itself.
 """
 
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
 import psutil
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 
 def restored() -> bool:
@@ -25,6 +30,33 @@ def restored() -> bool:
     if not locked or all(_object(project, md5).is_file() for md5 in locked):
         return False  # DVC has taken the lock's outputs, or has asked its run-cache
     return _from_run_cache(stage)
+
+
+def keep() -> None:
+    """Put what the stage that DVC has started has written into DVC's run-cache, where DVC will not do it itself.
+
+    Nothing is lost where that fails: the stage is run again when it might have been looked up.
+    """
+    stage = os.environ.get("DVC_STAGE", "")
+    if not stage or ":" in stage or not is_left_out(Path("dvc.yaml"), stage):  # by hand, or a study's, or DVC does it
+        return
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    with _quietly(), suppress(AttributeError, DvcException, OSError), Repo() as repository:
+        made = repository.stage.load_one(name=stage)
+        made.save_deps()
+        made.save_outs()
+        repository.stage_cache.save(made)
+
+
+def is_left_out(pipeline: Path, stage: str) -> bool:
+    """Whether a stage of a dvc.yaml has an output that is not cached and neither a metric nor a plot."""
+    try:
+        outputs = YAML(typ="safe").load(pipeline)["stages"][stage]["outs"]
+    except (OSError, KeyError, TypeError, ValueError, YAMLError):
+        return False
+    return any(isinstance(one, dict) and next(iter(one.values())).get("cache") is False for one in outputs)
 
 
 def _forced() -> bool:

@@ -32,7 +32,7 @@ class ShardParams(Params):
     """The section `shard`."""
 
     megabytes: float = Field(gt=0)
-    processes: int = Field(ge=0)
+    processes: int = Field(ge=0, le=4096)
 
 
 class _Work(NamedTuple):
@@ -97,7 +97,7 @@ def _write_all(work: list[_Work], processes: int) -> list[list[dict[str, int]]]:
                 bar.advance(1)
             return groups
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(processes, context, initializer=lifeline.stop_with_parent) as pool:
+        with ProcessPoolExecutor(min(processes, len(work)), context, initializer=lifeline.stop_with_parent) as pool:
             # what ignores Ctrl-C when it is started goes on to: it is for the parent to answer, in one line
             answer = signal.signal(signal.SIGINT, signal.SIG_IGN)
             results = [pool.submit(_write_shard, item) for item in work]

@@ -6,7 +6,9 @@ Counted on the model itself with one window of text, by torch's own table of wha
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import inf
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from lmlab.device import multiplying_in
+from lmlab.device import memory_bytes, multiplying_in
 from lmlab.models.base import LanguageModel, next_token_loss
 
 BACKWARD = 2
@@ -29,12 +31,24 @@ def training_operations(forward: float, tokens: float) -> float:
     return (1 + BACKWARD) * forward * tokens
 
 
-class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the cost of every operation below it. (torch's FlopCounterMode does too, and takes 2 s to load a compiler.)"""
+class TooMuch(Exception):  # noqa: N818 (a bound that was asked for, not a fault)
+    """A pass takes more than it was allowed to."""
 
-    total = 0
+
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the cost of every operation below it. (torch's FlopCounterMode does too, and takes 2 s to load a compiler.)
+
+    Raises TooMuch at more than `most` operations, or more than `most_steps` calls of torch.
+    """
+
+    def __init__(self, most: float, most_steps: float) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total, self.steps, self.most, self.most_steps = 0, 0, most, most_steps
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.steps += 1
+        if self.total > self.most or self.steps > self.most_steps:
+            raise TooMuch
         result = function(*args, **(kwargs or {}))
         cost = flop_registry.get(function.overloadpacket)
         if cost is not None:
@@ -58,35 +72,58 @@ def forward_operations(model: LanguageModel) -> int:
     A multiplication and an addition are two. Products of matrices and convolutions are counted, attention as if nothing were
     masked; what works on each number alone is not.
     """
-    operations = _Operations()  # type: ignore[no-untyped-call]
+    return window_operations(model)[0] // model.context
+
+
+def window_operations(model: LanguageModel, most: float = inf, most_steps: float = inf) -> tuple[int, int]:
+    """`forward_operations` of a full window, and in how many calls of torch. Raises TooMuch where either is more."""
+    operations = _Operations(most, most_steps)
     # of attention's forms the one that is all products
     with _as_in_training(model), operations, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         model(_window(model))
-    return operations.total // model.context
+    return operations.total, operations.steps
 
 
 def activation_bytes(model: LanguageModel, windows: int = 1, precision: str = "float32") -> int:
     """Bytes that so many full windows at once keep for the backward pass, the weights apart."""
-    one, two = (_kept_bytes(model, rows, precision) for rows in (1, 2))
+    one, two = (kept_bytes(model, rows, precision) for rows in (1, 2))
+    return of_windows(one, two, windows)
+
+
+def of_windows(one: int, two: int, windows: int) -> int:
+    """The bytes kept of so many windows, from those kept of one and of two."""
     return one + (windows - 1) * (two - one)  # some is kept but once: masks, weights in lower precision
 
 
-def _kept_bytes(model: LanguageModel, windows: int, precision: str) -> int:
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, int] = {}
+class _Kept:
+    """A tensor that autograd has saved; it goes when autograd lets go of it."""
 
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def kept_bytes(model: LanguageModel, windows: int, precision: str) -> int:
+    """`activation_bytes`, measured with all windows."""
+    saved: WeakSet[_Kept] = WeakSet()
+
+    def keep(tensor: Tensor) -> _Kept:
+        kept = _Kept(tensor.detach())  # with its history it would keep itself
+        saved.add(kept)
+        return kept
 
     window = _window(model).expand(windows, -1)
-    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept.tensor)
     with _as_in_training(model), multiplying_in(precision, window.device), hooks:
         loss = next_token_loss(model(window), window)
-    del loss  # until here it held all that was kept, so that no storage was used for a second tensor
-    return sum(kept.values())
+    weights = {_storage(parameter) for parameter in model.parameters()}
+    storages = {_storage(kept.tensor): kept.tensor.untyped_storage().nbytes() for kept in saved}
+    del loss  # until here it held all that was kept
+    return sum(size for storage, size in storages.items() if storage not in weights)
+
+
+def _storage(tensor: Tensor) -> int:
+    """Which storage a tensor lies in. (Its address says less: storages without any bytes share one.)"""
+    return int(tensor.untyped_storage()._cdata)
 
 
 @contextmanager
@@ -124,17 +161,25 @@ def describe(
 
     `at_once` windows of each batch go through the model together.
     """
+    kept = activation_bytes(model, at_once, precision)
+    return described(model, optimizer, batch, forward_operations(model), kept)
+
+
+def described(
+    model: LanguageModel, optimizer: torch.optim.Optimizer, batch: int, operations: int | None, activations: int | None
+) -> dict[str, Any]:
+    """The same with what a pass costs given: operations for each token forward and bytes kept, None where not counted."""
     return {
         "width": model.width,
         "blocks": len(model.blocks),
         "batch": batch,
         "groups": _groups(optimizer),
         "parameters": parameters_by_part(model),
-        "forward_operations_per_token": forward_operations(model),
+        "forward_operations_per_token": operations,
         "bytes": {
             "weights": sum(parameter.nbytes for parameter in model.parameters()),
             "gradients": sum(parameter.nbytes for parameter in model.parameters()),
-            "activations": activation_bytes(model, at_once, precision),
+            "activations": activations,
         },
     }
 
@@ -167,5 +212,19 @@ def lines(size: dict[str, Any]) -> Iterator[str]:
             f"group {name}: {group['tensors']} tensor{'s' * (group['tensors'] != 1)}, {group['parameters']:,} parameters,"
             f" learning rate {group['learning_rate']:.6g}, weight decay {group['weight_decay']:.6g}"
         )
-    megabytes = ", ".join(f"{what} {count / 1e6:,.1f}" for what, count in size["bytes"].items())
-    yield f"{size['forward_operations_per_token']:,} operations for each token forward; megabytes: {megabytes}"
+    megabytes = ", ".join(f"{what} {count / 1e6:,.1f}" for what, count in size["bytes"].items() if count is not None)
+    operations = size["forward_operations_per_token"]
+    forward = "operations not counted" if operations is None else f"{operations:,} operations for each token forward"
+    yield f"{forward}; megabytes: {megabytes}"
+
+
+def too_large(size: dict[str, Any], device: str) -> str | None:
+    """A line that says that this does not fit into the machine's memory; None where it does or a GPU's counts."""
+    needed, there = sum(filter(None, size["bytes"].values())), memory_bytes()
+    if device != "cpu" or needed <= there:
+        return None
+    return (
+        f"this does not fit: {', '.join(name for name, count in size['bytes'].items() if count)} come to"
+        f" {needed / 1e9:,.1f} GB, and this machine has {there / 1e9:,.1f} GB of memory; fewer windows at once"
+        " (train.batch, train.accumulate), a shorter train.context or a smaller model need less"
+    )

@@ -51,7 +51,7 @@ class TrainParams(Params):
     steps: int = Field(ge=1)
     batch: int = Field(ge=0)
     accumulate: int = Field(ge=1)
-    context: int = Field(ge=2)
+    context: int = Field(ge=2, le=2**24)
     clip: float = Field(ge=0)
     step_in_backward: bool
     compile: bool
@@ -165,6 +165,7 @@ def begin(params: TrainParams, parts: dict[str, Choice], vocabulary: int, device
     torch.manual_seed(params.seed)
     model = models.build(parts["model"], vocabulary, params.context).to(device)
     parametrisation: Parametrisation = parts["parametrisation"].build()
+    parametrisation.check(model)
     parametrisation.start(model)
     rule = chosen_rule(params, parts, model).to(device)
     optimizer = parts["optimizer"].build(joined(parameter_groups(model), rule.own_groups(model)))

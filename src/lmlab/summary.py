@@ -8,39 +8,59 @@ from rich.table import Table
 
 from lmlab import timing
 from lmlab.files import missing, read_json, vouched
+from lmlab.status import ADVICE, DIVERGED, how_it_diverged
 
 SAMPLE_LINES = 14
 
 
 def show(folder: Path = Path()) -> None:
-    """Print corpus, model, measures, speeds and a sample. Raises UserError naming the stage whose output is missing."""
+    """Print corpus, model, measures, speeds and a sample; of a run that diverged, that it did and what to try.
+
+    Raises UserError naming the stage whose output is missing.
+    """
     corpus = read_json(folder / "data/corpus/manifest.json", made_by="download")
     model = read_json(folder / "data/model/model.json", made_by="train")
-    metrics = read_json(folder / "results/metrics.json", made_by="evaluate")
+    found = read_json(folder / "results/measures.json", made_by="evaluate")
     console = Console(highlight=False)
-    console.print(_facts(corpus, model, metrics, timing.last(folder)))
-    console.print(_measures(metrics))
-    samples = vouched(folder / "results/samples.md", made_by="evaluate")
-    if not samples.is_file():
-        raise missing(samples, made_by="evaluate")
-    sample = samples.read_text(encoding="utf-8", errors="replace").split("~~~~~~")
-    if len(sample) > 1:
-        lines = sample[1].removeprefix("text\n").strip().splitlines()[:SAMPLE_LINES]
-        console.print("A sample (more in results/samples.md):\n", style="bold")
-        console.print("\n".join(f"  {line}" for line in lines) + "\n", markup=False)
+    console.print(_facts(corpus, model, found, timing.last(folder)))
+    if diverged := how_it_diverged(found):
+        said = f"THIS RUN {diverged.replace(DIVERGED, DIVERGED.upper(), 1)}"
+        console.print(f"\n{said}", style="bold red", markup=False, soft_wrap=True)
+        console.print(_AFTER_DIVERGING, markup=False, soft_wrap=True)
+        return
+    console.print(_measures(found))
+    _show_sample(console, folder)
     console.print(_NEXT, markup=False, soft_wrap=True)
 
 
+def _show_sample(console: Console, folder: Path) -> None:
+    """Print the beginning of the first sample, if there is one."""
+    samples = vouched(folder / "results/samples.md", made_by="evaluate")
+    if not samples.is_file():
+        raise missing(samples, made_by="evaluate")
+    pieces = samples.read_text(encoding="utf-8", errors="replace").split("~~~~~~")
+    if len(pieces) < 2:
+        return
+    lines = pieces[1].removeprefix("text\n").strip().splitlines()[:SAMPLE_LINES]
+    console.print("A sample (more in results/samples.md):\n", style="bold")
+    console.print("\n".join(f"  {line}" for line in lines) + "\n", markup=False)
+
+
+_AFTER_DIVERGING = f"""Its loss became NaN or infinite, so there is no model to score or to sample from. What to do:
+  {ADVICE}
+  results/training.csv, results/report.html    the loss and the gradient's norm on the way there
+  dvc exp run -S KEY=VALUE                     try another value; only what it affects runs again"""
 _NEXT = """Next, with the environment active (`source .venv/bin/activate`):
   lmlab sample "ROMEO:" --tokens 300           let the model go on from your words
   dvc exp run -S train.steps=300               try a variant; only what it affects runs again
   dvc exp show --only-changed                  compare what you have tried
   lmlab parts                                  everything that can be swapped
   results/report.html                          all of it in pictures; open it in a browser
+  lmlab final workspace                        the test split, once all is decided: opening it is counted
   README.md                                    a five-minute tour"""
 
 
-def _facts(corpus: Any, model: Any, metrics: Any, took: dict[str, Any]) -> Table:
+def _facts(corpus: Any, model: Any, found: Any, took: dict[str, Any]) -> Table:
     size = sum(split["bytes"] for split in corpus["splits"].values())
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_row("corpus", f"{corpus['corpus']} ({size:,} bytes; {corpus['source']})")
@@ -52,19 +72,20 @@ def _facts(corpus: Any, model: Any, metrics: Any, took: dict[str, Any]) -> Table
         )
     if took:
         table.add_row("seconds", ", ".join(f"{stage} {facts['seconds']:.1f}" for stage, facts in took.items()))
-    table.add_row("evaluated", f"whole splits, windows of {metrics['window']} tokens every {metrics['stride']}")
+    if not how_it_diverged(found):
+        table.add_row("evaluated", f"all of validation, windows of {found['window']} tokens every {found['stride']}")
     return table
 
 
-def _measures(metrics: Any) -> Table:
+def _measures(found: Any) -> Table:
     table = Table(title_justify="left")
-    splits = [split for split in ("validation", "test") if split in metrics]
+    splits = [split for split in ("validation", "test") if split in found]
     table.add_column("")
     for split in splits:
         table.add_column(f"{split}\nbits/byte", justify="right")
         table.add_column(f"{split}\nnats/token", justify="right")
-    references = metrics["references"]
-    model = [f"{metrics[split][key]:.4f}" for split in splits for key in ("bits_per_byte", "nats_per_token")]
+    references = found["references"]
+    model = [f"{found[split][key]:.4f}" for split in splits for key in ("bits_per_byte", "nats_per_token")]
     table.add_row("this model", *model, style="bold")
     names = {
         "kneser_ney": f"Kneser-Ney {references['kneser_ney_order']}-gram",
@@ -74,8 +95,9 @@ def _measures(metrics: Any) -> Table:
     for key, title in names.items():
         cells = []
         for split in splits:
-            nats = metrics[split]["nats_per_token"] / metrics[split]["bits_per_byte"] * references[split][key]
-            cells += [f"{references[split][key]:.4f}", f"{nats:.4f}"]
+            bits, nats = found[split]["bits_per_byte"], found[split]["nats_per_token"]
+            per_token = f"{references[split][key] * nats / bits:.4f}" if bits else ""
+            cells += [f"{references[split][key]:.4f}", per_token]
         table.add_row(title, *cells)
     if "source_entropy" in references:
         cells = [f"{references['source_entropy']:.4f}", ""] * len(splits)

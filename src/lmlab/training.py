@@ -147,7 +147,16 @@ class _Training:
         size = sizing.describe(run.model, run.optimizer, params.batch, at_once, params.precision)
         for line in sizing.lines(size):
             print(f"train: {line}", flush=True)
+        if too_large := sizing.too_large(size, params.device):
+            print(f"train: {too_large}", flush=True)
         print(f"train: {self.batches.tokens:,} tokens of text, matrix products in {params.precision}", flush=True)
+        if params.batch * params.context > self.batches.tokens:
+            print(
+                f"warning: train: a batch of {params.batch:,} windows of {params.context:,} tokens is more than the whole"
+                " text: the same windows come several times in it; set train.batch lower",
+                file=sys.stderr,
+                flush=True,
+            )
         if params.precision == "bfloat16" and not multiplies_bfloat16(next(run.model.parameters()).device):
             print(
                 "train: slow, as this processor cannot multiply bfloat16 itself; set train.precision to float32", flush=True

@@ -26,6 +26,12 @@ def bits(data: dict[str, Any]) -> float:
 OWN = "import sys; sys.path.insert(0, 'src'); from lmlab import cli; cli.main()"
 
 
+UNFINISHED = """import json, sys; sys.path.insert(0, 'src')
+from lmlab.experiments.runs import unfinished
+print(json.dumps([(one.name, one.state, one.params['train.clip']) for one in unfinished()]))
+"""
+
+
 def test_experiments_in_the_workspace_queued_and_temporary(workspace: Any) -> None:
     """Each of the three ways runs its own copy of code and params, and compare reads what finished of them."""
     before = workspace.json("results/metrics.json")
@@ -57,6 +63,9 @@ def test_experiments_in_the_workspace_queued_and_temporary(workspace: Any) -> No
     specification = workspace.run("dvc", "plots", "diff", "HEAD", "workspace", "--json").stdout
     assert "validation_nats" in specification
     assert "learning_rate" in specification
+
+    (task,) = json.loads(workspace.run("python", "-c", UNFINISHED).stdout)
+    assert task == ["broken", "failed", -1.0]  # as DVC keeps it: compare names it beside the variant that it is of
 
     refused = workspace.run("python", "-c", OWN, "compare", "broken", check=False)
     assert refused.returncode == 2

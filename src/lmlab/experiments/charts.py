@@ -18,6 +18,9 @@ HEIGHT = 300
 MANY = 1500
 """Marks above which a chart is painted on a canvas: as many elements of a page would make it slow."""
 DIGITS = 5
+LINE = 21
+"""Characters in a label that stands beside a bar."""
+ROW_OF_BARS, ROW_WITH_LABEL = 24, 40
 TITLE = 5
 """Room above each head's picture, in tokens."""
 
@@ -69,17 +72,24 @@ def _zoom() -> alt.Parameter:
 
 
 def references(table: pd.DataFrame, names: Sequence[str]) -> Spec:
-    """Bits per byte of variants and of references: columns what, bits and, for variants, variant."""
+    """Bits per byte of variants and of references: columns what (short, no two alike), name (in full), bits and, for
+    variants, variant. Long labels stand above their bars, where they are not cut.
+    """
+    above = table["what"].map(len).max() > LINE
+    room = alt.Scale(domain=[0, 1.25 * max(table["bits"].max(), 1e-9)], nice=False)  # for the number behind each bar
+    beside = None if above else alt.Axis(labelLimit=190, ticks=False, domain=False)
     base = alt.Chart(_data(table)).encode(
-        x=alt.X("bits:Q", title=None, axis=None, scale=alt.Scale(zero=True)),
-        y=alt.Y("what:N", sort=table["what"].tolist(), title=None, axis=alt.Axis(labelLimit=150, ticks=False, domain=False)),
-        tooltip=[alt.Tooltip("what:N", title=" "), alt.Tooltip("bits:Q", title="bits per byte", format=".4f")],
+        x=alt.X("bits:Q", title=None, axis=None, scale=room),
+        y=alt.Y("what:N", sort=table["what"].tolist(), title=None, axis=beside),
+        tooltip=[alt.Tooltip("name:N", title=" "), alt.Tooltip("bits:Q", title="bits per byte", format=".4f")],
     )
-    calculated = base.transform_calculate(name="isValid(datum.variant) ? names[datum.variant] : null")
-    ours = calculated.transform_filter("isValid(datum.variant)").mark_bar(height=14).encode(color=_colour(names))
+    ours = base.transform_filter("isValid(datum.variant)").mark_bar(height=14).encode(color=_colour(names))
     others = base.transform_filter("!isValid(datum.variant)").mark_bar(height=14, style="reference")
-    words = base.mark_text(align="left", dx=5).encode(text=alt.Text("bits:Q", format=".3f"))
-    chart = alt.layer(others, ours, words).properties(height=24 * len(table))
+    layers = [others, ours, base.mark_text(align="left", dx=5).encode(text=alt.Text("bits:Q", format=".3f"))]
+    if above:
+        label = base.mark_text(align="left", baseline="bottom", dy=-9).encode(x=alt.value(0), text="what:N")
+        layers.append(label)
+    chart = alt.layer(*layers).properties(height=(ROW_WITH_LABEL if above else ROW_OF_BARS) * len(table))
     return _finished(chart, "bits per byte of the models and of references, a bar each", names)
 
 
@@ -118,9 +128,10 @@ def curves(table: pd.DataFrame, names: Sequence[str], unit: str, reference: floa
         )
     )  # fmt: skip
     training, validation = (lines.transform_filter(f"datum.split == '{split}'") for split in ("training", "validation"))
+    seen = 0.45 if len(table) <= 4 * table["run"].nunique() else 0  # a line through a point or two is not
     layers = [
         training.mark_line(strokeWidth=1, opacity=0.45),
-        training.mark_point(opacity=0, size=50),  # to be hovered over
+        training.mark_point(opacity=seen, size=50, filled=True),  # to be hovered over
         validation.mark_line(strokeWidth=2),
         validation.mark_point(filled=True, size=45, opacity=1),
     ]

@@ -1,5 +1,6 @@
 """What a study found: every arm at its best with an interval over seeds, its cost beside the reference arm's, and charts."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,25 +40,20 @@ def summary(results: pd.DataFrame, reference: str) -> pd.DataFrame:
     """A row for each arm, the best first: what its runs at the best value measured, over seeds.
 
     `low` and `high` bound the mean of bits per byte with 95 % confidence by Student's distribution, which takes the seeds'
-    results as normal; with a single seed there is no interval. Seconds and bytes are medians, and relative to the reference.
+    results as normal; with a single seed there is no interval. Where runs diverged there is no mean either: `diverged` says
+    how many did. Seconds and bytes are medians, and relative to the reference.
     `basin_octaves`, for an arm that swept one number, is how wide the values are that do nearly as well as the best, and
     `basin_is_least` says that the sweep ends within them.
     """
     rows = []
     for arm, runs in results[results["at_best"]].groupby("arm"):
-        bits = runs["validation_bits_per_byte"]
-        count = len(bits)
-        half = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * bits.std() / count**0.5 if count > 1 else float("nan")
-        row = {
-            "arm": arm,
-            "seeds": count,
-            "bits_per_byte": bits.mean(),
-            "low": bits.mean() - half,
-            "high": bits.mean() + half,
-        }
+        mean, half = _mean_and_half(runs["validation_bits_per_byte"])
+        row = {"arm": arm, "seeds": len(runs), "bits_per_byte": mean, "low": mean - half, "high": mean + half}
+        if diverged := int(runs["validation_bits_per_byte"].isna().sum()):
+            row["diverged"] = diverged
         row |= {key: runs[key].iloc[0] for key in map(str, runs.columns) if "." in key and runs[key].notna().all()}
-        row["tokens"] = runs["tokens"].median()
-        row |= {key: runs[key].median() for key in ("training_seconds", "step_seconds", "step_bytes") if key in runs}
+        medians = ("tokens", "training_seconds", "step_seconds", "step_bytes")
+        row |= {key: runs[key].median() for key in medians if key in runs}
         if swept := sweep_basin(results[results["arm"] == arm]):
             row |= {"basin_octaves": swept.octaves, "basin_is_least": swept.lower_bound}
         rows.append(row)
@@ -67,6 +63,14 @@ def summary(results: pd.DataFrame, reference: str) -> pd.DataFrame:
         if key in table and at.any():
             table[name] = table[key] / table.loc[at, key].iloc[0]
     return table
+
+
+def _mean_and_half(bits: pd.Series) -> tuple[float, float]:
+    """The mean over seeds and half of its interval; NaN where a run has no loss, or where there is a single one."""
+    mean, count = bits.mean(skipna=False), len(bits)
+    if count < 2:
+        return mean, math.nan
+    return mean, stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * bits.std(skipna=False) / count**0.5
 
 
 def sweep_basin(runs: pd.DataFrame) -> Basin | None:
@@ -79,7 +83,7 @@ def sweep_basin(runs: pd.DataFrame) -> Basin | None:
         return None
     losses = runs.pivot(index=keys[0], columns="seed", values="validation_bits_per_byte")
     ran = runs.assign(ran=1).pivot(index=keys[0], columns="seed", values="ran").notna().all()
-    means = losses.loc[:, ran].mean(axis=1, skipna=False)  # a run that broke down has no loss, and so its value has none
+    means = losses.loc[:, ran].mean(axis=1, skipna=False)  # a run that diverged has no loss, and so its value has none
     if not means.notna().any():
         return None
     return basin(means.index.tolist(), means.tolist(), TOLERANCE)

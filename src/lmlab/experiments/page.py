@@ -72,10 +72,15 @@ class Page:
             self.add(*(f"<td{s}>{cell}</td>" for cell, s in zip(cells[1:], side[1:], strict=True)), "</tr>")
         self.add("</tbody></table></div>")
 
-    def write(self, target: Path, title: str, legend: Sequence[str]) -> None:
-        """Write the whole as one file that loads nothing; `legend` names the variants that a reader may switch off."""
+    def write(self, target: Path, title: str, legend: Sequence[tuple[str, str]]) -> None:
+        """Write the whole as one file that loads nothing; `legend` names the variants that a reader may switch off, each by
+        a label and in full.
+        """
         button = '<button type="button" class="variant" aria-pressed="true"'
-        buttons = (f'{button} data-variant="{at}"><i></i>{escape(name)}</button>' for at, name in enumerate(legend))
+        buttons = (
+            f'{button} data-variant="{at}" title="{escape(name)}"><i></i>{escape(label)}</button>'
+            for at, (label, name) in enumerate(legend)
+        )
         charts = json.dumps(self.charts, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         pieces = {
             "title": escape(title),

@@ -1,15 +1,17 @@
 """The report: one page, one file, that shows what runs came to and how they differ. It loads nothing from anywhere.
 
 Runs that differ in nothing but seeds share a colour. Whatever a run does not have (probes, a close-up, a table that older
-code did not write) is left out without a word.
+code did not write) is left out without a word. What was scored on different texts is never ranked, nor is a mean taken over
+runs of which one diverged.
 """
 
 import io
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,10 @@ import pandas as pd
 
 from lmlab.experiments import charts
 from lmlab.experiments import variants as grouping
+from lmlab.experiments.labels import labels
+from lmlab.experiments.openings import Opening, ordinal
 from lmlab.experiments.page import Markup, Page, as_text, fixed, rounded, signed
-from lmlab.experiments.run import Run
+from lmlab.experiments.run import MEASURES, Run
 from lmlab.experiments.variants import Variant, differing, mattering
 from lmlab.experiments.verdicts import Verdict
 
@@ -32,6 +36,9 @@ MOST_POINTS = 200
 """Of a run's training curve that are drawn: more cannot be seen."""
 TIMED = ("download", "tokenizer", "shard", "train", "evaluate", "probe")
 REFERENCES = {"kneser_ney": "Kneser-Ney n-gram", "unigram": "unigram", "uniform": "uniform"}
+BITS = "validation.bits_per_byte"
+MOST_NOTES = 3
+"""That stand on the page unfolded."""
 
 
 def thinned(table: pd.DataFrame) -> pd.DataFrame:
@@ -43,13 +50,33 @@ def thinned(table: pd.DataFrame) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Shown:
-    """What a section is made of: the variants that are drawn, each with a colour and a name."""
+    """What a section is made of: the variants that are drawn, each with a colour, a name and a label."""
 
-    variants: list[Variant]
+    whole: list[Variant]
+    """All there are, drawn or not."""
+
+    @property
+    def variants(self) -> list[Variant]:
+        return self.whole[:MOST_VARIANTS]
 
     @property
     def names(self) -> list[str]:
         return [variant.name for variant in self.variants]
+
+    @property
+    def labels(self) -> list[str]:
+        """Short names, for what has little room."""
+        return [self.label[name] for name in self.names]
+
+    @cached_property
+    def label(self) -> dict[str, str]:
+        """The label of each variant, drawn or not, by its name."""
+        return dict(zip([variant.name for variant in self.whole], labels(self.whole), strict=True))
+
+    @cached_property
+    def texts(self) -> dict[str, list[int]]:
+        """The texts that variants were scored on, by name, each with the numbers of its variants, drawn or not."""
+        return _texts(self.whole)
 
     def runs(self) -> Iterator[tuple[int, Run]]:
         """The runs whose curves are drawn, with the number of their variant."""
@@ -58,9 +85,9 @@ class Shown:
                 yield number, run
 
     def firsts(self) -> Iterator[tuple[str, Run]]:
-        """Each variant's name and first run, for what is shown of one run."""
-        for variant in self.variants:
-            yield variant.name, variant.runs[0]
+        """Each variant's label and first run, for what is shown of one run."""
+        for label, variant in zip(self.labels, self.variants, strict=True):
+            yield label, variant.runs[0]
 
     def joined(self, curve: str, *needed: str) -> pd.DataFrame | None:
         """One of the runs' tables, of all that have it with these columns; None where none has."""
@@ -72,123 +99,253 @@ class Shown:
         return pd.concat(tables, ignore_index=True) if tables else None
 
 
-def write(runs: Sequence[Run], target: Path, verdicts: Sequence[Verdict] = (), notes: Sequence[str] = ()) -> None:
-    """Write the page for these runs, the first of which is what others are held against; `notes` are lines for it."""
-    whole = (replace(one, runs=[run for run in one.runs if run.measures]) for one in grouping.group(runs)[0])
-    finished = [variant for variant in whole if variant.runs]
-    shown = Shown(finished[:MOST_VARIANTS])
+def write(
+    runs: Sequence[Run],
+    target: Path,
+    verdicts: Sequence[Verdict] = (),
+    notes: Sequence[str] = (),
+    unfair: Mapping[str, Sequence[str]] | None = None,
+    opened: Sequence[Opening] = (),
+) -> None:
+    """Write the page for these runs, the first of which is what others are held against.
+
+    `notes` are lines for it, `unfair` is what each variant does not have in common with the baseline, by the variant's name,
+    and `opened` are the openings of test splits, of which those of these runs are shown.
+    """
+    whole = (replace(one, runs=[run for run in one.runs if run.measures or run.broke]) for one in grouping.group(runs)[0])
+    shown = Shown([variant for variant in whole if variant.runs])
     page = Page()
-    _lead(page, runs, finished, shown, notes)
-    _verdicts(page, verdicts)
+    _lead(page, runs, shown)
+    _notes(page, notes, len(shown.whole))
+    _runs(page, runs)
+    _verdicts(page, verdicts, shown)
+    _unfair(page, unfair or {}, shown)
+    _test(page, runs, opened)
     for section in (_params, _curves, _samples, _calibration, _positions, _classes, _probes, _close_up, _tokenizers, _costs):
         section(page, shown)
     _measures(page, shown)
-    title = f"Report: {shown.names[0]}" if len(shown.names) == 1 else f"Report: {len(finished)} variants"
-    page.write(target, title, shown.names if len(shown.names) > 1 else [])
+    title = f"Report: {shown.names[0]}" if len(shown.names) == 1 else f"Report: {len(shown.whole)} variants"
+    legend = list(zip(shown.labels, shown.names, strict=True)) if len(shown.names) > 1 else []
+    page.write(target, title, legend)
 
 
 # ------------------------------------------------------------------------------------------------------------- sections
 
 
-def _lead(page: Page, runs: Sequence[Run], finished: Sequence[Variant], shown: Shown, notes: Sequence[str]) -> None:
-    if shown.variants:
-        page.add(f'<p class="lead">{escape(_sentence(runs, finished))}</p>')
-        first = shown.variants[0].runs[0]
-        split = "validation.bits_per_byte"
+def _lead(page: Page, runs: Sequence[Run], shown: Shown) -> None:
+    if not shown.variants:
+        return
+    page.add(f'<p class="lead">{escape(_sentence(runs, shown))}</p>')
+    for text, numbers in shown.texts.items():
+        drawn = [number for number in numbers if number < len(shown.variants)]
         rows = [
-            {"what": name, "bits": mean, "variant": number}
-            for number, (name, variant) in enumerate(zip(shown.names, shown.variants, strict=True))
-            if (mean := _mean(variant, split)) is not None
+            {"what": shown.labels[number], "name": shown.names[number], "bits": mean, "variant": number}
+            for number in drawn
+            if (mean := _mean(shown.variants[number], BITS)) is not None
         ]
+        if not drawn:
+            continue
+        first = shown.variants[drawn[0]].runs[0]
         levels = {title: first.measures.get(f"references.validation.{key}") for key, title in REFERENCES.items()}
         levels["entropy of the source"] = first.measures.get("references.source_entropy")
-        rows += [{"what": title, "bits": level} for title, level in levels.items() if level is not None]
+        rows += [{"what": what, "name": what, "bits": level} for what, level in levels.items() if level is not None]
         if rows:
-            page.chart(charts.references(pd.DataFrame(rows), shown.names), "Validation text, bits per byte (less is better)")
-    page.add(*(f'<p class="note">{escape(note)}</p>' for note in notes))
-    if len(finished) > MOST_VARIANTS:
-        page.note(f"Only the first {MOST_VARIANTS} of {len(finished)} variants are drawn.")
-    if len(runs) > 1:
-        if len(runs) > 12:
-            page.add("<details><summary>every run</summary>")
-        _runs(page, runs)
-        if len(runs) > 12:
-            page.add("</details>")
+            of_text = f" of {text}" if len(shown.texts) > 1 else ""
+            chart = charts.references(pd.DataFrame(rows), shown.names)
+            page.chart(chart, f"Validation text{of_text}, bits per byte (less is better)")
+
+
+def _notes(page: Page, notes: Sequence[str], variants: int) -> None:
+    many = [f"Only the first {MOST_VARIANTS} of {variants} variants are drawn."] if variants > MOST_VARIANTS else []
+    lines = [f'<p class="note">{escape(note)}</p>' for note in [*many, *notes]]
+    if len(lines) > MOST_NOTES:
+        lines = [f"<details><summary>{len(lines)} notes on these runs</summary>", *lines, "</details>"]
+    page.add(*lines)
 
 
 def _runs(page: Page, runs: Sequence[Run]) -> None:
+    if len(runs) < 2:
+        return
     keys = {
-        "validation.bits_per_byte": "validation, bits/byte",
+        BITS: "validation, bits/byte",
         "test.bits_per_byte": "test, bits/byte",
         "parameters": "parameters",
         "tokens_seen": "tokens learned from",
     }
-    rows = [[run.name, *(fixed(run.measures.get(key)) for key in keys), "broke down" if run.broke else ""] for run in runs]
-    head = ["", *keys.values(), ""]
+    rows = [[run.name, run.broke.partition(":")[0], *(fixed(run.measures.get(key)) for key in keys)] for run in runs]
+    head = ["", "", *keys.values()]
     kept = [place for place in range(len(head)) if place == 0 or any(row[place] != "" for row in rows)]
+    if len(runs) > 12:
+        page.add("<details><summary>every run</summary>")
     page.table([head[place] for place in kept], [[row[place] for place in kept] for row in rows], "figures")
+    if len(runs) > 12:
+        page.add("</details>")
 
 
-def _sentence(runs: Sequence[Run], finished: Sequence[Variant]) -> str:
+def _sentence(runs: Sequence[Run], shown: Shown) -> str:
     """What was run, on what, and what came out, in words."""
-    first = finished[0].runs[0]
-    manifest = _json(first, "data/corpus/manifest.json") or {}
-    on = str(manifest.get("corpus", first.params.get("download.corpus", "a corpus"))).replace("_", " ")
-    if manifest:
-        on += f" ({manifest.get('source', 'source unknown')}; {manifest.get('licence', 'no licence given')})"
-    if len(finished) == 1:
+    first = shown.whole[0].runs[0]
+    texts = list(shown.texts)
+    if len(shown.whole) == 1:
         model = str(first.params.get("train.model", "model")).replace("_", " ")
         rule = str(first.params.get("train.learning_rule", "")).replace("_", " ")
         said = f"A {model} of {first.measures.get('parameters', 0):,.0f} parameters learned by {rule}"
-        said += f" from {first.measures.get('tokens_seen', 0):,.0f} tokens of {on}."
+        said += f" from {first.measures.get('tokens_seen', 0):,.0f} tokens of {_described(first)}."
         if len(runs) > 1:
             said += f" {len(runs)} runs differ in nothing but their seeds."
+    elif len(texts) == 1:
+        said = f"{len(runs)} runs of {len(shown.whole)} variants on {_described(first)}."
     else:
-        said = f"{len(runs)} runs of {len(finished)} variants on {on}."
-    costs = [(mean, variant) for variant in finished if (mean := _mean(variant, "validation.bits_per_byte")) is not None]
-    if costs:
-        least, best = min(costs, key=lambda pair: pair[0])
-        who = best.name if len(finished) > 1 else "it"
-        seeds = f", mean of {len(best.runs)} seeds" if len(best.runs) > 1 else ""
-        said += f" Validation text costs {who} {least:.3f} bits per byte{seeds}"
-        said += ", the least of all" * (len(costs) > 1)
-        ngram = first.measures.get("references.validation.kneser_ney")
-        if ngram is not None:
-            order = first.measures.get("references.kneser_ney_order")
-            said += f"; a Kneser-Ney {f'{order:.0f}-gram' if order else 'n-gram'} pays {ngram:.3f}"
-        if (entropy := first.measures.get("references.source_entropy")) is not None:
-            said += f", and nothing can pay less than {entropy:.3f}"
-        said += "."
-    return said
+        named = f"{', '.join(texts[:-1])} and {texts[-1]}"
+        said = f"{len(runs)} runs of {len(shown.whole)} variants on {len(texts)} texts, {named}."
+        said += " What was scored on different texts does not compare."
+    broke = [run for run in runs if run.broke]
+    if len(broke) == len(runs) == 1:
+        said += f" It {broke[0].broke}."
+    elif broke:
+        said += f" {len(broke)} of the {len(runs)} runs diverged."
+    return said + "".join(_came_out(text, numbers, shown) for text, numbers in shown.texts.items())
 
 
-def _verdicts(page: Page, verdicts: Sequence[Verdict]) -> None:
+def _came_out(text: str, numbers: Sequence[int], shown: Shown) -> str:
+    """What validation cost on one text, and what the references pay there."""
+    means = {number: mean for number in numbers if (mean := _mean(shown.whole[number], BITS)) is not None}
+    if not means:
+        return ""
+    best = shown.whole[min(means, key=means.__getitem__)]
+    what = f"Validation text of {text}" if len(shown.texts) > 1 else "Validation text"
+    said = f" {what} costs {min(means.values()):.3f} bits per byte"
+    if len(shown.whole) > 1:
+        said += f" in “{shown.label[best.name]}”"
+    if len(best.runs) > 1:
+        said += f", mean of {len(best.runs)} seeds"
+    if len(means) > 1:
+        said += f", the least of {len(means)} variants (the verdicts say what of that is more than chance)"
+    first = shown.whole[numbers[0]].runs[0]
+    ngram = first.measures.get("references.validation.kneser_ney")
+    if ngram is not None:
+        order = first.measures.get("references.kneser_ney_order")
+        said += f"; a Kneser-Ney {f'{order:.0f}-gram' if order else 'n-gram'} pays {ngram:.3f}"
+    if (entropy := first.measures.get("references.source_entropy")) is not None:
+        said += f", and nothing can pay less than {entropy:.3f}"
+    return f"{said}."
+
+
+def _described(run: Run) -> str:
+    """The text that a run learned from, with where it comes from if that is known."""
+    manifest = _json(run, "data/corpus/manifest.json") or {}
+    name = _corpus(run)
+    if not manifest or manifest.get("splits", {}).get("validation", {}).get("sha256", "") != _split_sha256(run):
+        return name
+    return f"{name} ({manifest.get('source', 'source unknown')}; {manifest.get('licence', 'no licence given')})"
+
+
+def _corpus(run: Run) -> str:
+    manifest = _json(run, "data/corpus/manifest.json") or {}
+    named = _scored_text(run).get("corpus") or manifest.get("corpus") or run.params.get("download.corpus", "a corpus")
+    return str(named).replace("_", " ")
+
+
+def _scored_text(run: Run) -> dict[str, str]:
+    """What the run's results say they are of; the data beside them may be another run's by now. Empty in older ones."""
+    return dict((_json(run, MEASURES) or {}).get("text", {}))
+
+
+def _texts(variants: Sequence[Variant]) -> dict[str, list[int]]:
+    """The validation texts there are, by the names of their corpora, each with the numbers of the variants scored on it.
+
+    Texts are told apart by the hash of the split where every variant has one, otherwise by the params that made them and
+    their size.
+    """
+    hashes = [_split_sha256(variant.runs[0]) for variant in variants]
+    same: dict[str, list[int]] = {}
+    for number, variant in enumerate(variants):
+        made = {key: value for key, value in variant.params.items() if key.startswith(("download.", "corpora."))}
+        sizes = sorted({run.measures["validation.bytes"] for run in variant.runs if "validation.bytes" in run.measures})
+        by_params = repr((sorted(made.items()), sizes))
+        same.setdefault(hashes[number] if all(hashes) else by_params, []).append(number)
+    names: dict[str, list[int]] = {}
+    for numbers in same.values():
+        corpus = _corpus(variants[numbers[0]].runs[0])
+        times = sum(name.partition(" #")[0] == corpus for name in names)
+        names[f"{corpus} #{times + 1}" if times else corpus] = numbers
+    return names
+
+
+def _split_sha256(run: Run) -> str:
+    if told := _scored_text(run).get("sha256"):
+        return told
+    manifest = _json(run, "data/corpus/manifest.json") or {}
+    return str(manifest.get("splits", {}).get("validation", {}).get("sha256", ""))
+
+
+def _verdicts(page: Page, verdicts: Sequence[Verdict], shown: Shown) -> None:
+    """The verdicts on variants that were scored on the baseline's text."""
     if not verdicts:
         return
+    label = shown.label
     page.heading(
         "Verdicts",
-        f"Against {verdicts[0].baseline}, paired by seed. Intervals and p by flipping signs of differences,"
-        " corrected after Holm for all comparisons made here.",
+        f"Against {label.get(verdicts[0].baseline, verdicts[0].baseline)}, paired by seed. Intervals and p by flipping signs"
+        " of differences, corrected after Holm for all comparisons made here.",
     )
-    reach = {
-        measure: max(
-            [
-                abs(v)
-                for one in verdicts
-                if one.measure == measure
-                for v in (one.difference, one.low, one.high)
-                if math.isfinite(v)
-            ],
-            default=0.0,
-        )
-        for measure in dict.fromkeys(one.measure for one in verdicts)
-    }
+    elsewhere = [shown.whole[number].name for text in list(shown.texts.values())[1:] for number in text]
+    if elsewhere:
+        named = ", ".join(label[name] for name in elsewhere)
+        page.note(f"No verdict on what was scored on another text than the baseline: {named}.")
+    kept = [one for one in verdicts if one.variant not in elsewhere]
+    reach = {measure: _reach(kept, measure) for measure in dict.fromkeys(one.measure for one in kept)}
     rows = [
-        [one.variant, one.measure, _verdict(one), _interval(one, reach[one.measure]), signed(one.difference),
-         f"{signed(one.low)} to {signed(one.high)}" if math.isfinite(one.low) else "-", one.pairs, f"{one.corrected:.2g}"]
-        for one in verdicts
+        [label.get(one.variant, one.variant), one.measure, _verdict(one), _interval(one, reach[one.measure]),
+         signed(one.difference), f"{signed(one.low)} to {signed(one.high)}" if math.isfinite(one.low) else "-", one.pairs,
+         f"{one.corrected:.2g}"]
+        for one in kept
     ]  # fmt: skip
-    page.table(["variant", "measure", "verdict", "", "difference", "interval", "pairs", "p, corrected"], rows, "verdicts")
+    if rows:
+        head = ["variant", "measure", "verdict", "", "difference", "interval", "pairs", "p, corrected"]
+        page.table(head, rows, "verdicts")
+
+
+def _reach(verdicts: Sequence[Verdict], measure: str) -> float:
+    """How far from 0 the pictures of one measure's intervals have to go."""
+    of_measure = [one for one in verdicts if one.measure == measure]
+    ends = [abs(end) for one in of_measure for end in (one.difference, one.low, one.high) if math.isfinite(end)]
+    return max(ends, default=0.0)
+
+
+def _unfair(page: Page, unfair: Mapping[str, Sequence[str]], shown: Shown) -> None:
+    """What variants do not have in common with the baseline besides what is compared: each kind once, folded away."""
+    kinds: dict[str, dict[str, list[str]]] = {}
+    for name, lines in unfair.items():
+        for line in lines:
+            kind = line.partition(":")[0].partition(" (")[0]
+            detail = line.removeprefix(kind).lstrip(": ")
+            kinds.setdefault(kind, {}).setdefault(detail, []).append(shown.label.get(name, name))
+    if not kinds:
+        return
+    count = sum(map(bool, unfair.values()))
+    variants = f"{count} variant{'s' * (count > 1)}"
+    page.add(f'<details class="unfair"><summary>Unfair: what {variants} do not have in common with the baseline</summary>')
+    for kind, details in kinds.items():
+        rows = [[", ".join(names), detail] for detail, names in details.items()]
+        page.add(f"<h3>{escape(kind[0].upper() + kind[1:])}</h3>")
+        page.table(["variants", ""], rows)
+    page.add("</details>")
+
+
+def _test(page: Page, runs: Sequence[Run], opened: Sequence[Opening]) -> None:
+    """What `lmlab final` has read on the test split for these runs, by their weights."""
+    rows = []
+    for run in runs:
+        weights = (_json(run, MEASURES) or {}).get("weights_sha256")
+        rows += [
+            [run.name, one.date[:10], fixed(one.bits_per_byte), fixed(one.kneser_ney), f"{ordinal(one.opened)}", one.runs]
+            for one in opened
+            if weights and one.weights_sha256 == weights
+        ]
+    if rows:
+        page.heading("Test split", "Opened by lmlab final, which counts: the more often, the less it is a test.")
+        page.table(["", "on", "test, bits/byte", "Kneser-Ney n-gram", "opening of this split", "runs by then"], rows)
 
 
 def _verdict(one: Verdict) -> Markup:
@@ -222,14 +379,14 @@ def _params(page: Page, shown: Shown) -> None:
     page.heading("Params that differ" if keys else "Params")
     if keys:
         rows = [[key, *(str(variant.params.get(key, "")) for variant in shown.variants)] for key in keys]
-        page.table(["", *shown.names], rows)
+        page.table(["", *shown.labels], rows)
     used = [mattering(run) for _, run in shown.firsts()]
     rest = [key for key in dict.fromkeys(key for there in used for key in there) if key not in keys]
     page.add(f"<details><summary>{'all others' if keys else 'all'} that mattered</summary>")
     if all(len({repr(there.get(key)) for there in used}) == 1 for key in rest):
         page.table(["", "value"], [[key, str(used[0][key])] for key in rest])
     else:  # seeds, or options of parts that only some use
-        page.table(["", *shown.names], [[key, *(str(there.get(key, "")) for there in used)] for key in rest])
+        page.table(["", *shown.labels], [[key, *(str(there.get(key, "")) for there in used)] for key in rest])
     page.add("</details>")
 
 
@@ -239,7 +396,7 @@ def _curves(page: Page, shown: Shown) -> None:
     for number, run in shown.runs():
         at = (_json(run, "data/timing/train.json") or {}).get("seconds_at")
         for name, column in (("validation", "validation_nats"), ("training", "train_nats")):
-            if name not in run.curves or column not in run.curves[name]:
+            if name not in run.curves or column not in run.curves[name] or not len(run.curves[name]):
                 continue
             table = thinned(run.curves[name])
             factor = _bits_per_nat(run) if in_bits else None
@@ -254,7 +411,8 @@ def _curves(page: Page, shown: Shown) -> None:
             "Loss",
             "Points: the validation split, in windows side by side, so it ends a little above what is reported."
             " Thin: training,"
-            + (" converted with the validation text's bytes per token." if in_bits else " in nats per token."),
+            + (" converted with the validation text's bytes per token." if in_bits else " in nats per token.")
+            + (" Curves over different texts do not compare." if len(shown.texts) > 1 else ""),
         )
         whole = whole[np.isfinite(whole["loss"])]
         levels = {run.measures.get("references.validation.kneser_ney") for _, run in shown.runs()}
@@ -272,6 +430,10 @@ def _curves(page: Page, shown: Shown) -> None:
 def _bits_per_nat(run: Run) -> float | None:
     """What turns nats per token into bits per byte on the validation text of this run."""
     bits, nats = (run.measures.get(f"validation.{key}") for key in ("bits_per_byte", "nats_per_token"))
+    if nats is None and "validation" in run.curves:  # it diverged: what it was validated at until then tells as much
+        last = run.curves["validation"].tail(1)
+        if {"validation_bits_per_byte", "validation_nats"} <= {*last} and len(last):
+            bits, nats = float(last["validation_bits_per_byte"].iloc[0]), float(last["validation_nats"].iloc[0])
     return bits / nats if bits and nats and math.isfinite(bits / nats) else None
 
 
@@ -387,7 +549,7 @@ def _shade(values: pd.Series) -> pd.Series:
 def _chosen(page: Page, shown: Shown, numbers: Sequence[int]) -> Iterator[int]:
     """Opens a panel for each of these variants, of which the page shows one; the caller closes it."""
     if len(numbers) > 1:
-        options = "".join(f'<option value="{number}">{escape(shown.names[number])}</option>' for number in numbers)
+        options = "".join(f'<option value="{number}">{escape(shown.labels[number])}</option>' for number in numbers)
         page.add(f'<label class="chooser">of <select>{options}</select></label>')
     for place, number in enumerate(numbers):
         page.add(f'<div class="panel" data-panel="{number}"{" hidden" if place else ""}>')
@@ -445,7 +607,7 @@ def _measures(page: Page, shown: Shown) -> None:
     page.heading("Every measure")
     page.add("<details><summary>all that was measured; means over seeds</summary>")
     means = [[key, *(("" if (mean := _mean(variant, key)) is None else mean) for variant in shown.variants)] for key in keys]
-    page.table(["", *shown.names], means)
+    page.table(["", *shown.labels], means)
     page.add("</details>")
 
 
@@ -453,8 +615,9 @@ def _measures(page: Page, shown: Shown) -> None:
 
 
 def _mean(variant: Variant, key: str) -> float | None:
-    values = [run.measures[key] for run in variant.runs if key in run.measures and math.isfinite(run.measures[key])]
-    return sum(values) / len(values) if values else None
+    """Over the variant's runs; None where one of them has no such number, as those that diverged have none."""
+    values = [run.measures.get(key, math.nan) for run in variant.runs]
+    return sum(values) / len(values) if all(map(math.isfinite, values)) else None
 
 
 def _json(run: Run, path: str) -> Any:

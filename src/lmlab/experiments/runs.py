@@ -1,8 +1,9 @@
 """Runs that were made before, read from where they are kept: the workspace, DVC's experiments, commits, branches, studies.
 
-An experiment is a commit under refs/exps/, and DVC makes it only of a run that finished; so queued, failed and killed runs,
-beside which `dvc exp show` repeats the measures of their baseline, are none here. Everything is read from Git's objects;
-what a run was made with stands in its dvc.lock, whatever params.yaml says by then.
+An experiment is a commit under refs/exps/, and DVC makes it only of a run that came to its end, finished or diverged; so
+queued, failed and killed runs, beside which `dvc exp show` repeats the measures of their baseline, are none here;
+`unfinished` tells of those. Everything is read from Git's objects; what a run was made with stands in its dvc.lock,
+whatever params.yaml says by then.
 """
 
 import fnmatch
@@ -10,7 +11,7 @@ import hashlib
 import json
 import re
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from io import BytesIO
@@ -23,8 +24,9 @@ from ruamel.yaml.error import YAMLError
 
 from lmlab import params, timing
 from lmlab.errors import UserError
+from lmlab.experiments import openings
 from lmlab.experiments.commands import leaves
-from lmlab.experiments.run import CURVES, METRICS, WORKSPACE, Reader, Run, numbers
+from lmlab.experiments.run import BLOCKS, CURVES, MEASURES, METRICS, WORKSPACE, Reader, Run, measured, numbers
 from lmlab.files import read_json
 
 
@@ -48,12 +50,16 @@ def gather(names: list[str], root: Path = Path()) -> tuple[list[Run], list[str]]
             found.setdefault(run.name, run)
     if not names:
         head = git.commit("HEAD")
-        for experiment in git.experiments():
-            if experiment.baseline == head:
-                found |= {run.name: run for run in _from_git(git, experiment.name, experiment.commit, notes)}
-        others = sum(experiment.baseline != head for experiment in git.experiments())
-        if unfinished := sum(row == head for _, row in git.unfinished()):
-            notes.append(f"{unfinished} experiments are queued, running or failed (`dvc queue status`) and do not count")
+        own = [experiment for experiment in git.experiments() if experiment.baseline == head]
+        git.read_ahead([experiment.commit for experiment in own])
+        for experiment in own:
+            found |= {run.name: run for run in _of_experiment(git, experiment, notes)}
+        others = len(git.experiments()) - len(own)
+        if left := [task.name for task in git.unfinished() if task.began_from == head]:
+            few = ", ".join(left[:6]) + (f" and {len(left) - 6} more" if len(left) > 6 else "")
+            notes.append(
+                f"{len(left)} experiments are queued, running or failed (`dvc queue status`) and do not count: {few}"
+            )
         if others:
             notes.append(f"{others} experiments that began from other commits were not read; name them to have them")
     if not found:
@@ -74,11 +80,78 @@ def siblings(name: str, root: Path = Path(), known: Iterable[Run] = ()) -> list[
     if commit is None:
         return []
     shown = "HEAD" if commit == git.commit("HEAD") else commit[:7] if row else name
-    rows = [(shown, commit), *((one.name, one.commit) for one in git.experiments() if one.baseline == commit)]
+    of_row = [_Experiment(shown, commit, commit), *(one for one in git.experiments() if one.baseline == commit)]
+    git.read_ahead([one.commit for one in of_row if one.name not in read_before])
     found: list[Run] = []
-    for there, at in rows:
-        found += [read_before[there]] if there in read_before else _from_git(git, there, at, [])
+    for one in of_row:
+        found += [read_before[one.name]] if one.name in read_before else _of_experiment(git, one, [])
     return found
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """An experiment that has no results: DVC has it queued, is at it, or it failed or was killed."""
+
+    name: str
+    state: str
+    """queued, running or failed."""
+    params: dict[str, Any]
+    """Its params.yaml by dotted keys; empty where Git no longer has it."""
+    began_from: str
+    """The commit it began from."""
+
+
+def unfinished(root: Path = Path()) -> list[Unfinished]:
+    """The experiments without results, of all commits, as DVC's own books have them.
+
+    A run in the workspace that failed leaves nothing there, and is not among them.
+    """
+    git = _Git(root)
+    tasks = git.unfinished()
+    git.read_ahead([task.commit for task in tasks], ["params.yaml"])
+    found = []
+    for task in tasks:
+        written = git.file(task.commit, "params.yaml")
+        try:
+            tree = leaves(_yaml(written.decode())) if written else {}
+        except (ValueError, YAMLError):
+            tree = {}
+        found.append(Unfinished(task.name, task.state, tree, task.began_from))
+    return found
+
+
+def tried(runs: Iterable[Run], root: Path = Path()) -> list[Run]:
+    """Every run there has been: all experiments of all commits, and all points of the studies that these runs are of.
+
+    With the runs themselves, each once. Only params and measures are read, and what is damaged is passed over.
+    """
+    git = _Git(root)
+    experiments = git.experiments()
+    git.read_ahead([one.commit for one in experiments], ["params.yaml", MEASURES, METRICS])
+    known = {run.name: run for run in runs}
+    found = list(known.values())
+    for one in experiments:
+        results = git.file(one.commit, MEASURES) or git.file(one.commit, METRICS)
+        written = git.file(one.commit, "params.yaml")
+        is_known = one.name in known and known[one.name].began_from == one.baseline
+        if is_known or results is None or written is None:
+            continue
+        try:
+            bare = Run(one.name, leaves(_yaml(written.decode())), {}, began_from=one.baseline)
+            found.append(measured(bare, json.loads(results)))
+        except (ValueError, AttributeError, LookupError, OverflowError, YAMLError):
+            continue
+    for arm in dict.fromkeys(run.arm for run in known.values() if run.arm):
+        folder, _, name = arm.partition(":")
+        found += _of_study(root, Path(folder), name, swept=True)
+    return found
+
+
+def commit_of(name: str, root: Path = Path()) -> str:
+    """The commit that a run's name means: an experiment's, or whatever Git takes it for; of the workspace, HEAD's."""
+    git = _Git(root)
+    found = _experiments_called(git, name)
+    return found[0].commit if found else git.commit("HEAD" if name == WORKSPACE else name) or ""
 
 
 def timed(run: Run) -> Run:
@@ -93,11 +166,25 @@ def timed(run: Run) -> Run:
 # ---------------------------------------------------------------------------------------------------------------- Git
 
 
+FILES = ("params.yaml", "dvc.lock", MEASURES, METRICS, *(f"results/{name}.csv" for name in (*CURVES, BLOCKS)))
+"""What is read of every run."""
+
+
 @dataclass(frozen=True)
 class _Experiment:
     name: str
     commit: str
     baseline: str
+
+
+@dataclass(frozen=True)
+class _Task:
+    """An experiment without results; its commit is the one that DVC made of the workspace to run it in."""
+
+    name: str
+    state: str
+    commit: str
+    began_from: str
 
 
 class _Git:
@@ -106,11 +193,14 @@ class _Git:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._experiments: list[_Experiment] | None = None
+        self._unfinished: list[_Task] | None = None
+        self._files: dict[tuple[str, str], bytes | None] = {}
+        self._openings: dict[str, str] | None = None
 
-    def run(self, *arguments: str) -> bytes | None:
-        """What a git command printed; None where it failed."""
+    def run(self, *arguments: str, given: bytes | None = None) -> bytes | None:
+        """What a git command printed, `given` this; None where it failed."""
         try:
-            done = subprocess.run(["git", *arguments], cwd=self.root, capture_output=True, check=False)
+            done = subprocess.run(["git", *arguments], cwd=self.root, input=given, capture_output=True, check=False)
         except FileNotFoundError as error:
             raise UserError(f"cannot run git in {self.root.resolve()}: {error.strerror}: {error.filename}") from None
         return done.stdout if done.returncode == 0 else None
@@ -118,52 +208,114 @@ class _Git:
     def commit(self, revision: str) -> str | None:
         """The full name of the commit that a revision means, if it means one."""
         answer = self.run("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
-        return answer.decode().strip() if answer else None
+        return self.before_openings(answer.decode().strip()) if answer else None
+
+    def before_openings(self, commit: str) -> str:
+        """The commit itself, or the last one before it that did more than count an opening of the test split.
+
+        Counting moves HEAD; the experiments that began from it are still its own.
+        """
+        if self._openings is None:
+            made = self.run("log", "--all", "--format=%H %P", "--", openings.FILE) or b""
+            named = [line.split() for line in made.decode().splitlines()]
+            self._openings = {words[0]: words[1] for words in named if len(words) == 2 and self._only_counts(words[0])}
+        while commit in self._openings:
+            commit = self._openings[commit]
+        return commit
+
+    def _only_counts(self, commit: str) -> bool:
+        changed = self.run("diff-tree", "--no-commit-id", "--name-only", "-r", "--relative", commit) or b""
+        return changed.decode().split() == [openings.FILE]
 
     def file(self, commit: str, path: str) -> bytes | None:
         """A file at a commit; the path begins at the project's folder, which may be one below the repository's."""
-        return self.run("cat-file", "blob", f"{commit}:./{path}")
+        if (commit, path) not in self._files:
+            self._files[commit, path] = self.run("cat-file", "blob", f"{commit}:./{path}")
+        return self._files[commit, path]
+
+    def read_ahead(self, commits: Sequence[str], paths: Sequence[str] = FILES) -> None:
+        """Read these files of these commits, by their full names, at once: git is started once and not for each."""
+        wanted = [(commit, path) for commit in dict.fromkeys(commits) for path in paths]
+        names = "".join(f"{commit}:./{path}\n" for commit, path in wanted)
+        answer = (self.run("cat-file", "--batch", given=names.encode()) or b"") if wanted else b""
+        at = 0
+        for asked in wanted:
+            end = answer.find(b"\n", at)
+            if end < 0:
+                return  # git stopped: `file` asks for each that is left
+            header = answer[at:end].split()
+            at = end + 1
+            if len(header) != 3 or header[1] != b"blob":
+                self._files[asked] = None  # it says `<name> missing`
+                continue
+            size = int(header[2])
+            self._files[asked] = answer[at : at + size]
+            at += size + 1
 
     def experiments(self) -> list[_Experiment]:
         """Those that finished: refs/exps/<two digits>/<the baseline's other 38>/<name>; those of queues look otherwise."""
         if self._experiments is None:
             refs = self.run("for-each-ref", "--format=%(objectname) %(refname)", "refs/exps") or b""
             parsed = (re.fullmatch(r"(\w+) refs/exps/(\w\w)/(\w{38})/(.+)", line) for line in refs.decode().splitlines())
-            self._experiments = [_Experiment(one[4], one[1], one[2] + one[3]) for one in parsed if one]
+            self._experiments = [_Experiment(one[4], one[1], self.before_openings(one[2] + one[3])) for one in parsed if one]
         return self._experiments
 
-    def unfinished(self) -> list[tuple[str, str]]:
-        """The name and the baseline of each experiment that is queued, runs or has failed, from DVC's own log of them."""
-        found = []
-        for ref in ("failed", "stash"):
-            log = self.run("log", "--walk-reflogs", "--format=%gs", f"refs/exps/celery/{ref}", "--") or b""
-            parts = (line.rpartition("dvc-exp:")[2].split(":") for line in log.decode().splitlines() if "dvc-exp:" in line)
-            found += [(part[-1], part[0]) for part in parts]
-        return found
+    def unfinished(self) -> list[_Task]:
+        """Each experiment that is queued, runs or has failed, by DVC's log of them and what it keeps of those it began."""
+        if self._unfinished is None:
+            tasks = [*self._of_log("failed", "failed"), *self._of_log("stash", "queued")]
+            known = {task.commit for task in tasks}
+            begun = (_begun(path) for path in sorted((self.root / ".dvc/tmp/exps/run").glob("*/*.run")))
+            self._unfinished = [*tasks, *(task for task in begun if task and task.commit not in known)]
+        return self._unfinished
+
+    def _of_log(self, ref: str, state: str) -> Iterator[_Task]:
+        """The lines end in dvc-exp:<commit>:<baseline>:<name>, and in a branch where one was named."""
+        log = self.run("log", "--walk-reflogs", "--format=%H %gs", f"refs/exps/celery/{ref}", "--") or b""
+        for line in log.decode().splitlines():
+            if found := re.search(r"^(\w+) .*dvc-exp:\w+:(\w+):([^:]*)", line):
+                commit, began_from, name = found.groups()
+                yield _Task(name or commit[:7], state, commit, self.before_openings(began_from))
+
+
+PREPARING_OR_RUNNING = (0, 1, 2)
+"""DVC's numbers for the states of what it has begun and not ended."""
+
+
+def _begun(path: Path) -> _Task | None:
+    """What DVC keeps of an experiment that it began, if that has no results."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["result_hash"] is not None:
+            return None
+        # of one that failed in a temporary folder, DVC forgets to write so, yet the folder is gone
+        runs = record["status"] in PREPARING_OR_RUNNING and Path(record["root_dir"]).is_dir()
+        name, began_from = record["name"] or path.stem[:7], record["baseline_rev"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return _Task(name, "running" if runs else "failed", path.stem, began_from)
 
 
 def _named(git: _Git, name: str, notes: list[str], must: bool) -> Iterator[Run]:
     """The runs that one name means."""
     folder, _, arm = name.partition(":")
-    head = git.commit("HEAD")
-    experiments = [one for one in git.experiments() if fnmatch.fnmatchcase(one.name, name)]
-    if any(one.baseline == head for one in experiments):  # the same name may be given again on another commit
-        experiments = [one for one in experiments if one.baseline == head]
+    experiments = _experiments_called(git, name)
     if name == WORKSPACE:
-        yield from _workspace(git.root, notes, must)
+        yield from _workspace(git.root, git.commit("HEAD") or "", notes, must)
     elif experiments:
-        found = [run for one in experiments for run in _from_git(git, one.name, one.commit, notes)]
+        git.read_ahead([one.commit for one in experiments])
+        found = [run for one in experiments for run in _of_experiment(git, one, notes)]
         if must and not found:
             raise UserError(notes[-1])
         yield from found
     elif (git.root / folder / "points").is_dir() and (git.root / folder / "params.yaml").exists():
         yield from _of_study(git.root, Path(folder), arm)
     elif commit := git.commit(name):
-        found = list(_from_git(git, name, commit, notes))
+        found = list(_of_experiment(git, _Experiment(name, commit, commit), notes))
         if must and not found:
             raise UserError(notes[-1])
         yield from found
-    elif must and any(name == one for one, _ in git.unfinished()):
+    elif must and any(fnmatch.fnmatchcase(task.name, name) for task in git.unfinished()):
         raise UserError(f"{name} is queued, running or failed and has no results; see `dvc queue status`")
     elif must:
         refs = git.run("for-each-ref", "--format=%(refname:short)", "refs/heads", "refs/tags") or b""
@@ -174,12 +326,23 @@ def _named(git: _Git, name: str, notes: list[str], must: bool) -> Iterator[Run]:
         )
 
 
-def _from_git(git: _Git, name: str, commit: str, notes: list[str]) -> Iterator[Run]:
+def _experiments_called(git: _Git, name: str) -> list[_Experiment]:
+    """Those of a name or a pattern; those of HEAD where it has some, as a name may be given again on another commit."""
+    head = git.commit("HEAD")
+    found = [one for one in git.experiments() if fnmatch.fnmatchcase(one.name, name)]
+    return [one for one in found if one.baseline == head] or found
+
+
+def _of_experiment(git: _Git, experiment: _Experiment, notes: list[str]) -> Iterator[Run]:
+    """The run that a commit holds, under its name."""
+    commit = experiment.commit
+
     def opened(path: str) -> bytes | None:
         content = git.file(commit, path)
         return content if content is not None else _cached(git.root, git.file(commit, "dvc.lock"), path)
 
-    yield from _run(name, _with_times(git.root, opened), lambda path: git.file(commit, path), notes)
+    for run in _run(experiment.name, _with_times(git.root, opened), lambda path: git.file(commit, path), notes):
+        yield replace(run, began_from=experiment.baseline)
 
 
 def _with_times(root: Path, opened: Reader) -> Reader:
@@ -196,29 +359,31 @@ def _with_times(root: Path, opened: Reader) -> Reader:
     return open_
 
 
-def _workspace(root: Path, notes: list[str], must: bool) -> Iterator[Run]:
+def _workspace(root: Path, head: str, notes: list[str], must: bool) -> Iterator[Run]:
     def opened(path: str) -> bytes | None:
         return (root / path).read_bytes() if (root / path).is_file() else None
 
     found = list(_run(WORKSPACE, _with_times(root, opened), opened, notes))
     if must and not found:
         raise UserError(notes[-1])
-    yield from found
+    for run in found:
+        yield replace(run, began_from=head)
 
 
 def _run(name: str, opened: Reader, file: Reader, notes: list[str]) -> Iterator[Run]:
     """The run that a set of files tells of, if they tell of one; otherwise a note that says why not."""
-    metrics, written, locked = file(METRICS), file("params.yaml"), file("dvc.lock")
+    results = METRICS if file(MEASURES) is None else MEASURES
+    metrics, written, locked = file(results), file("params.yaml"), file("dvc.lock")
     if metrics is None or written is None or locked is None:
         missing = METRICS if metrics is None else "params.yaml" if written is None else "dvc.lock"
         notes.append(f"{name} holds no run: it has no {missing}; run `dvc repro` and commit, or name another")
         return
     try:
-        lock = _Lock(locked.decode())
-        measures = dict(numbers(json.loads(metrics)))
+        lock = _Lock(locked.decode(), results)
+        run = measured(Run(name, {}, {}, open=opened), json.loads(metrics))
         tree = leaves(_yaml(written.decode()))
-    except (ValueError, YAMLError):
-        notes.append(f"{name} is left out: its {METRICS}, params.yaml or dvc.lock is damaged")
+    except (ValueError, AttributeError, LookupError, OverflowError, YAMLError):
+        notes.append(f"{name} is left out: its {results}, params.yaml or dvc.lock is damaged")
         return
     if stale := lock.stale(metrics):
         notes.append(f"{name} is left out: {stale}; run `dvc repro` there")
@@ -229,13 +394,17 @@ def _run(name: str, opened: Reader, file: Reader, notes: list[str]) -> Iterator[
         more = f" and {len(edited) - 3} more" if len(edited) > 3 else ""
         notes.append(f"{name}: params.yaml was edited after the run; it counts as what it ran with: {few}{more}")
     curves = {}
-    for curve in CURVES:
+    for curve in (*CURVES, BLOCKS):
         content = file(f"results/{curve}.csv")
         if content is not None and lock.made.get(f"results/{curve}.csv") not in (None, _md5(content)):
             notes.append(f"{name}: results/{curve}.csv is not the one that dvc.lock tells of, so it is not shown")
-        elif content and content.strip():
-            curves[curve] = pd.read_csv(BytesIO(content))
-    yield Run(name, {**tree, **edited}, measures, curves, opened, lock.made_with)
+            continue
+        try:
+            if content and content.strip():
+                curves[curve] = pd.read_csv(BytesIO(content))
+        except ValueError:
+            notes.append(f"{name}: results/{curve}.csv is damaged and was not read")
+    yield replace(run, params={**tree, **edited}, curves=curves, made_with=lock.made_with)
 
 
 # ------------------------------------------------------------------------------------------------------ params and locks
@@ -243,7 +412,7 @@ def _run(name: str, opened: Reader, file: Reader, notes: list[str]) -> Iterator[
 
 @cache
 def _block(text: str) -> Any:
-    return YAML(typ="safe", pure=True).load(text)
+    return YAML(typ="safe").load(text)
 
 
 def _yaml(text: str) -> dict[str, Any]:
@@ -267,12 +436,13 @@ class _Lock:
     DVC writes the file in one shape, so the hashes are read line by line: a YAML parser takes half a second for each.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, results: str = METRICS) -> None:
+        self.results = results
         stages = dict(re.findall(r"^  (\w+):\n((?:    .*\n)+)", text, flags=re.MULTILINE))
         self.reads = {name: _hashes(stage, "deps") for name, stage in stages.items()}
         self.writes = {name: _hashes(stage, "outs") for name, stage in stages.items()}
         self.made = {path: md5 for writes in self.writes.values() for path, md5 in writes.items()}
-        self.stages = self._leading_to(METRICS)
+        self.stages = self._leading_to(results)
         self.params: dict[str, Any] = {}
         for name in self.stages:
             if part := re.search(r"^    params:\n      params\.yaml:\n((?: {8}.*\n)+)", stages[name], flags=re.MULTILINE):
@@ -292,12 +462,12 @@ class _Lock:
         return found
 
     def stale(self, metrics: bytes) -> str:
-        """Why the metrics are not those of the run that this lock tells of; empty where they are."""
+        """Why these results are not those of the run that this lock tells of; empty where they are."""
         if not self.stages:
-            return f"its dvc.lock knows nothing of {METRICS}"
+            return f"its dvc.lock knows nothing of {self.results}"
         made = self.made
-        if made.get(METRICS) != _md5(metrics):
-            return f"its {METRICS} is not the one that dvc.lock tells of"
+        if made.get(self.results) != _md5(metrics):
+            return f"its {self.results} is not the one that dvc.lock tells of"
         for name in self.stages:
             for path, md5 in self.reads[name].items():
                 if path in made and made[path] != md5:
@@ -351,8 +521,8 @@ def _cache(root: Path) -> Path:
 # -------------------------------------------------------------------------------------------------------------- studies
 
 
-def _of_study(root: Path, folder: Path, wanted: str) -> Iterator[Run]:
-    """The runs of a study's arms, or of one of them, at the values that each arm's sweep found best."""
+def _of_study(root: Path, folder: Path, wanted: str, swept: bool = False) -> Iterator[Run]:
+    """The runs of a study's arms, or of one of them, at the values that each arm's sweep found best, or at all it swept."""
     from lmlab.experiments import studies  # it loads torch, which nothing else here needs
 
     study = studies.read(root / folder)
@@ -368,19 +538,23 @@ def _of_study(root: Path, folder: Path, wanted: str) -> Iterator[Run]:
             found = read_json(path, made_by="arm")
             tree = params.changed(params.changed(project, study.params.changes), study.arm(path.stem)[0])
             for point in found["points"]:
-                if point["at"] == found["best"]:
+                if swept or point["at"] == found["best"]:
                     yield _point(f"{folder}:{path.stem}", params.changed(tree, point["at"]), point)
 
 
 def _point(arm: str, tree: params.Tree, point: dict[str, Any]) -> Run:
     seed = point["seed"]
-    measures = {key: value for key, value in numbers(point) if key != "seed" and not key.startswith("at.")}
+    named = ("seed", "at", "environment")
+    measures = dict(numbers({key: value for key, value in point.items() if key not in named}))
     if "tokens" in measures:
         measures["tokens_seen"] = measures.pop("tokens")
     there = {**leaves(tree), "train.seed": seed, "train.data_seed": seed}
+    if (context := there.get("train.context")) is not None:
+        measures |= {"window": float(context), "stride": float(context)}  # a study scores in windows that do not overlap
     curves = {}
     if point.get("training"):
         curves["training"] = pd.DataFrame(point["training"], columns=["step", "train_nats"])
     if point.get("curve"):
         curves["validation"] = pd.DataFrame(point["curve"], columns=["step", "validation_nats"])
-    return Run(f"{arm}, seed {seed}", there, measures, curves, broke=point.get("broke", ""), arm=arm)
+    where, broke = point.get("environment", {}), point.get("broke", "")
+    return Run(f"{arm}, seed {seed}", there, measures, curves, broke=broke, arm=arm, environment=where)

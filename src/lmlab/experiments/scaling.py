@@ -61,9 +61,15 @@ class Law:
         """With C operations the best size grows as C to this power, the best amount of text as C to the rest of 1."""
         return self.beta / (self.alpha + self.beta)
 
+    @property
+    def without(self) -> list[str]:
+        """What has no effect by this law: the size, the amount of text, both or neither."""
+        has = {"size": self.A > 0 and self.alpha > 0, "text": self.B > 0 and self.beta > 0}
+        return [what for what, there in has.items() if not there]
+
     def optimum(self, operations: float, each: float = OPERATIONS) -> tuple[float, float]:
         """(N, D) of the least loss where N D operations `each` come to `operations`. Raises ValueError without a minimum."""
-        if not (self.alpha > 0 and self.beta > 0 and self.A > 0 and self.B > 0):
+        if self.without:
             raise ValueError("a term of the law is missing, so a model can never be too large or too small")
         balance = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
         parameters = balance * (operations / each) ** self.size_exponent
@@ -216,8 +222,27 @@ class Fitted:
         return np.asarray(np.log(self.runs["nats"] / self.law.loss(self.runs["parameters"], self.runs["tokens"])))
 
     def interval(self, of: Callable[[Law], float]) -> tuple[float, float]:
-        """Percentile interval of anything that can be asked of a law."""
-        return _percentiles(np.array([of(law) for law in self.replicates]))
+        """Percentile interval of anything that can be asked of a law that has both terms."""
+        return _percentiles(np.array([of(law) for law in self.replicates if not law.without]))
+
+    def check_has_an_optimum(self) -> None:
+        """Raise UserError where the size or the amount of text has no effect that these runs can tell.
+
+        That is where its term is missing from the law, or from so many of the resamples that an interval of the best size
+        would have no end.
+        """
+        for what, more in (("size", "sizes"), ("text", "amounts of text")):
+            lacking = sum(what in law.without for law in self.replicates)
+            if what in self.law.without or lacking > len(self.replicates) * (1 - CONFIDENCE) / 2:
+                raise UserError(
+                    f"the {what} has no effect on the loss that these runs can tell ({lacking} of {len(self.replicates)}"
+                    f" resamples have none), so there is no best size to fit; take {more} farther apart, or more seeds"
+                )
+
+    @property
+    def lacking(self) -> int:
+        """Resamples in which a term of the law is missing; intervals are taken without them."""
+        return sum(bool(law.without) for law in self.replicates)
 
     def predict(self, parameters: float, tokens: float, seed: int = 0) -> tuple[float, float, float]:
         """Loss of one more run and the interval it should lie in: of the law, and of how far runs lie from theirs."""

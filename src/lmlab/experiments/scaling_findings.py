@@ -55,19 +55,20 @@ def write(study: Study) -> dict[str, Any]:
     options = params.section(params.read(folder / "params.yaml"), "fit", FitParams)
     if both := set(options.sizes) & set(options.held_out):
         raise UserError(f"{folder / 'params.yaml'}: fit.held_out names {min(both)}, which fit.sizes names too")
-    runs = _measured(study, options.sizes)
+    runs, diverged = _measured(study, options.sizes)
     vocabulary = int(runs["vocabulary"].iloc[0])
-    fitted = scaling.bootstrap(runs, options.replicates, options.seed)
+    fitted = _fitted(study, runs, options)
     predicted = _predicted(study, options, fitted, vocabulary)
     write_json(folder / "prediction.json", {"law": scaling.record(fitted.law), "runs": len(runs), "held_out": predicted})
 
     measured_later = [name for name in options.held_out if (folder / "points" / f"{name}.json").exists()]
-    later = _measured(study, measured_later) if measured_later else runs.iloc[:0]
-    bare = scaling.bootstrap(
-        runs.assign(parameters=runs["non_embedding"]), options.replicates, options.seed
-    )  # the same with sizes counted as Kaplan et al. do
+    later, diverged_later = _measured(study, measured_later) if measured_later else (runs.iloc[:0], [])
+    bare = _fitted(study, runs.assign(parameters=runs["non_embedding"]), options)  # as Kaplan et al. count sizes
+    diverged += diverged_later
     found = {
         **_law_and_intervals(fitted),
+        **({"diverged": diverged} if diverged else {}),
+        **({"resamples_without_a_term": fitted.lacking} if fitted.lacking else {}),
         "runs": len(runs),
         "cells": len(runs.groupby(["parameters", "tokens"])),
         "replicates": options.replicates,
@@ -94,14 +95,26 @@ def write(study: Study) -> dict[str, Any]:
     return found
 
 
-def _measured(study: Study, arms: list[str]) -> pd.DataFrame:
-    """A row for each run of some arms; runs that broke down are left out."""
-    rows = []
+def _fitted(study: Study, runs: pd.DataFrame, options: FitParams) -> Fitted:
+    """The law and its resamples. Raises UserError naming the study where the runs can tell no law, or no best size."""
+    try:
+        fitted = scaling.bootstrap(runs, options.replicates, options.seed)
+        fitted.check_has_an_optimum()
+    except UserError as error:
+        raise UserError(f"{study.folder}: {error}") from None
+    return fitted
+
+
+def _measured(study: Study, arms: list[str]) -> tuple[pd.DataFrame, list[str]]:
+    """A row for each run of some arms; and the runs that diverged, which have no loss to fit a law to."""
+    rows, diverged = [], []
     for name in arms:
         study.arm(name)
         arm = read_json(study.folder / "points" / f"{name}.json", made_by=f"{study.folder}/dvc.yaml:arm@{name}")
         for point in arm["points"]:
             if "broke" in point:
+                at = ", ".join(f"{key} {value}" for key, value in point["at"].items())
+                diverged.append(", ".join(filter(None, [name, at, f"seed {point['seed']}"])))
                 continue
             row = {"arm": name, "seed": point["seed"], "nats": point["validation"]["nats_per_token"]}
             row |= {key: point[key] for key in ("vocabulary", "parameters", "tokens", "operations")}
@@ -114,7 +127,7 @@ def _measured(study: Study, arms: list[str]) -> pd.DataFrame:
     table["over_6ND"] = table["operations"] / (scaling.OPERATIONS * table["parameters"] * table["tokens"])
     bare = {name: next(_budgets(study, name, int(table["vocabulary"].iloc[0])))[1] for name in arms}
     table.insert(4, "non_embedding", table["arm"].map(bare))
-    return table
+    return table, diverged
 
 
 def _budgets(study: Study, name: str, vocabulary: int) -> Iterator[tuple[int, int, int]]:

@@ -32,7 +32,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from lmlab import params, preflight
 from lmlab.errors import UserError
 from lmlab.experiments import commands
+from lmlab.experiments.run import MEASURES
 from lmlab.params import Tree, changed
+from lmlab.status import how_it_diverged
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -65,7 +67,7 @@ class Search:
     keys: dict[str, BaseDistribution]
     """Dotted keys of params.yaml, and what each may be."""
     measure: str
-    """A dotted key of results/metrics.json."""
+    """A dotted key of results/measures.json."""
     maximise: bool
     seed: int
     base: dict[str, str]
@@ -319,8 +321,6 @@ class Experiments:
             return found
         said = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
         mistakes = [line.removeprefix("error: ") for line in said if line.startswith("error: ")] or said[-1:]
-        if any("broke down" in line for line in mistakes):
-            return Outcome(None, mistakes[0].split(";")[0])
         raise UserError(f"{name} did not finish (dvc gave {code}): {' '.join(mistakes[:1])} (all it said is in {log})")
 
     def _kept(self, name: str, values: Values) -> Outcome | None:
@@ -330,14 +330,19 @@ class Experiments:
             return None
         if commands.params_of(ref) != changed(self.tree, values):
             raise UserError(f"there is an experiment {name} with other params; give another --name")
-        return measured(json.loads(commands.git("show", f"{ref}:results/metrics.json")), self.search.measure)
+        return measured(json.loads(commands.git("show", f"{ref}:{MEASURES}")), self.search.measure)
 
 
-def measured(metrics: dict[str, Any], measure: str) -> Outcome:
-    """A measure of results/metrics.json by its dotted key. Raises UserError if there is none."""
-    numbers = {key: value for key, value in commands.leaves(metrics).items() if type(value) in (int, float)}
+def measured(found: dict[str, Any], measure: str) -> Outcome:
+    """A number of results/measures.json by its dotted key; of a run that diverged the reason why it has none.
+
+    Raises UserError for a key that is not there.
+    """
+    if diverged := how_it_diverged(found):
+        return Outcome(None, diverged)
+    numbers = {key: value for key, value in commands.leaves(found).items() if type(value) in (int, float)}
     if measure not in numbers:
-        raise UserError(f"--measure {measure}: no such number in results/metrics.json; {params.nearest(measure, numbers)}")
+        raise UserError(f"--measure {measure}: no such number in {MEASURES}; {params.nearest(measure, numbers)}")
     value = float(numbers[measure])
     return Outcome(value) if math.isfinite(value) else Outcome(None, f"{measure} is {value}")
 

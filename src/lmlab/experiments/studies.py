@@ -25,20 +25,18 @@ from typing import Any
 
 import pandas as pd
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from lmlab import collecting, documents, lifeline, params, parts, preflight, probing, sharding, stepping, training
 from lmlab.collecting import DownloadParams
-from lmlab.device import use_device
 from lmlab.errors import UserError
-from lmlab.evaluation.scoring import bits_per_byte, score
 from lmlab.files import read_json, seal, sha256, whole_file, write_json
-from lmlab.models import base as models
 from lmlab.params import Params, Tree, Values, changed
 from lmlab.probing import ProbeParams
 from lmlab.sharding import ShardParams
 from lmlab.shards import Shards, open_shards
 from lmlab.sizing import forward_operations, training_operations
+from lmlab.status import how_it_diverged
 from lmlab.stepping import TrainParams
 from lmlab.tokenizers import base as tokenizers
 from lmlab.tokenizers.base import Tokenizer, TokenizerParams
@@ -47,6 +45,8 @@ WINDOWS = 8
 """Of text that snapshots are looked at with."""
 MOST_ROWS = 25
 """Of a run's curve that are kept."""
+BITS = "validation_bits_per_byte"
+"""A column of results.csv."""
 
 
 class StudyParams(Params):
@@ -67,9 +67,19 @@ class StudyParams(Params):
     reference: str
     """The arm whose cost is 1; may be empty."""
     test: bool
-    """Whether the test split is scored too, beside validation."""
+    """Always false: arms are compared on validation, and the test split is sealed."""
     processes: int = Field(ge=0)
     """Runs at a time; 0: one per core. Each should train on one thread."""
+
+    @field_validator("test")
+    @classmethod
+    def _sealed(cls, test: bool) -> bool:
+        if test:
+            raise ValueError(
+                "should be false, as the test split is sealed: studies compare on validation; run what you want to test as"
+                " an experiment, and `lmlab final NAME` opens the split for it and counts that"
+            )
+        return test
 
 
 class ArmParams(Params):
@@ -173,7 +183,7 @@ def run_points(study: Study, tree: Tree, wanted: Iterable[tuple[Values, int]], c
     for at, seed in wanted:
         there = changed(tree, {**at, "train.seed": seed, "train.data_seed": seed})
         preflight.check(there)
-        work = (there, study.params.operations, study.params.test, corpus)
+        work = (there, study.params.operations, corpus)
         label = {"at": _resolved(tree, at), "seed": seed}
         keys.append((_kept(work), label))
         if not _is_whole(_kept(work)):
@@ -196,16 +206,15 @@ def _is_whole(path: Path) -> bool:
     return True
 
 
-Work = tuple[Tree, float, bool, Path]
+Work = tuple[Tree, float, Path]
 
 
 def _kept(work: Work) -> Path:
     """Where the result of a run stays, by all that decides it."""
-    tree, operations, test, corpus = work
+    tree, operations, corpus = work
     decides = {
         "params": tree,
         "operations": operations,
-        "test": test,
         "corpus": {path.name: sha256(path) for path in sorted(corpus.glob("*.parquet"))},
         "tokenizer": sha256(given) if (given := params.section(tree, "tokenizer", TokenizerParams).given) else "",
         "code": _code(),
@@ -241,13 +250,13 @@ def _side_by_side(works: dict[Path, Work], processes: int) -> Iterator[tuple[Pat
             raise
 
 
-def quiet_point(tree: Tree, operations: float, test: bool, corpus: Path) -> dict[str, Any]:
+def quiet_point(tree: Tree, operations: float, corpus: Path) -> dict[str, Any]:
     """`run_point` without a word."""
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-        return run_point(tree, operations, test, corpus)
+        return run_point(tree, operations, corpus)
 
 
-def run_point(tree: Tree, operations: float, test: bool, corpus: Path) -> dict[str, Any]:
+def run_point(tree: Tree, operations: float, corpus: Path) -> dict[str, Any]:
     """Everything from the tokenizer to the evaluation with these params; what it measured, as plain values for JSON.
 
     Of a run that diverged that is what was found: `broke` says where, and beside it is only the curve until there.
@@ -266,25 +275,21 @@ def run_point(tree: Tree, operations: float, test: bool, corpus: Path) -> dict[s
         if operations:
             train = _within(train, choices, shards.vocabulary, operations)
         timing = training.train(train, choices, shards, tokenizer, folder / "model", folder / "log", folder / "snapshots")
-        model, saved = models.load(folder / "model", use_device(train.device, train.threads))
+        saved = read_json(folder / "model" / "model.json", made_by="train")
         rows = [json.loads(line) for line in (folder / "log" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
         curves = {
             "curve": [[row["step"], row["validation_nats"]] for row in rows if "validation_nats" in row],
             "training": _thinned([[row["step"], row["train_nats"]] for row in rows if "train_nats" in row]),
         }
-        if saved["status"] == "diverged":
-            return {"broke": f"diverged at step {saved['diverged']['step']}: {saved['diverged']['reason']}", **curves}
+        made_with = {"environment": {"torch": torch.__version__}}
+        if diverged := how_it_diverged(saved):
+            return {"broke": diverged, **curves, **made_with}
         last = [row for row in rows if "validation_nats" in row][-1]  # at the end of training, in the same windows
         bits, nats = last["validation_bits_per_byte"], last["validation_nats"]
-        measures: dict[str, Any] = {"validation": {"bits_per_byte": bits, "nats_per_token": nats}}
-        if test and shards.count("test", "tokens"):
-            scored = score(model, shards.stream("test"), shards.document, model.context, model.context)
-            bits = bits_per_byte(scored.nats, shards.count("test", "bytes"))
-            measures["test"] = {"bits_per_byte": bits, "nats_per_token": scored.nats_per_token}
         looked = _looked(tree, train, shards, tokenizer, folder) if train.snapshots else {}
         spent = training_operations(saved["size"]["forward_operations_per_token"], saved["tokens"])
         return {
-            **measures,
+            "validation": {"bits_per_byte": bits, "nats_per_token": nats},
             "vocabulary": shards.vocabulary,
             "bytes_per_token": shards.count("validation", "bytes") / shards.count("validation", "tokens"),
             "parameters": saved["parameters"],
@@ -294,6 +299,7 @@ def run_point(tree: Tree, operations: float, test: bool, corpus: Path) -> dict[s
             **{key: timing[key] for key in ("training_seconds", "validation_seconds", "tokens_per_second")},
             **looked,
             **curves,
+            **made_with,
         }
 
 
@@ -343,6 +349,8 @@ def collect(points: Path, target: Path) -> pd.DataFrame:
     if not rows:
         raise UserError(f"{points} holds no points; run `dvc repro {points.parent}/dvc.yaml`")
     table = pd.DataFrame(rows)
+    if BITS not in table:  # every run diverged
+        table[BITS] = math.nan
     with whole_file(target) as partial:
         table.to_csv(partial, index=False, lineterminator="\n")
     return table

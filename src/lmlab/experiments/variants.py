@@ -4,8 +4,10 @@ Runs are of one variant where what they used is the same but for the seeds: the 
 Options of parts that no choice names do not matter, nor what only steers logs, samples, probes and pictures.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from lmlab import parts
@@ -51,23 +53,43 @@ def mattering(run: Run) -> dict[str, Any]:
 
     Sections matter, and of the blocks of parts those that a value which matters names.
     """
-    kinds = parts.kinds()
-    sections = {key.split(".")[0] for key in run.params} - {kind.split(".")[0] for kind in kinds}
-    found = {key: value for key, value in run.params.items() if key.split(".")[0] in sections and not _inert(key)}
-    blocks: dict[str, dict[str, Any]] = {}
-    for key, value in run.params.items():
-        for kind in kinds:
-            if key.startswith(f"{kind}."):
-                name = key.removeprefix(f"{kind}.").split(".")[0]
-                blocks.setdefault(f"{kind}.{name}", {})[key] = value
+    blocks = _blocks(run.params)
+    of_parts = {kind.partition(".")[0] for kind in _kinds()}
+    found = {key: value for key, value in run.params.items() if key.partition(".")[0] not in of_parts and not _inert(key)}
     waiting = list(found.values())
     while waiting:
         value = waiting.pop()
-        for block in [block for block in blocks if isinstance(value, str) and block.endswith(f".{value}")]:
-            options = blocks.pop(block)
-            found |= options
-            waiting += options.values()
+        named = blocks.pop(value, {}) if isinstance(value, str) else {}
+        found |= named
+        waiting += named.values()
     return {key: value for key, value in found.items() if value != {}}  # a part without options: its name is enough
+
+
+def chosen_parts(run: Run, mattered: dict[str, Any]) -> dict[str, str]:
+    """Of a run's params that mattered those that name a part, with its name."""
+    names = _part_names() | _blocks(run.params).keys()
+    return {key: value for key, value in mattered.items() if isinstance(value, str) and value in names}
+
+
+@cache
+def _kinds() -> frozenset[str]:
+    return frozenset(parts.kinds())
+
+
+@cache
+def _part_names() -> frozenset[str]:
+    return frozenset(name for kind in _kinds() for name in parts.names(kind))
+
+
+def _blocks(params: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The options of parts by the parts' names; of those that share a name, such as `absent`, together."""
+    blocks: dict[str, dict[str, Any]] = {}
+    for key, value in params.items():
+        words = key.split(".")
+        for depth in range(1, len(words)):
+            if ".".join(words[:depth]) in _kinds():
+                blocks.setdefault(words[depth], {})[key] = value
+    return blocks
 
 
 def _inert(key: str) -> bool:
@@ -120,8 +142,8 @@ def _names(params: list[dict[str, Any]], first: list[Run]) -> list[str]:
 
 
 def unfair(baseline: Variant, variant: Variant) -> Iterator[str]:
-    """What the two do not have in common besides what is compared, a line each."""
-    ours, theirs = baseline.runs, variant.runs
+    """What the two do not have in common besides what is compared, a line each; a run that diverged got less of all."""
+    ours, theirs = ([run for run in one.runs if not run.broke] for one in (baseline, variant))
     for key, what in (
         ("tokens_seen", "tokens seen in training"),
         ("parameters", "parameters"),
@@ -131,6 +153,7 @@ def unfair(baseline: Variant, variant: Variant) -> Iterator[str]:
         yield from _unequal(what, ours, theirs, key)
     for split in ("validation", "test"):
         yield from _unequal(f"bytes of {split} text", ours, theirs, f"{split}.bytes")
+    yield from _text_seen(ours, theirs)
     apart = differing([baseline.params, variant.params])
     text = [key for key in apart if key.startswith(("download.", "corpora."))]
     shards = [{run.made_with[SHARDS] for run in runs if SHARDS in run.made_with} for runs in (ours, theirs)]
@@ -139,7 +162,7 @@ def unfair(baseline: Variant, variant: Variant) -> Iterator[str]:
     elif all(shards) and shards[0] != shards[1] and not any(key.startswith(("tokenizer.", "tokenizers.")) for key in apart):
         yield "the tokens learned from differ, though the params that made them do not: the files in texts/ or code changed"
     yield from _windows(baseline, variant)
-    yield from _code(ours, theirs)
+    yield from _code(baseline.runs, variant.runs)
 
 
 def _values(runs: Sequence[Run], key: str) -> set[float]:
@@ -152,9 +175,27 @@ def _unequal(what: str, ours: Sequence[Run], theirs: Sequence[Run], key: str) ->
         yield f"{what}: {_range(other)} against the baseline's {_range(one)}"
 
 
+def _text_seen(ours: Sequence[Run], theirs: Sequence[Run]) -> Iterator[str]:
+    """Bytes of training text, told only where as many tokens are another amount of text."""
+    if _values(ours, "tokens_seen") == _values(theirs, "tokens_seen"):
+        one, other = ({seen for run in runs if (seen := _bytes_seen(run))} for runs in (ours, theirs))
+        if one and other and max(one | other) > 1.01 * min(one | other):
+            yield f"bytes of text seen in training: about {_range(other)} against the baseline's {_range(one)}"
+
+
+def _bytes_seen(run: Run) -> float | None:
+    """As many as the tokens come to by those of the validation text."""
+    measures = run.measures
+    of_token = measures.get("bytes_per_token")
+    if of_token is None and measures.get("validation.tokens"):
+        of_token = measures.get("validation.bytes", math.nan) / measures["validation.tokens"]
+    seen = measures.get("tokens_seen", math.nan) * (math.nan if of_token is None else of_token)
+    return None if math.isnan(seen) else seen
+
+
 def _range(values: set[float]) -> str:
     low, high = min(values), max(values)
-    return f"{low:,.0f}" if low == high else f"{low:,.0f} to {high:,.0f}"
+    return f"{low:,.0f}" if round(low) == round(high) else f"{low:,.0f} to {high:,.0f}"
 
 
 def _windows(baseline: Variant, variant: Variant) -> Iterator[str]:

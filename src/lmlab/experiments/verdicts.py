@@ -10,48 +10,46 @@ replacement, holds too rarely with few pairs (LOG.md has the figures), and Stude
 
 With n pairs p cannot be below 2 / 2**n: five seeds can never show a difference at 0.05. That is then what is said, and never
 "no difference shown". Corrected is after Holm (1979) over all measures of all variants that are judged at once and that have
-enough pairs to show anything; an interval has the level that Holm's procedure left to its comparison.
+enough pairs to show anything; an interval has the level that Holm's procedure left to its comparison. A primary measure, if
+one is declared, is a family of its own: the others do not weaken it, and are corrected among themselves.
 
-A run that broke down (its loss is no finite number) is the worst there can be. A pair in which only one broke down counts
-as a difference as large as the largest that is seen, against the one that did.
+A run that diverged, or never reached a target, has no number but is an observation (`pairing`). Where there is one among the
+pairs, the same test is made on signed ranks of the differences (Wilcoxon 1945): a pair in which only one run has a number
+differs by more than any that has two, all such are tied, and a pair with none is a tie, which is ranked and then counts for
+nothing (Pratt 1959). Ranks need no number, and flipping signs keeps the test exact with ties. There is no mean then, no
+interval and no effect, as none would be of all the runs. Which of the two tests is made depends on the sizes of the
+differences alone and not on their signs, so p keeps what it promises.
+
+Runs without a partner decide nothing, but may have been left out for what they came to. A difference that is shown has to
+be shown as well, at the same level, where they are filled in with the best and with the worst value seen; else the verdict
+is "unsettled".
 """
 
 import math
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import optimize, special, stats
 
+from lmlab.experiments import anytime as betting
+from lmlab.experiments.meaning import direction as direction
+from lmlab.experiments.pairing import Kind, Pairs, Seeds, observe, pair
 from lmlab.experiments.run import Run
 
 ALPHA = 0.05
 POWER = 0.8
 """How likely a difference should be found, where it is said how many more seeds that takes, or how small it may be."""
+SURE = 0.8
+"""How often the range of how many more seeds that takes should hold the true number."""
 EXACT = 14
 """Up to so many pairs every way to flip the signs is counted; above, DRAWN of them at random."""
 DRAWN = 9999
 MOST_NEEDED = 10_000
 """Pairs beyond which nobody would go on counting."""
-
-HIGHER = r"""accuracy(\..+)?|minimal_pairs(\.mean)?|blimp(\.mean)?|induction(\.score)?|gain(\.nats)?|novelty|basin_width
-|tokens_per_second"""
-"""Last words of measures of which more is better, as a regular expression; what stands in LOWER as well is one of these."""
-LOWER = r"""bits_per_byte|nats_per_token|nats|bits|perplexity|loss|error|gap|entropy_gap\.\w+|code_length|surprise|overlap
-|generated\.longest_copy|generated\.copied\..+|character_classes\..+|learning_curve\.mean|seconds|peak_bytes|operations
-|(tokens|operations|seconds)_to(_target|\..+)|tokens_to_recover"""
-"""The same where less is better. Of any other measure it is only said which variant's is lower or higher."""
-
-
-def direction(measure: str) -> int:
-    """1 where more is better, -1 where less is, by the last words of the measure's name; 0 where that is not known."""
-    for sign, words in ((1, HIGHER), (-1, LOWER)):
-        if re.search(rf"(^|[._])({words})$".replace("\n", ""), measure):
-            return sign
-    return 0
+SHOWN = ("better", "worse", "lower", "higher")
 
 
 @dataclass(frozen=True)
@@ -63,17 +61,18 @@ class Verdict:
     baseline: str
     variant: str
     pairs: int
-    """Seeds that both have."""
+    """Seeds that both have, and in which both are observed."""
     baseline_mean: float
-    """Over those of the pairs whose run did not break down, as is the variant's."""
+    """Over the pairs, as is the variant's; nan where any run of the pairs has no number."""
     variant_mean: float
     difference: float
-    """Mean over pairs of variant minus baseline."""
+    """Mean over pairs of variant minus baseline; nan where any run of the pairs has no number."""
     low: float
     high: float
-    """Its bootstrap interval; nan where there are too few pairs."""
+    """The interval of the difference that the test does not reject; nan where there are too few pairs, or no numbers.
+    Of a test that may be looked at any time: of the median of the pairs' differences."""
     p: float
-    """Of the paired permutation test, two-sided."""
+    """Of the paired permutation test, two-sided, or of the test that may be looked at any time."""
     corrected: float
     """The same, corrected for the number of comparisons made at once."""
     effect: float
@@ -81,7 +80,8 @@ class Verdict:
     needed: int
     """About how many more pairs would show a difference of this size; 0 where none are needed."""
     words: str
-    """better, worse (lower, higher where the better is not known), no difference shown, or too few seeds."""
+    """better, worse (lower, higher where the better is not known), no difference shown, too few seeds; unsettled, where
+    runs that were left out could turn what the pairs show; or no verdict, where the numbers do not compare."""
     detectable: float = math.nan
     """The difference that so many pairs would have shown with probability POWER; nan where they could show none."""
     level: float = math.nan
@@ -89,24 +89,83 @@ class Verdict:
     compared: int = 1
     """Comparisons that it was corrected for."""
     broke_baseline: int = 0
-    """Of the pairs, how many in which the baseline's run broke down."""
+    """Of the pairs, how many in which the baseline's run diverged."""
     broke_variant: int = 0
+    unreached_baseline: int = 0
+    """Of the pairs, how many in which the baseline's run never reached the target."""
+    unreached_variant: int = 0
+    early_baseline: int = 0
+    """Of the pairs, how many in which the baseline's first validation was below the target already."""
+    early_variant: int = 0
+    survivors_baseline: float = math.nan
+    """Mean over the pairs' runs of the baseline that have a number, where some do not: of survivors, and no fair mean."""
+    survivors_variant: float = math.nan
+    left_out: int = 0
+    """Seeds that make no pair: only one side ran them, measured them or finished them."""
+    needed_low: int = 0
+    needed_high: int = 0
+    """The range of `needed`, which holds the true number SURE of the time; 0 and 0 where it cannot be told."""
+    test: str = "differences"
+    """What was tested: differences, ranks, or signs (which may be looked at any time)."""
+    role: str = ""
+    """primary, secondary, or empty where no measure was declared to be the primary one."""
+    reason: str = ""
+    """Why there is no verdict, what the pairs alone would show where it is unsettled, or that runs that were left out could
+    show a difference where the pairs do not."""
 
     @property
     def sentence(self) -> str:
         """The verdict as a person would say it."""
-        said = self.words
+        if self.words == "no verdict":
+            return f"no verdict: {self.reason}"
+        said = [self.words + self._detail(), *self._counted()]
+        if self.left_out and self.words != "unsettled":
+            could = ", which could have shown one" if self.words == "no difference shown" and self.reason else ""
+            said.append(f"{self.left_out} left out{could}")
+        return "; ".join(said)
+
+    def _detail(self) -> str:
+        """What there is to say in brackets."""
+        if self.words == "unsettled":
+            return (
+                f" ({self.reason} in the {self.pairs} pairs, but not if the {self.left_out} left out had the best or the"
+                " worst value seen)"
+            )
         if self.words == "too few seeds":
-            more = f"{self.needed:,}" if self.needed < MOST_NEEDED else f"{MOST_NEEDED:,} or"
-            said += f" (about {more} more would be needed)"
-        elif self.words == "no difference shown" and self.detectable > 0:
-            said += f" (one of {self.detectable:.2g} would probably have been)"
-        elif self.words == "no difference shown" and self.detectable == 0:
-            said += " (all pairs are equal)"
-        elif self.words == "no difference shown":
-            said += " (only a very large one could have been)"
-        broke = {"baseline": self.broke_baseline, "variant": self.broke_variant}
-        return said + "".join(f"; {count} of {self.pairs} of the {who} broke down" for who, count in broke.items() if count)
+            return f" ({self._more_seeds()} more would be needed{'' if self.needed_high else ', at the least'})"
+        if self.words != "no difference shown":
+            return ""
+        if self.detectable > 0:
+            return f" (one of {self.detectable:.2g} would probably have been)"
+        if self.pairs and self.broke_baseline == self.broke_variant == self.pairs:
+            return " (all runs diverged)"
+        if self.pairs and self.unreached_baseline == self.unreached_variant == self.pairs:
+            return " (no run reached it)"
+        if self.detectable == 0:
+            return " (all pairs are equal)"
+        return "" if self.test != "differences" else " (only a very large one could have been)"
+
+    def _more_seeds(self) -> str:
+        low, high = self.needed_low or self.needed, self.needed_high or self.needed
+        if low >= MOST_NEEDED:
+            return f"{MOST_NEEDED:,} or"
+        if high >= MOST_NEEDED:
+            return f"about {low:,} or very many"
+        return f"about {low:,}" if low == high else f"about {low:,} to {high:,}"
+
+    def _counted(self) -> list[str]:
+        """How many of the pairs' runs have no number, and why."""
+        counts = (
+            ("diverged", self.broke_baseline, self.broke_variant),
+            ("never reached it", self.unreached_baseline, self.unreached_variant),
+            ("were there by the first validation", self.early_baseline, self.early_variant),
+        )
+        return [
+            f"{count} of {self.pairs} of the {who} {what}"
+            for what, *both in counts
+            for who, count in zip(("baseline", "variant"), both)
+            if count
+        ]
 
 
 @cache
@@ -182,6 +241,31 @@ def enough(effect: float, level: float) -> int:
     return many
 
 
+def enough_range(effect: float, pairs: int, level: float) -> tuple[int, int]:
+    """From how many to how many pairs are enough, as far as so many pairs with this effect (Cohen's d_z) can tell.
+
+    By the interval of the effect that inverts Student's noncentral distribution, which is taken as a mean over quantiles of
+    the standard deviation; it holds SURE of the time where differences are normal.
+    """
+    if math.isnan(effect):
+        return 0, 0
+    if abs(effect) > 10:
+        return least(level), least(level)
+    statistic = abs(effect) * pairs**0.5
+    scale_Q = np.sqrt(stats.chi2.ppf((np.arange(200) + 0.5) / 200, pairs - 1) / (pairs - 1))
+
+    def effect_at(share: float) -> float:
+        """The effect beside which this share of the statistics drawn would be smaller than the one there is."""
+
+        def excess(shift: float) -> float:
+            return float(special.ndtr(statistic * scale_Q - shift).mean()) - share
+
+        return max(0.0, optimize.brentq(excess, -10, 10 + statistic * scale_Q[-1])) / pairs**0.5
+
+    large, small = effect_at((1 - SURE) / 2), effect_at((1 + SURE) / 2)
+    return enough(large, level), enough(small, level) if small else MOST_NEEDED
+
+
 @cache
 def smallest(pairs: int, level: float) -> float:
     """The effect that so many pairs show with probability POWER; nan where they can show none."""
@@ -210,73 +294,131 @@ def judge(
     return judge_all(baseline, {theirs: variant}, measures, alpha, ours)
 
 
+@dataclass(frozen=True)
+class Rules:
+    """How a set of comparisons is judged."""
+
+    alpha: float = ALPHA
+    primary: str = ""
+    """The measure that is a family of its own; the others are secondary. Empty: all are one family."""
+    anytime: bool = False
+    """Whether the test is one that may be looked at as often as one likes."""
+
+    @property
+    def least(self) -> int:
+        """The fewest pairs that can show anything in a comparison alone."""
+        return betting.least(self.alpha) if self.anytime else least(self.alpha)
+
+    def role(self, measure: str) -> str:
+        return "" if not self.primary else "primary" if measure == self.primary else "secondary"
+
+
 def judge_all(
     baseline: Sequence[Run],
     variants: Mapping[str, Sequence[Run]],
     measures: Sequence[str],
     alpha: float = ALPHA,
     name: str = "baseline",
-    leave_out: Collection[tuple[str, str]] = (),
+    leave_out: Mapping[tuple[str, str], str] | None = None,
+    unfinished: Mapping[str, Collection[Seeds]] | None = None,
+    rules: Rules | None = None,
 ) -> list[Verdict]:
     """Every variant against one baseline in every measure that both have, corrected for all of that together.
 
-    `leave_out` are pairs of a variant and a measure in which it is not to be judged.
+    `leave_out` has the reason for each pair of a variant and a measure in which it is not to be judged; `unfinished`, by the
+    names of the variants and the baseline, the seeds whose runs were begun and have no results.
     """
-    compared: list[tuple[Verdict, NDArray[np.float64]]] = []
+    rules = rules or Rules(alpha)
+    begun_seeds = unfinished or {}
+    cases: list[_Case] = []
+    refused: list[Verdict] = []
     for variant, runs in variants.items():
+        seeds = begun_seeds.get(name, ()), begun_seeds.get(variant, ())
         for measure in measures:
-            both = any(_has(run, measure) for run in baseline) and any(_has(run, measure) for run in runs)
-            if both and (variant, measure) not in leave_out:
-                compared.append(_begin(measure, name, baseline, variant, runs))
-    return _decide(compared, alpha)
+            case = _begin(measure, (name, variant), (baseline, runs), seeds, rules)
+            if reason := (leave_out or {}).get((variant, measure)):
+                refused.append(_no_verdict(case.verdict, reason))
+            elif case.measured_by_both:
+                if not case.pairs.ranked:
+                    refused.append(
+                        _no_verdict(case.verdict, "runs diverged, and in this measure it is not known what is worse")
+                    )
+                else:
+                    cases.append(case)
+    found = [*_decide(cases, rules), *refused]
+    order = {
+        (variant, measure): place for place, (variant, measure) in enumerate((v, m) for v in variants for m in measures)
+    }
+    return sorted(found, key=lambda one: order[one.variant, one.measure])
 
 
-def _has(run: Run, measure: str) -> bool:
-    return measure in run.measures or bool(run.broke)
+@dataclass(frozen=True)
+class _Case:
+    """A comparison before it is known which others are made with it, and a verdict without what depends on those."""
+
+    verdict: Verdict
+    pairs: Pairs
+    better: int
+    scores: NDArray[np.float64]
+    """What the test flips the signs of: the differences, or their signed ranks."""
+    measured_by_both: bool
 
 
 def _begin(
-    measure: str, name: str, baseline: Sequence[Run], variant: str, runs: Sequence[Run]
-) -> tuple[Verdict, NDArray[np.float64]]:
-    """The pairs' differences, and a verdict without what depends on the other comparisons."""
-    ours = {run.seeds: run for run in reversed(baseline) if _has(run, measure)}
-    theirs = {run.seeds: run for run in reversed(runs) if _has(run, measure)}
-    seeds = [seeds for seeds in theirs if seeds in ours]
-    values_2N = np.array([[run.measures.get(measure, math.inf) for run in (ours[at], theirs[at])] for at in seeds])
-    values_2N = values_2N.reshape(-1, 2).T.astype(np.float64)
-    broke_2N = ~np.isfinite(values_2N)
-    difference_N, filled_N = _differences(values_2N, broke_2N, direction(measure))
-    means = [float(row[~broke].mean()) if (~broke).any() else math.nan for row, broke in zip(values_2N, broke_2N)]
+    measure: str, names: tuple[str, str], sides: tuple[Sequence[Run], Sequence[Run]],
+    unfinished: tuple[Collection[Seeds], Collection[Seeds]], rules: Rules,
+) -> _Case:  # fmt: skip
+    better = direction(measure, [*sides[0], *sides[1]])
+    pairs = pair(*sides, measure, better, unfinished)
+    by_both = all(any(observe(run, measure, better) for run in side) for side in sides)
+    values_2N = pairs.values
+    difference_N = differences(values_2N)
+    scores_N = scores(values_2N)
+    whole = bool(np.isfinite(values_2N).all())
+    means = [_mean(row_N) for row_N in values_2N]
+    diverged, unreached, early = (pairs.count(kind) for kind in (Kind.DIVERGED, Kind.NOT_REACHED, Kind.BEFORE_FIRST))
     begun = Verdict(
-        measure=measure, baseline=name, variant=variant, pairs=len(seeds),
-        baseline_mean=means[0], variant_mean=means[1],
-        difference=float(difference_N.mean()) if len(difference_N) else math.nan, low=math.nan, high=math.nan,
-        p=permute(filled_N, 0.0)[0], corrected=math.nan,
-        effect=effect(difference_N), needed=0, words="",
-        broke_baseline=int(broke_2N[0].sum()), broke_variant=int(broke_2N[1].sum()),
+        measure=measure, baseline=names[0], variant=names[1], pairs=len(pairs.ours),
+        baseline_mean=means[0] if whole else math.nan, variant_mean=means[1] if whole else math.nan,
+        difference=_mean(difference_N) if whole else math.nan, low=math.nan, high=math.nan,
+        p=_p(scores_N, rules.anytime), corrected=math.nan, effect=effect(difference_N) if whole else math.nan,
+        needed=0, words="", left_out=len(pairs.alone), role=rules.role(measure),
+        broke_baseline=diverged[0], broke_variant=diverged[1],
+        unreached_baseline=unreached[0], unreached_variant=unreached[1], early_baseline=early[0], early_variant=early[1],
+        survivors_baseline=math.nan if whole else means[0], survivors_variant=math.nan if whole else means[1],
+        test="signs" if rules.anytime else "differences" if whole else "ranks",
     )  # fmt: skip
-    return begun, filled_N
+    return _Case(begun, pairs, better, scores_N, by_both)
 
 
-def _differences(
-    values_2N: NDArray[np.float64], broke_2N: NDArray[np.bool_], better: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Variant minus baseline for each pair, broken runs accounted for; and the same with a size for what is infinite.
+def _mean(values_N: NDArray[np.float64]) -> float:
+    """Of those that are finite; nan where none is."""
+    finite_N = values_N[np.isfinite(values_N)]
+    return float(finite_N.mean()) if len(finite_N) else math.nan
 
-    Where no pair is whole, a broken run is infinitely worse. Where what is worse is not known, pairs with one are left out.
-    """
-    whole_N = ~broke_2N.any(0)
-    difference_N = np.zeros(values_2N.shape[1])
-    difference_N[whole_N] = values_2N[1, whole_N] - values_2N[0, whole_N]
-    if not better:
-        return difference_N[whole_N], difference_N[whole_N]
-    against_N = (broke_2N[0].astype(float) - broke_2N[1]) * better  # -1 where the variant alone broke and more is better
-    one_N = against_N != 0
-    size = np.abs(difference_N[whole_N]).max() if whole_N.any() else 1.0
-    filled_N = np.where(one_N, against_N * size, difference_N)
-    if not whole_N.any() and one_N.any():
-        return np.where(one_N, against_N * np.inf, difference_N), filled_N
-    return filled_N, filled_N
+
+def differences(values_2N: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Variant minus baseline; 0 where both are tied in the same place, infinite where only one of them has a number."""
+    tied_N = values_2N[0] == values_2N[1]
+    with np.errstate(invalid="ignore"):
+        return np.where(tied_N, 0.0, values_2N[1] - values_2N[0])
+
+
+def scores(values_2N: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The differences where every run has a number, otherwise their signed ranks; one of 0 is ranked and scores 0."""
+    differences_N = differences(values_2N)
+    if np.isfinite(values_2N).all():
+        return differences_N
+    return np.sign(differences_N) * stats.rankdata(np.abs(differences_N))
+
+
+def _p(scores_N: NDArray[np.float64], anytime: bool) -> float:
+    return betting.sign_test(scores_N) if anytime else permute(scores_N, 0.0)[0]
+
+
+def _sign(scores_N: NDArray[np.float64], anytime: bool) -> int:
+    """1 where the variant's values are the higher, as the test sees it, -1 where they are the lower."""
+    return int(np.sign(np.sign(scores_N).sum() if anytime else scores_N.sum()))
 
 
 def effect(differences_N: NDArray[np.float64]) -> float:
@@ -287,45 +429,117 @@ def effect(differences_N: NDArray[np.float64]) -> float:
     mean, deviation = float(differences_N.mean()), float(differences_N.std(ddof=1))
     if deviation <= 1e-12 * np.abs(differences_N).max():
         return math.copysign(math.inf, mean) if mean else 0.0
-    factor = math.exp(math.lgamma(freedom / 2) - math.lgamma((freedom - 1) / 2)) / math.sqrt(freedom / 2)
-    return mean / deviation * factor
+    return mean / deviation * _hedges(freedom)
 
 
-def _decide(compared: list[tuple[Verdict, NDArray[np.float64]]], alpha: float) -> list[Verdict]:
-    """Holm's procedure over the comparisons that could show something, then every verdict's interval and words."""
-    family = [at for at, (_, filled_N) in enumerate(compared) if len(filled_N) >= least(alpha)]
-    family.sort(key=lambda at: compared[at][0].p)
+def _hedges(freedom: int) -> float:
+    return math.exp(math.lgamma(freedom / 2) - math.lgamma((freedom - 1) / 2)) / math.sqrt(freedom / 2)
+
+
+def _no_verdict(begun: Verdict, reason: str) -> Verdict:
+    return replace(begun, words="no verdict", reason=reason, p=math.nan, difference=math.nan, effect=math.nan, compared=0)
+
+
+def _decide(cases: list[_Case], rules: Rules) -> list[Verdict]:
+    """Holm's procedure over each family of comparisons that could show something; every verdict's interval and words."""
+    verdicts: list[Verdict] = []
+    for role in dict.fromkeys(case.verdict.role for case in cases):
+        verdicts += _decide_family([case for case in cases if case.verdict.role == role], rules)
+    return verdicts
+
+
+def _decide_family(cases: list[_Case], rules: Rules) -> list[Verdict]:
+    alpha = rules.alpha
+    family = [at for at, case in enumerate(cases) if case.verdict.pairs >= rules.least]
+    family.sort(key=lambda at: cases[at].verdict.p)
     levels: dict[int, float] = {}
     corrected: dict[int, float] = {}
     shown = 0
     for rank, at in enumerate(family):
         left = len(family) - rank
-        corrected[at] = min(1.0, max([left * compared[at][0].p, *corrected.values()]))
+        corrected[at] = min(1.0, max([left * cases[at].verdict.p, *corrected.values()]))
         if shown == rank and corrected[at] <= alpha * (1 + 1e-12):
             shown += 1
             levels[at] = alpha / left
     rest = alpha / max(1, len(family) - shown)  # what the first that was not shown was held to, and the others with it
-    alone = alpha / max(1, len(compared) - shown)  # if those with too few pairs had enough
+    alone = alpha / max(1, len(cases) - shown)  # if those with too few pairs had enough
     verdicts = []
-    for at, (begun, filled_N) in enumerate(compared):
+    for at, case in enumerate(cases):
         level = levels.get(at, rest if at in corrected else alone)
-        counted = replace(begun, corrected=corrected.get(at, begun.p), compared=max(1, len(family)))
-        verdicts.append(_finish(counted, filled_N, level, at in levels))
+        counted = replace(case.verdict, corrected=corrected.get(at, case.verdict.p), compared=max(1, len(family)))
+        judged = replace(case, verdict=counted)
+        verdicts.append(_finish(judged, level, rules, at in levels))
     return verdicts
 
 
-def _finish(begun: Verdict, filled_N: NDArray[np.float64], level: float, shown: bool) -> Verdict:
-    pairs, better = len(filled_N), direction(begun.measure)
-    _, low, high = permute(filled_N, level)
-    if not math.isfinite(begun.difference):
-        low = high = math.nan
-    deviation = float(filled_N.std(ddof=1)) if pairs > 1 else math.nan
-    detectable = smallest(pairs, level) * deviation
+def _finish(case: _Case, level: float, rules: Rules, shown: bool) -> Verdict:
+    """The verdict's words and interval at the level that was left to it."""
+    low, high = _interval(case, level, rules)
+    verdict = replace(case.verdict, level=level, low=low, high=high)
     if shown:
-        sign = 1 if begun.difference > 0 else -1
-        words, needed = ("better" if sign == better else "worse") if better else ("higher" if sign > 0 else "lower"), 0
-    else:
-        words = "too few seeds" if pairs < least(level) else "no difference shown"
-        wanted = enough(begun.effect, level)
-        needed = wanted if wanted == MOST_NEEDED else max(1, wanted - pairs)
-    return replace(begun, low=low, high=high, words=words, needed=needed, detectable=detectable, level=level)
+        words = _words(_sign(case.scores, rules.anytime), case.better)
+        if _stands(case, level, rules):
+            return replace(verdict, words=words)
+        return replace(verdict, words="unsettled", reason=words)
+    fewest = betting.least(level) if rules.anytime else least(level)
+    words = "too few seeds" if verdict.pairs < fewest else "no difference shown"
+    if words == "no difference shown" and _could_show(case, level, rules):
+        verdict = replace(verdict, reason="those left out could show one")
+    if rules.anytime:
+        return replace(verdict, words=words, needed=max(1, fewest - verdict.pairs))
+    deviation = float(case.scores.std(ddof=1)) if verdict.test == "differences" and verdict.pairs > 1 else math.nan
+    wanted = enough(verdict.effect, level)
+    low, high = (_more(pairs, verdict.pairs) for pairs in _enough_range(verdict, level))
+    return replace(
+        verdict, words=words, needed=_more(wanted, verdict.pairs), needed_low=low, needed_high=high,
+        detectable=smallest(verdict.pairs, level) * deviation,
+    )  # fmt: skip
+
+
+def _enough_range(verdict: Verdict, level: float) -> tuple[int, int]:
+    effect = verdict.effect / _hedges(verdict.pairs - 1) if verdict.pairs > 2 else math.nan
+    return enough_range(effect, verdict.pairs, level)
+
+
+def _more(wanted: int, pairs: int) -> int:
+    """How many more pairs than there are; 0 stands for what is not known."""
+    return wanted if wanted in (0, MOST_NEEDED) else max(1, wanted - pairs)
+
+
+def _words(sign: int, better: int) -> str:
+    if not better:
+        return "higher" if sign > 0 else "lower"
+    return "better" if sign == better else "worse"
+
+
+def _interval(case: _Case, level: float, rules: Rules) -> tuple[float, float]:
+    """Of the mean of the differences or, at any time, of their median; nan where a run has no number."""
+    if not np.isfinite(case.pairs.values).all():
+        return math.nan, math.nan
+    if rules.anytime:
+        return betting.interval(case.scores, level)
+    _, low, high = permute(case.scores, level)
+    return low, high
+
+
+def _stands(case: _Case, level: float, rules: Rules) -> bool:
+    """Whether what the pairs show is shown as well with all that was left out filled in, whichever side that favours."""
+    sign = _sign(case.scores, rules.anytime)
+    return all(shown == sign for shown in _filled(case, level, rules))
+
+
+def _could_show(case: _Case, level: float, rules: Rules) -> bool:
+    """Whether a difference would be shown with all that was left out filled in, in favour of either side."""
+    return any(_filled(case, level, rules))
+
+
+def _filled(case: _Case, level: float, rules: Rules) -> list[int]:
+    """What would be shown if what was left out favoured the variant, and if the baseline: 1 higher, -1 lower, 0 nothing."""
+    if not case.pairs.alone:
+        return []
+    found = []
+    for favour in (True, False):
+        filled_M = scores(case.pairs.filled(case.better, favour))
+        shown = _p(filled_M, rules.anytime) <= level * (1 + 1e-12)
+        found.append(_sign(filled_M, rules.anytime) if shown else 0)
+    return found

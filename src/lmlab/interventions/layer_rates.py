@@ -3,6 +3,7 @@
 from pydantic import Field
 from torch import Tensor
 
+from lmlab.errors import UserError
 from lmlab.interventions.base import Intervention, blocks_above
 from lmlab.learning_rules.base import LearningRule, Pieces
 from lmlab.models.base import LanguageModel
@@ -27,7 +28,14 @@ class LayerRates(Intervention):
 
     def __init__(self, options: Options, model: LanguageModel, rule: LearningRule) -> None:
         super().__init__(rule)
-        self.factors = {name: options.factor**blocks for name, blocks in blocks_above(model).items()}
+        heights = blocks_above(model)
+        try:
+            self.factors = {name: options.factor**blocks for name, blocks in heights.items()}
+        except OverflowError:
+            raise UserError(
+                f"params.yaml: interventions.layer_rates.factor: {options.factor:g} to the power of {max(heights.values())},"
+                " the number of blocks, is more than a number can hold; set it nearer to 1"
+            ) from None
 
     def rate_factor(self, name: str) -> float:
         return super().rate_factor(name) * self.factors[name]

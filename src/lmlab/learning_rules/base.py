@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from lmlab import noise
 from lmlab.models.base import LanguageModel
 from lmlab.optimizers.base import Groups
+from lmlab.params import Params
+from lmlab.widths import by_fans, scale_initialisation
 
 Pieces = Sequence[tuple[Tensor, Tensor]]
 """A batch as equal pieces that go through the model one after another: tokens_BT and targets_BT of each."""
@@ -50,13 +52,22 @@ class LearningRule(nn.Module, ABC):
         return in_pieces(self.assign_gradients, [model, self], model, pieces)
 
     def own_groups(self, model: LanguageModel) -> Groups:
-        """The rule's own parameters, which the optimizer moves beside the model's, in groups named as those are.
+        """The rule's own parameters, which the optimizer moves beside the model's, in groups named as those are (`by_fans`).
 
         When the model's gradient is clipped, theirs are made shorter by the same factor.
         """
         matrices = [parameter for parameter in self.parameters() if parameter.ndim >= 2]
         vectors = [parameter for parameter in self.parameters() if parameter.ndim < 2]
-        return {name: group for name, group in (("matrices", matrices), ("vectors", vectors)) if group}
+        return by_fans({"matrices": matrices, "vectors": vectors})
+
+    def follow_width(self, options: Params, model: LanguageModel) -> None:
+        """Scale what own parameters were drawn as, as the model's parametrisation has scaled the model's.
+
+        The last thing in the `__init__` of a rule that draws parameters of its own. It does nothing at the base width, and
+        in the standard parametrisation. Buffers (feedback) are left as they are.
+        """
+        if model.width_ratio != 1:
+            scale_initialisation(self, self.own_groups(model), model, lambda other: type(self)(options, other))
 
     def leaders(self, model: LanguageModel) -> dict[str, str]:
         """For own parameters that have to move exactly as one of the model's does: its dotted name, by their own names.

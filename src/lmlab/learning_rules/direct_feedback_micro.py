@@ -17,6 +17,7 @@ from lmlab.errors import UserError
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models.base import LanguageModel, next_token_loss
 from lmlab.params import Params
+from lmlab.widths import fans_of, initial_power
 
 
 class Options(Params):
@@ -26,7 +27,11 @@ class Options(Params):
 
 
 class DirectFeedbackMicro(LearningRule):
-    """Its state is a B for each map, vocabulary x the width of the map's input, as large as the map's weights at first."""
+    """Its state is a B for each map, vocabulary x the width of the map's input, as large as the map's weights at first.
+
+    Where a parametrisation follows the width, B is as large as those are at the base width, and for an input that grows
+    less by the ratio of the widths: what arrives there is then as large as a gradient is.
+    """
 
     backward = True
     short_of_one_batch = "it learns it in the end: what arrives at a weight is right at first by chance alone"
@@ -36,8 +41,9 @@ class DirectFeedbackMicro(LearningRule):
         weights = linear_weights(model)
         for call in _calls(model):
             width = call.x_shape[2 if call.convolution is None else 1]
-            feedback = drawn_like(weights[call.name], options.feedback_scale, (model.vocabulary, width))
-            self.register_buffer(key(call.name), feedback)
+            weight = weights[call.name]
+            scale = options.feedback_scale * _beside_weights(weight, width, model.width_ratio)
+            self.register_buffer(key(call.name), drawn_like(weight, scale, (model.vocabulary, width)))
 
     def assign_gradients(self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         error: list[Tensor] = []
@@ -52,6 +58,14 @@ class DirectFeedbackMicro(LearningRule):
         loss = next_token_loss(logits_BTV, targets_BT)
         torch.autograd.backward(loss)
         return loss.detach()
+
+
+def _beside_weights(weight: nn.Parameter, width: int, ratio: float) -> float:
+    """How large B is beside the weights of a map whose input is so wide, in a model so many times as wide as the base."""
+    fans = fans_of("matrices", weight)
+    of_each_channel = width != weight.shape[1]  # a depthwise convolution, whose fan-in is its kernel alone
+    input_grows = fans.fan_in or (of_each_channel and fans.fan_out)
+    return ratio ** (-float(input_grows) - initial_power(fans))
 
 
 def _calls(model: LanguageModel) -> list[Call]:

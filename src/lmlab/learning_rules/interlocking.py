@@ -15,6 +15,7 @@ from lmlab.learning_rules.base import LearningRule
 from lmlab.models.base import LanguageModel, next_token_loss
 from lmlab.optimizers.base import Groups
 from lmlab.params import Params
+from lmlab.widths import by_fans
 
 
 class Options(Params):
@@ -32,9 +33,10 @@ class Interlocking(LearningRule):
         super().__init__()
         self.span = options.span
         self.heads = LocalHeads(model)
+        self.follow_width(options, model)
 
     def own_groups(self, model: LanguageModel) -> Groups:
-        return {"readout": list(self.parameters())}
+        return by_fans({"readout": list(self.parameters())})
 
     def assign_gradients(self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         pieces = Pieces(model, tokens_BT)

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from lmlab.cutting import Pieces, stream_widths
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models.base import LanguageModel, next_token_loss
-from lmlab.optimizers.base import Groups, joined
+from lmlab.optimizers.base import Groups
 from lmlab.params import Params
+from lmlab.widths import by_fans
 
 
 class Options(Params):
@@ -60,7 +61,11 @@ def size(s_BTS: Tensor) -> Tensor:
 
 
 class SyntheticGradients(LearningRule):
-    """Its own parameters are the nets'. Their loss is the mean square of their error times the stream's size."""
+    """Its own parameters are the nets'. Their loss is the mean square of their error times the stream's size.
+
+    Where a parametrisation follows the width, a gradient's numbers get smaller as their number grows; a net's output does
+    not, so it is divided by the model's `width_ratio`, and the error multiplied.
+    """
 
     backward = False
     short_of_one_batch = "its guesses trail behind the gradients, which change as the blocks learn"
@@ -70,16 +75,18 @@ class SyntheticGradients(LearningRule):
         vocabulary = model.vocabulary if options.targets else 0
         widths = stream_widths(model)[1:-1]
         self.nets = nn.ModuleList(Predictor(width, options.hidden or width, vocabulary, options.across) for width in widths)
+        self.width_ratio = model.width_ratio
+        self.follow_width(options, model)
 
     def own_groups(self, model: LanguageModel) -> Groups:
         tables = [net.by_target for net in self.nets if isinstance(net, Predictor) and net.by_target is not None]
         maps = [parameter for name, parameter in self.named_parameters() if not name.endswith("by_target")]
         of_maps = {"matrices": [p for p in maps if p.ndim == 2], "vectors": [p for p in maps if p.ndim == 1]}
-        return {name: group for name, group in joined({"embeddings": tables}, of_maps).items() if group}
+        return by_fans({"embeddings": tables, **of_maps})
 
     def predict(self, number: int, s_BTS: Tensor, targets_BT: Tensor) -> Tensor:
         """The guess at the mean loss's gradient at block `number`'s output, counted from 1, times the batch's tokens."""
-        return self.nets[number - 1](s_BTS, targets_BT)
+        return self.nets[number - 1](s_BTS, targets_BT) / self.width_ratio
 
     def assign_gradients(self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         pieces, tokens = Pieces(model, tokens_BT), targets_BT.numel()
@@ -91,7 +98,8 @@ class SyntheticGradients(LearningRule):
             s_BTS = pieces.copies[number - 1].detach()
             guess = self.predict(number - 1, s_BTS, targets_BT)
             if at_input is not None:
-                torch.autograd.backward(((guess - tokens * at_input) * size(s_BTS)).square().mean())
+                amiss_BTS = self.width_ratio * (guess - tokens * at_input)
+                torch.autograd.backward((amiss_BTS * size(s_BTS)).square().mean())
             gradient = guess.detach() / tokens
         pieces.teach(0, pieces.teach(1, gradient))
         return loss.detach()

@@ -29,7 +29,7 @@ class Options(Params):
 
     step: float = Field(gt=0)
     noise: float = Field(gt=0)
-    expansion: float = Field(gt=0)
+    expansion: float = Field(gt=0, le=1e6)
 
 
 class Inverse(nn.Module):
@@ -59,6 +59,7 @@ class TargetPropagation(LearningRule):
         self.step, self.noise = options.step, options.noise
         hidden = max(1, round(options.expansion * model.width))
         self.inverses = nn.ModuleList(Inverse(model.width, hidden) for _ in model.blocks)
+        self.follow_width(options, model)
 
     def assign_gradients(self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         outputs, values = taken_apart(model, tokens_BT)

@@ -1,7 +1,12 @@
 """What a measure is: it gets a finished run with everything that `evaluate` has open, and gives plain numbers.
 
-They land in results/metrics.json under the measure's name. A measure that has nothing to measure in a run is left out, with
-the reason in the list `left_out` there; it never gives a number that means nothing.
+They land in results/measures.json under the measure's name. A measure that has nothing to measure in a run is left out, with
+the reason in the list `left_out` there; it never gives a number that means nothing. What has to be known before runs are
+compared by its numbers (which way is better, what decides them, whether they compare across tokenizers) a measure declares
+in class attributes, and it lands in the same file under `about`.
+
+Where a number is known to be more than something, or at most that, and no more is known, the bound stands in a block of the
+same name that ends in `_more_than` or `_at_most`: `tokens_to_more_than.2.5` for `tokens_to.2.5`.
 """
 
 import math
@@ -10,11 +15,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from lmlab import documents, parts
+from lmlab.evaluation.about import STRIDE, VALIDATED_AT, WINDOW, About
 from lmlab.evaluation.scoring import Score
 from lmlab.models.base import LanguageModel
 from lmlab.params import Tree
@@ -46,7 +52,7 @@ class Trained:
     log: list[dict[str, Any]]
     """The lines of the training's log."""
     scores: dict[str, Score]
-    """Of the splits `validation` and, if there is one, `test`."""
+    """Of each split that was scored, which is `validation`."""
     stride: int
     """Tokens between the windows of those scores."""
 
@@ -72,8 +78,25 @@ class Trained:
         return nats_per_token / math.log(2) * self.shards.count(split, "tokens") / self.shards.count(split, "bytes")
 
 
+SCORED = {"*": (WINDOW, STRIDE)}
+"""What decides numbers that are made from the scores of a split."""
+
+
 class Measure(ABC):
-    """Final classes take `(options)`; what cannot work whatever the run is refused there, with a UserError."""
+    """Final classes take `(options)`; what cannot work whatever the run is refused there, with a UserError.
+
+    The attributes hold patterns of the names of its numbers, such as `mean` or `accuracy.*`; `About` says what each means. A
+    number that none of them fits is only ever higher or lower, compares within one tokenizer, and is decided by the options.
+    """
+
+    less_is_better: ClassVar[tuple[str, ...]] = ()
+    more_is_better: ClassVar[tuple[str, ...]] = ()
+    across_tokenizers: ClassVar[tuple[str, ...]] = ()
+    facts: ClassVar[tuple[str, ...]] = ()
+    decided_by: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Beside its options: params by dotted key, WINDOW, STRIDE or VALIDATED_AT."""
+    not_deciding: ClassVar[tuple[str, ...]] = ()
+    """Options that decide which numbers there are, and none of them."""
 
     @abstractmethod
     def measure(self, trained: Trained) -> Numbers:
@@ -98,6 +121,29 @@ def take(measures: Mapping[str, Choice], trained: Trained) -> tuple[Numbers, lis
         except DoesNotApply as reason:
             left_out.append(f"{name}: {reason}")
     return taken, left_out
+
+
+def about(measures: Mapping[str, Choice], trained: Trained) -> dict[str, Any]:
+    """What is to be known before runs are compared by each measure's numbers, as plain values for JSON (see `About`)."""
+    return {name: _about(choice, trained).model_dump(mode="json") for name, choice in measures.items()}
+
+
+def _about(choice: Choice, trained: Trained) -> About:
+    part: type[Measure] = choice.part
+    values = {WINDOW: trained.model.context, STRIDE: trained.stride, VALIDATED_AT: _validated_at(trained)}
+    return About(
+        less_is_better=part.less_is_better,
+        more_is_better=part.more_is_better,
+        across_tokenizers=part.across_tokenizers,
+        facts=part.facts,
+        decided_by={pattern: {key: values.get(key) for key in keys} for pattern, keys in part.decided_by.items()},
+        options={key: value for key, value in choice.options.model_dump().items() if key not in part.not_deciding},
+    )
+
+
+def _validated_at(trained: Trained) -> list[float] | None:
+    tokens = [float(row["tokens"]) for row in trained.log if "validation_nats" in row]
+    return [tokens[0], tokens[-1], float(len(tokens))] if tokens else None
 
 
 def flat(numbers: Numbers, above: str = "") -> Iterator[tuple[str, float]]:

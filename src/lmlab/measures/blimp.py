@@ -22,9 +22,13 @@ class Options(Params):
 class Blimp(Measure):
     """How often the grammatical sentence of a pair is the likelier, by phenomenon (`linguistics_term`) and as their mean.
 
-    `by_length_alone` is what counting tokens would get, the shorter being the better; chance is one half. DVC does not
-    watch the folder: after a change of its files run `dvc repro --force evaluate`.
+    `by_length_alone` is what counting tokens would get, the shorter being the better; chance is one half. Since how many
+    tokens a sentence has is the tokenizer's doing, results compare within one. DVC does not watch the folder: after a change
+    of its files run `dvc repro --force evaluate`.
     """
+
+    more_is_better = ("mean", "accuracy.*")
+    facts = ("by_length_alone", "pairs")
 
     def __init__(self, options: Options) -> None:
         self.folder, self.pairs = Path(options.folder), options.pairs

@@ -1,7 +1,7 @@
 """What each class of character costs in nats per byte: word starts, letters within words, capitals, spaces, and so on."""
 
 from lmlab.evaluation import character_classes
-from lmlab.measures.base import Measure, Numbers, Trained
+from lmlab.measures.base import SCORED, Measure, Numbers, Trained
 from lmlab.params import Params
 
 
@@ -12,8 +12,11 @@ class Options(Params):
 class CharacterClasses(Measure):
     """On validation, for each class that occurs; results/character_classes.csv has the shares of bytes and nats as well.
 
-    A token of several characters is charged to the class of its first byte, so tokenizers do not compare class by class.
+    A token of several characters is charged to the class of its first byte, so tokenizers do not compare class by class. No
+    class is better the less it costs: a model that expects nothing but spaces pays least for those.
     """
+
+    decided_by = SCORED
 
     def __init__(self, options: Options) -> None:
         super().__init__()

@@ -1,7 +1,10 @@
 """What more context is worth: the loss early in the window against the loss late in it (Olsson et al. 2022)."""
 
+from typing import ClassVar
+
 from pydantic import Field
 
+from lmlab.evaluation.about import STRIDE
 from lmlab.measures.base import DoesNotApply, Measure, Numbers, Trained
 from lmlab.params import Params
 
@@ -18,7 +21,10 @@ class ContextGain(Measure):
     """On validation, each the mean over `positions` positions of the window from `early` or `late` on, 1 being the first.
 
     `nats` is early minus late: positive where context helps. The positions are fixed, so runs with other windows compare.
+    A larger gain is not better by itself: whatever is lost early adds to it.
     """
+
+    decided_by: ClassVar = {"*": (STRIDE,)}
 
     def __init__(self, options: Options) -> None:
         self.options = options

@@ -1,7 +1,7 @@
 """How far from the best there can be: bits per byte above the exact entropy of a synthetic corpus."""
 
 from lmlab.evaluation.scoring import bits_per_byte
-from lmlab.measures.base import DoesNotApply, Measure, Numbers, Trained
+from lmlab.measures.base import SCORED, DoesNotApply, Measure, Numbers, Trained
 from lmlab.params import Params
 
 
@@ -11,6 +11,10 @@ class Options(Params):
 
 class EntropyGap(Measure):
     """On each split. The entropy is that of the source; a short split's own text may by chance be a little cheaper."""
+
+    less_is_better = ("*",)
+    across_tokenizers = ("*",)
+    decided_by = SCORED
 
     def __init__(self, options: Options) -> None:
         super().__init__()

@@ -4,7 +4,7 @@ import numpy as np
 from pydantic import Field
 
 from lmlab.evaluation.scoring import score
-from lmlab.measures.base import Measure, Numbers, Trained, evenly
+from lmlab.measures.base import SCORED, Measure, Numbers, Trained, evenly
 from lmlab.params import Params
 
 STRIDES = 16
@@ -23,8 +23,12 @@ class GeneralisationGap(Measure):
     A window's length of text stands before each stretch and is not charged, so every token sees as much as it would on
     validation. `train` is the loss on it; `gap` is validation minus that, in nats per token and bits per byte: 0 for a
     model that has learned nothing by heart, if train and validation are equally hard. They need not be, since they are
-    other texts.
+    other texts. Neither is better by being small: a model that has learned nothing has no gap, and one that has learned
+    everything by heart no loss on this text. Over another tokenizer the stretches are other text.
     """
+
+    facts = ("train.tokens",)
+    decided_by = SCORED
 
     def __init__(self, options: Options) -> None:
         self.tokens = options.tokens

@@ -2,9 +2,11 @@
 
 from itertools import pairwise
 from math import exp, log
+from typing import ClassVar
 
 from pydantic import Field
 
+from lmlab.evaluation.about import VALIDATED_AT
 from lmlab.measures.base import DoesNotApply, Measure, Numbers, Trained
 from lmlab.params import Params
 from lmlab.sizing import training_operations
@@ -19,13 +21,20 @@ class Options(Params):
 class LearningCurve(Measure):
     """From the validation losses of the training log, whose windows do not overlap, in bits per byte.
 
-    `tokens_to` and `operations_to` have an entry for each target that was reached, by a straight line over the logarithm
-    of tokens between two validations; one that the first validation was already below is left out, since when that was is
-    not known (a smaller `train.validate_every` tells). `mean` is the area under the curve over that axis, from the first
-    validation to the last, divided by its length: it compares runs that validate at the same steps. Operations are those
-    of backpropagation, whatever rule the run learned by. Seconds differ from run to run, so they stand in
-    data/timing/train.json and not here.
+    `tokens_to` and `operations_to` have an entry for each target that was reached between two validations, by a straight
+    line over the logarithm of tokens. When it was is not known of a target that the first validation was already below: it
+    stands, with the amount until then, in `tokens_to_at_most` (a smaller `train.validate_every` tells more); nor of one that
+    was never reached, which stands with all that the run took in `tokens_to_more_than`; and so for operations. `mean` is
+    the area under the curve over that axis, from the first validation to the last, divided by its length: it compares runs
+    that validate at the same steps. Operations are those of backpropagation, whatever rule the run learned by. Seconds
+    differ from run to run, so they stand in data/timing/train.json and not here.
     """
+
+    less_is_better = ("tokens_to.*", "operations_to.*", "mean")
+    across_tokenizers = ("mean", "operations", "operations_to*")
+    facts = ("tokens", "operations", "*_to_at_most.*", "*_to_more_than.*")
+    decided_by: ClassVar = {"*": ("train.validate_every",), "mean": (VALIDATED_AT,)}
+    not_deciding = ("targets",)
 
     def __init__(self, options: Options) -> None:
         self.targets = options.targets
@@ -38,13 +47,17 @@ class LearningCurve(Measure):
         bits = [float(row["validation_bits_per_byte"]) for row in rows]
         forward = trained.saved["size"]["forward_operations_per_token"]
         crossings = {str(target): reached(tokens, bits, target) for target in self.targets if target < bits[0]}
-        tokens_to = {target: count for target, count in crossings.items() if count is not None}
-        numbers: Numbers = {
-            "tokens": tokens[-1],
-            "operations": training_operations(forward, tokens[-1]),
-            "tokens_to": tokens_to,
-            "operations_to": {target: training_operations(forward, count) for target, count in tokens_to.items()},
+        counts = {
+            "to": {target: count for target, count in crossings.items() if count is not None},
+            "to_at_most": {str(target): tokens[0] for target in self.targets if target >= bits[0]},
+            "to_more_than": {target: tokens[-1] for target, count in crossings.items() if count is None},
         }
+        numbers: Numbers = {"tokens": tokens[-1], "operations": training_operations(forward, tokens[-1])}
+        for known, of_targets in counts.items():
+            numbers[f"tokens_{known}"] = of_targets
+            numbers[f"operations_{known}"] = {
+                target: training_operations(forward, count) for target, count in of_targets.items()
+            }
         if len(rows) > 1:
             numbers["mean"] = mean_over_logarithm(tokens, bits)
         return numbers

@@ -1,16 +1,19 @@
 """Minimal pairs from the corpus itself: held-out sentences against the same with one thing wrong.
 
-Both sides have the same number of characters, so that no preference for short texts helps. What is wrong is wrong by
-construction, or the training text never has it; so it needs no annotation and works for any text in words.
+Both sides have the same number of characters, so that no preference for short texts helps. What is wrong is nowhere in
+the training text, all of which is looked through; so it needs no annotation and works for any text in words.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from itertools import pairwise
+from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
 from pydantic import Field
 
+from lmlab import documents
 from lmlab.corpora.grammar import rules
 from lmlab.evaluation.pairs import accuracy, text_nats
 from lmlab.measures.base import DoesNotApply, Measure, Numbers, Trained
@@ -21,16 +24,18 @@ FEW = 10
 MOST_SENTENCES = 4000
 MOST_CHARACTERS = 100
 """In a sentence."""
-TRAIN_CHARACTERS = 4_000_000
-"""Of the training text that is looked at."""
+CHARACTERS = 4_000_000
+"""Of the held-out text that sentences are taken from, and of the training text that words are."""
 
 WORD = r"[A-Za-z]+(?:'[A-Za-z]+)?"
+NEIGHBOURS = r"(?<![\w'])(?=([a-z]+) ([a-z]+)(?![\w']))"
+MISPLACED = r"(?<![a-z])[a-z]+ [,;:.!?](?=[a-z])"
 AGREEMENT = {
     "I": {"am": "is"},
     **{pronoun: {"is": "am", "was": "are", "has": "are"} for pronoun in ("he", "she", "it")},
     **{pronoun: {"are": "has"} for pronoun in ("we", "they")},
 }
-"""English pronouns with their verbs, and forms just as long that never follow them."""
+"""English pronouns with their verbs, and forms just as long that do not follow them."""
 
 
 class Options(Params):
@@ -47,11 +52,22 @@ class Pair(NamedTuple):
     bad: tuple[str, ...]
 
 
+class Candidate(NamedTuple):
+    """A pair, if the training text has neither what is wrong nor any of the wrong texts."""
+
+    pair: Pair
+    wrong: str
+    """The words that are wrong, in small letters with one space between; empty where whole sentences are."""
+
+    def texts(self) -> list[str]:
+        """What must not stand in the training text: wrong sentences, or those that make up a whole line."""
+        return list(self.pair.bad) if self.wrong else [f"\n{line}" for line in self.pair.bad]
+
+
 class Text(NamedTuple):
-    """What pairs are made from: held-out sentences in random order, the training text, and its words."""
+    """What pairs are made from: held-out sentences in random order, and words of the training text."""
 
     sentences: list[str]
-    train: str
     words: set[str]
 
 
@@ -60,24 +76,23 @@ class MinimalPairs(Measure):
 
     `by_length_alone` is what counting tokens would score, the fewer the better: one half over characters or bytes, more
     where a tokenizer spells what is wrong in more tokens than what is right. A kind with fewer than ten pairs is not
-    there. `swapped_words`: two neighbours the other way round, as the training text never has them. `repeated_word`: a
-    word in the place of its right neighbour, as the training text never has it. `misspelt_word`: two letters swapped that
-    make no word of the training text. `misplaced_punctuation`: a comma or the like behind its space. `agreement`: English
+    there. `swapped_words`: two neighbours the other way round. `repeated_word`: a word in the place of its right neighbour.
+    `misspelt_word`: two letters swapped. `misplaced_punctuation`: a comma or the like behind its space. `agreement`: English
     pronouns with a wrong form of to be, or of has. In the synthetic corpus `grammar`: `verb`, `verb_across_clause`: four
     sentences in two pairs whose verbs change places, so both sides have the same words.
+
+    What is wrong (these two words in this order, that spelling) stands nowhere in the training text, in small letters or
+    capitals and whatever is around it, and neither does the sentence as a whole; of the last two kinds, as a line.
     """
+
+    more_is_better = ("mean", "accuracy.*")
+    facts = ("by_length_alone", "pairs.*")
 
     def __init__(self, options: Options) -> None:
         self.options = options
 
     def measure(self, trained: Trained) -> Numbers:
-        chance = Random(self.options.seed)
-        train = "\n".join(trained.text("train", TRAIN_CHARACTERS))
-        held_out = sentences(trained.text("validation", TRAIN_CHARACTERS))
-        chance.shuffle(held_out)
-        text = Text(held_out[:MOST_SENTENCES], train, set(re.findall(WORD, train)))
-        makers = {**KINDS, **(GRAMMAR if trained.manifest.get("corpus") == "grammar" else {})}
-        pairs = {name: self._drawn(make(text, chance)) for name, make in makers.items()}
+        pairs = self.pairs(trained)
         pairs = {name: of_kind for name, of_kind in pairs.items() if len(of_kind) >= FEW}
         if not pairs:
             raise DoesNotApply(f"validation gives no {FEW} pairs of any kind")
@@ -91,14 +106,61 @@ class MinimalPairs(Measure):
             "pairs": {name: len(of_kind) for name, of_kind in pairs.items()},
         }
 
-    def _drawn(self, made: Iterator[Pair]) -> list[Pair]:
-        """The first of them, none twice."""
-        kept: dict[Pair, None] = {}
-        for pair in made:
-            kept[pair] = None
-            if len(kept) == self.options.pairs:
-                break
-        return list(kept)
+    def pairs(self, trained: Trained) -> dict[str, list[Pair]]:
+        """The pairs of each kind, at most `pairs` of them, none twice, and none that the training text speaks against."""
+        chance = Random(self.options.seed)
+        held_out = sentences(trained.text("validation", CHARACTERS))
+        chance.shuffle(held_out)
+        words = {word for text in trained.text("train", CHARACTERS) for word in re.findall(WORD, text)}
+        text = Text(held_out[:MOST_SENTENCES], words)
+        makers = {**KINDS, **(GRAMMAR if trained.manifest.get("corpus") == "grammar" else {})}
+        made = {name: list(dict.fromkeys(make(text, chance))) for name, make in makers.items()}
+        train = trained.corpus / "train.parquet"
+        standing = _standing_words(train, {one.wrong for of_kind in made.values() for one in of_kind} - {""})
+        made = {name: [one for one in of_kind if one.wrong not in standing] for name, of_kind in made.items()}
+        return {name: [one.pair for one in of_kind] for name, of_kind in self._drawn(made, train).items()}
+
+    def _drawn(self, made: dict[str, list[Candidate]], train: Path) -> dict[str, list[Candidate]]:
+        """The first `pairs` of each kind of which no wrong text stands in `train`."""
+        standing: set[str] = set()
+        while True:
+            left = {
+                name: [one for one in of_kind if standing.isdisjoint(one.texts())][: self.options.pairs]
+                for name, of_kind in made.items()
+            }
+            found = _standing(train, {text for of_kind in left.values() for one in of_kind for text in one.texts()})
+            if not found:
+                return left
+            standing |= found
+
+
+def _windows(train: Path) -> Iterator[str]:
+    """The training text in pieces that overlap by more than a wrong text has characters; a line end before each document."""
+    rest = ""
+    for _, part, text in documents.read_parts(train):
+        window = rest + text if part else f"\n{text}"
+        yield window
+        rest = window[-2 * MOST_CHARACTERS :]
+
+
+def _standing(train: Path, texts: Collection[str]) -> set[str]:
+    """Those of some texts that stand in the training text."""
+    found: set[str] = set()
+    for window in _windows(train):
+        found.update(text for text in texts if text in window)
+    return found
+
+
+def _standing_words(train: Path, wanted: set[str]) -> set[str]:
+    """Those of some words, pairs of neighbours and words around punctuation that stand in the training text."""
+    found: set[str] = set()
+    for window in _windows(train):
+        text = window.lower()
+        words = [word.strip("'") for word in re.findall(r"([\w']+)|[^\w\s']", text)]  # "" for each punctuation mark
+        found |= wanted.intersection(words)
+        found |= wanted.intersection(f"{one} {next_one}" for one, next_one in pairwise(words))
+        found |= wanted.intersection(re.findall(MISPLACED, text))
+    return found
 
 
 class _Costs:
@@ -121,36 +183,26 @@ def sentences(texts: list[str]) -> list[str]:
     return [one for one in dict.fromkeys(found) if len(one) <= MOST_CHARACTERS and one.count(" ") >= 2]
 
 
-def _neighbours(text: Text, chance: Random) -> Iterator[tuple[str, re.Match[str]]]:
-    """For each sentence, one pair of different small-letter words with a space between, anywhere in it."""
-    for sentence in text.sentences:
-        found = list(re.finditer(r"(?<![\w'])(?=([a-z]+) ([a-z]+)(?![\w']))", sentence))
-        found = [match for match in found if match[1] != match[2]]
-        if found:
-            yield sentence, chance.choice(found)
-
-
-def swapped_words(text: Text, chance: Random) -> Iterator[Pair]:
+def swapped_words(text: Text, chance: Random) -> Iterator[Candidate]:
     """The king -> king the."""
-    for sentence, match in _neighbours(text, chance):
-        swapped = f"{match[2]} {match[1]}"
-        if f" {swapped} " not in text.train:
-            yield Pair((sentence,), (_put(sentence, match.start(), swapped),))
-
-
-def repeated_word(text: Text, chance: Random) -> Iterator[Pair]:
-    """The man -> the the."""
     for sentence in text.sentences:
-        found = list(re.finditer(r"(?<![\w'])(?=([a-z]+) ([a-z]+)(?![\w']))", sentence))
-        found = [match for match in found if match[1] != match[2] and len(match[1]) == len(match[2])]
+        found = [match for match in re.finditer(NEIGHBOURS, sentence) if match[1] != match[2]]
         if found:
             match = chance.choice(found)
-            repeated = f"{match[1]} {match[1]}"
-            if f" {repeated} " not in text.train:
-                yield Pair((sentence,), (_put(sentence, match.start(), repeated),))
+            yield _candidate(sentence, match.start(), f"{match[2]} {match[1]}")
 
 
-def misspelt_word(text: Text, chance: Random) -> Iterator[Pair]:
+def repeated_word(text: Text, chance: Random) -> Iterator[Candidate]:
+    """The man -> the the."""
+    for sentence in text.sentences:
+        found = [match for match in re.finditer(NEIGHBOURS, sentence) if match[1] != match[2]]
+        found = [match for match in found if len(match[1]) == len(match[2])]
+        if found:
+            match = chance.choice(found)
+            yield _candidate(sentence, match.start(), f"{match[1]} {match[1]}")
+
+
+def misspelt_word(text: Text, chance: Random) -> Iterator[Candidate]:
     """King -> kign; the first letter stays."""
     for sentence in text.sentences:
         words = [match for match in re.finditer(r"(?<![\w'])[a-z]{4,}(?![\w'])", sentence) if match[0] in text.words]
@@ -159,45 +211,47 @@ def misspelt_word(text: Text, chance: Random) -> Iterator[Pair]:
             word = match[0]
             at = chance.randrange(1, len(word) - 1)
             wrong = word[:at] + word[at + 1] + word[at] + word[at + 2 :]
-            if wrong not in text.words and wrong != word:
-                yield Pair((sentence,), (_put(sentence, match.start(), wrong),))
+            if wrong != word:
+                yield _candidate(sentence, match.start(), wrong)
 
 
-def misplaced_punctuation(text: Text, chance: Random) -> Iterator[Pair]:
+def misplaced_punctuation(text: Text, chance: Random) -> Iterator[Candidate]:
     """Word, next -> word ,next."""
     for sentence in text.sentences:
-        if found := list(re.finditer(r"(?<=[a-z])[,;:.!?] (?=[A-Za-z])", sentence)):
+        if found := list(re.finditer(r"(?<![A-Za-z])([A-Za-z]*[a-z])([,;:.!?]) (?=[A-Za-z])", sentence)):
             match = chance.choice(found)
-            yield Pair((sentence,), (_put(sentence, match.start(), match[0][::-1]),))
+            yield _candidate(sentence, match.start(), f"{match[1]} {match[2]}")
 
 
-def agreement(text: Text, chance: Random) -> Iterator[Pair]:
+def agreement(text: Text, chance: Random) -> Iterator[Candidate]:
     """I am -> I is."""
     for sentence in text.sentences:
         for match in re.finditer(r"(?<![\w'])(I|[Hh]e|[Ss]he|[Ii]t|[Ww]e|[Tt]hey) ([a-z]+)(?![\w'])", sentence):
             verbs = AGREEMENT[match[1] if match[1] == "I" else match[1].lower()]
             if match[2] in verbs:
-                yield Pair((sentence,), (_put(sentence, match.start(2), verbs[match[2]]),))
+                yield _candidate(sentence, match.start(), f"{match[1]} {verbs[match[2]]}")
                 break
 
 
-def _put(sentence: str, start: int, piece: str) -> str:
-    return sentence[:start] + piece + sentence[start + len(piece) :]
+def _candidate(sentence: str, start: int, wrong: str) -> Candidate:
+    """A sentence against the same with something wrong from `start` on."""
+    spoilt = sentence[:start] + wrong + sentence[start + len(wrong) :]
+    return Candidate(Pair((sentence,), (spoilt,)), wrong.lower())
 
 
-def verb(text: Text, chance: Random) -> Iterator[Pair]:
+def verb(text: Text, chance: Random) -> Iterator[Candidate]:
     """The dog sleeps, the dogs sleep -> the dog sleep, the dogs sleeps."""
     yield from _verbs(chance, clause=False)
 
 
-def verb_across_clause(text: Text, chance: Random) -> Iterator[Pair]:
+def verb_across_clause(text: Text, chance: Random) -> Iterator[Candidate]:
     """The dog that sees the cats sleeps: the verb agrees with a noun further back, and not with the one beside it."""
-    if " that " in text.train:
+    if "that" in text.words:
         yield from _verbs(chance, clause=True)
 
 
-def _verbs(chance: Random, clause: bool) -> Iterator[Pair]:
-    """Without end, drawn from the grammar's own words."""
+def _verbs(chance: Random, clause: bool) -> Iterator[Candidate]:
+    """Many, some of them twice, drawn from the grammar's own words."""
     words = {symbol: [piece[0].strip() for _, piece in expansions] for symbol, expansions in rules(0.0).items()}
     nouns, verbs, acts = (
         list(zip(words[one], words[many], strict=True))
@@ -208,10 +262,11 @@ def _verbs(chance: Random, clause: bool) -> Iterator[Pair]:
         (sees, see), (sleeps, sleep) = chance.choice(acts), chance.choice(verbs)
         one = f"the {dog} that {sees} the {cats}" if clause else f"the {dog}"
         many = f"the {dogs} that {see} the {cat}" if clause else f"the {dogs}"
-        yield Pair((f"{one} {sleeps}.\n", f"{many} {sleep}.\n"), (f"{one} {sleep}.\n", f"{many} {sleeps}.\n"))
+        pair = Pair((f"{one} {sleeps}.\n", f"{many} {sleep}.\n"), (f"{one} {sleep}.\n", f"{many} {sleeps}.\n"))
+        yield Candidate(pair, "")
 
 
-Maker = Callable[[Text, Random], Iterator[Pair]]
+Maker = Callable[[Text, Random], Iterator[Candidate]]
 KINDS: dict[str, Maker] = {
     maker.__name__: maker for maker in (swapped_words, repeated_word, misspelt_word, misplaced_punctuation, agreement)
 }

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from lmlab.evaluation.kneser_ney import KneserNey
 from lmlab.evaluation.scoring import bits_per_byte
-from lmlab.measures.base import Measure, Numbers, Trained
+from lmlab.measures.base import SCORED, Measure, Numbers, Trained
 from lmlab.params import Params
 
 
@@ -28,7 +28,13 @@ def half_of_each(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArra
 
 
 class NGramMixture(Measure):
-    """On each split, `bits_per_byte` and `saved`, by how much that is less than the better of the two."""
+    """On each split, `bits_per_byte` and `saved`, by how much that is less than the better of the two.
+
+    The n-gram's order is in tokens, so over another tokenizer it is another n-gram.
+    """
+
+    less_is_better = ("*.bits_per_byte",)
+    decided_by = SCORED
 
     def __init__(self, options: Options) -> None:
         super().__init__()

@@ -37,8 +37,13 @@ class Novelty(Measure):
     `texts` texts of `tokens` tokens are drawn from nothing; where one ends another begins. As many characters are taken
     from validation, in pieces of the same lengths spread evenly; where it is shorter than that, only as much of what was
     drawn counts. At most `train_megacharacters` of the training text are searched, from its start (`train_characters`):
-    what stands further on passes for new.
+    what stands further on passes for new. Less copying is not better by itself: a model that has learned nothing copies
+    least. Shares are of characters and compare across tokenizers; the longest copy grows with how much text the tokens are.
     """
+
+    across_tokenizers = ("generated.copied.*",)
+    facts = ("validation.*", "characters", "train_characters")
+    not_deciding = ("lengths",)
 
     def __init__(self, options: Options) -> None:
         self.options = options

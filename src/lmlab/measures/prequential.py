@@ -6,11 +6,13 @@ sample efficiency in bits, with no split held out.
 """
 
 import math
+from typing import ClassVar
 
 import torch
 from pydantic import Field
 
 from lmlab.batches import Batches
+from lmlab.evaluation.about import WINDOW
 from lmlab.measures.base import DoesNotApply, Measure, Numbers, Trained, evenly
 from lmlab.models.base import next_token_loss
 from lmlab.params import Params
@@ -31,7 +33,13 @@ class Prequential(Measure):
     training mode (dropout included), document tokens included, means over the steps between two lines; where the pass
     ends between two, the line counts by its share. A window sees nothing of the text before it, so the first tokens of
     each are dear and a longer context saves bits. The odd ends of the text that fill no window are no part of the sum.
+    `bits_per_byte` is of the raw text, and compares across tokenizers.
     """
+
+    less_is_better = ("bits_per_byte",)
+    across_tokenizers = ("bits_per_byte",)
+    facts = ("bits", "bytes", "learning.*", "rest.*")
+    decided_by: ClassVar = {"*": ("train.log_every", WINDOW)}
 
     def __init__(self, options: Options) -> None:
         self.windows = options.windows

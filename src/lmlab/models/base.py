@@ -33,6 +33,11 @@ class LanguageModel(nn.Module, ABC):
     """The number of tokens it is trained to see at a time."""
     width: int
     """How many numbers stand for a token inside the model."""
+    choice: Choice
+    """What it was built from."""
+    width_ratio: float = 1.0
+    """How many times as wide it is as the width for which its initialisation and learning rates are given: 1, but where a
+    parametrisation has scaled them."""
     plain_stream: bool = True
     """Whether blocks hand on x_BTD and nothing else, so that those of another model can stand between them."""
     blocks: nn.ModuleList
@@ -123,6 +128,7 @@ def next_token_loss(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
 def build(choice: Choice, vocabulary: int, context: int) -> LanguageModel:
     """The chosen model, its weights drawn from torch's global generator."""
     model: LanguageModel = choice.build(vocabulary=vocabulary, context=context)
+    model.choice = choice
     name_sites(model)
     return model
 

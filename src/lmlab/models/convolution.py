@@ -7,9 +7,13 @@ normalised inputs that a block may still need. With dilation d it sees 1 + (kern
 from pydantic import Field
 from torch import Tensor, nn
 
+from lmlab.errors import UserError
 from lmlab.layers.memory import Memory
 from lmlab.models.base import LanguageModel, Norm, draw_weights, with_past
 from lmlab.params import Params
+
+FARTHEST = 24
+"""Base-2 logarithm of the number of tokens that a block may look back."""
 
 
 class Options(Params):
@@ -36,6 +40,15 @@ class Block(nn.Module):
         return x_BTD + value_BTD * gate_BTD.sigmoid()  # torch's glu is one call, whose gate nothing could see or change
 
 
+def _check_reach(options: Options) -> None:
+    """Every block's input is padded by as many positions as it looks back, and dilations grow by powers."""
+    if (options.kernel - 1) * options.dilation ** (options.layers - 1) > 2**FARTHEST:
+        raise UserError(
+            f"params.yaml: models.convolution: with kernel {options.kernel} and dilation {options.dilation} the highest"
+            f" layers would look back more than 2^{FARTHEST} tokens; set one of them lower, or layers"
+        )
+
+
 class Convolution(LanguageModel):
     """Embedding, `layers` blocks with dilations 1, d, d^2, ..., normalisation, readout."""
 
@@ -44,6 +57,7 @@ class Convolution(LanguageModel):
     def __init__(self, options: Options, vocabulary: int, context: int) -> None:
         super().__init__()
         width = options.width
+        _check_reach(options)
         self.vocabulary, self.context, self.width = vocabulary, context, width
         self.embedding = nn.Embedding(vocabulary, width)
         self.blocks = nn.ModuleList(Block(width, options.kernel, options.dilation**layer) for layer in range(options.layers))

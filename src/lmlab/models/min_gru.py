@@ -18,8 +18,8 @@ class Options(Params):
 
     layers: int = Field(ge=1)
     width: int = Field(ge=1)
-    state_expansion: float = Field(gt=0)
-    expansion: float = Field(gt=0)
+    state_expansion: float = Field(gt=0, le=1e6)
+    expansion: float = Field(gt=0, le=1e6)
 
 
 def scan(keep_BTE: Tensor, add_BTE: Tensor) -> Tensor:

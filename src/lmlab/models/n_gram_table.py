@@ -20,7 +20,7 @@ GOLDEN = 2654435761
 class Options(Params):
     """Options of the model."""
 
-    order: int = Field(ge=2)
+    order: int = Field(ge=2, le=32)
     buckets: int = Field(ge=1, lt=2**31)
 
 

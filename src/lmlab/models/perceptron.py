@@ -19,7 +19,7 @@ class Options(Params):
     layers: int = Field(ge=1)
     width: int = Field(ge=1)
     window: int = Field(ge=1)
-    expansion: float = Field(gt=0)
+    expansion: float = Field(gt=0, le=1e6)
 
 
 class Block(nn.Module):

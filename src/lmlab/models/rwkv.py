@@ -27,7 +27,7 @@ class Options(Params):
     layers: int = Field(ge=1)
     width: int = Field(ge=1)
     heads: int = Field(ge=1)
-    expansion: float = Field(gt=0)
+    expansion: float = Field(gt=0, le=1e6)
     chunk: int = Field(ge=1, le=64)
 
 

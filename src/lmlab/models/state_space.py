@@ -22,7 +22,7 @@ class Options(Params):
 
     layers: int = Field(ge=1)
     width: int = Field(ge=1)
-    expansion: float = Field(gt=0)
+    expansion: float = Field(gt=0, le=1e6)
     heads: int = Field(ge=1)
     state: int = Field(ge=1)
     kernel: int = Field(ge=1)

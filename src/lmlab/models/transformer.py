@@ -40,6 +40,11 @@ class Options(Params):
     logit_cap: float = Field(ge=0)
     tied: bool
 
+    @property
+    def whole_width(self) -> int:
+        """The width, or what follows from the depth where it is 0."""
+        return self.width or WIDTH_PER_BLOCK * self.depth
+
 
 class Block(nn.Module):
     """Attention, then the feed-forward layer, each joined to the stream by its residual connection."""
@@ -76,7 +81,7 @@ class Transformer(LanguageModel):
         residual: Choice,
     ) -> None:
         super().__init__()
-        width = options.width or WIDTH_PER_BLOCK * options.depth
+        width = options.whole_width
         self.vocabulary, self.context, self.width = vocabulary, context, width
         self.embedding: Embedding = embedding.build(vocabulary, width)
         self.position: Position = position.build(width, context)

@@ -3,7 +3,7 @@
 import torch
 from pydantic import Field
 
-from lmlab.optimizers.base import ENTRYWISE, Groups, OptimizerOptions, add_caution, add_decay, param_groups
+from lmlab.optimizers.base import ENTRYWISE, Groups, OptimizerOptions, add_caution, add_decay, epsilon_of, param_groups
 
 
 class Options(OptimizerOptions):
@@ -27,5 +27,7 @@ class AdamW(torch.optim.AdamW):
             weight_decay=0.0,
             fused=True,
         )
+        for group in self.param_groups:
+            group["eps"] = epsilon_of(group, options.epsilon)
         add_decay(self, options)
         add_caution(self, options)

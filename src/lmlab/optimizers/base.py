@@ -13,8 +13,8 @@ from torch.optim.adam import adam
 
 from lmlab.models.base import LanguageModel
 from lmlab.params import Params
-
-Groups = dict[str, list[nn.Parameter]]
+from lmlab.widths import FANS, Fans, by_fans, kind_of, widening_of, width_powers
+from lmlab.widths import Groups as Groups
 
 
 class OptimizerOptions(Params):
@@ -29,7 +29,8 @@ class OptimizerOptions(Params):
 def parameter_groups(model: LanguageModel) -> Groups:
     """Every parameter once: `embeddings` (a tied readout too), `readout`, `matrices` and `vectors` (gains, biases).
 
-    The weights of a convolution are among the matrices, though they have three dimensions.
+    The weights of a convolution are among the matrices, though they have three dimensions. Where a parametrisation has asked
+    what grows with the width, groups are split by that (`by_fans`).
     """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     readout = {id(parameter) for parameter in (model.readout.parameters() if model.readout else ())} - embeddings
@@ -41,7 +42,7 @@ def parameter_groups(model: LanguageModel) -> Groups:
             groups["readout"].append(parameter)
         else:
             groups["matrices" if parameter.ndim >= 2 else "vectors"].append(parameter)
-    return {name: parameters for name, parameters in groups.items() if parameters}
+    return by_fans(groups)
 
 
 def joined(groups: Groups, more: Groups) -> Groups:
@@ -54,13 +55,33 @@ def param_groups(groups: Groups, options: OptimizerOptions, other_rate: float | 
 
     Weight decay acts on matrices alone. `other_rate` is the learning rate of the other groups, if it is another. Whoever
     builds an optimizer may multiply a group's `lr` before training starts. The key is not torch's `weight_decay`, since
-    `add_decay` does the work and torch's optimizers should not do it again.
+    `add_decay` does the work and torch's optimizers should not do it again. Where a parametrisation follows the width, there
+    is what does not go with it as `lr` does: `base_lr` at the base width, and `epsilon_factor` (`epsilon_of`).
     """
     matrices = {"lr": options.learning_rate, "decay": options.weight_decay}
     others = {"lr": options.learning_rate if other_rate is None else other_rate, "decay": 0.0}
-    return [
-        {"name": name, "params": group, **(matrices if name == "matrices" else others)} for name, group in groups.items()
-    ]
+    described: list[dict[str, Any]] = []
+    for name, parameters in groups.items():
+        rates = matrices if kind_of(name) == "matrices" else others
+        described.append({"name": name, "params": parameters, **rates, **_by_width(name, parameters, rates["lr"])})
+    return described
+
+
+def _by_width(name: str, parameters: list[nn.Parameter], rate: float) -> dict[str, float]:
+    ratios = [widening.ratio for parameter in parameters if (widening := widening_of(parameter))]
+    if not ratios:
+        return {}
+    return {"base_lr": rate, "epsilon_factor": 1 / ratios[0] if FANS[name].fan_out else 1.0}
+
+
+def epsilon_of(group: dict[str, Any], epsilon: float) -> float:
+    """What Adam adds to the size of a group's gradients, `epsilon` at the base width.
+
+    Where the fan-out grows with the width, gradients get smaller by as much, and so does the epsilon (Yang & Littwin 2023,
+    "Tensor Programs IVb").
+    """
+    factor: float = group.get("epsilon_factor", 1.0)
+    return epsilon * factor
 
 
 def follow(own: nn.Parameter, leader: nn.Parameter) -> None:
@@ -85,7 +106,9 @@ def split_by_rate(optimizer: torch.optim.Optimizer, factors: dict[nn.Parameter, 
         alike: dict[float, list[nn.Parameter]] = {}
         for parameter in group["params"]:
             alike.setdefault(factor_of(parameter), []).append(parameter)
-        groups += [{**group, "params": members, "lr": group["lr"] * factor} for factor, members in alike.items()]
+        for factor, members in alike.items():
+            multiplied = {key: value * factor for key, value in group.items() if key in ("lr", "base_lr")}
+            groups.append({**group, **multiplied, "params": members})
     optimizer.param_groups[:] = groups
 
 
@@ -100,6 +123,9 @@ def add_decay(optimizer: torch.optim.Optimizer, options: OptimizerOptions) -> No
     `decoupled` (Loshchilov & Hutter 2019): p -= lr * decay * p, bit for bit as torch's AdamW does it. `independent`:
     p -= (lr / peak lr) * decay * p, so that it follows the schedule, but not the size of the learning rate. `coupled`
     adds decay * p to the gradient: the gradient of an L2 penalty, which the optimizer then treats as any other.
+
+    Where a parametrisation follows the width, the lr of `decoupled` is that at the base width (`base_lr`), on the schedule:
+    a step then takes the same share of a weight at any width, as it does with `independent`.
     """
 
     @torch.no_grad()
@@ -108,7 +134,9 @@ def add_decay(optimizer: torch.optim.Optimizer, options: OptimizerOptions) -> No
             if not group["decay"]:
                 continue
             peak = group.get("initial_lr", group["lr"])
-            rate = group["lr"] if options.decay == "decoupled" else group["lr"] / peak if peak else 0.0
+            share = group["lr"] / peak if peak else 0.0
+            decoupled = share * group["base_lr"] if "base_lr" in group else group["lr"]
+            rate = decoupled if options.decay == "decoupled" else share
             for parameter, gradient in held(group):
                 if options.decay == "coupled":
                     gradient.add_(parameter, alpha=group["decay"])
@@ -148,11 +176,21 @@ def add_caution(optimizer: torch.optim.Optimizer, options: OptimizerOptions) -> 
         optimizer.register_step_post_hook(hold_back)
 
 
-ENTRYWISE = {"matrices": -1.0, "readout": -1.0}
-"""The `width_powers` of optimizers whose step has entries of about the size of the learning rate, however wide the model.
+def entrywise(kind: str, fans: Fans) -> float:
+    """The power of the width for steps whose entries have about the size of the learning rate: lr as 1 / fan_in.
 
-Every optimizer says by group how its best learning rate goes with the width r, as r^power, when first weights follow it as
-maximal-update parametrisation has it (Yang et al. 2022, tables 3 and 8); 0 where nothing is said.
+    Such a step is as long as it can be along its input, so in the output fan_in of its entries add up.
+    """
+    return -1.0 if fans.fan_in else 0.0
+
+
+ENTRYWISE = width_powers(entrywise)
+"""The `width_powers` of optimizers with such steps.
+
+Every optimizer says by group how its best learning rate goes with the width r, as r^power, where initialisation follows the
+width as maximal update has it (Yang et al. 2022, tables 3 and 8). What decides is how fan-in and fan-out go with it: a step
+is to change each number of a map's output by as much at any width, hence to have a spectral norm in proportion to
+sqrt(fan_out / fan_in) (Yang et al. 2023, "A Spectral Condition for Feature Learning").
 """
 
 

@@ -8,7 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lmlab.optimizers.base import ENTRYWISE, Groups, Optimizer, OptimizerOptions, adam_step, param_groups
+from lmlab.optimizers.base import Groups, Optimizer, OptimizerOptions, adam_step, entrywise, epsilon_of, param_groups
+from lmlab.widths import Fans, kind_of, width_powers
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the odd polynomial that, applied five times, brings a singular value from 0.0015 up to 1 to between .68 and 1.21.
@@ -41,20 +42,24 @@ class Muon(Optimizer):
     the output of a layer wider than its input moves as much per number. `as_adam` multiplies it by
     0.2 sqrt(max(rows, columns)), which gives its entries the root mean square that Adam's have (Liu et al. 2025), so that
     Adam's learning rate and weight decay suit it. Convolutions count as matrices of one row for each output.
+
+    The spectral norm of a step is to go with the width as sqrt(fan_out / fan_in). `by_shape` it does so by itself where the
+    fan-out grows; `as_adam` the norm grows by the root of the width where either does.
     """
 
     def __init__(self, options: Options, groups: Groups) -> None:
         super().__init__(options, param_groups(groups, options, other_rate=options.adam_learning_rate))
         self.options = options
-        # by shape a step's spectral norm is the same at any width, and that is what maximal update asks for
-        self.width_powers = ENTRYWISE if options.scale == "as_adam" else {"readout": -1.0}
+        of_matrices = _as_adam_power if options.scale == "as_adam" else _by_shape_power
+        self.width_powers = width_powers(lambda kind, fans: (of_matrices if kind == "matrices" else entrywise)(kind, fans))
 
     def move(self, group: dict[str, Any], parameters: list[tuple[nn.Parameter, Tensor]]) -> None:
-        if group["name"] == "matrices":
+        if kind_of(group["name"]) == "matrices":
             self._move_matrices(group["lr"], parameters)
             return
         options = self.options
-        adam_step(self.state, parameters, group["lr"], options.adam_beta1, options.adam_beta2, options.adam_epsilon)
+        epsilon = epsilon_of(group, options.adam_epsilon)
+        adam_step(self.state, parameters, group["lr"], options.adam_beta1, options.adam_beta2, epsilon)
 
     def _move_matrices(self, rate: float, parameters: list[tuple[nn.Parameter, Tensor]]) -> None:
         of_shape: dict[tuple[int, ...], list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
@@ -72,6 +77,16 @@ class Muon(Optimizer):
             scale = sqrt(max(1, rows / columns)) if by_shape else 0.2 * sqrt(max(rows, columns))
             for (parameter, _), direction in zip(alike, directions, strict=True):
                 parameter.sub_(direction.reshape(parameter.shape), alpha=rate * scale)
+
+
+def _by_shape_power(kind: str, fans: Fans) -> float:
+    """Of sqrt(fan_out / fan_in) beside sqrt(max(1, fan_out / fan_in))."""
+    return min(0.0, (fans.fan_out - fans.fan_in) / 2)
+
+
+def _as_adam_power(kind: str, fans: Fans) -> float:
+    """Of sqrt(fan_out / fan_in) beside sqrt(max(fan_out, fan_in))."""
+    return (fans.fan_out - fans.fan_in) / 2 - max(fans) / 2
 
 
 def orthogonalised(matrices: Tensor, steps: int) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lmlab.optimizers.base import ENTRYWISE, Groups, OptimizerOptions, add_caution, add_decay, held, param_groups
+from lmlab.optimizers.base import ENTRYWISE, Groups, OptimizerOptions, add_caution, add_decay, epsilon_of, held, param_groups
 
 
 class Options(OptimizerOptions):
@@ -37,6 +37,8 @@ class ScheduleFree(torch.optim.AdamW):
             weight_decay=0.0,
             fused=True,
         )
+        for group in self.param_groups:
+            group["eps"] = epsilon_of(group, options.epsilon)
         self.interpolation = options.interpolation
         add_decay(self, options)
         self.register_step_pre_hook(self._go_to_base)

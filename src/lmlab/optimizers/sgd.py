@@ -4,6 +4,7 @@ import torch
 from pydantic import Field, model_validator
 
 from lmlab.optimizers.base import Groups, OptimizerOptions, add_caution, add_decay, param_groups
+from lmlab.widths import width_powers
 
 
 class Options(OptimizerOptions):
@@ -20,9 +21,13 @@ class Options(OptimizerOptions):
 
 
 class SGD(torch.optim.SGD):
-    """One learning rate for all weights, whatever the size of their gradients."""
+    """One learning rate for all weights, whatever the size of their gradients.
 
-    width_powers = {"embeddings": 1.0, "vectors": 1.0, "readout": -1.0}
+    With the width those go as 1 / fan_out, and fan_in of them add up in a number of the output: lr as fan_out / fan_in. That
+    holds for gradients as they are: where `train.clip` shortens them, by a norm that grows with the width, it does not.
+    """
+
+    width_powers = width_powers(lambda kind, fans: fans.fan_out - fans.fan_in)
 
     def __init__(self, options: Options, groups: Groups) -> None:
         super().__init__(

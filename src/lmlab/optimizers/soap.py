@@ -1,12 +1,14 @@
 """SOAP (Vyas et al. 2024): Adam in the basis of each matrix's main directions of gradient, those of Shampoo."""
 
+from math import nan
 from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lmlab.optimizers.base import ENTRYWISE, Groups, Optimizer, OptimizerOptions, adam_direction, param_groups
+from lmlab.optimizers.base import ENTRYWISE, Groups, Optimizer, OptimizerOptions, adam_direction, epsilon_of, param_groups
+from lmlab.widths import kind_of
 
 
 class Options(OptimizerOptions):
@@ -26,6 +28,10 @@ class SOAP(Optimizer):
     A side longer than `largest_side` keeps the basis it has; a matrix with two such sides, embeddings, readout and vectors
     are moved by plain Adam. A matrix's first gradient only sets its bases (as the authors do: in the basis made of it
     alone it would be diagonal). Convolutions count as matrices of one row for each output.
+
+    With the width its rates go as Adam's, which is right for steps as long as such entries can make them. While gradients
+    have few directions beside the width, steps are less: what the matrices' own steps change then falls with about the
+    root of the width, and a rate between Adam's and Muon's would suit them.
     """
 
     width_powers = ENTRYWISE
@@ -36,17 +42,17 @@ class SOAP(Optimizer):
 
     def move(self, group: dict[str, Any], parameters: list[tuple[nn.Parameter, Tensor]]) -> None:
         for parameter, gradient in parameters:
-            state = self.state[parameter]
-            if group["name"] == "matrices" and min(gradient.flatten(1).shape) <= self.options.largest_side:
-                direction = self._direction(state, gradient.flatten(1)).reshape(parameter.shape)
+            state, epsilon = self.state[parameter], epsilon_of(group, self.options.epsilon)
+            if kind_of(group["name"]) == "matrices" and min(gradient.flatten(1).shape) <= self.options.largest_side:
+                direction = self._direction(state, gradient.flatten(1), epsilon).reshape(parameter.shape)
             else:
-                direction = self._adam(state, gradient)
+                direction = self._adam(state, gradient, epsilon)
             parameter.sub_(direction, alpha=group["lr"])
 
-    def _adam(self, state: dict[str, Any], gradient: Tensor) -> Tensor:
-        return adam_direction(state, gradient, self.options.beta1, self.options.beta2, self.options.epsilon)
+    def _adam(self, state: dict[str, Any], gradient: Tensor, epsilon: float) -> Tensor:
+        return adam_direction(state, gradient, self.options.beta1, self.options.beta2, epsilon)
 
-    def _direction(self, state: dict[str, Any], gradient: Tensor) -> Tensor:
+    def _direction(self, state: dict[str, Any], gradient: Tensor, epsilon: float) -> Tensor:
         """The step at learning rate -1, (rows, columns) as the gradient. Bases and covariances are None for long sides."""
         new = [self._covariance(gradient), self._covariance(gradient.mT)]
         share = 1 - self.options.covariance_beta
@@ -54,7 +60,7 @@ class SOAP(Optimizer):
             covariances = [None if covariance is None else share * covariance for covariance in new]
             state.update(adam={}, covariances=covariances, bases=[_eigenvectors(covariance) for covariance in covariances])
             return torch.zeros_like(gradient)
-        direction = _back(self._adam(state["adam"], _into(gradient, state["bases"])), state["bases"])
+        direction = _back(self._adam(state["adam"], _into(gradient, state["bases"]), epsilon), state["bases"])
         for covariance, latest in zip(state["covariances"], new, strict=True):
             if covariance is not None:
                 covariance.lerp_(latest, share)
@@ -77,8 +83,20 @@ def _back(matrix: Tensor, bases: list[Tensor | None]) -> Tensor:
 
 
 def _eigenvectors(covariance: Tensor | None) -> Tensor | None:
-    """As columns, the largest eigenvalue's first."""
-    return None if covariance is None else torch.linalg.eigh(covariance).eigenvectors.flip(1)
+    """As columns, the largest eigenvalue's first.
+
+    In single precision the library finds none of some covariances of low rank, and says so or returns NaN; those are found
+    in double precision (as the authors do).
+    """
+    if covariance is None:
+        return None
+    try:
+        vectors = torch.linalg.eigh(covariance).eigenvectors
+    except RuntimeError:  # a LinAlgError
+        vectors = torch.full_like(covariance, nan)
+    if not vectors.isfinite().all() and covariance.isfinite().all():
+        vectors = torch.linalg.eigh(covariance.double()).eigenvectors.to(covariance.dtype)
+    return vectors.flip(1)
 
 
 def _refresh(state: dict[str, Any]) -> None:

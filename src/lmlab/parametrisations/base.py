@@ -6,11 +6,18 @@ from lmlab.models.base import LanguageModel
 
 
 class Parametrisation(ABC):
-    """Final classes take `(options)`. At the base width every one of them leaves everything as it is."""
+    """Final classes take `(options)`. At the base width every one of them leaves everything as it is, to the last bit."""
+
+    @abstractmethod
+    def check(self, model: LanguageModel) -> None:
+        """Raise UserError where the model cannot be one of several that differ in width alone, as this one needs it."""
 
     @abstractmethod
     def start(self, model: LanguageModel) -> None:
-        """Scale the first weights the model has drawn, in place."""
+        """Scale the first weights the model has drawn, in place.
+
+        To be called before the learning rule is built, whose own first weights follow the model's (`width_ratio`).
+        """
 
     @abstractmethod
     def rate_factor(self, width: int, power: float) -> float:

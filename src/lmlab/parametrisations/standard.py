@@ -20,6 +20,9 @@ class Standard(Parametrisation):
     def __init__(self, options: Options) -> None:
         self.options = options
 
+    def check(self, model: LanguageModel) -> None:
+        pass
+
     def start(self, model: LanguageModel) -> None:
         pass
 

@@ -2,7 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from math import sqrt
+from functools import lru_cache
+from math import isqrt, sqrt
 
 import torch
 from torch import Tensor, nn
@@ -33,12 +34,19 @@ class Attention(nn.Module, ABC):
         """Mix each position with those before it; with a memory, also with the tokens seen in earlier calls."""
 
 
+@lru_cache
+def _divisors(number: int) -> list[int]:
+    """All that divide it, from the least; found in as many steps as its root."""
+    low = [small for small in range(1, isqrt(number) + 1) if number % small == 0]
+    return sorted({*low, *(number // small for small in low)})
+
+
 def head_count(wanted: int, width: int, key: str) -> int:
     """`wanted` heads, or for 0 about one for every HEAD_WIDTH of the width.
 
     Raises UserError, naming the option `key`, when the heads would not be of one even width (rotation turns pairs).
     """
-    fitting = [heads for heads in range(1, width + 1) if width % (2 * heads) == 0]
+    fitting = _divisors(width // 2) if width % 2 == 0 else []
     if wanted in fitting:
         return wanted
     near = min(fitting, key=lambda heads: abs(heads - (wanted or width / HEAD_WIDTH)), default=0)

@@ -26,7 +26,7 @@ class Options(Params):
     """Options of the layer."""
 
     expert: Annotated[str, OneOf("layers.feed_forward")]
-    experts: int = Field(ge=1)
+    experts: int = Field(ge=1, le=1024)
     active: int = Field(ge=1)
     balance: float = Field(ge=0)
 

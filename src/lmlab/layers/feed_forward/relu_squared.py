@@ -10,7 +10,7 @@ from lmlab.params import Params
 class Options(Params):
     """Options of the layer."""
 
-    expansion: float = Field(gt=0)
+    expansion: float = Field(gt=0, le=1e6)
 
 
 class ReLUSquared(FeedForward):

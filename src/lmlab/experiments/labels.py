@@ -1,0 +1,83 @@
+"""What variants are called where there is little room: by the fewest of the params that tell them apart.
+
+A variant's own name lists every param that not all share; over two texts these are a dozen, and cut off at the edge of
+a chart they all begin alike.
+"""
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+from lmlab.experiments.variants import Variant, differing
+
+LONGEST = 28
+"""Characters in a label."""
+MOST_KEYS = 3
+"""Params that a label is looked for in; where more are needed, all of them are taken."""
+ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
+
+
+def labels(variants: Sequence[Variant]) -> list[str]:
+    """A label for each variant, at most LONGEST characters, no two alike."""
+    if len(variants) == 1:
+        return [_cut(variants[0].name)]
+    whole = _of_arms(variants) or _of_params([variant.params for variant in variants])
+    whole = [label or variant.name for label, variant in zip(whole, variants, strict=True)]
+    whole = [
+        f"{label} ({variant.runs[0].name})" if whole.count(label) > 1 else label
+        for label, variant in zip(whole, variants, strict=True)
+    ]
+    return _apart([_cut(label) for label in whole])
+
+
+def _of_arms(variants: Sequence[Variant]) -> list[str]:
+    """The names of the arms, where all are of studies and these tell them apart; otherwise nothing."""
+    arms = [variant.runs[0].arm.rpartition(":")[2] for variant in variants]
+    return arms if all(arms) and len(set(arms)) == len(arms) else []
+
+
+def _of_params(params: Sequence[dict[str, Any]]) -> list[str]:
+    """The values of the fewest params in which all differ, such as "grammar width=64"."""
+    keys = differing(params)
+    values = [{key: repr(there[key]) for key in keys if key in there} for there in params]
+    chosen = next((some for some in _subsets(keys) if _tells(some, values)), tuple(keys))
+    short = _short(chosen)
+    return [" ".join(_told(short[key], there[key]) for key in chosen if key in there) for there in params]
+
+
+def _short(keys: Sequence[str]) -> dict[str, str]:
+    """Each key by its last word, such as rate for optimizers.adamw.learning_rate, or by more where two would be alike."""
+    short = dict(zip(keys, keys, strict=True))
+    for sign in (".", "_"):
+        ends = [key.rpartition(sign)[2] for key in short.values()]
+        short = {key: end if ends.count(end) == 1 else short[key] for key, end in zip(keys, ends, strict=True)}
+    return short
+
+
+def _subsets(keys: Sequence[str]) -> list[tuple[str, ...]]:
+    """Small sets of keys, the smallest first."""
+    return [some for count in range(1, MOST_KEYS + 1) for some in combinations(keys, count)]
+
+
+def _tells(keys: Sequence[str], values: Sequence[dict[str, str]]) -> bool:
+    """Whether no two variants are alike in these keys, and each has one of them."""
+    seen = [tuple(there.get(key, "") for key in keys) for there in values]
+    return len(set(seen)) == len(seen) and all(any(values) for values in seen)
+
+
+def _told(key: str, value: Any) -> str:
+    """A choice by its name alone, anything else with its key."""
+    return value if isinstance(value, str) and value else f"{key}={value}"
+
+
+def _cut(label: str) -> str:
+    """The same with its middle left out where it is too long: variants that begin alike may end differently."""
+    if len(label) <= LONGEST:
+        return label
+    head = (LONGEST - 1) // 2
+    return label[:head].rstrip() + ELLIPSIS + label[head + 1 - LONGEST :].lstrip()
+
+
+def _apart(cut: list[str]) -> list[str]:
+    """The same with a number before each that is not the only one of its kind."""
+    return [_cut(f"{number}: {label}") if cut.count(label) > 1 else label for number, label in enumerate(cut, start=1)]

@@ -1,0 +1,75 @@
+"""What params.yaml allows and hardly anybody wants: a line for each, from `lmlab check` and from the stage it is about.
+
+Nothing is refused here and nothing changed; so this is not among the dependencies of any stage, as preflight is not.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+
+from lmlab import params, parts
+from lmlab.params import Tree
+from lmlab.schedules.base import Schedule, Warmup
+from lmlab.sharding import ShardParams
+from lmlab.stepping import TrainParams
+
+TINY_CLIP = 1e-6
+STAGES_WITH_THREADS = ("train", "evaluate", "probe")
+
+
+def remarks(tree: Tree) -> Iterator[tuple[str, str]]:
+    """(stage, line) for each. The params should have passed preflight.check."""
+    yield from ((stage, line) for stage in STAGES_WITH_THREADS for line in _on_threads(tree, stage))
+    shard = params.section(tree, "shard", ShardParams)
+    if shard.processes > _cores():
+        yield "shard", f"shard.processes is {shard.processes:,}, and there are {_cores()} cores: more are no faster"
+    train = params.section(tree, "train", TrainParams)
+    yield from (("train", line) for line in [*_on_learning_rate(tree, train), *_on_rhythm(train)])
+
+
+def say(tree: Tree, only: str | None = None) -> None:
+    """Print them on stderr, or those on one stage."""
+    for stage, line in remarks(tree):
+        if only in (None, stage):
+            print(f"warning: params.yaml: {line}", file=sys.stderr, flush=True)
+
+
+def _cores() -> int:
+    return os.cpu_count() or 1
+
+
+def _on_threads(tree: Tree, stage: str) -> Iterator[str]:
+    threads = int(params.block(tree, stage)["threads"])
+    if threads > _cores():
+        yield f"{stage}.threads is {threads:,}, and there are {_cores()} cores: more threads than cores make it slow"
+
+
+def _on_learning_rate(tree: Tree, train: TrainParams) -> Iterator[str]:
+    choice = parts.choose(tree, "schedules", train.schedule)
+    options, key = choice.options, f"schedules.{train.schedule}"
+    assert isinstance(options, Warmup)
+    if options.warmup >= train.steps:
+        yield (
+            f"{key}.warmup is {options.warmup:,}, and train.steps {train.steps:,}: the learning rate never comes to its"
+            " height"
+        )
+        return
+    schedule: Schedule = choice.build(train.steps)
+    falls = schedule.factor(train.steps - 1) < schedule.factor(options.warmup)
+    if train.optimizer == "schedule_free" and falls:
+        yield (
+            "train.optimizer: schedule_free averages the weights in place of a falling learning rate, and train.schedule:"
+            f" {train.schedule} lets it fall as well; constant is meant for it"
+        )
+
+
+def _on_rhythm(train: TrainParams) -> Iterator[str]:
+    steps = f"train.steps {train.steps:,}"
+    if train.validate_every > train.steps:
+        yield f"train.validate_every is {train.validate_every:,}, and {steps}: there will be no learning curve, only its end"
+    if train.snapshots > train.steps:
+        yield f"train.snapshots is {train.snapshots:,}, and {steps}: there will be one for each step"
+    if train.checkpoint_seconds == 0:
+        yield "train.checkpoint_seconds is 0: a checkpoint after every step takes longer than most steps"
+    if 0 < train.clip < TINY_CLIP:
+        yield f"train.clip is {train.clip:g}: every gradient is shortened to next to nothing; 0 is no limit"
