@@ -1,6 +1,7 @@
 """What every intervention keeps, and the law that each obeys."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from math import pi, sin
 from typing import Any
 
@@ -10,10 +11,12 @@ import torch
 from small import CONTEXT
 from test_learning_rules import batch, gradients, refusal, rule_for
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from lmlab import parts
 from lmlab.errors import UserError
 from lmlab.interventions.base import Intervention, blocks_above, take
+from lmlab.interventions.surrogate_derivative import SURROGATES, _Sloped
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models.base import LanguageModel, next_token_loss
 from lmlab.optimizers.base import parameter_groups, split_by_rate
@@ -390,8 +393,6 @@ def test_a_surrogate_equal_to_the_function_is_backprop_and_the_values_never_chan
 def test_the_slope_is_the_surrogates(
     function: Callable[[Tensor], Tensor], surrogate: str, slope: Callable[[Tensor], Tensor]
 ) -> None:
-    from lmlab.interventions.surrogate_derivative import SURROGATES, _Sloped
-
     x = torch.linspace(-3, 3, 61, dtype=torch.float64, requires_grad=True)
     (true,) = torch.autograd.grad(function(x).sum(), x)
     for strength in (0.25, 1.0):
@@ -400,6 +401,55 @@ def test_the_slope_is_the_surrogates(
         assert torch.equal(y, function(x))
         (found_slope,) = torch.autograd.grad(y.sum(), x)
         torch.testing.assert_close(found_slope, (1 - strength) * true + strength * slope(x.detach()))
+
+
+UNSEEN = {nn.functional.glu, nn.functional.selu, nn.functional.leaky_relu, nn.functional.mish}
+UNSEEN |= {nn.functional.hardtanh, nn.functional.hardsigmoid, nn.functional.hardswish, nn.functional.relu6}
+"""Not elu: linear attention's is no activation but what makes its kernel, and the docstring does not name it."""
+
+
+@pytest.mark.parametrize("choice", small.variants("models"), ids=small.title)
+def test_no_model_has_an_activation_that_a_surrogate_would_not_see(choice: parts.Choice) -> None:
+    """Such as a gate inside torch's `glu`: as one call it is neither an activation nor squashed."""
+    called = set()
+
+    class Noting(TorchFunctionMode):
+        """Notes what is called."""
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            called.add(func)
+            return func(*args, **(kwargs or {}))
+
+    with Noting():
+        small.model(choice)(batch()[0])
+    assert called
+    assert not called & UNSEEN
+
+
+def test_a_convolutions_gate_has_the_surrogates_slope() -> None:
+    model = small.rough(parts.choose(small.tree(), "models", "convolution"))
+    block = model.blocks[0]
+    x_BTD = model.embed(batch()[0]).detach()
+    calls: list[tuple[Tensor, Tensor]] = []
+    sigmoid = Tensor.sigmoid
+
+    class Gate(TorchFunctionMode):
+        """Keeps what goes into the gate, and what comes out of it."""
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            if func in (torch.sigmoid, sigmoid):
+                calls.append((args[0], result))
+            return result
+
+    for surrogate in (False, True):
+        calls.clear()
+        with _Sloped(SURROGATES["identity"], 1.0) if surrogate else nullcontext(), Gate():
+            y_BTD = block(x_BTD)
+        [(before, gate)] = calls
+        slope, at_gate = torch.autograd.grad(y_BTD.sum(), (before, gate))
+        expected = at_gate if surrogate else at_gate * gate * (1 - gate)
+        torch.testing.assert_close(slope, expected)
 
 
 def test_a_model_without_activations_is_refused_a_surrogate() -> None:

@@ -237,6 +237,20 @@ def test_a_mixture_is_its_definition_in_training_and_after(active: int) -> None:
     torch.testing.assert_close(mixture.eval()(x_BTD), expected)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_mixture_is_causal_to_rounding_in_training_and_to_the_bit_after(training: bool) -> None:
+    mixture, sent = experts(experts=3, active=1).train(training), set()
+    for seed in range(5):  # each draws another future, which other experts get
+        torch.manual_seed(seed)
+        x_BTD = numbers(1, 40, WIDTH)
+        x_BTD[:, 20:] = torch.randn(1, 20, WIDTH).double()
+        sent.add(tuple(mixture.router(x_BTD[0, 20:]).argmax(dim=-1).tolist()))
+        if not seed:
+            before = mixture(x_BTD)[:, :20]
+        torch.testing.assert_close(mixture(x_BTD)[:, :20], before, rtol=1e-13 * training, atol=1e-14 * training)
+    assert len(sent) == 5
+
+
 def test_the_penalty_is_one_when_experts_are_used_alike_and_their_number_when_one_does_all() -> None:
     mixture = experts(experts=4)
     alike = mixture.penalty(torch.full((8, 4), 0.25), torch.arange(8)[:, None] % 4)

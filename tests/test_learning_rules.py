@@ -171,6 +171,17 @@ def test_a_rule_teaches_every_model_or_refuses_it_by_name(name: str, other: str)
 
 
 @every_rule
+def test_a_rule_teaches_every_row_of_a_table_that_the_batch_uses_also_the_one_all_tokens_share(name: str) -> None:
+    model = small.rough(parts.choose(small.tree(), "models", "n_gram_table")).train()
+    if refusal(name, model):
+        return
+    assign(name, model, *batch())
+    for parameter, weight in model.named_parameters():
+        assert weight.grad is not None, parameter
+        assert weight.grad.any(), parameter
+
+
+@every_rule
 def test_a_rule_works_in_lower_precision(name: str) -> None:
     model = small.model(small.some_model()).train()
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -92,7 +92,7 @@ REFUSED = {
         {"models.transformer.depth": 100_000, "models.transformer.width": 2},
         {"train.model": "lstm", "models.lstm.layers": 10**18},
         {"train.model": "hybrid", "models.min_gru.layers": 10**9},
-        {"models.transformer.feed_forward": "mixture_of_experts", "layers.feed_forward.mixture_of_experts.experts": 1000}
+        {"models.transformer.feed_forward": "mixture_of_experts", "layers.feed_forward.mixture_of_experts.experts": 200}
         | {"models.transformer.depth": 100},
     ],
     "GB of memory": [

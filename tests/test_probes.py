@@ -296,15 +296,15 @@ def test_the_size_of_the_stream_is_that_of_the_blocks_outputs() -> None:
         assert found["root_mean_square", f"blocks.{number}"] == pytest.approx(x_BTD.square().mean().sqrt().item())
 
 
+@pytest.mark.parametrize("name", ["perceptron", "convolution"])  # a tanh of its own, and a gate
 @pytest.mark.parametrize(("factor", "least", "most"), [(1e-3, 0.0, 0.0), (1e6, 0.99, 1.0)])
 def test_squashing_functions_are_saturated_by_large_weights_and_not_by_small(
-    factor: float, least: float, most: float
+    name: str, factor: float, least: float, most: float
 ) -> None:
-    model = small.rough(chosen_model("perceptron"))
+    model = small.rough(chosen_model(name))
     with torch.no_grad():
-        for block in model.blocks:
-            block.up.weight.mul_(factor)  # type: ignore[operator,union-attr]
-            block.up.bias.mul_(factor)  # type: ignore[operator,union-attr]
+        for parameter in model.blocks.parameters():
+            parameter.mul_(factor)
     found = values("activations", snapshot(model))
     saturated = [value for (measure, _), value in found.items() if measure == "saturated"]
     assert len(saturated) == len(model.blocks)

@@ -402,8 +402,7 @@ def two_variants(page: Path) -> None:
 
 
 @needs_browser
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [360, 800, 1400])
+@pytest.mark.parametrize(("width", "dark"), [(360, True), (800, False), (1400, True)])
 def test_a_browser_without_a_network_draws_everything(tmp_path: Path, width: int, dark: bool) -> None:
     page = tmp_path / "page.html"
     two_variants(page)
