@@ -65,7 +65,9 @@ def drift(run: Run, params: TrainParams, schedule: Any, steps: int = 4) -> float
         for name, (leader, follower) in pairs(run).items():
             assert (leader.grad is None) == (follower.grad is None), name
             if leader.grad is not None:
-                apart[name] *= 1 - of[id(leader)]["lr"] * of[id(leader)]["decay"]
+                group = of[id(leader)]
+                rate = group.get("base_lr", group["lr"])  # where rates follow the width, decay does not
+                apart[name] *= 1 - rate * group["decay"]
 
     run.optimizer.register_step_pre_hook(decayed)
     for _ in range(steps):

@@ -20,17 +20,14 @@ from lmlab.errors import UserError
 Tree = Mapping[str, Any]
 """The whole of params.yaml as nested mappings."""
 
-LARGEST, LARGEST_SEED = 2**63, 2**64
-"""Whole numbers are below; it is what torch can count to, and take as a seed."""
-LARGEST_FLOAT = 3.4e38
-"""Other numbers are at most this, as float32 holds no more."""
-
 Values = dict[str, Any]
 """Values by dotted key, as for `changed`."""
 
 
 LARGEST = 2**63 - 1
 """The largest whole number in params.yaml, as torch, numpy and Parquet can hold no larger one."""
+LARGEST_FLOAT = 3.4e38
+"""The largest of the other numbers, as float32 can hold no larger one."""
 LONGEST_SHOWN = 200
 """Characters of a wrong value that an error quotes."""
 MOST_VALUES = 100_000
@@ -44,17 +41,19 @@ class Params(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _of_whole_numbers_that_fit(cls, value: Any) -> Any:
-        """Refuse whole numbers beyond LARGEST, also inside lists and blocks."""
-        _check_whole_numbers(value)
+    def _of_numbers_that_fit(cls, value: Any) -> Any:
+        """Refuse numbers beyond LARGEST and LARGEST_FLOAT, also inside lists and blocks."""
+        _check_numbers(value)
         return value
 
 
-def _check_whole_numbers(value: Any) -> None:
+def _check_numbers(value: Any) -> None:
     if isinstance(value, int) and not -LARGEST <= value <= LARGEST:
         raise ValueError(f"{_shown(value)} is out of bounds: whole numbers lie between -{LARGEST} and {LARGEST}")
+    if isinstance(value, float) and LARGEST_FLOAT < abs(value) < inf:
+        raise ValueError(f"{value} is out of bounds: numbers lie between -{LARGEST_FLOAT} and {LARGEST_FLOAT}")
     for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _check_whole_numbers(inner)
+        _check_numbers(inner)
 
 
 def _once(names: list[str]) -> list[str]:
@@ -128,14 +127,6 @@ def changed(tree: Tree, changes: Mapping[str, Any]) -> Tree:
 
 def section(tree: Tree, dotted: str, kind: type[P]) -> P:
     """The block at `dotted` as a `kind`; raises UserError naming the first key that is wrong."""
-    for key, value in block(tree, dotted).items():
-        most = LARGEST_SEED if str(key).endswith("seed") else LARGEST
-        if isinstance(value, int) and abs(value) >= most:
-            raise UserError(f"params.yaml: {dotted}.{key} is beyond what can be counted; it should be below {most}")
-        if isinstance(value, float) and LARGEST_FLOAT < abs(value) < inf:
-            raise UserError(
-                f"params.yaml: {dotted}.{key} is beyond what float32 can hold; it should be {LARGEST_FLOAT} or less"
-            )
     try:
         return kind.model_validate({str(key): value for key, value in block(tree, dotted).items()})
     except ValidationError as error:
