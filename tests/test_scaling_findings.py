@@ -19,7 +19,7 @@ WIDTHS = {"tiny": 8, "small": 16, "middle": 32, "large": 64, "held": 128}
 STEPS = [100, 400, 1600, 6400]
 STUDY = {
     "changes": {**small.PLAIN, "models.transformer.depth": 1, "train.batch": 2, "train.context": 8, "train.threads": 1},
-    "operations": 0.0, "sweep_seeds": [0, 1], "seeds": [], "processes": 1, "each": "", "reference": "", "test": False,
+    "operations": 0.0, "sweep_seeds": [0, 1], "seeds": [], "processes": 1, "each": "", "reference": "",
     "sweep": {"train.steps": STEPS},
 }  # fmt: skip
 FIT = {

@@ -40,7 +40,6 @@ STUDY = {
     "each": "",
     "sweep": {},
     "reference": "plain",
-    "test": False,
 }
 
 
@@ -120,10 +119,6 @@ def test_a_study_whose_every_run_diverged_is_a_table_all_the_same(folder: Path) 
 
 
 def test_the_test_split_is_sealed_for_studies_too(folder: Path) -> None:
-    write(folder, test=True)
-    with pytest.raises(UserError, match=r"study\.test: should be false, as the test split is sealed.*lmlab final NAME"):
-        run(folder, "plain")
-    write(folder)
     assert "test" not in run(folder, "plain")["points"][0]
     table = studies.collect(folder / "points", folder / "results.csv")
     assert not [column for column in table if "test" in str(column)]

@@ -25,7 +25,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from lmlab import collecting, documents, lifeline, params, parts, preflight, probing, sharding, stepping, training
 from lmlab.collecting import DownloadParams
@@ -66,20 +66,8 @@ class StudyParams(Params):
     """What an arm is run with at the best of its swept values."""
     reference: str
     """The arm whose cost is 1; may be empty."""
-    test: bool
-    """Always false: arms are compared on validation, and the test split is sealed."""
     processes: int = Field(ge=0)
     """Runs at a time; 0: one per core. Each should train on one thread."""
-
-    @field_validator("test")
-    @classmethod
-    def _sealed(cls, test: bool) -> bool:
-        if test:
-            raise ValueError(
-                "should be false, as the test split is sealed: studies compare on validation; run what you want to test as"
-                " an experiment, and `lmlab final NAME` opens the split for it and counts that"
-            )
-        return test
 
 
 class ArmParams(Params):
