@@ -186,7 +186,7 @@ def test_a_part_of_each_kind_is_added_by_its_file_and_its_params_alone(workspace
 
     twins: dict[str, Any] = {key.replace(".", "__"): "twin" for key in keys if key != "train.model"}
     assert weights_of(*STAGES, **twins, **{key.replace(".", "__"): ["twin"] for key in listed}) == before
-    assert "twin" in workspace.json("results/metrics.json")
+    assert "twin" in workspace.json("results/measures.json")
     assert set(pq.read_table(workspace.path("data/probes/probes.parquet")).column("probe").to_pylist()) == {"twin"}
     inner = workspace.json("data/model/model.json")["model"]["inner"]
     assert {choice["name"] for choice in inner.values()} == {"twin"}

@@ -76,7 +76,7 @@ def test_compare_reads_experiments_with_the_times_they_took_here(workspace: Any)
     workspace.run("dvc", "exp", "run", "--temp", "-n", "other", "-S", "train.optimizer=lion", "evaluate")
     compare = ["python", "-c", OWN, "compare"]
     found = json.loads(workspace.run(*compare, "--measure", "all", "--json").stdout)
-    assert found["baseline"] == {"name": "optimizer=adamw", "runs": ["HEAD"]}
+    assert found["baseline"] == {"name": "optimizer=adamw", "runs": ["HEAD"], "diverged": {}}
     (variant,) = found["variants"]
     assert (variant["runs"], variant["differs"]) == (["other"], {"train.optimizer": ["adamw", "lion"]})
     assert variant["unfair"] == []

