@@ -90,6 +90,15 @@ def test_a_variant_whose_baseline_diverges_is_better_and_there_is_no_mean(lab: L
     assert math.isnan(one.difference)
 
 
+def test_what_failed_and_was_queued_again_from_another_commit_has_not_failed(lab: Laboratory) -> None:
+    """But what only shares its name with a run that ended well has."""
+    lab.unfinished([Pretended("again", 3, LION), Pretended("rate", 4, LION)])
+    assert {task.name for task in unfinished(lab.root)} == {"again", "rate"}
+    lab.head = lab.git("commit-tree", "-p", lab.head, "-m", "moved on", f"{lab.head}^{{tree}}")
+    lab.experiments([Pretended("again", 3, LION, bits(2.0)), Pretended("rate", 5, LION, bits(2.0))])
+    assert {task.name for task in unfinished(lab.root)} == {"rate"}
+
+
 @pytest.mark.filterwarnings("error")
 def test_if_every_run_diverged_that_is_said(lab: Laboratory) -> None:
     lab.experiments([*runs("a", [None] * 8), *runs("b", [None] * 8, LION)])

@@ -89,7 +89,7 @@ def test_what_a_study_found_is_written_the_same_each_time(tmp_path: Path) -> Non
         "sweep_seeds": [0],
         "seeds": [0, 1],
         "processes": 1,
-            "each": "",
+        "each": "",
         "sweep": {},
     }
     arms = {"one": {"changes": {}, "sweep": {}}, "two": {"changes": {}, "sweep": {}}}

@@ -1,5 +1,6 @@
 """Parameter groups, what every optimizer keeps, and each against its formula or a library's."""
 
+from collections.abc import Iterator
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytorch_optimizer
 import small
 import torch
 from small import CONTEXT
+from torch import Tensor
 
 from lmlab import checkpoint, parts, sizing
 from lmlab.errors import UserError
@@ -121,6 +123,14 @@ def test_its_groups_are_those_of_the_model_each_with_a_name_and_a_rate(name: str
     )
 
 
+def tensors_of(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, dict | list):
+        for inner in tree.values() if isinstance(tree, dict) else tree:
+            yield from tensors_of(inner)
+
+
 @every_optimizer
 @pytest.mark.parametrize("changes", [{}, {"cautious": True}, *({"decay": decay} for decay in DECAYS)], ids=str)
 def test_an_optimizer_saved_and_resumed_takes_the_same_steps_to_the_last_bit(
@@ -131,6 +141,9 @@ def test_an_optimizer_saved_and_resumed_takes_the_same_steps_to_the_last_bit(
     learn(model, optimizer, 3)
     checkpoint.save(tmp_path, {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
     learn(model, optimizer, 12, first=3)
+    state = [value for group in optimizer.state_dict()["state"].values() for value in tensors_of(group)]
+    assert state
+    assert all(value.is_contiguous() for value in state)  # as a checkpoint gives them back: sums depend on the order
 
     resumed = small.model(small.some_model(), seed=5)
     other = optimizer_for(name, resumed, **changes)

@@ -55,6 +55,22 @@ def test_maximal_update_with_tied_weights_is_refused_before_anything_runs(tree: 
         preflight.check({**using(tree, "train.parametrisation", "maximal_update"), "models": tied})
 
 
+@pytest.mark.parametrize(("pieces", "batch", "fine"), [(16, 0, True), (17, 0, False), (32, 32, True), (32, 0, False)])
+def test_more_pieces_than_a_batch_left_open_has_windows_are_refused_not_a_larger_batch(
+    pieces: int, batch: int, fine: bool, tree: Tree
+) -> None:
+    asked = params.changed(tree, {"train.accumulate": pieces, "train.batch": batch})
+    if fine:
+        return preflight.check(asked)
+    with pytest.raises(UserError, match=rf"train\.accumulate \({pieces}\) is more pieces .* windows \(16\)"):
+        preflight.check(asked)
+
+
+def test_a_tokenizer_from_a_name_that_no_file_can_have_is_told_by_its_key(tree: Tree) -> None:
+    with pytest.raises(UserError, match=r"tokenizer\.from cannot name a file: File name too long"):
+        preflight.check(using(tree, "tokenizer.from", "x" * 5000))
+
+
 ODD = [0, -1, 3, 10**5, 10**9, 10**20, 0.5, 1e300, "x", None, True, [], {}]
 BY_FIRST = {"models": "train.model", "learning_rules": "train.learning_rule", "interventions": "train.intervention"}
 BY_FIRST |= {"optimizers": "train.optimizer", "schedules": "train.schedule", "parametrisations": "train.parametrisation"}

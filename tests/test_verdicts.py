@@ -332,6 +332,11 @@ def test_as_many_pairs_as_are_said_to_be_needed_find_a_planted_difference(effect
         assert fewer < 0.8 * DRAWS
 
 
+@pytest.mark.filterwarnings("error")
+def test_numbers_whose_squares_are_beyond_counting_have_an_effect_of_nothing_known() -> None:
+    assert verdicts.effect(np.array([1e300, -1e299, 3e300, 2e300])) == 0.0
+
+
 def test_no_difference_shown_comes_with_one_that_would_have_been() -> None:
     random = np.random.default_rng(5)
     baseline = random.normal(2, 0.02, 12)

@@ -49,7 +49,12 @@ def check(tree: Tree, run: bool = True) -> None:
         _check_followed(choice)
     chosen["download"]["corpus"].build()
     assert isinstance(sections["tokenizer"], TokenizerParams)
-    tokenizers.check_given(sections["tokenizer"], chosen["tokenizer"]["name"])
+    try:
+        tokenizers.check_given(sections["tokenizer"], chosen["tokenizer"]["name"])
+    except (OSError, ValueError) as error:  # a name that no file can have
+        raise UserError(
+            f"params.yaml: tokenizer.from cannot name a file: {getattr(error, 'strerror', None) or error}"
+        ) from None
     train, evaluate, probe = sections["train"], sections["evaluate"], sections["probe"]
     assert isinstance(train, TrainParams)
     assert isinstance(evaluate, EvaluateParams)
@@ -73,6 +78,12 @@ def _check_run(train: TrainParams, chosen: dict[str, Choice]) -> None:
         parametrisation.check(model)
         parametrisation.start(model)
         rule = chosen_rule(train, chosen, model)
+    windows = train.model_copy(update={"accumulate": 1}).settled(model.width, low=False).batch
+    if not train.batch and train.accumulate > windows:
+        raise UserError(
+            f"params.yaml: train.accumulate ({train.accumulate}) is more pieces than the batch that follows from the width"
+            f" has windows ({windows}); lower it, or set train.batch"
+        )
     outline.refuse_too_large(train, model, rule)
 
 

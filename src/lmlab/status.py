@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 FINISHED, DIVERGED = "finished", "diverged"
-ADVICE = "try a lower optimizers.*.learning_rate, more warm-up (schedules.*.warmup) or a train.clip of 1"
+ADVICE = "try a lower optimizers.*.learning_rate, more warm-up (schedules.*.warmup) or a train.clip of 1 or less"
 
 
 def how_it_diverged(record: Mapping[str, Any]) -> str:

@@ -394,14 +394,15 @@ def _explained(found: Comparison) -> list[str]:
     """What the verdicts promise and what they do not, a line each, and only what concerns them."""
     judged = [verdict for verdict in found.verdicts if verdict.words != "no verdict"]
     words = {verdict.words for verdict in judged}
-    lines = [_how(found, judged)]
-    if any(not math.isnan(verdict.survivors_baseline + verdict.survivors_variant) for verdict in judged) or any(
-        verdict.test == "ranks" for verdict in judged
-    ):
+    lines = [_how(found, judged)] if judged else []
+    marked = any(not math.isnan(side) for v in judged for side in (v.survivors_baseline, v.survivors_variant))
+    if any(verdict.test == "ranks" for verdict in judged):
         lines.append(
-            "* is the mean of those runs alone that have a number; where a run diverged or never reached a target, pairs are"
-            " judged by ranks, such runs tied in the last place, and there is no mean, interval or effect"
+            "where a run diverged or never reached a target, pairs are judged by ranks, such runs tied in the last place"
+            " (those that were there by the first validation in the first), and there is no mean, interval or effect"
         )
+    if marked:
+        lines.append("* is the mean of those runs alone that have a number")
     if any(not math.isnan(verdict.low) for verdict in judged):
         lines.append(
             "each interval holds by itself: four at once all held in 0.89 of cases; and where differences are lopsided over"
@@ -422,7 +423,8 @@ def _how(found: Comparison, judged: Sequence[Verdict]) -> str:
     test = "flipping signs of differences"
     if found.rules.anytime:
         test = "betting on signs, valid whenever you look; intervals are of the median difference"
-    line = f"paired by {seeds}; intervals of at least {100 * (1 - found.alpha):g} % and p by {test}"
+    intervals = f"intervals of at least {100 * (1 - found.alpha):g} % and " if any(v.low == v.low for v in judged) else ""
+    line = f"paired by {seeds}; {intervals}p by {test}"
     for role in dict.fromkeys(verdict.role for verdict in judged):
         count = max(verdict.compared for verdict in judged if verdict.role == role)
         who = {"primary": "the primary measure ", "secondary": "the secondary ones, among themselves, "}.get(role, "")

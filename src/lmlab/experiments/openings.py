@@ -104,7 +104,8 @@ def check_can_be_kept(root: Path = Path()) -> None:
         raise UserError(f"{root.resolve()} has no commit yet, and the count is kept in Git; `git commit` a run first")
     if not _gives(root, "symbolic-ref", "--quiet", "HEAD"):
         raise UserError(
-            "HEAD is on no branch, so a commit of the count would be lost; `git switch BRANCH` first, then name the run"
+            "HEAD is on no branch, so a commit of the count would be lost; wait if an experiment is running here (DVC"
+            " moves HEAD meanwhile), else `git switch BRANCH` first, then name the run"
         )
     if not (_gives(root, "var", "GIT_AUTHOR_IDENT") and _gives(root, "var", "GIT_COMMITTER_IDENT")):
         raise UserError(

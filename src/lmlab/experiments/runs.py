@@ -264,9 +264,18 @@ class _Git:
             known = {task.commit for task in tasks}
             begun = (_begun(path) for path in sorted((self.root / ".dvc/tmp/exps/run").glob("*/*.run")))
             tasks += [self._before_openings_of(task) for task in begun if task and task.commit not in known]
-            finished = {(one.name, one.baseline) for one in self.experiments()}
-            self._unfinished = [task for task in tasks if (task.name, task.began_from) not in finished]
+            finished: dict[str, list[_Experiment]] = {}
+            for one in self.experiments():
+                finished.setdefault(one.name, []).append(one)
+            self._unfinished = [task for task in tasks if not self._is_done(task, finished.get(task.name, []))]
         return self._unfinished
+
+    def _is_done(self, task: _Task, finished: list[_Experiment]) -> bool:
+        """Whether one of the finished ones of its name came of it, or, where it was queued again, of its params."""
+        if any(one.baseline == task.began_from for one in finished):
+            return True
+        own = self.file(task.commit, "params.yaml")
+        return own is not None and any(self.file(one.commit, "params.yaml") == own for one in finished)
 
     def _before_openings_of(self, task: _Task) -> _Task:
         return replace(task, began_from=self.before_openings(task.began_from))

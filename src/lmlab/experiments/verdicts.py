@@ -426,7 +426,8 @@ def effect(differences_N: NDArray[np.float64]) -> float:
     freedom = len(differences_N) - 1
     if freedom < 2 or not np.isfinite(differences_N).all():
         return math.nan
-    mean, deviation = float(differences_N.mean()), float(differences_N.std(ddof=1))
+    with np.errstate(over="ignore"):  # the square of a perplexity may be beyond what can be counted
+        mean, deviation = float(differences_N.mean()), float(differences_N.std(ddof=1))
     if deviation <= 1e-12 * np.abs(differences_N).max():
         return math.copysign(math.inf, mean) if mean else 0.0
     return mean / deviation * _hedges(freedom)
@@ -487,7 +488,8 @@ def _finish(case: _Case, level: float, rules: Rules, shown: bool) -> Verdict:
         verdict = replace(verdict, reason="those left out could show one")
     if rules.anytime:
         return replace(verdict, words=words, needed=max(1, fewest - verdict.pairs))
-    deviation = float(case.scores.std(ddof=1)) if verdict.test == "differences" and verdict.pairs > 1 else math.nan
+    with np.errstate(over="ignore"):
+        deviation = float(case.scores.std(ddof=1)) if verdict.test == "differences" and verdict.pairs > 1 else math.nan
     wanted = enough(verdict.effect, level)
     low, high = (_more(pairs, verdict.pairs) for pairs in _enough_range(verdict, level))
     return replace(

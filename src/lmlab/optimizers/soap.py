@@ -96,7 +96,7 @@ def _eigenvectors(covariance: Tensor | None) -> Tensor | None:
         vectors = torch.full_like(covariance, nan)
     if not vectors.isfinite().all() and covariance.isfinite().all():
         vectors = torch.linalg.eigh(covariance.double()).eigenvectors.to(covariance.dtype)
-    return vectors.flip(1)
+    return vectors.flip(1).contiguous()  # in the order that a checkpoint gives back: sums depend on it
 
 
 def _refresh(state: dict[str, Any]) -> None:
@@ -111,6 +111,6 @@ def _refresh(state: dict[str, Any]) -> None:
             continue
         stretched = covariance @ bases[side]
         order = (bases[side] * stretched).sum(0).argsort(descending=True, stable=True)  # by estimated eigenvalue
-        bases[side] = torch.linalg.qr(stretched[:, order]).Q
+        bases[side] = torch.linalg.qr(stretched[:, order]).Q.contiguous()
         adam["square"] = adam["square"].index_select(side, order)
-    adam["mean"] = _into(mean, bases)
+    adam["mean"] = _into(mean, bases).contiguous()
