@@ -108,7 +108,7 @@ REFUSED = {
         {"train.model": "rwkv", "models.rwkv.width": 10**15},
         {"models.transformer.residual": "hyper", "layers.residual.hyper.streams": 10**15},
     ],
-    "beyond what": [{"train.seed": 2**64}, {"models.transformer.width": 10**20}, {"train.clip": 1e300}],
+    "is out of bounds": [{"train.seed": 2**64}, {"models.transformer.width": 10**20}, {"train.clip": 1e300}],
     "more than a number can hold": [
         {"train.intervention": "layer_rates", "interventions.layer_rates.factor": 1e30, "models.transformer.depth": 20}
     ],
