@@ -17,6 +17,7 @@ from lmlab.errors import UserError
 from lmlab.evaluation import references, results
 from lmlab.evaluation.results import EvaluateParams
 from lmlab.evaluation.scoring import bits_per_byte, score
+from lmlab.experiments.run import numbers
 from lmlab.files import write_json, write_sums
 from lmlab.measures import base as measures
 from lmlab.models.base import LanguageModel
@@ -154,19 +155,8 @@ def test_every_headline_is_a_number_of_some_measure_or_of_every_run() -> None:
     """So that none is misspelt: a headline that no run has would be left out without a word."""
     of_measures = {name.partition(".")[0] for name in results.HEADLINES} - {"validation", "parameters", "tokens_seen"}
     assert of_measures <= set(small.tree()["evaluate"]["measures"])
-    project = json.loads((small.PROJECT / "results" / "metrics.json").read_text())
-    if (small.PROJECT / "results" / "measures.json").exists():
-        project = json.loads((small.PROJECT / "results" / "measures.json").read_text())
-    said = {
-        name
-        for name, _ in measures.flat(
-            {
-                key: value
-                for key, value in project.items()
-                if isinstance(value, dict | int) and key not in ("environment", "text")
-            }
-        )
-    }
+    project = json.loads((small.PROJECT / "results" / "measures.json").read_text())
+    said = {name for name, _ in numbers(project)}
     assert set(results.HEADLINES) - said <= {"entropy_gap.validation"}  # the default corpus has no known entropy
 
 
