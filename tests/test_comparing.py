@@ -5,6 +5,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from laboratory import Laboratory, Pretended, bits
 from rich.console import Console
 
 from lmlab.errors import UserError
-from lmlab.experiments import comparing
+from lmlab.experiments import comparing, verdicts
 from lmlab.experiments.comparing import Comparison
 from lmlab.experiments.runs import unfinished
 from lmlab.experiments.verdicts import SHOWN, Verdict
@@ -212,8 +213,34 @@ def test_a_run_that_ended_before_the_other_reached_a_target_ranks_neither(lab: L
     lab.experiments(
         [*runs("a", [curve(to=500.0 + seed) for seed in range(8)]), *runs("b", [curve(to_more_than=100)] * 8, LION)]
     )
-    one = verdict(compare(lab, TARGET), TARGET)
+    found = compare(lab, TARGET)
+    one = verdict(found, TARGET)
     assert (one.words, one.pairs, one.left_out) == ("too few seeds", 0, 8)
+    (line,) = found.left_out["optimizer=lion"]
+    assert line.startswith(
+        f"8 pairs whose one run ended short of a target before the other reached it ({TARGET}): a-0 and b-0,"
+    )
+    assert line.endswith("and 4 more")
+
+
+def test_the_test_for_any_time_says_what_a_run_without_a_number_counts_for(lab: Laboratory) -> None:
+    """It bets on signs and ranks nothing."""
+    lab.experiments([*base(12), *runs("b", [None, *(GOOD + seed / 101 for seed in range(1, 12))], LION)])
+    once, often = (printed(compare(lab, anytime=anytime)) for anytime in (False, True))
+    assert "pairs are judged by ranks" in once
+    assert "is worse than any that has a number" not in once
+    assert "pairs are judged by ranks" not in often
+    assert "a run that diverged or never reached a target is worse than any that has a number" in often
+
+
+def test_where_there_is_one_variant_only_the_runs_of_other_commits_are_told(lab: Laboratory) -> None:
+    lab.experiments([*base(2), *good(3)])
+    run = Pretended("after", 0, {}, bits(1.0))
+    lab.workspace(run)
+    lab.git("add", ".")
+    lab.git("-c", "user.name=test", "-c", "user.email=test@example.org", "commit", "-qm", "another")
+    with pytest.raises(UserError, match="5 experiments that began from other commits, not read; name them to have them"):
+        comparing.compare([], "", [], 0.05, lab.root)
 
 
 def test_targets_of_older_results_are_told_by_the_validation_log(lab: Laboratory) -> None:
@@ -397,6 +424,22 @@ def test_how_many_more_seeds_are_needed_is_a_range(lab: Laboratory) -> None:
     assert one.words == "too few seeds"
     assert 1 <= one.needed_low < one.needed < one.needed_high
     assert f"about {one.needed_low} to {one.needed_high} more would be needed" in one.sentence
+
+
+@pytest.mark.parametrize(
+    ("needed", "low", "high", "said"),
+    [
+        (7, 2, 52, "about 2 to 52 more would be needed"),
+        (1, 1, 1, "about 1 more would be needed"),
+        (3, 0, 0, "about 3 more would be needed at the least"),
+        (90, 33, verdicts.MOST_NEEDED, "about 33 more would be needed at the least, and perhaps very many"),
+        (verdicts.MOST_NEEDED, verdicts.MOST_NEEDED, verdicts.MOST_NEEDED, "10,000 or more would be needed"),
+    ],
+)
+def test_how_many_more_seeds_in_words(lab: Laboratory, needed: int, low: int, high: int, said: str) -> None:
+    lab.experiments([*base(5), *runs("b", [0.9, 1.0, 0.95, 0.97, 0.93], LION)])
+    one = replace(verdict(compare(lab)), needed=needed, needed_low=low, needed_high=high)
+    assert one.sentence == f"too few seeds ({said})"
 
 
 # --------------------------------------------------------------------------------------------------------- looking again

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmlab.experiments import report, verdicts
+from lmlab.experiments import charts, report, verdicts
 from lmlab.experiments import variants as grouping
 from lmlab.experiments.labels import LONGEST, labels
 from lmlab.experiments.openings import Opening
@@ -343,8 +343,11 @@ def test_the_page_names_nothing_to_load(tmp_path: Path) -> None:
     assert (tmp_path / "page.html").stat().st_size < 3_000_000
 
 
-def test_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
-    for name in ("one", "two"):
+def test_the_same_runs_give_the_same_bytes_and_every_chart_fits_its_schema(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, checked in (("one", False), ("two", True)):
+        monkeypatch.setattr(charts, "CHECKED", checked)
         report.write([run(0), run(1)], tmp_path / name)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 

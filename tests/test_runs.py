@@ -140,7 +140,7 @@ def test_no_names_are_head_and_what_began_there(lab: Lab) -> None:
     lab.experiment("after", rate=0.02)
     found, notes = runs.gather([], lab.root)
     assert [run.name for run in found] == ["HEAD", "workspace", "after"]
-    assert "1 experiments that began from other commits" in notes[0]
+    assert "1 experiment that began from other commits" in notes[0]
 
 
 def test_of_two_experiments_with_one_name_that_of_head_is_meant(lab: Lab) -> None:
@@ -158,7 +158,7 @@ def test_what_queues_leave_behind_is_no_run(lab: Lab) -> None:
         lab.git("update-ref", "--create-reflog", "-m", f"commit: {message}", f"refs/exps/celery/{ref}", head)
     found, notes = runs.gather([], lab.root)
     assert [run.name for run in found] == ["HEAD", "workspace"]
-    assert "2 experiments are queued, running or failed" in notes[0]
+    assert "2 experiments queued, running or failed (`dvc queue status`), without results" in notes[0]
     with pytest.raises(UserError, match="failed-one is queued, running or failed and has no results"):
         runs.read(["failed-one"], lab.root)
 

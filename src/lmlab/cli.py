@@ -206,6 +206,7 @@ def report(
     """Write one page that shows runs side by side: curves, verdicts, samples, probes. It works without a network."""
     from lmlab.experiments import comparing, openings, runs, variants, verdicts
     from lmlab.experiments import report as library
+    from lmlab.experiments.wording import quantity
 
     found, notes = runs.gather([*([baseline] if baseline else []), *names] if names else [])
     there, _ = variants.group(found)
@@ -217,7 +218,7 @@ def report(
     judgement = judged.verdicts if judged else ()
     unfair = judged.unfair if judged else {}
     library.write(shown, out, judgement, notes, unfair, openings.known())
-    typer.echo(f"{out}: {len(shown)} runs; open it in any browser")
+    typer.echo(f"{out}: {quantity(len(shown), 'run')}; open it in any browser")
 
 
 @app.command()

@@ -49,7 +49,7 @@ class Params(BaseModel):
 
 def _check_numbers(value: Any) -> None:
     if isinstance(value, int) and not -LARGEST <= value <= LARGEST:
-        raise ValueError(f"{_shown(value)} is out of bounds: whole numbers lie between -{LARGEST} and {LARGEST}")
+        raise ValueError(f"{shown(value)} is out of bounds: whole numbers lie between -{LARGEST} and {LARGEST}")
     if isinstance(value, float) and LARGEST_FLOAT < abs(value) < inf:
         raise ValueError(f"{value} is out of bounds: numbers lie between -{LARGEST_FLOAT} and {LARGEST_FLOAT}")
     for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
@@ -104,12 +104,12 @@ def block(tree: Tree, dotted: str) -> Tree:
     for depth, key in enumerate(dotted.split(".")):
         if not isinstance(at, dict):
             where = ".".join(dotted.split(".")[:depth])
-            raise UserError(f"params.yaml: {where} should be a block of keys, not {_shown(at)}")
+            raise UserError(f"params.yaml: {where} should be a block of keys, not {shown(at)}")
         at = at.get(key)
         if at is None:
             return {}
     if not isinstance(at, dict):
-        raise UserError(f"params.yaml: {dotted} should be a block of keys, not {_shown(at)}")
+        raise UserError(f"params.yaml: {dotted} should be a block of keys, not {shown(at)}")
     return at
 
 
@@ -138,7 +138,7 @@ def _keys(kind: type[Params]) -> list[str]:
     return [info.alias or name for name, info in kind.model_fields.items()]
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value as Python writes it, cut where it is long."""
     if isinstance(value, int) and not -(10**LONGEST_SHOWN) < value < 10**LONGEST_SHOWN:
         return "a number of very many digits"
@@ -168,4 +168,4 @@ def _explain(error: ValidationError, dotted: str, kind: type[Params]) -> str:
             return f"{key}: {fault['msg'].removeprefix('Value error, ')}{more}"
         case _:
             asked = fault["msg"].replace("Input should be", "should be", 1)
-            return f"{key} {asked}, not {_shown(fault['input'])}{more}"
+            return f"{key} {asked}, not {shown(fault['input'])}{more}"

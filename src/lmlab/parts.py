@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lmlab.errors import UserError
-from lmlab.params import Params, Tree, nearest, section
+from lmlab.params import Params, Tree, nearest, section, shown
 
 _PACKAGE = Path(__file__).parent
 
@@ -42,7 +42,7 @@ def find(kind: str, name: str, key: str = "") -> tuple[type[Any], type[Params]]:
     """Import a part: its class and its `Options`. `key` is what asked for it, for the error message."""
     if name not in names(kind):
         asked = f"params.yaml: {key}: " if key else ""
-        raise UserError(f"{asked}there is no {name!r} in {kind}; {nearest(name, names(kind))}")
+        raise UserError(f"{asked}there is no {shown(name)} in {kind}; {nearest(name, names(kind))}")
     module = import_module(f"lmlab.{kind}.{name}")
     wanted = name.replace("_", "")
     classes = [value for value in vars(module).values() if isinstance(value, type) and value.__module__ == module.__name__]

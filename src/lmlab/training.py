@@ -32,6 +32,7 @@ from lmlab.parts import Choice
 from lmlab.progress import ProgressBar
 from lmlab.schedules.base import Schedule
 from lmlab.shards import Shards
+from lmlab.status import ADVICE
 from lmlab.stepping import Diverged, Run, TrainParams, begin, take_step
 from lmlab.tokenizers.base import Ids, Tokenizer
 
@@ -211,8 +212,8 @@ class _Training:
             self.log.add({**seen, "train_nats": run.loss_sum / run.loss_count})
             self.times.add([run.step, run.seconds])
         print(
-            f"train: DIVERGED at step {self.taking:,}: {error.reason}. The run ends here and is recorded as diverged; try a"
-            " lower optimizers.*.learning_rate, more warm-up or a train.clip of 1",
+            f"train: DIVERGED at step {self.taking:,}: {error.reason}. The run ends here and is recorded as diverged;"
+            f" {ADVICE}",
             flush=True,
         )
 

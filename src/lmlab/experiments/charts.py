@@ -12,6 +12,8 @@ import altair as alt
 import pandas as pd
 
 Spec = dict[str, Any]
+CHECKED = False
+"""Whether Altair checks each chart against Vega-Lite's schema, which takes as long as all the rest; a test has it do so."""
 ROW = 18
 """Height of a row of a heat map, in pixels."""
 HEIGHT = 300
@@ -46,7 +48,7 @@ def _finished(chart: Any, what: str, names: Sequence[str] = (), marks: int = 0) 
     if names:
         chart = chart.add_params(alt.param(name="names", value=list(names)), alt.param(name="hidden", value=[]))
     canvas = {"embedOptions": {"renderer": "canvas"}} if marks > MANY else {}
-    spec: Spec = chart.properties(width="container", description=what, usermeta=canvas).to_dict()
+    spec: Spec = chart.properties(width="container", description=what, usermeta=canvas).to_dict(validate=CHECKED)
     spec["autosize"] = {"type": "fit" if spec["height"] == "container" else "fit-x", "contains": "padding"}
     return spec
 

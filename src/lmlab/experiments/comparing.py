@@ -24,6 +24,7 @@ from lmlab.experiments.run import SEEDS, Run
 from lmlab.experiments.runs import Unfinished
 from lmlab.experiments.variants import Variant
 from lmlab.experiments.verdicts import Rules, Verdict
+from lmlab.experiments.wording import quantity
 
 MEASURES = ("validation.bits_per_byte", "validation.accuracy", "validation.calibration_error")
 """What is compared unless something else is asked for. The first is primary: it is judged as if it were the only one."""
@@ -51,8 +52,8 @@ class Tuning:
     def sentence(self) -> str:
         """In words."""
         if self.together:
-            return f"both are among {_count(self.variant, 'configuration')} of the same parts that were run"
-        said = f"{_count(self.variant, 'configuration')} of its parts run, {self.baseline} of the baseline's"
+            return f"both are among {quantity(self.variant, 'configuration')} of the same parts that were run"
+        said = f"{quantity(self.variant, 'configuration')} of its parts run, {self.baseline} of the baseline's"
         if self.variant == self.baseline or not self.measure:
             return said
         least = min(self.variant, self.baseline)
@@ -125,9 +126,10 @@ def compare(
     mine = next(variant for variant in variants if _holds(variant, first))
     others = [variant for variant in variants if variant is not mine]
     if not others:
+        besides = "".join(f"; {note}" for note in [*notes, *more])
         raise UserError(
-            f"there is one variant only, {mine.name} ({len(mine.runs)} runs that differ in nothing but seeds);"
-            " run another, such as `dvc exp run -S train.optimizer=lion`, or name one"
+            f"there is one variant only, {mine.name} ({quantity(len(mine.runs), 'run')} that differ in nothing but seeds);"
+            f" run another, such as `dvc exp run -S train.optimizer=lion`, or name one{besides}"
         )
     wanted = _measures(measures, kept)
     rules = Rules(alpha, primary="" if measures else MEASURES[0], anytime=anytime)
@@ -239,12 +241,12 @@ def _left_out(
     ):
         partners = {run.seeds for run in other.runs}
         if alone := [run.name for run in one.runs if run.seeds not in partners]:
-            yield f"{_count(len(alone), 'run')} of the {who}, whose seeds the {whose} has no results of: {_few(alone)}"
+            yield f"{quantity(len(alone), 'run')} of the {who}, whose seeds the {whose} has no results of: {_few(alone)}"
     for one, who in ((baseline, "baseline"), (variant, "variant")):
         tasks = waiting.get(one.name, [])
         for state in dict.fromkeys(task.state for task in tasks):
             of_state = [task.name for task in tasks if task.state == state]
-            yield f"{_count(len(of_state), 'run')} of the {who}, {state}: {_few(of_state)}"
+            yield f"{quantity(len(of_state), 'run')} of the {who}, {state}: {_few(of_state)}"
     judged = [one.measure for one in verdicts if one.variant == variant.name and one.words != "no verdict"]
     without: dict[tuple[str, ...], list[str]] = {}
     for measure in judged:
@@ -252,15 +254,36 @@ def _left_out(
         without.setdefault(names, []).append(measure)
     for names, measures in without.items():
         if names:
-            yield f"{_count(len(names), 'run')} that did not measure {_few(measures)}: {_few(names)}"
+            yield f"{quantity(len(names), 'run')} that did not measure {_few(measures)}: {_few(names)}"
+    undecided: dict[tuple[str, ...], list[str]] = {}
+    for measure in judged:
+        undecided.setdefault(tuple(_undecided(baseline, variant, measure)), []).append(measure)
+    for pairs, measures in undecided.items():
+        if pairs:
+            said = "whose one run ended short of a target before the other reached it"
+            yield f"{quantity(len(pairs), 'pair')} {said} ({_few(measures)}): {_few(pairs)}"
+
+
+def _undecided(baseline: Variant, variant: Variant, measure: str) -> Iterable[str]:
+    """The pairs of runs that were both observed, and of which nobody knows which was the sooner."""
+    ours = {run.seeds: run for run in _first_of_seeds(baseline.runs)}
+    for run in _first_of_seeds(variant.runs):
+        partner = ours.get(run.seeds)
+        one, other = (observe(side, measure, -1) if side else None for side in (partner, run))
+        if partner and one and other and not (one.ranks_with(other) and other.ranks_with(one)):
+            yield f"{partner.name} and {run.name}"
+
+
+def _first_of_seeds(runs: Sequence[Run]) -> list[Run]:
+    """Those that pairs are made of: of several with the same seeds the first."""
+    first: dict[Any, Run] = {}
+    for run in runs:
+        first.setdefault(run.seeds, run)
+    return list(first.values())
 
 
 def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:FEW]) + (f" and {len(names) - FEW} more" if len(names) > FEW else "")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def _tuning(ledger: dict[Any, trials.Tried], baseline: Variant, variant: Variant, measure: str) -> Tuning:
@@ -276,7 +299,7 @@ def _tuning(ledger: dict[Any, trials.Tried], baseline: Variant, variant: Variant
 
 def _sampling(baseline: Variant, variant: Variant) -> Sampling | None:
     """Over the pairs of the two."""
-    ours = {run.seeds: run for run in reversed(baseline.runs)}
+    ours = {run.seeds: run for run in _first_of_seeds(baseline.runs)}
     pairs = [
         (ours[run.seeds], run) for run in variant.runs if run.seeds in ours and not run.broke and not ours[run.seeds].broke
     ]
@@ -337,7 +360,7 @@ def _who(variant: Variant) -> str:
     diverged = sum(bool(run.broke) for run in variant.runs)
     ended = f", {diverged} diverged" if diverged else ""
     return variant.name if names == [variant.name] and not diverged else (
-        f"{variant.name} ({_count(len(names), 'run')}{ended}: {_few(names)})"
+        f"{variant.name} ({quantity(len(names), 'run')}{ended}: {_few(names)})"
     )  # fmt: skip
 
 
@@ -401,6 +424,11 @@ def _explained(found: Comparison) -> list[str]:
             "where a run diverged or never reached a target, pairs are judged by ranks, such runs tied in the last place"
             " (those that were there by the first validation in the first), and there is no mean, interval or effect"
         )
+    if any(verdict.test == "signs" and math.isnan(verdict.difference) for verdict in judged):
+        lines.append(
+            "a run that diverged or never reached a target is worse than any that has a number (one that was there by the"
+            " first validation, better), and where there is one there is no mean, interval or effect"
+        )
     if marked:
         lines.append("* is the mean of those runs alone that have a number")
     if any(not math.isnan(verdict.low) for verdict in judged):
@@ -443,7 +471,7 @@ def _about_looks(found: Comparison) -> list[str]:
         return [f"the error promised is for one look: {instead}"]
     often = max(found.looked.values())
     return [
-        f"LOOKED AT BEFORE with other seeds ({_count(often, 'time')}): whoever looks again after each seed tells equal"
+        f"LOOKED AT BEFORE with other seeds ({quantity(often, 'time')}): whoever looks again after each seed tells equal"
         f" variants apart by the twentieth seed in 17 % of cases and not in 5 %; {instead}"
     ]
 

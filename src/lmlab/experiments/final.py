@@ -25,6 +25,7 @@ from lmlab.evaluation.scoring import bits_per_byte
 from lmlab.experiments import openings, runs
 from lmlab.experiments.openings import Opening, counted, ordinal
 from lmlab.experiments.run import MEASURES, WORKSPACE, Run
+from lmlab.experiments.wording import quantity
 from lmlab.files import SUMS
 from lmlab.models import base as models
 from lmlab.models.base import LanguageModel
@@ -201,5 +202,5 @@ def lines(opened: Opened) -> Iterator[str]:
     yield from (f"  {what:<{width}}  {bits:.4f}" for what, bits in rows.items() if bits is not None)
     if opened.remark:
         yield f"  {opened.remark}"
-    times = f"opened for the {ordinal(one.opened)} time, for {one.runs} run{'s' * (one.runs > 1)}"
+    times = f"opened for the {ordinal(one.opened)} time, for {quantity(one.runs, 'run')}"
     yield f"test split of this text: {times} (kept in {openings.FILE}, committed as {opened.commit})"

@@ -15,6 +15,7 @@ from typing import Any
 
 from lmlab.errors import UserError
 from lmlab.experiments.commands import git
+from lmlab.experiments.wording import quantity
 from lmlab.files import whole_file
 
 FILE = "results/final.csv"
@@ -135,7 +136,7 @@ def keep(before: Sequence[Opening], opening: Opening, root: Path = Path()) -> st
     path = root / FILE
     old = path.read_bytes() if path.is_file() else None
     _write(path, [*before, opening])
-    times = f"opened for the {ordinal(opening.opened)} time, for {opening.runs} run{'s' * (opening.runs > 1)}"
+    times = f"opened for the {ordinal(opening.opened)} time, for {quantity(opening.runs, 'run')}"
     try:
         git("-C", str(root), "add", "--force", "--", FILE)
         git("-C", str(root), "commit", "--quiet", "--only", "-m", f"Test split {times}: {opening.run}", "--", FILE)

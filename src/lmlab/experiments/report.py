@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from altair.utils.schemapi import debug_mode
 
 from lmlab.experiments import charts
 from lmlab.experiments import variants as grouping
@@ -27,6 +28,7 @@ from lmlab.experiments.page import Markup, Page, as_text, fixed, rounded, signed
 from lmlab.experiments.run import MEASURES, Run
 from lmlab.experiments.variants import Variant, differing, mattering
 from lmlab.experiments.verdicts import Verdict
+from lmlab.experiments.wording import quantity
 
 MOST_VARIANTS = 8
 """That are drawn: as many as there are colours that can be told apart."""
@@ -115,16 +117,18 @@ def write(
     whole = (replace(one, runs=[run for run in one.runs if run.measures or run.broke]) for one in grouping.group(runs)[0])
     shown = Shown([variant for variant in whole if variant.runs])
     page = Page()
-    _lead(page, runs, shown)
-    _notes(page, notes, len(shown.whole))
-    _runs(page, runs)
-    _verdicts(page, verdicts, shown)
-    _unfair(page, unfair or {}, shown)
-    _test(page, runs, opened)
-    for section in (_params, _curves, _samples, _calibration, _positions, _classes, _probes, _close_up, _tokenizers, _costs):
-        section(page, shown)
-    _measures(page, shown)
-    title = f"Report: {shown.names[0]}" if len(shown.names) == 1 else f"Report: {len(shown.whole)} variants"
+    with debug_mode(charts.CHECKED):
+        _lead(page, runs, shown)
+        _notes(page, notes, len(shown.whole))
+        _runs(page, runs)
+        _verdicts(page, verdicts, shown)
+        _unfair(page, unfair or {}, shown)
+        _test(page, runs, opened)
+        for section in (_params, _curves, _samples, _calibration, _positions, _classes, _probes, _close_up, _tokenizers):
+            section(page, shown)
+        _costs(page, shown)
+        _measures(page, shown)
+    title = f"Report: {shown.names[0]}" if len(shown.names) == 1 else f"Report: {quantity(len(shown.whole), 'variant')}"
     legend = list(zip(shown.labels, shown.names, strict=True)) if len(shown.names) > 1 else []
     page.write(target, title, legend)
 
@@ -194,10 +198,10 @@ def _sentence(runs: Sequence[Run], shown: Shown) -> str:
         if len(runs) > 1:
             said += f" {len(runs)} runs differ in nothing but their seeds."
     elif len(texts) == 1:
-        said = f"{len(runs)} runs of {len(shown.whole)} variants on {_described(first)}."
+        said = f"{quantity(len(runs), 'run')} of {quantity(len(shown.whole), 'variant')} on {_described(first)}."
     else:
         named = f"{', '.join(texts[:-1])} and {texts[-1]}"
-        said = f"{len(runs)} runs of {len(shown.whole)} variants on {len(texts)} texts, {named}."
+        said = f"{quantity(len(runs), 'run')} of {quantity(len(shown.whole), 'variant')} on {len(texts)} texts, {named}."
         said += " What was scored on different texts does not compare."
     broke = [run for run in runs if run.broke]
     if len(broke) == len(runs) == 1:
@@ -218,7 +222,7 @@ def _came_out(text: str, numbers: Sequence[int], shown: Shown) -> str:
     if len(shown.whole) > 1:
         said += f" in “{shown.label[best.name]}”"
     if len(best.runs) > 1:
-        said += f", mean of {len(best.runs)} seeds"
+        said += f", mean of {quantity(len(best.runs), 'seed')}"
     if len(means) > 1:
         said += f", the least of {len(means)} variants (the verdicts say what of that is more than chance)"
     first = shown.whole[numbers[0]].runs[0]
@@ -324,7 +328,7 @@ def _unfair(page: Page, unfair: Mapping[str, Sequence[str]], shown: Shown) -> No
     if not kinds:
         return
     count = sum(map(bool, unfair.values()))
-    variants = f"{count} variant{'s' * (count > 1)}"
+    variants = quantity(count, "variant")
     page.add(f'<details class="unfair"><summary>Unfair: what {variants} do not have in common with the baseline</summary>')
     for kind, details in kinds.items():
         rows = [[", ".join(names), detail] for detail, names in details.items()]

@@ -27,6 +27,7 @@ from lmlab.errors import UserError
 from lmlab.experiments import openings
 from lmlab.experiments.commands import leaves
 from lmlab.experiments.run import BLOCKS, CURVES, MEASURES, METRICS, WORKSPACE, Reader, Run, measured, numbers
+from lmlab.experiments.wording import quantity
 from lmlab.files import read_json
 
 
@@ -58,10 +59,10 @@ def gather(names: list[str], root: Path = Path()) -> tuple[list[Run], list[str]]
         if left := [task.name for task in git.unfinished() if task.began_from == head]:
             few = ", ".join(left[:6]) + (f" and {len(left) - 6} more" if len(left) > 6 else "")
             notes.append(
-                f"{len(left)} experiments are queued, running or failed (`dvc queue status`) and do not count: {few}"
+                f"{quantity(len(left), 'experiment')} queued, running or failed (`dvc queue status`), without results: {few}"
             )
         if others:
-            notes.append(f"{others} experiments that began from other commits were not read; name them to have them")
+            notes.append(f"{quantity(others, 'experiment')} that began from other commits, not read; name them to have them")
     if not found:
         said = f" ({'; '.join(notes)})" if notes else ""
         raise UserError(f"there are no finished runs to compare{said}; make some with `dvc exp run`, or name them")

@@ -201,6 +201,7 @@ def run(
         study.sampler = optuna.samplers.TPESampler(seed=_seed(search.seed, len(done)))
         trial = study.ask(search.keys)
         name = search.title(len(done))
+        show(f"{name} of {trials}: {_listed(trial.params)}: begins")
         try:
             outcome = run_trial(name, trial.params)
         except BaseException:

@@ -132,7 +132,7 @@ class Verdict:
                 " worst value seen)"
             )
         if self.words == "too few seeds":
-            return f" ({self._more_seeds()} more would be needed{'' if self.needed_high else ', at the least'})"
+            return f" ({self._more_seeds()})"
         if self.words != "no difference shown":
             return ""
         if self.detectable > 0:
@@ -148,10 +148,11 @@ class Verdict:
     def _more_seeds(self) -> str:
         low, high = self.needed_low or self.needed, self.needed_high or self.needed
         if low >= MOST_NEEDED:
-            return f"{MOST_NEEDED:,} or"
-        if high >= MOST_NEEDED:
-            return f"about {low:,} or very many"
-        return f"about {low:,}" if low == high else f"about {low:,} to {high:,}"
+            return f"{MOST_NEEDED:,} or more would be needed"
+        if high >= MOST_NEEDED or not self.needed_high:
+            perhaps = ", and perhaps very many" if high >= MOST_NEEDED else ""
+            return f"about {low:,} more would be needed at the least{perhaps}"
+        return f"about {low:,}{f' to {high:,}' if high > low else ''} more would be needed"
 
     def _counted(self) -> list[str]:
         """How many of the pairs' runs have no number, and why."""
