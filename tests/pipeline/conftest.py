@@ -111,13 +111,15 @@ class Workspace:
         import dvc.cli
         import dvc.logger
 
+        environment = self.environment
+
         def main() -> None:
             for number, file in enumerate((os.devnull, said[0].name, said[1].name)):
                 os.dup2(os.open(file, os.O_RDWR), number)
             sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8") for number in (1, 2))  # noqa: SIM115
             os.chdir(self.folder)
             os.environ.clear()
-            os.environ.update(self.environment)
+            os.environ.update(environment)
             dvc.logger.setup()  # its handlers write to the streams of the moment in which it is called
             sys.exit(dvc.cli.main(list(command[1:])))
 
