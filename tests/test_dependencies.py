@@ -2,6 +2,7 @@
 
 import ast
 import itertools
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ def source(module: str) -> Path | None:
     return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
 
 
+@cache
 def imported(path: Path) -> set[str]:
     """Every first-party module a file imports anywhere in it, with the packages around it."""
     found: set[str] = set()

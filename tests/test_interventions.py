@@ -152,19 +152,18 @@ def test_the_order_of_two_is_the_order_they_act_in(first: str) -> None:
         torch.testing.assert_close(one, other)
 
 
-@every_intervention
-def test_it_stands_around_every_rule_that_has_what_it_needs(name: str) -> None:
-    for rule_name in parts.names("learning_rules"):
-        model = small.model(small.some_model()).train()
-        if refusal(rule_name, model):
-            continue
-        rule = rule_for(rule_name, model)
-        if parts.find("interventions", name)[0].on_the_way and not rule.backward:
-            continue
-        own = rule.own_groups(model)
-        outer = around(name, model, rule)
-        assert outer.own_groups(model).keys() == own.keys()
-        assert all(gradient.isfinite().all() for gradient in found(outer, model))
+@pytest.mark.parametrize(("name", "rule_name"), small.drawn(EVERY, parts.names("learning_rules"), rounds=4))
+def test_it_stands_around_every_rule_that_has_what_it_needs(name: str, rule_name: str) -> None:
+    model = small.model(small.some_model()).train()
+    if refusal(rule_name, model):
+        return
+    rule = rule_for(rule_name, model)
+    if parts.find("interventions", name)[0].on_the_way and not rule.backward:
+        return
+    own = rule.own_groups(model)
+    outer = around(name, model, rule)
+    assert outer.own_groups(model).keys() == own.keys()
+    assert all(gradient.isfinite().all() for gradient in found(outer, model))
 
 
 def edited(name: str, model: LanguageModel, true: list[Tensor], draws: int, **options: Any) -> Tensor:
@@ -205,13 +204,14 @@ def test_noise_fades_by_the_power_asked_for(some: Any) -> None:
 def test_quantised_gradients_are_few_and_right_on_average(some: Any, levels: int) -> None:
     model, true = some
     flat = torch.cat([gradient.flatten() for gradient in true])
-    drawn = edited("quantised_gradients", model, true, 3000, levels=levels)
+    draws = 1200
+    drawn = edited("quantised_gradients", model, true, draws, levels=levels)
     step = torch.cat([(gradient.abs().max() / levels).expand(gradient.numel()) for gradient in true])
     places = drawn / step.clamp(min=1e-300)
     torch.testing.assert_close(places, places.round(), rtol=0, atol=1e-9)
     assert places.abs().max() <= levels + 1e-9
     off = (drawn.mean(dim=0) - flat).abs() / step.clamp(min=1e-300)
-    assert off.max() < 5 * 0.5 / 3000**0.5  # a rounding deviates by half a step at most
+    assert off.max() < 5 * 0.5 / draws**0.5  # a rounding deviates by half a step at most
 
 
 def test_signs_at_full_strength_are_what_adam_without_memory_steps_by(some: Any) -> None:
@@ -364,10 +364,11 @@ def test_dropping_tokens_is_unbiased_and_keeps_the_loss() -> None:
     model = small.rough(small.some_model(width=8)).train()
     plain = torch.cat([gradient.flatten() for gradient in found(rule_for("backprop", model), model)])
     rule = around("token_dropping", model, kept=0.5)
-    drawn = torch.stack([torch.cat([g.flatten() for g in found(rule, model, seed=seed)]) for seed in range(600)])
+    draws = 300
+    drawn = torch.stack([torch.cat([g.flatten() for g in found(rule, model, seed=seed)]) for seed in range(draws)])
     error, spread = drawn.mean(dim=0) - plain, drawn.std(dim=0)
-    assert (error.abs() <= 5.5 * spread / 600**0.5 + 1e-12).all()
-    assert (error / (spread / 600**0.5 + 1e-300))[spread > 1e-9].std() == pytest.approx(1, abs=0.35)
+    assert (error.abs() <= 5.5 * spread / draws**0.5 + 1e-12).all()
+    assert (error / (spread / draws**0.5 + 1e-300))[spread > 1e-9].std() == pytest.approx(1, abs=0.35)
 
 
 @pytest.mark.parametrize("model_name", ["transformer", "lstm"])

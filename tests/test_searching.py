@@ -176,7 +176,7 @@ def test_names_and_repeated_keys_are_refused(tree: Tree) -> None:
 )
 def test_a_range_gives_what_it_says(tree: Tree, tmp_path: Path, typed: str, values: set[Any]) -> None:
     key = typed.partition("=")[0]
-    found = {trial.values[key] for trial in search(read(tree, typed), 30, tmp_path, lambda name, at: Outcome(1.0))}
+    found = {trial.values[key] for trial in search(read(tree, typed), 15, tmp_path, lambda name, at: Outcome(1.0))}
     assert {round(value, 9) for value in found} == values
     assert {type(value) for value in found} == {type(value) for value in values}
 

@@ -352,9 +352,15 @@ def refusal(corpus: Corpus, **changes: Any) -> str:
     return message
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("where", ["loss", "gradient"])
-@pytest.mark.parametrize("changes", [{}, {"clip": 0.0}, {"clip": 0.0, "step_in_backward": True}, {"accumulate": 2}])
+@pytest.mark.parametrize(
+    ("bad", "where", "changes"),
+    small.drawn(
+        [float("nan"), float("inf"), float("-inf")],
+        ["loss", "gradient"],
+        [{}, {"clip": 0.0}, {"clip": 0.0, "step_in_backward": True}, {"accumulate": 2}],
+        rounds=3,
+    ),
+)
 def test_a_run_that_diverges_ends_there_with_a_record_and_the_weights_it_had_before(
     corpus: Corpus, bad: float, where: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -34,7 +34,7 @@ def test_an_earlier_result_comes_back_and_is_made_again_bit_for_bit(workspace: A
     assert workspace.status() == set()
 
     recorded = hashes(workspace)
-    forced = workspace.run("dvc", "repro", "--force").stdout
+    forced = workspace.run("dvc", "repro", "--force", "evaluate").stdout
     assert "Running stage 'train'" in forced
     assert "outputs taken from DVC's run-cache" not in forced
     assert sha256(workspace.path(WEIGHTS)) == wanted
@@ -76,15 +76,15 @@ def test_experiments_go_to_a_bare_repository_and_a_folder_and_come_back_elsewher
     workspace.run("dvc", "remote", "add", "-d", "shelf", str(tmp_path / "shelf"))
     workspace.run("git", "commit", "-qam", "a remote")
     workspace.run("git", "push", "-q", "origin", "main")
-    workspace.run("dvc", "exp", "run", "-n", "byte-wise", "-S", "tokenizer.name=byte", "evaluate")
-    workspace.run("dvc", "exp", "push", "origin", "byte-wise")
+    workspace.run("dvc", "exp", "run", "-n", "wider", "-S", "models.transformer.width=32", "evaluate")
+    workspace.run("dvc", "exp", "push", "origin", "wider")
 
     clone = type(workspace)(tmp_path / "clone", workspace.home)
     workspace.run("git", "clone", "-q", str(bare), str(clone.folder))
-    assert "byte-wise" in clone.run("dvc", "exp", "list", "origin").stdout
-    clone.run("dvc", "exp", "pull", "origin", "byte-wise")
-    clone.run("dvc", "exp", "apply", "byte-wise")
+    assert "wider" in clone.run("dvc", "exp", "list", "origin").stdout
+    clone.run("dvc", "exp", "pull", "origin", "wider")
+    clone.run("dvc", "exp", "apply", "wider")
     assert clone.json("results/metrics.json") == workspace.json("results/metrics.json")
     assert sha256(clone.path(WEIGHTS)) == sha256(workspace.path(WEIGHTS))
-    clone.run("dvc", "exp", "branch", "byte-wise", "bytes")
-    assert "name: byte" in clone.run("git", "show", "bytes:params.yaml").stdout
+    clone.run("dvc", "exp", "branch", "wider", "of-it")
+    assert "width: 32" in clone.run("git", "show", "of-it:params.yaml").stdout
