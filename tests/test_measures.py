@@ -25,6 +25,7 @@ from lmlab.batches import Batches
 from lmlab.corpora import grammar
 from lmlab.errors import UserError
 from lmlab.evaluation import character_classes
+from lmlab.evaluation import pairs as pairs_module
 from lmlab.evaluation.about import About
 from lmlab.evaluation.kneser_ney import KneserNey
 from lmlab.evaluation.pairs import accuracy, text_nats
@@ -444,6 +445,16 @@ def test_a_text_costs_what_its_tokens_do_however_long_it_is(shards_of: ShardsOf,
         ids = np.array([shards.document, *tokenizer.encode(text).tolist()], dtype=np.uint8)
         alone = score(model, ids, shards.document, context, max(1, context // 2)).nats if text else 0.0
         assert found == pytest.approx(alone, rel=1e-5)
+
+
+def test_texts_that_fit_are_read_together(shards_of: ShardsOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards, tokenizer = shards_of(SENTENCES)
+    model = small.rough(small.some_model(), vocabulary=shards.vocabulary, context=16)
+    passes: list[tuple[int, int]] = []
+    model.register_forward_pre_hook(lambda _, given: passes.append(tuple(given[0].shape)))
+    monkeypatch.setattr(pairs_module, "TOKENS_AT_ONCE", 15)
+    text_nats(model, tokenizer, ["The dog", "behind", "th", "The cat", "a"])
+    assert passes == [(2, 2), (2, 7), (1, 7)]  # by their lengths: 1 and 2, for three of 6 would be 18; 6 and 7; and 7
 
 
 def all_pairs(shards_of: ShardsOf, train: Any, validation: Any, corpus: str = "grammar", seed: int = 0) -> dict[str, Any]:

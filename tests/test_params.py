@@ -93,6 +93,16 @@ def test_a_missing_section_names_its_first_key() -> None:
         params.section({}, "train", Section)
 
 
+def test_of_several_wrong_values_the_first_is_named_and_the_others_are_counted() -> None:
+    class Switches(Params):
+        first: bool
+        second: bool
+        third: bool
+
+    with pytest.raises(UserError, match=r"train\.first should be .*\(and 2 more\)"):
+        params.section({"train": {"first": "perhaps", "second": [], "third": "no way"}}, "train", Switches)
+
+
 def test_an_impossible_combination_names_the_section() -> None:
     assert "train: this cannot be" in refused({**GOOD, "name": "impossible"})
 

@@ -49,14 +49,13 @@ def parts() -> None:
 @errors.one_line
 def check() -> None:
     """Check params.yaml as every stage does before it starts, without running anything."""
-    from lmlab import params, preflight, remarks, surroundings
+    from lmlab import params, preflight, remarks
 
     tree = params.read()
     preflight.check(tree)
     remarks.say(tree)
     typer.echo("params.yaml is fine")
-    for fault in surroundings.faults():
-        typer.echo(f"note: {fault}", err=True)
+    _note_faults()
 
 
 @app.command()
@@ -281,9 +280,14 @@ def adapt(
 def summary() -> None:
     """Show what the last run gave: corpus, model, measures beside references, speed, a sample."""
     from lmlab import summary as library
-    from lmlab import surroundings
 
     library.show()
+    _note_faults()
+
+
+def _note_faults() -> None:
+    from lmlab import surroundings
+
     for fault in surroundings.faults():
         typer.echo(f"note: {fault}", err=True)
 

@@ -131,12 +131,27 @@ class Local(Corpus):
 def _parsed(line: str, path: Path, where: str) -> Any:
     """A line of JSON. Whole numbers become floats: no number is read here, and Python refuses those of many digits."""
     try:
-        return json.loads(line.lstrip("\ufeff"), parse_int=float)
+        return json.loads(line.lstrip("\ufeff"), parse_int=float, object_pairs_hook=_each_key_once)
+    except _TwiceError as twice:
+        raise UserError(f"{where}: the key {twice.args[0]!r} stands twice, and one of the two would be lost") from None
     except RecursionError:
         raise UserError(f"{where}: nested too deeply to be read; a JSON object a line is expected") from None
     except ValueError as error:
         text_files.check_zeros(line, path)
         raise UserError(f"{where}: not a JSON object, or one that is cut short ({error})") from None
+
+
+class _TwiceError(Exception):
+    """A key that an object of JSON has more than once."""
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object that the pairs are of. Python itself would keep the last of those with one key, silently."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _TwiceError(next(key for key in keys if keys.count(key) > 1))
+    return row
 
 
 def _values_in_parquet(path: Path, column: str) -> Iterator[bytes | None]:
