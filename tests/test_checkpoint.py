@@ -107,10 +107,25 @@ def test_a_file_that_is_not_whole_counts_as_none(tmp_path: Path, spoil: Any) -> 
     assert checkpoint.load(tmp_path) is None
 
 
-@pytest.mark.parametrize("metadata", [None, {"other": "1"}, {"state": "{"}, {"state": '{"tensor": "7"}'}, {"state": "3"}])
-def test_a_file_of_another_kind_counts_as_none(tmp_path: Path, metadata: dict[str, str] | None) -> None:
-    save_file({"a": torch.ones(1)}, tmp_path / checkpoint.FILE, metadata=metadata)
+def named(text: str | None) -> dict[str, Tensor]:
+    """Tensors as in a checkpoint whose JSON is this text; without any where there is none."""
+    json = {} if text is None else {checkpoint.SKELETON: torch.tensor(list(text.encode()), dtype=torch.uint8)}
+    return {"a": torch.ones(1), **json}
+
+
+@pytest.mark.parametrize("text", [None, "", "{", '{"tensor": "7"}', "3"])
+@pytest.mark.parametrize("vouched", [True, False])
+def test_a_file_of_another_kind_counts_as_none(tmp_path: Path, text: str | None, vouched: bool) -> None:
+    metadata = {"sha256": checkpoint._digest(named(text))} if vouched else None
+    save_file(named(text), tmp_path / checkpoint.FILE, metadata=metadata)
     assert checkpoint.load(tmp_path) is None
+
+
+def test_no_state_is_too_long(tmp_path: Path) -> None:
+    """A header of safetensors may have 100 MB."""
+    state = {"said": "x" * 101_000_000, "weights": torch.ones(3)}
+    checkpoint.save(tmp_path, state)
+    assert same(state, checkpoint.load(tmp_path))
 
 
 def test_an_interrupted_save_leaves_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,10 @@
 """Save and resume, exactly: everything that decides what a run does next, in one file without code.
 
-The file is a safetensors archive: tensors as they are, everything else as JSON in its header, with a hash of all of it. It
-lies in a scratch folder outside the stage's outputs (which DVC deletes before a stage starts), under a key made of all that
-decides the run's result; so no other run can pick it up, and a run that is killed and started again finds it. What grows
-with the run, such as its log, lies beside it in files that are only ever added to (`Lines`).
+The file is a safetensors archive: tensors as they are, everything else as JSON whose bytes are a tensor too (a header may
+not be as long), and in its header a hash of all of it. It lies in a scratch folder outside the stage's outputs (which DVC
+deletes before a stage starts), under a key made of all that decides the run's result; so no other run can pick it up, and a
+run that is killed and started again finds it. What grows with the run, such as its log, lies beside it in files that are
+only ever added to (`Lines`).
 
 Two processes may be given the very same run. The second waits until the first has ended, and takes over what that has made:
 its outputs, or its last checkpoint if it was killed.
@@ -29,6 +30,8 @@ from torch import Tensor
 from lmlab.files import sha256, whole_file, whole_folder, write_json
 
 FILE = "checkpoint.safetensors"
+SKELETON = "json"
+"""The tensor whose bytes are all that is no tensor; others are called by numbers."""
 LOCK = "lock"
 WAITING = "waiting-"
 """Begins the name of a file for each process that waits for the run; its number follows."""
@@ -128,29 +131,30 @@ def load(folder: Path) -> dict[str, Any] | None:
 def write(path: Path, state: dict[str, Any]) -> None:
     """Write a tree of dicts and lists with tensors and plain values as leaves, whole or not at all."""
     tensors: dict[str, Tensor] = {}
-    skeleton = json.dumps(_take_out(state, tensors))
+    skeleton = json.dumps(_take_out(state, tensors)).encode()
+    tensors[SKELETON] = torch.frombuffer(bytearray(skeleton), dtype=torch.uint8)
     with whole_file(path) as partial:
-        # in one entry: the order of several differs from run to run
-        save_file(tensors, partial, metadata={"state": f"{_digest(skeleton, tensors)} {skeleton}"})
+        # one entry alone: the order of several differs from run to run
+        save_file(tensors, partial, metadata={"sha256": _digest(tensors)})
 
 
 def read(path: Path) -> dict[str, Any] | None:
     """What `write` wrote, or None when there is nothing, or not all of it to the last bit."""
     try:
         with safe_open(path, framework="pt") as opened:
-            digest, skeleton = opened.metadata()["state"].split(" ", 1)
+            digest = opened.metadata()["sha256"]
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a dict)
-        if digest != _digest(skeleton, tensors):
+        if digest != _digest(tensors):
             return None
-        state: dict[str, Any] = _put_back(json.loads(skeleton), tensors)
+        state: dict[str, Any] = _put_back(json.loads(tensors[SKELETON].numpy().tobytes()), tensors)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         return None
     return state
 
 
-def _digest(skeleton: str, tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of the JSON and of every tensor's name, type, shape and bytes."""
-    digest = hashlib.sha256(skeleton.encode())
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of every tensor's name, type, shape and bytes."""
+    digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
