@@ -141,17 +141,20 @@ def test_the_gradient_reaches_every_parameter(choice: Choice) -> None:
     assert not untouched
 
 
-def test_checking_params_draws_nothing_and_loads_no_compiler_whichever_the_model() -> None:
+def test_checking_params_and_sizes_draws_nothing_and_loads_no_compiler_whichever_the_model() -> None:
     """Loading torch's compiler takes seconds, and a drawn number would change the weights of a run that follows."""
     script = """
 import sys, small, torch
-from lmlab import parts, preflight
+from lmlab import outline, parts, preflight
 before = torch.get_rng_state()
 tree = small.tree()
 for name in parts.names("models"):
     preflight.check({**tree, "train": {**tree["train"], "model": name}})
     assert "torch._dynamo" not in sys.modules, name
     assert torch.equal(torch.get_rng_state(), before), name
+with outline.without_storage():
+    torch.optim.AdamW([torch.nn.Parameter(torch.ones(3))])
+assert "torch._dynamo" not in sys.modules, "an optimizer"
 """
     subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent, check=True)
 

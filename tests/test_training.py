@@ -63,7 +63,7 @@ class Stopped(BaseException):
 def corpus(shards_of: Callable[..., Corpus], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Corpus:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
-    monkeypatch.setattr(training, "SAMPLE_TOKENS", 12)
+    monkeypatch.setattr(training, "SAMPLE_TOKENS", 4)
     return shards_of(TEXT, "12 times 12 is 144.\n7 times 8 is 56.\n")
 
 

@@ -4,6 +4,7 @@ A pass is counted on a model of few blocks, real where that is quick and otherwi
 what it costs is a line in the number of blocks and, in models that loop over the window, at most a parabola in the tokens.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -92,9 +93,26 @@ def _shape(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int
 
 @contextmanager
 def without_storage() -> Iterator[None]:
-    """Models and rules built inside have shapes only."""
-    with torch.device("meta"), Weightless():
+    """Models, rules and optimizers built inside have shapes only."""
+    with torch.device("meta"), Weightless(), _without_compiler():
         yield
+
+
+@contextmanager
+def _without_compiler() -> Iterator[None]:
+    """Optimizers can be made without torch's compiler, which takes 2 s to load.
+
+    torch loads it only to keep it out of one function, and notes at that function that it did so.
+    """
+    function, noted = inspect.unwrap(torch.optim.Optimizer.add_param_group), "__dynamo_disable"
+    if hasattr(function, noted):
+        yield
+        return
+    setattr(function, noted, function)
+    try:
+        yield
+    finally:
+        delattr(function, noted)
 
 
 def block_count(choice: Choice) -> int | None:
