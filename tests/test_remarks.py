@@ -41,6 +41,11 @@ UNSAID: list[dict[str, Any]] = [
     {"schedules.linear.warmup": 1199},
     {"train.optimizer": "schedule_free", "train.schedule": "constant"},
     {"train.optimizer": "schedule_free", "schedules.linear.final": 1.0},
+    {
+        "train.optimizer": "schedule_free",
+        "train.schedule": "warmup_stable_decay",
+        "schedules.warmup_stable_decay.cooldown": 0.0,
+    },
     {"train.validate_every": 1200, "train.snapshots": 1200},
     {"train.validate_every": 0, "train.clip": 0.0},
 ]
