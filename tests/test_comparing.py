@@ -168,6 +168,45 @@ def test_a_seed_that_was_drawn_again_counts_once_and_other_results_are_named(lab
     found = compare(lab)
     assert verdict(found).pairs == 8
     assert any("z has the params, seeds and code of b-0, yet other results" in note for note in found.notes)
+    assert (
+        verdict(found).sentence
+        == "unsettled (better in the 8 pairs, but not if of the 1 with several results others counted)"
+    )
+
+
+@pytest.mark.parametrize("name", ["bb", "Z"])
+def test_whichever_of_two_results_with_the_same_seeds_comes_first_decides_nothing(lab: Laboratory, name: str) -> None:
+    """Names do: experiments are read in their order."""
+    bad = [replace(run, name=f"{name}-{run.seed}") for run in runs("b", [2.0] * 8, LION)]
+    lab.experiments([*base(), *good(), *bad])
+    one = verdict(compare(lab))
+    assert (one.words, one.pairs, one.several) == ("unsettled", 8, 8)
+
+
+def test_results_with_the_same_seeds_that_say_the_same_leave_a_verdict_as_it_is(lab: Laboratory) -> None:
+    nearly = [replace(run, name=f"n-{run.seed}") for run in runs("b", [GOOD + seed / 102 for seed in range(8)], LION)]
+    lab.experiments([*base(), *good(), *nearly])
+    one = verdict(compare(lab))
+    assert (one.words, one.several) == ("better", 7)  # at seed 0 the two are equal
+
+
+def test_a_number_that_is_not_finite_is_no_divergence(lab: Laboratory) -> None:
+    perplexity = "validation.perplexity"
+    sides = [runs(side, [bits(1.0) for _ in range(8)], changes) for side, changes in (("a", {}), ("b", LION))]
+    for side, values in zip(sides, ([8.0] * 8, [math.inf] * 8)):
+        for run, value in zip(side, values):
+            run.measures["validation"]["perplexity"] = value
+    lab.experiments([*sides[0], *sides[1]])
+    found = compare(lab, perplexity)
+    assert verdict(found, perplexity).sentence == "worse; 8 of 8 of the variant have no finite number"
+    assert "diverged:" not in printed(found)
+
+
+@pytest.mark.parametrize("seeds", [{"train.seed": [1, 2]}, {"train.data_seed": [1]}, {"train.seed": {"a": 1}}])
+def test_a_seed_that_is_none_stops_nothing(lab: Laboratory, seeds: dict[str, Any]) -> None:
+    lab.experiments([*base(), *good()])
+    lab.unfinished([Pretended("odd", 0, {**LION, **seeds})])
+    assert verdict(compare(lab)).words == "better"
 
 
 # ----------------------------------------------------------------------------------------------------------------- targets

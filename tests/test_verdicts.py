@@ -171,10 +171,14 @@ def test_a_run_that_diverged_counts_against_its_variant_and_no_mean_is_told() ->
     baseline = runs(*[2.0, 2.1, 2.2, 2.0, 2.1, 2.2, 2.0, 2.1])
     better = [1.9, 2.0, 2.1, 1.9, 2.0, 2.1, 1.8, 2.0]
     assert one(baseline, runs(*better)).words == "better"
-    for broken in (runs(math.inf, math.inf, first=6), runs(math.nan, math.nan, first=6), diverged(6, 7)):
+    for broken, said in (
+        (runs(math.inf, math.inf, first=6), "have no finite number"),
+        (runs(math.nan, -math.inf, first=6), "have no finite number"),
+        (diverged(6, 7), "diverged"),
+    ):
         verdict = one(baseline, [*runs(*better[:-2]), *broken])
         assert verdict.words == "no difference shown"
-        assert (verdict.pairs, verdict.broke_variant, verdict.broke_baseline) == (8, 2, 0)
+        assert (verdict.pairs, verdict.broke_variant + verdict.infinite_variant, verdict.broke_baseline) == (8, 2, 0)
         assert all(
             math.isnan(value)
             for value in (
@@ -182,7 +186,7 @@ def test_a_run_that_diverged_counts_against_its_variant_and_no_mean_is_told() ->
             )
         )  # fmt: skip
         assert verdict.survivors_variant == pytest.approx(2.0)
-        assert "2 of 8 of the variant diverged" in verdict.sentence
+        assert f"2 of 8 of the variant {said}" in verdict.sentence
     verdict = one(baseline, diverged(*range(8)))
     assert (verdict.words, verdict.p, verdict.test) == ("worse", 2 / 256, "ranks")
     assert one(diverged(*range(8)), baseline).words == "better"
@@ -211,7 +215,7 @@ def test_where_all_is_equal_or_nothing_is_a_number_words_say_so() -> None:
     for ours, theirs, said in (
         (diverged(*range(8)), diverged(*range(8)), "all runs diverged"),
         (runs(*[2.0] * 8), runs(*[2.0] * 8), "all pairs are equal"),
-        (runs(*[math.nan] * 8), runs(*[math.nan] * 8), "all runs diverged"),
+        (runs(*[math.nan] * 8), runs(*[math.nan] * 8), "no run has a finite number"),
     ):
         verdict = one(ours, theirs)
         assert (verdict.words, verdict.p) == ("no difference shown", 1.0)

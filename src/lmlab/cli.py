@@ -206,7 +206,9 @@ def report(
     from lmlab.experiments import comparing, openings, runs, variants, verdicts
     from lmlab.experiments import report as library
     from lmlab.experiments.wording import quantity
+    from lmlab.files import output
 
+    target = output(out, ".html")
     found, notes = runs.gather([*([baseline] if baseline else []), *names] if names else [])
     there, _ = variants.group(found)
     judged = comparing.compare(names or [], baseline, [], verdicts.ALPHA) if len(there) > 1 else None
@@ -216,7 +218,7 @@ def report(
     shown = [run for variant in there for run in variant.runs]
     judgement = judged.verdicts if judged else ()
     unfair = judged.unfair if judged else {}
-    library.write(shown, out, judgement, notes, unfair, openings.known())
+    library.write(shown, target, judgement, notes, unfair, openings.known())
     typer.echo(f"{out}: {quantity(len(shown), 'run')}; open it in any browser")
 
 
@@ -260,19 +262,22 @@ def adapt(
     to: Annotated[str, typer.Option(help="The corpus to go on with; none: the same text, its tokens under other ids.")] = "",
     steps: Annotated[int, typer.Option(min=1, max=LARGEST, help="Updates after the change.")] = 400,
     every: Annotated[int, typer.Option(min=1, max=LARGEST, help="Updates between validations.")] = 50,
-    within: Annotated[float, typer.Option(min=0, help="Bits per byte above the old level that count as recovered.")] = 0.1,
+    within: Annotated[
+        float, typer.Option(min=0, max=100, help="Bits per byte above the old level that count as recovered.")
+    ] = 0.1,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST, help="Another seed gives the tokens other ids.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Where to write all that was found, as JSON.")] = None,
 ) -> None:
     """Change the corpus under the trained model and see how soon it recovers, beside the same training from scratch."""
     from lmlab import adapting, params
-    from lmlab.files import write_json
+    from lmlab.files import output, write_json
 
+    target = output(out, ".json") if out else None
     found = adapting.adapt(params.read(), Path("data"), adapting.Change(to, seed), steps, every, within)
     for line in adapting.lines(found):
         typer.echo(line)
-    if out:
-        write_json(out, found)
+    if target:
+        write_json(target, found)
 
 
 @app.command()
@@ -337,9 +342,11 @@ def grow(
 ) -> None:
     """Add tokens learned from TEXTS to a fitted tokenizer; every token it has keeps its number."""
     from lmlab.corpora.local import Local, Options
+    from lmlab.files import output
     from lmlab.tokenizers import base as tokenizers
 
     fitted = tokenizers.load_given(tokenizer, "TOKENIZER")
+    target = output(out, ".json")
     if out.exists() and out.samefile(tokenizer):
         raise errors.UserError(f"--out {out} is the tokenizer to begin from, which models may need; name another file")
     name = tokenizers.kind_of(fitted)
@@ -348,7 +355,7 @@ def grow(
     added = grown.vocabulary - fitted.vocabulary
     if not added:
         raise errors.UserError(f"nothing to add: the texts hold nothing new that a {name} tokenizer could give a token to")
-    tokenizers.write(name, grown, out)
+    tokenizers.write(name, grown, target)
     before, after = (tokenizers.report(made, _pieces(corpus))["bytes_per_token"] for made in (fitted, grown))
     typer.echo(f"{out}: vocabulary {fitted.vocabulary:,} + {added:,} = {grown.vocabulary:,}")
     typer.echo(f"bytes per token of these texts: {before:.3f} before, {after:.3f} now")

@@ -42,6 +42,25 @@ def whole_folder(folder: Path, sums: bool = True) -> Iterator[Path]:
     os.replace(partial, folder)
 
 
+def output(path: Path, suffix: str) -> Path:
+    """The file to write where a person has named one: what a link leads to, otherwise the path itself.
+
+    Raises UserError where none can be written, and where one stands whose name ends in another suffix: by a slip, it seems.
+    """
+    _check_place(path)
+    if path.exists() and path.suffix.lower() != suffix:
+        raise UserError(f"{path} is there already and no {suffix} file; move it away or name another")
+    return Path(os.path.realpath(path))
+
+
+def _check_place(path: Path) -> None:
+    if not path.name or path.is_dir():
+        raise UserError(f"{path} is a folder; name a file")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is neither a file nor free, but a device or a pipe; name another file")
+    check_folder(Path(os.path.realpath(path)).parent)
+
+
 def check_folder(folder: Path) -> None:
     """Raise UserError where something that is no folder stands in the place of one, or of one above it."""
     for path in (folder, *folder.parents):
@@ -65,7 +84,11 @@ def missing(path: Path, made_by: str) -> UserError:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a path to write to; it becomes `path` only when the block ends without an error, and survives a power cut."""
+    """Yield a path to write to; it becomes `path` only when the block ends without an error, and survives a power cut.
+
+    A link at `path` is replaced: it may lead into DVC's cache. Raises UserError where no file can stand.
+    """
+    _check_place(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # two processes may write the same file
     try:

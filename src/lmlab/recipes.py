@@ -35,7 +35,7 @@ def read(name: str, folder: Path = FOLDER) -> Values:
 
 def purpose(name: str, folder: Path = FOLDER) -> str:
     """The comment that a recipe begins with, in one line."""
-    lines = (folder / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    lines = (folder / f"{name}.yaml").read_text(encoding="utf-8", errors="replace").splitlines()
     comment = [line.removeprefix("#").strip() for line in lines if line.startswith("#")]
     return " ".join(comment)
 

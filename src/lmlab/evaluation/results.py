@@ -65,7 +65,7 @@ class ScoreParams(Params):
 
     stride: int = Field(ge=1)
     ngram_order: int = Field(ge=1, le=12)
-    ngram_megatokens: float = Field(gt=0)
+    ngram_megatokens: float = Field(ge=1e-6)
     device: Literal["cpu", "cuda", "mps"]
     threads: int = Field(ge=1, le=4096)
 

@@ -135,8 +135,8 @@ def compare(
     rules = Rules(alpha, primary="" if measures else MEASURES[0], anytime=anytime)
     waiting = _waiting(library.unfinished(root), variants)
     verdicts = judging.judge_all(
-        mine.runs,
-        {one.name: one.runs for one in others},
+        [*mine.runs, *mine.others],
+        {one.name: [*one.runs, *one.others] for one in others},
         wanted,
         name=mine.name,
         leave_out={

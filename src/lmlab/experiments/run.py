@@ -62,7 +62,7 @@ class Run:
     @property
     def seeds(self) -> tuple[Any, ...]:
         """What it is paired by. A data_seed of -1 is the same as the seed."""
-        seed, order = (self.params.get(key) for key in SEEDS)
+        seed, order = (_hashable(self.params.get(key)) for key in SEEDS)
         return seed, seed if order == -1 else order
 
     @property
@@ -106,8 +106,13 @@ def measured(run: Run, results: Mapping[str, Any]) -> Run:
         broke=how_it_diverged(results),
         about={name: About.model_validate(block) for name, block in results.get("about", {}).items()},
         environment=results.get("environment", {}),
-        text=results.get("text", {}).get("sha256", ""),
+        text=str(results.get("text", {}).get("sha256") or ""),
     )
+
+
+def _hashable(value: Any) -> Any:
+    """A seed as it is; a list or block, which a run that failed may have for one, as it is written."""
+    return value if isinstance(value, int | float | str) or value is None else repr(value)
 
 
 def _maker(path: str) -> str:

@@ -6,7 +6,7 @@ Options of parts that no choice names do not matter, nor what only steers logs, 
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -46,6 +46,8 @@ class Variant:
     """A run for each seed."""
     params: dict[str, Any]
     """What mattered of its params, without the seeds."""
+    others: list[Run] = field(default_factory=list)
+    """Runs with the seeds of one of `runs`, and other results."""
 
 
 def mattering(run: Run) -> dict[str, Any]:
@@ -112,15 +114,20 @@ def group(runs: Iterable[Run]) -> tuple[list[Variant], list[str]]:
     variants, notes = [], []
     for (identity, same), name in zip(apart.items(), names):
         kept: dict[tuple[Any, ...], Run] = {}
+        others: list[Run] = []
         for run in same:
             kept.setdefault(run.seeds, run)
         for run in same:
             first = kept[run.seeds]
             if run is not first and run.measures != first.measures:
-                notes.append(f"{run.name} has the params, seeds and code of {first.name}, yet other results; it is left out")
+                others.append(run)
+                notes.append(
+                    f"{run.name} has the params, seeds and code of {first.name}, yet other results: {first.name} counts, and"
+                    " a verdict that would not stand with the other is unsettled"
+                )
             elif run is not first and run.name != WORKSPACE:  # which usually holds what was committed or applied
                 notes.append(f"{run.name} has the params and seeds of {first.name}, and counts once")
-        variants.append(Variant(name, list(kept.values()), params[identity]))
+        variants.append(Variant(name, list(kept.values()), params[identity], others))
     return variants, notes
 
 
@@ -166,7 +173,8 @@ def unfair(baseline: Variant, variant: Variant) -> Iterator[str]:
 
 
 def _values(runs: Sequence[Run], key: str) -> set[float]:
-    return {run.measures[key] for run in runs if key in run.measures}
+    """What the runs have of a measure, of finite numbers."""
+    return {value for run in runs if math.isfinite(value := run.measures.get(key, math.nan))}
 
 
 def _unequal(what: str, ours: Sequence[Run], theirs: Sequence[Run], key: str) -> Iterator[str]:

@@ -21,8 +21,8 @@ interval and no effect, as none would be of all the runs. Which of the two tests
 differences alone and not on their signs, so p keeps what it promises.
 
 Runs without a partner decide nothing, but may have been left out for what they came to. A difference that is shown has to
-be shown as well, at the same level, where they are filled in with the best and with the worst value seen; else the verdict
-is "unsettled".
+be shown as well, at the same level, where they are filled in with the best and with the worst value seen, and whichever
+counts of several runs with the same seeds; else the verdict is "unsettled".
 """
 
 import math
@@ -100,8 +100,13 @@ class Verdict:
     survivors_baseline: float = math.nan
     """Mean over the pairs' runs of the baseline that have a number, where some do not: of survivors, and no fair mean."""
     survivors_variant: float = math.nan
+    infinite_baseline: int = 0
+    """Of the pairs, how many in which the baseline's run ended and has no finite number."""
+    infinite_variant: int = 0
     left_out: int = 0
     """Seeds that make no pair: only one side ran them, measured them or finished them."""
+    several: int = 0
+    """Of the pairs, how many of which a side has runs with other results, though with the same seeds and params."""
     needed_low: int = 0
     needed_high: int = 0
     """The range of `needed`, which holds the true number SURE of the time; 0 and 0 where it cannot be told."""
@@ -127,10 +132,9 @@ class Verdict:
     def _detail(self) -> str:
         """What there is to say in brackets."""
         if self.words == "unsettled":
-            return (
-                f" ({self.reason} in the {self.pairs} pairs, but not if the {self.left_out} left out had the best or the"
-                " worst value seen)"
-            )
+            others = [f"the {self.left_out} left out had the best or the worst value seen"] * bool(self.left_out)
+            others += [f"of the {self.several} with several results others counted"] * bool(self.several)
+            return f" ({self.reason} in the {self.pairs} pairs, but not if {' and '.join(others)})"
         if self.words == "too few seeds":
             return f" ({self._more_seeds()})"
         if self.words != "no difference shown":
@@ -139,6 +143,8 @@ class Verdict:
             return f" (one of {self.detectable:.2g} would probably have been)"
         if self.pairs and self.broke_baseline == self.broke_variant == self.pairs:
             return " (all runs diverged)"
+        if self.pairs and self.infinite_baseline == self.infinite_variant == self.pairs:
+            return " (no run has a finite number)"
         if self.pairs and self.unreached_baseline == self.unreached_variant == self.pairs:
             return " (no run reached it)"
         if self.detectable == 0:
@@ -158,6 +164,7 @@ class Verdict:
         """How many of the pairs' runs have no number, and why."""
         counts = (
             ("diverged", self.broke_baseline, self.broke_variant),
+            ("have no finite number", self.infinite_baseline, self.infinite_variant),
             ("never reached it", self.unreached_baseline, self.unreached_variant),
             ("were there by the first validation", self.early_baseline, self.early_variant),
         )
@@ -377,14 +384,17 @@ def _begin(
     scores_N = scores(values_2N)
     whole = bool(np.isfinite(values_2N).all())
     means = [_mean(row_N) for row_N in values_2N]
-    diverged, unreached, early = (pairs.count(kind) for kind in (Kind.DIVERGED, Kind.NOT_REACHED, Kind.BEFORE_FIRST))
+    diverged, infinite, unreached, early = (
+        pairs.count(kind) for kind in (Kind.DIVERGED, Kind.NO_NUMBER, Kind.NOT_REACHED, Kind.BEFORE_FIRST)
+    )
     begun = Verdict(
         measure=measure, baseline=names[0], variant=names[1], pairs=len(pairs.ours),
         baseline_mean=means[0] if whole else math.nan, variant_mean=means[1] if whole else math.nan,
         difference=_mean(difference_N) if whole else math.nan, low=math.nan, high=math.nan,
         p=_p(scores_N, rules.anytime), corrected=math.nan, effect=effect(difference_N) if whole else math.nan,
         needed=0, words="", left_out=len(pairs.alone), role=rules.role(measure),
-        broke_baseline=diverged[0], broke_variant=diverged[1],
+        several=len(pairs.again), broke_baseline=diverged[0], broke_variant=diverged[1],
+        infinite_baseline=infinite[0], infinite_variant=infinite[1],
         unreached_baseline=unreached[0], unreached_variant=unreached[1], early_baseline=early[0], early_variant=early[1],
         survivors_baseline=math.nan if whole else means[0], survivors_variant=math.nan if whole else means[1],
         test="signs" if rules.anytime else "differences" if whole else "ranks",
@@ -538,7 +548,7 @@ def _could_show(case: _Case, level: float, rules: Rules) -> bool:
 
 def _filled(case: _Case, level: float, rules: Rules) -> list[int]:
     """What would be shown if what was left out favoured the variant, and if the baseline: 1 higher, -1 lower, 0 nothing."""
-    if not case.pairs.alone:
+    if not case.pairs.alone and not case.pairs.again:
         return []
     found = []
     for favour in (True, False):

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lmlab.evaluation.about import STRIDE
 from lmlab.measures.base import DoesNotApply, Measure, Numbers, Trained
@@ -15,6 +15,12 @@ class Options(Params):
     early: int = Field(ge=1)
     late: int = Field(ge=1)
     positions: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _late_is_late(self) -> "Options":
+        if self.late <= self.early:
+            raise ValueError(f"late ({self.late}) should come after early ({self.early})")
+        return self
 
 
 class ContextGain(Measure):

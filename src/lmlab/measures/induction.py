@@ -15,7 +15,7 @@ from lmlab.params import Params
 class Options(Params):
     """Options of the measure."""
 
-    sequences: int = Field(ge=1)
+    sequences: int = Field(ge=1, le=100_000)
     seed: int = Field(ge=0)
 
 

@@ -95,7 +95,10 @@ class MinimalPairs(Measure):
         pairs = self.pairs(trained)
         pairs = {name: of_kind for name, of_kind in pairs.items() if len(of_kind) >= FEW}
         if not pairs:
-            raise DoesNotApply(f"validation gives no {FEW} pairs of any kind")
+            raise DoesNotApply(
+                f"validation gives no {FEW} pairs of any kind"
+                + f" (the option pairs allows {self.options.pairs})" * (self.options.pairs < FEW)
+            )
         costs = _Costs(trained, [text for of_kind in pairs.values() for pair in of_kind for text in pair.good + pair.bad])
         scores = {name: costs.accuracy(of_kind, costs.nats) for name, of_kind in pairs.items()}
         by_length = {name: costs.accuracy(of_kind, costs.tokens) for name, of_kind in pairs.items()}

@@ -57,7 +57,10 @@ class Novelty(Measure):
         generated = [text[: int(len(text) * shorter)] for text in written]
         shortest = min(options.lengths)
         if max(map(len, generated), default=0) < shortest:
-            raise DoesNotApply(f"the texts drawn, or validation, have no {shortest} characters on end")
+            raise DoesNotApply(
+                f"the texts drawn, or what is read of validation, have no {shortest} characters on end (the options tokens,"
+                " train_megacharacters and lengths)"
+            )
         wanted = {"generated": generated, "validation": _pieces(held_out, [len(text) for text in generated])}
         numbers: Numbers = {name: _copied(texts, train, options.lengths) for name, texts in wanted.items()}
         return {**numbers, "characters": sum(map(len, generated)), "train_characters": sum(map(len, train))}

@@ -20,7 +20,7 @@ from lmlab.probes.base import Batch, Probe, Reading, Snapshot, module_name, noth
 class Options(Params):
     """Options of the probe."""
 
-    sequences: int = Field(ge=1)
+    sequences: int = Field(ge=1, le=100_000)
     seed: int = Field(ge=0)
 
 

@@ -24,7 +24,7 @@ from lmlab.probes.base import Batch, Probe, Reading, Snapshot
 class Options(Params):
     """Options of the probe."""
 
-    repeats: int = Field(ge=1)
+    repeats: int = Field(ge=1, le=100_000)
 
 
 class Cost(Probe):

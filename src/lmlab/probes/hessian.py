@@ -19,7 +19,7 @@ from lmlab.probes.base import Batch, Probe, Reading, Snapshot
 class Options(Params):
     """Options of the probe."""
 
-    iterations: int = Field(ge=1)
+    iterations: int = Field(ge=1, le=100_000)
     seed: int = Field(ge=0)
 
 
