@@ -209,6 +209,28 @@ def test_a_seed_that_is_none_stops_nothing(lab: Laboratory, seeds: dict[str, Any
     assert verdict(compare(lab)).words == "better"
 
 
+@pytest.mark.filterwarnings("error")
+def test_numbers_as_large_as_they_can_be_are_compared_without_a_warning(lab: Laboratory) -> None:
+    huge = [bits(1.0, huge=(-1) ** seed * 1e308) for seed in range(8)]
+    lab.experiments([*runs("a", huge), *runs("b", huge[::-1], LION)])
+    assert verdict(compare(lab, "huge"), "huge").words == "no difference shown"
+
+
+def test_from_a_folder_below_the_project_one_is_sent_to_its_top(lab: Laboratory) -> None:
+    lab.experiments([*base(), *good()])
+    (lab.root / "below").mkdir()
+    for names in ([], ["workspace"], ["a-0"]):
+        with pytest.raises(UserError, match=r"no params.yaml in .*below; run from the project's top folder"):
+            comparing.compare(names, "", [], 0.05, lab.root / "below")
+
+
+def test_whatever_params_hold_a_line_is_a_line(lab: Laboratory) -> None:
+    lab.experiments([*base(), *runs("b", [0.9] * 8, {"tokenizer.name": "two\nlines\x1b[31m"})])
+    text = printed(compare(lab))
+    assert "\x1b" not in text
+    assert "two\\nlines\\x1b[31m" in text
+
+
 # ----------------------------------------------------------------------------------------------------------------- targets
 
 TARGET = "learning_curve.tokens_to.2.5"

@@ -216,6 +216,15 @@ def test_a_pattern_that_matches_nothing_is_named(tmp_path: Path) -> None:
     assert "corpora.local.files: no file matches an empty list" in refused([])
 
 
+def test_a_pattern_that_matches_nothing_beside_others_and_a_file_without_a_row_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "b.jsonl").write_text("\n\n")
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "c.parquet")
+    corpus = local_files([str(tmp_path / "*"), str(tmp_path / "nowhere*")])
+    assert list(texts(corpus).values()) == ["text"]
+    assert corpus.facts()["left_out"] == {"patterns that match nothing": 1, "files without a row": 2}
+
+
 # ------------------------------------------------------------------ rows without text
 
 NO_TEXT = {

@@ -1,6 +1,7 @@
 """Files that are there whole or not at all: what stands in their place, and what was changed since, is told in one line."""
 
 import json
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -9,7 +10,7 @@ from small import PROJECT
 
 from lmlab.errors import UserError
 from lmlab.experiments.run import as_it_lies
-from lmlab.files import check_folder, checked, read_json, seal, vouched, whole_folder, write_json, write_sums
+from lmlab.files import check_folder, checked, output, read_json, seal, vouched, whole_folder, write_json, write_sums
 
 
 @pytest.fixture(autouse=True)
@@ -99,3 +100,39 @@ def test_what_a_report_reads_is_what_was_written_or_refused(name: str, spoil: st
         read()
     Path(name).with_name("SHA256SUMS").unlink()
     assert vouched(Path(name), stage) == Path(name)  # of an earlier version, which had none
+    Path(name).with_name("SHA256SUMS").mkdir()
+    with pytest.raises(UserError, match="SHA256SUMS, which vouches for"):
+        read()
+
+
+@pytest.mark.parametrize("spoil", ["pipe", "link to a pipe", "folder", "nothing", "below a file", "another file"])
+def test_nothing_but_a_file_of_its_kind_is_written_over(spoil: str) -> None:
+    target = Path("out.json")
+    if spoil == "pipe":
+        os.mkfifo(target)
+    elif spoil == "link to a pipe":
+        os.mkfifo("pipe")
+        target.symlink_to("pipe")
+    elif spoil == "folder":
+        target.mkdir()
+    elif spoil == "nothing":
+        target = Path()
+    else:
+        Path("params.yaml").write_text("mine")
+        target = Path("params.yaml") if spoil == "another file" else Path("params.yaml/out.json")
+    before = {path: path.lstat().st_mode for path in Path().rglob("*")}
+    with pytest.raises(UserError):
+        output(target, ".json")
+    if spoil != "another file":
+        with pytest.raises(UserError):
+            write_json(target, 1)
+    assert {path: path.lstat().st_mode for path in Path().rglob("*")} == before
+
+
+def test_what_a_link_leads_to_is_written_where_a_person_named_the_link() -> None:
+    Path("there").mkdir()
+    Path("link.json").symlink_to("there/it.json")
+    write_json(output(Path("link.json"), ".json"), 1)
+    assert (Path("link.json").is_symlink(), Path("there/it.json").read_text().strip()) == (True, "1")
+    write_json(Path("link.json"), 2)  # a stage's output, which may be a link into DVC's cache
+    assert (Path("link.json").is_symlink(), Path("there/it.json").read_text().strip()) == (False, "1")

@@ -374,6 +374,8 @@ def test_without_a_branch_or_a_commit_nothing_is_opened(lab: Lab, tmp_path: Path
     refused(lab, "workspace", "HEAD is on no branch", "git switch")
     empty = tmp_path / "empty"
     empty.mkdir()
+    with pytest.raises(UserError, match="is in no Git repository"):
+        openings.check_can_be_kept(empty)
     subprocess.run(["git", "init", "-q"], cwd=empty, check=True)
     with pytest.raises(UserError, match="has no commit yet"):
         openings.check_can_be_kept(empty)

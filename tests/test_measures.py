@@ -674,3 +674,14 @@ def test_the_distance_to_the_entropy_of_the_source(shards_of: ShardsOf) -> None:
     }
     with pytest.raises(DoesNotApply, match="not known"):
         measured("entropy_gap", trained(shards_of, manifest={}))
+
+
+@pytest.mark.parametrize(("early", "late"), [(14, 1), (8, 8)])
+def test_late_comes_after_early(early: int, late: int) -> None:
+    with pytest.raises(UserError, match=rf"measures.context_gain.*late \({late}\) should come after early \({early}\)"):
+        chosen(small.tree(early=early, late=late), ["context_gain"])
+
+
+def test_too_few_pairs_by_the_option_are_called_that(shards_of: ShardsOf) -> None:
+    _, (line,) = take(chosen(small.tree(pairs=5), ["minimal_pairs"]), trained(shards_of))
+    assert line.endswith("(the option pairs allows 5)")

@@ -111,7 +111,7 @@ def write_sums(folder: Path, names: Iterable[str] | None = None) -> None:
 
 def vouched(path: Path, made_by: str) -> Path:
     """`checked` where the file's folder has SHA256SUMS; elsewhere the path as it is."""
-    return checked(path, made_by) if path.is_file() and path.with_name(SUMS).is_file() else path
+    return checked(path, made_by) if path.is_file() and os.path.lexists(path.with_name(SUMS)) else path
 
 
 def checked(path: Path, made_by: str) -> Path:

@@ -17,6 +17,7 @@ from lmlab.errors import UserError
 
 FOLDER_AGAIN = "links to folders that were read under another name"
 FILE_AGAIN = "other names of files that are read once"
+NO_MATCH = "patterns that match nothing"
 NAMED_AS_FILES = "folders that are named like files"
 
 
@@ -78,7 +79,9 @@ def _matches(patterns: Sequence[str], suffixes: Sequence[str], passed_over: Coun
                 yield path
             else:
                 start = Path(path.anchor)
-                yield from _expanded(start, path.parts[bool(path.anchor) :], passed_over)
+                found = list(_expanded(start, path.parts[bool(path.anchor) :], passed_over))
+                passed_over[NO_MATCH] += not found
+                yield from found
         except PermissionError:
             raise  # told in one line wherever it happens
         except OSError as error:

@@ -30,6 +30,7 @@ KEY = "corpora.local.files"
 OWN_NOTE = Path("texts/README.md")
 """The project's own note on the folder texts/, which is nobody's text to learn from."""
 ROWS_AT_ONCE = 256
+NO_ROW = "files without a row"
 
 
 class Options(Params):
@@ -75,7 +76,7 @@ class Local(Corpus):
                 except OSError as error:
                     raise UserError(f"{shown(path)} cannot be read: {error.strerror}") from None
                 bar.advance(1)
-        return {"files": hashes, "left_out": {**self._matches.passed_over, **self.skipped}}
+        return {"files": hashes, "left_out": {**self._matches.passed_over, **+self.skipped}}
 
     @cached_property
     def _matches(self) -> globs.Matches:
@@ -84,6 +85,7 @@ class Local(Corpus):
         passed_over[f"{OWN_NOTE}, which is the project's own"] += len(files) - len(texts)
         if (nowhere := list(filter(_leads_nowhere, self.patterns))) or not texts:
             patterns = ", ".join(map(repr, nowhere or self.patterns)) or "an empty list"
+            del passed_over[globs.NO_MATCH]  # which is what is said
             instead = "".join(f"; {what}: {count:,}" for what, count in (+passed_over).items())
             raise UserError(
                 f"{'params.yaml: ' * (self.key == KEY)}{self.key}: no file matches {patterns} below"
@@ -94,19 +96,21 @@ class Local(Corpus):
         return globs.Matches(texts, +passed_over)
 
     def _jsonl(self, path: Path) -> Iterator[Document]:
-        name, stem = shown(path), _stem(path)
+        name, stem, rows = shown(path), _stem(path), 0
         with text_files.opened(path, newline=None) as lines:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     continue
+                rows += 1
                 where = f"{name}, line {number}"
                 row = _parsed(line, path, where)
                 text = self._text_or_none(columns.text_of_row(row, self.column), where)
                 if text is not None:
                     yield Document(f"{stem}-{number}", [text])
+        self.skipped[NO_ROW] += not rows
 
     def _parquet(self, path: Path) -> Iterator[Document]:
-        name, stem = shown(path), _stem(path)
+        name, stem, number = shown(path), _stem(path), 0
         for number, value in enumerate(_values_in_parquet(path, self.column), start=1):
             where = f"{name}, row {number}"
             try:
@@ -117,6 +121,7 @@ class Local(Corpus):
             text = self._text_or_none(text_or_reason, where)
             if text is not None:
                 yield Document(f"{stem}-{number}", [text])
+        self.skipped[NO_ROW] += not number
 
     def _text_or_none(self, text: str | Missing, where: str) -> str | None:
         """A row's text; None where it has none and is left out, which is counted. Raises UserError where it may not be."""

@@ -25,6 +25,7 @@ from lmlab.experiments.runs import Unfinished
 from lmlab.experiments.variants import Variant
 from lmlab.experiments.verdicts import Rules, Verdict
 from lmlab.experiments.wording import quantity
+from lmlab.globs import shown
 
 MEASURES = ("validation.bits_per_byte", "validation.accuracy", "validation.calibration_error")
 """What is compared unless something else is asked for. The first is primary: it is judged as if it were the only one."""
@@ -334,25 +335,31 @@ def show(found: Comparison, console: Console | None = None) -> None:
     console = console or Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=max(console.width, WIDE), file=console.file)
-    console.print(f"Baseline: {_who(found.baseline)}", markup=False)
+
+    def say(line: str, style: str = "") -> None:
+        """On one line, whatever params and names hold."""
+        console.print(shown(line), markup=False, style=style)
+
+    say(f"Baseline: {_who(found.baseline)}")
     for variant in found.others:
-        console.print(f"\nAgainst it: {_who(variant)}", markup=False, style="bold")
+        console.print()
+        say(f"Against it: {_who(variant)}", "bold")
         verdicts = [verdict for verdict in found.verdicts if verdict.variant == variant.name]
         judged = [verdict for verdict in verdicts if verdict.words != "no verdict"]
         for verdict in judged:
             role = f" [{verdict.role}]" if verdict.role == "secondary" else ""
-            console.print(f"  {verdict.measure}: {verdict.sentence}{role}", markup=False, style="bold")
+            say(f"  {verdict.measure}: {verdict.sentence}{role}", "bold")
         for line in _without_verdict(verdicts):
-            console.print(f"  {line}", markup=False, style="bold")
+            say(f"  {line}", "bold")
         if not verdicts:
-            console.print("  the two have no measure in common")
+            say("  the two have no measure in common")
         for line in _beside(found, variant):
-            console.print(f"  {line}", markup=False)
+            say(f"  {line}")
         if judged:
             console.print(_table(judged))
     console.print()
     for line in [*_explained(found), *found.notes]:
-        console.print(f"Note: {line}", markup=False)
+        say(f"Note: {line}")
 
 
 def _who(variant: Variant) -> str:

@@ -101,6 +101,8 @@ def _read(text: str) -> list[Opening]:
 
 def check_can_be_kept(root: Path = Path()) -> None:
     """Raise UserError, in one line with the remedy, where an opening could not be committed: before anything is opened."""
+    if not _gives(root, "rev-parse", "--is-inside-work-tree"):
+        raise UserError(f"{root.resolve()} is in no Git repository, and the count is kept in Git; work in a clone")
     if not _gives(root, "rev-parse", "--verify", "--quiet", "HEAD"):
         raise UserError(f"{root.resolve()} has no commit yet, and the count is kept in Git; `git commit` a run first")
     if not _gives(root, "symbolic-ref", "--quiet", "HEAD"):

@@ -44,6 +44,8 @@ def gather(names: list[str], root: Path = Path()) -> tuple[list[Run], list[str]]
     from HEAD. Raises UserError for a name that nothing has, or where there are no runs.
     """
     git = _Git(root)
+    if (git.run("rev-parse", "--show-prefix") or b"").strip() and not (root / "params.yaml").exists():
+        raise UserError(f"there is no params.yaml in {root.resolve()}; run from the project's top folder")
     notes: list[str] = []
     found: dict[str, Run] = {}
     for name in names or ["HEAD", WORKSPACE]:

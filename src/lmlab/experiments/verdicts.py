@@ -336,15 +336,26 @@ def judge_all(
     `leave_out` has the reason for each pair of a variant and a measure in which it is not to be judged; `unfinished`, by the
     names of the variants and the baseline, the seeds whose runs were begun and have no results.
     """
-    rules = rules or Rules(alpha)
-    begun_seeds = unfinished or {}
+    with np.errstate(over="ignore", invalid="ignore"):  # a perplexity may be as large as a float can be
+        return _judge_all(baseline, variants, measures, name, leave_out or {}, unfinished or {}, rules or Rules(alpha))
+
+
+def _judge_all(
+    baseline: Sequence[Run],
+    variants: Mapping[str, Sequence[Run]],
+    measures: Sequence[str],
+    name: str,
+    leave_out: Mapping[tuple[str, str], str],
+    begun_seeds: Mapping[str, Collection[Seeds]],
+    rules: Rules,
+) -> list[Verdict]:
     cases: list[_Case] = []
     refused: list[Verdict] = []
     for variant, runs in variants.items():
         seeds = begun_seeds.get(name, ()), begun_seeds.get(variant, ())
         for measure in measures:
             case = _begin(measure, (name, variant), (baseline, runs), seeds, rules)
-            if reason := (leave_out or {}).get((variant, measure)):
+            if reason := leave_out.get((variant, measure)):
                 refused.append(_no_verdict(case.verdict, reason))
             elif case.measured_by_both:
                 if not case.pairs.ranked:
@@ -437,7 +448,7 @@ def effect(differences_N: NDArray[np.float64]) -> float:
     freedom = len(differences_N) - 1
     if freedom < 2 or not np.isfinite(differences_N).all():
         return math.nan
-    with np.errstate(over="ignore"):  # the square of a perplexity may be beyond what can be counted
+    with np.errstate(over="ignore", invalid="ignore"):  # the square of a perplexity may be beyond what can be counted
         mean, deviation = float(differences_N.mean()), float(differences_N.std(ddof=1))
     if deviation <= 1e-12 * np.abs(differences_N).max():
         return math.copysign(math.inf, mean) if mean else 0.0
