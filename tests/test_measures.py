@@ -180,7 +180,7 @@ def test_a_text_too_small_or_odd_is_measured_or_left_out_with_a_reason(
 @pytest.mark.parametrize("model", parts.names("models"))
 def test_the_default_measures_suit_every_model(model: str, shards_of: ShardsOf) -> None:
     run = trained(shards_of)
-    tree = small.tree()
+    tree = small.tree(**{key: LOWERED[key] for key in ("texts", "tokens", "sequences", "windows", "pairs")})
     made = small.model(parts.choose(tree, "models", model), vocabulary=run.shards.vocabulary, context=16)
     taken, left_out = take(chosen(tree, tree["evaluate"]["measures"]), trained(shards_of, model=made))
     assert {line.split(":")[0] for line in left_out} == {"context_gain"}  # which looks as far as position 127

@@ -104,7 +104,7 @@ def test_one_spoilt_run_hardly_moves_the_fit_where_it_would_move_least_squares(m
 def test_intervals_hold_what_was_planted_as_often_as_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Problem, "starts", lambda problem: [problem.near(PLANTED)])  # the search is not what is tested here
     held = {"alpha": 0, "beta": 0, "size_exponent": 0, "prediction": 0}
-    draws = 50
+    draws = 40
     for draw in range(draws):
         fitted = bootstrap(runs(noise=0.01, seed=draw), replicates=30, seed=draw)
         for key in ("alpha", "beta", "size_exponent"):
@@ -113,8 +113,8 @@ def test_intervals_hold_what_was_planted_as_often_as_they_say(monkeypatch: pytes
         new = float(PLANTED.loss(3e6, 1e6)) * np.exp(0.01 * np.random.default_rng([draw, 9]).standard_normal())
         _, low, high = fitted.predict(3e6, 1e6, seed=draw)
         held["prediction"] += low <= new <= high
-    # 47.5 of 50 are expected, with a standard deviation of 1.5
-    assert all(43 <= count <= 50 for count in held.values()), held
+    # 38 of 40 are expected, with a standard deviation of 1.4
+    assert all(34 <= count <= 40 for count in held.values()), held
 
 
 def test_more_seeds_make_intervals_narrower_and_distance_makes_predictions_wider() -> None:
