@@ -33,22 +33,20 @@ print(json.dumps([(one.name, one.state, one.params['train.clip']) for one in unf
 
 
 def test_experiments_in_the_workspace_queued_and_temporary(workspace: Any) -> None:
-    """Each of the three ways runs its own copy of code and params, and compare reads what finished of them.
-
-    What is changed is how the model is scored, so that none of them trains."""
+    """Each of the three ways runs its own copy of code and params, and compare reads what finished of them."""
     before = workspace.json("results/metrics.json")
     source = workspace.path("src/lmlab/evaluation/results.py")
     text = source.read_text()
     assert '"tokens_seen"' in text
     source.write_text(text.replace('"tokens_seen"', '"tokens_seen_by_the_copy"'))
-    workspace.run("dvc", "exp", "run", "--temp", "-n", "temporary", "-S", "evaluate.stride=4", "evaluate")
+    workspace.run("dvc", "exp", "run", "--temp", "-n", "temporary", "-S", "train.optimizer=lion", "evaluate")
     source.write_text(text)
     workspace.run("dvc", "exp", "run", "--queue", "-n", "broken", "-S", "train.clip=-1.0")
-    workspace.run("dvc", "exp", "run", "--queue", "-n", "queued", "-S", "evaluate.stride=4", "evaluate")
+    workspace.run("dvc", "exp", "run", "--queue", "-n", "queued", "-S", "train.optimizer=lion", "evaluate")
     workspace.run("dvc", "queue", "start", "-j", "1")
     workspace.run("dvc", "queue", "logs", "queued", "--follow")
     assert workspace.json("results/metrics.json") == before  # the workspace is untouched by those two
-    workspace.run("dvc", "exp", "run", "-n", "direct", "-S", "evaluate.stride=4", "evaluate")
+    workspace.run("dvc", "exp", "run", "-n", "direct", "-S", "train.optimizer=lion", "evaluate")
 
     rows = shown(workspace)
     measured = {name: row["metrics"]["results/metrics.json"]["data"] for name, row in rows.items() if name != "broken"}
@@ -72,24 +70,25 @@ def test_experiments_in_the_workspace_queued_and_temporary(workspace: Any) -> No
     refused = workspace.run("python", "-c", OWN, "compare", "broken", check=False)
     assert refused.returncode == 2
     assert "broken is queued, running or failed" in refused.stderr
+    compare_a_queued_one(workspace, before["validation"]["bits_per_byte"])
 
 
-def test_compare_reads_experiments_with_the_times_they_took_here(workspace: Any) -> None:
-    workspace.run("dvc", "exp", "run", "--temp", "-n", "other", "-S", "train.optimizer=lion", "evaluate")
+def compare_a_queued_one(workspace: Any, baseline_bits: float) -> None:
+    """With the commit it began from, in all that was measured, times among it."""
     compare = ["python", "-c", OWN, "compare"]
-    found = json.loads(workspace.run(*compare, "--measure", "all", "--json").stdout)
+    found = json.loads(workspace.run(*compare, "HEAD", "queued", "--measure", "all", "--json").stdout)
     assert found["baseline"] == {"name": "optimizer=adamw", "runs": ["HEAD"], "diverged": {}}
     (variant,) = found["variants"]
-    assert (variant["runs"], variant["differs"]) == (["other"], {"train.optimizer": ["adamw", "lion"]})
+    assert (variant["runs"], variant["differs"]) == (["queued"], {"train.optimizer": ["adamw", "lion"]})
     assert variant["unfair"] == []
     by_measure = {verdict["measure"]: verdict for verdict in variant["verdicts"]}
     bits = by_measure["validation.bits_per_byte"]
-    assert bits["baseline_mean"] == workspace.json("results/metrics.json")["validation"]["bits_per_byte"]
+    assert bits["baseline_mean"] == baseline_bits
     assert bits["words"] == "too few seeds"
     assert by_measure["timing.train.training_seconds"]["variant_mean"] > 0  # though it ran in a folder that is gone
 
     workspace.set({"train.steps": 9})  # the workspace has moved on, its results have not
-    notes = json.loads(workspace.run(*compare, "workspace", "other", "--json").stdout)["notes"]
+    notes = json.loads(workspace.run(*compare, "workspace", "HEAD", "--json").stdout)["notes"]
     assert "train.steps 6 (now 9)" in notes[0]
 
 
@@ -110,7 +109,6 @@ def test_push_and_pull_bring_a_clone_to_the_same_state(workspace: Any, tmp_path:
     [
         ("train.stpes=9", "Could not override 'train.stpes'"),  # DVC's own answer
         ("+train.stpes=9", "train.stpes is not a known key; did you mean steps?"),
-        ("train.steps=many", "train.steps should be a valid integer, not 'many'"),
         ("train.model=transfomer", "transfomer.py"),  # DVC's own answer: there is no such file
     ],
 )
