@@ -19,6 +19,8 @@ from typer.testing import CliRunner
 
 from lmlab import parts
 
+pytestmark = pytest.mark.pipeline
+
 FOLDER = small.PROJECT / "benchmarks"
 TEXT = "the king that the queen sees sleeps.\n"
 

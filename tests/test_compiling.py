@@ -18,6 +18,8 @@ from lmlab.errors import UserError
 from lmlab.params import section
 from lmlab.stepping import TrainParams
 
+pytestmark = pytest.mark.pipeline
+
 corpus = test_training.corpus
 
 

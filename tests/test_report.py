@@ -404,6 +404,7 @@ def two_variants(page: Path) -> None:
     report.write([run(0), run(1), run(0, rate=0.2, name=NASTY)], page)
 
 
+@pytest.mark.pipeline
 @needs_browser
 @pytest.mark.parametrize(("width", "dark"), [(360, True), (800, False), (1400, True)])
 def test_a_browser_without_a_network_draws_everything(tmp_path: Path, width: int, dark: bool) -> None:
@@ -424,6 +425,7 @@ def test_a_browser_without_a_network_draws_everything(tmp_path: Path, width: int
         assert seen.title.startswith("Report")
 
 
+@pytest.mark.pipeline
 @needs_browser
 @pytest.mark.parametrize("width", [400, 1400])
 def test_over_two_texts_no_label_is_cut_and_every_one_is_seen(tmp_path: Path, width: int) -> None:
@@ -446,6 +448,7 @@ def test_over_two_texts_no_label_is_cut_and_every_one_is_seen(tmp_path: Path, wi
         assert browser.complaints(seen) == []
 
 
+@pytest.mark.pipeline
 @needs_browser
 def test_a_button_takes_a_variant_out_of_all_charts_and_brings_it_back(tmp_path: Path) -> None:
     two_variants(tmp_path / "page.html")
@@ -463,6 +466,7 @@ def test_a_button_takes_a_variant_out_of_all_charts_and_brings_it_back(tmp_path:
         assert browser.complaints(seen) == []
 
 
+@pytest.mark.pipeline
 @needs_browser
 def test_another_scheme_keeps_what_was_chosen(tmp_path: Path) -> None:
     two_variants(tmp_path / "page.html")
@@ -478,6 +482,7 @@ def test_another_scheme_keeps_what_was_chosen(tmp_path: Path) -> None:
         assert seen.execute_script("return document.querySelectorAll('path[d]').length") == marks
 
 
+@pytest.mark.pipeline
 @needs_browser
 def test_what_a_pointer_finds_is_told_as_text(tmp_path: Path) -> None:
     from selenium.webdriver import ActionChains
