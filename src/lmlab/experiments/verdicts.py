@@ -360,7 +360,7 @@ def _judge_all(
             elif case.measured_by_both:
                 if not case.pairs.ranked:
                     refused.append(
-                        _no_verdict(case.verdict, "runs diverged, and in this measure it is not known what is worse")
+                        _no_verdict(case.verdict, "runs diverged or have no number, and it is not known what is worse")
                     )
                 else:
                     cases.append(case)
