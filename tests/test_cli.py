@@ -56,12 +56,11 @@ def test_parts_lists_every_part_with_what_it_is() -> None:
 
 def test_a_broken_part_is_listed_as_such(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for file, text in (("base.py", ""), ("good.py", '"""Fine.\n\nMore."""'), ("bad.py", "def"), ("bare.py", "")):
-        (tmp_path / "models").mkdir(exist_ok=True)
-        (tmp_path / "models" / file).write_text(text)
-    (tmp_path / "hollow").mkdir()
-    (tmp_path / "hollow" / "base.py").touch()
+        (tmp_path / "model" / "models").mkdir(exist_ok=True, parents=True)
+        (tmp_path / "model" / "models" / file).write_text(text)
+    (tmp_path / "model" / "hollow").mkdir()
+    (tmp_path / "model" / "hollow" / "base.py").touch()
     monkeypatch.setattr(parts, "_PACKAGE", tmp_path)
-    monkeypatch.setattr(catalogue, "__file__", str(tmp_path / "catalogue.py"))
     listed = catalogue.parts()["models"]
     assert listed["good"] == "Fine."
     assert "broken: line 1" in listed["bad"]

@@ -90,10 +90,15 @@ def test_a_stage_lists_exactly_the_code_it_imports(stage: str) -> None:
     assert kind_files or stage in CHOOSES_NONE
 
 
+def module(kind: str, name: str) -> str:
+    return ".".join(["lmlab", *parts.folder(kind).parts, name])
+
+
 def choosable_modules(stage: str) -> set[str]:
     """Every part of the kinds of which a stage's dependencies name one, or all: what any of them imports is to be listed."""
-    kinds = {dep.removeprefix("src/lmlab/").partition("/${")[0].replace("/", ".") for dep in STAGES[stage]["deps"]}
-    return {f"lmlab.{kind}.{name}" for kind in kinds.intersection(parts.kinds()) for name in parts.names(kind)}
+    folders = {dep.removeprefix("src/lmlab/").partition("/${")[0] for dep in STAGES[stage]["deps"]}
+    kinds = [kind for kind in parts.kinds() if parts.folder(kind).as_posix() in folders]
+    return {module(kind, name) for kind in kinds for name in parts.names(kind)}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -102,10 +107,11 @@ def test_every_part_a_stage_may_choose_has_its_imports_listed(stage: str) -> Non
     always = {dep for dep in STAGES[stage]["deps"] if dep.endswith(".py") and "${" not in dep}
     for dependency in (dep for dep in STAGES[stage]["deps"] if "${" in dep):
         folder = dependency.removeprefix("src/lmlab/").partition("/${")[0]
-        kind = folder.replace("/", ".")
-        for name in parts.names(kind):
+        for kind, name in [(kind, name) for kind in parts.kinds() for name in parts.names(kind)]:
+            if parts.folder(kind).as_posix() != folder:
+                continue
             own = f"src/lmlab/{folder}/{name}.py"
-            assert closure({f"lmlab.{kind}.{name}"}) - {own} <= always, f"{kind}.{name} in {stage}"
+            assert closure({module(kind, name)}) - {own} <= always, f"{kind}.{name} in {stage}"
 
 
 def test_code_is_loaded_by_name_in_two_places_only() -> None:

@@ -1,7 +1,6 @@
 """The parts there are, each with the first line of its module's docstring; read from the source, nothing is imported."""
 
 import ast
-from pathlib import Path
 
 from lmlab import parts as finder
 
@@ -12,9 +11,9 @@ def parts() -> dict[str, dict[str, str]]:
 
 
 def _first_line(kind: str, name: str) -> str:
-    path = Path(__file__).parent.joinpath(*kind.split("."), f"{name}.py")
+    source = finder.file(kind, name).read_text(encoding="utf-8")
     try:
-        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+        text = ast.get_docstring(ast.parse(source))
     except SyntaxError as error:
         return f"(broken: line {error.lineno}: {error.msg})"
     return (text or "(no docstring)").splitlines()[0]

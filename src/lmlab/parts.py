@@ -1,14 +1,16 @@
-"""Parts: everything an experiment may swap is one module, chosen by its name.
+"""The registry: everything an experiment may swap is a part, one module, chosen by its name.
 
-A kind of part is a package of lmlab (`corpora`, `tokenizers`, `layers.attention`, ...); a part is a module in it that
-holds one final class, named as the module is (`multi_head` holds `MultiHead`), and an `Options` model beside it. Its
-options stand in params.yaml under the same path: `layers.attention.multi_head`. Only the chosen module is imported, so
-that DVC can name exactly the files a run depends on, and a part that is broken harms no run that does not use it.
+A kind of part is a folder with a base.py in one of lmlab's rooms; its name is its path there (`model/layers/attention`
+is the kind `layers.attention`). A part is a module in it that holds one final class, named as the module is
+(`multi_head` holds `MultiHead`), and an `Options` model beside it. Its options stand in params.yaml under the kind:
+`layers.attention.multi_head`. Only the chosen module is imported, so that DVC can name exactly the files a run depends
+on, and a part that is broken harms no run that does not use it. A module whose name begins with `_` helps the parts
+beside it and is none.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from lmlab.errors import UserError
 from lmlab.params import Params, Tree, nearest, section, shown
 
 _PACKAGE = Path(__file__).parent
+_ROOMS = {"core", "data", "model", "training", "evaluation", "experiments"}
 
 
 @dataclass(frozen=True)
@@ -27,15 +30,31 @@ class OneOf:
 
 
 def kinds() -> list[str]:
-    """Every kind of part, as the dotted path that params.yaml and the package tree share: folders that have a base.py."""
-    bases = sorted(_PACKAGE.rglob("base.py"))
-    return [".".join(base.parent.relative_to(_PACKAGE).parts) for base in bases]
+    """Every kind of part, as the dotted path under which params.yaml has its options."""
+    return sorted(_folders(_PACKAGE))
+
+
+def folder(kind: str) -> Path:
+    """Where the modules of a kind are, below the folder of lmlab: `model/layers/attention`."""
+    return _folders(_PACKAGE)[kind]
+
+
+def file(kind: str, name: str) -> Path:
+    """The module of a part."""
+    return _PACKAGE / folder(kind) / f"{name}.py"
 
 
 def names(kind: str) -> list[str]:
     """The parts of a kind, found from the file names alone: nothing is imported."""
-    folder = _PACKAGE.joinpath(*kind.split("."))
-    return sorted(path.stem for path in folder.glob("*.py") if path.stem not in ("__init__", "base"))
+    stems = (path.stem for path in (_PACKAGE / folder(kind)).glob("*.py"))
+    return sorted(stem for stem in stems if stem != "base" and not stem.startswith("_"))
+
+
+@cache
+def _folders(package: Path) -> dict[str, Path]:
+    """The folder of each kind, relative to the package: the kind's name is what is left without the room."""
+    folders = [base.parent.relative_to(package) for base in package.rglob("base.py")]
+    return {".".join(folder.parts[1:] if folder.parts[0] in _ROOMS else folder.parts): folder for folder in folders}
 
 
 def find(kind: str, name: str, key: str = "") -> tuple[type[Any], type[Params]]:
@@ -43,7 +62,7 @@ def find(kind: str, name: str, key: str = "") -> tuple[type[Any], type[Params]]:
     if name not in names(kind):
         asked = f"params.yaml: {key}: " if key else ""
         raise UserError(f"{asked}there is no {shown(name)} in {kind}; {nearest(name, names(kind))}")
-    module = import_module(f"lmlab.{kind}.{name}")
+    module = import_module(".".join(["lmlab", *folder(kind).parts, name]))
     wanted = name.replace("_", "")
     classes = [value for value in vars(module).values() if isinstance(value, type) and value.__module__ == module.__name__]
     matching = [cls for cls in classes if cls.__name__.lower() == wanted]

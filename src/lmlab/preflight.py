@@ -93,7 +93,7 @@ def _check_followed(choice: Choice) -> None:
     listed = pipeline.read_text(encoding="utf-8") if pipeline.exists() else None
     for key, inner in choice.inner.items():
         name = f"{choice.kind}.{choice.name}.{key}"
-        folder = inner.kind.replace(".", "/")
+        folder = parts.folder(inner.kind).as_posix()
         lines = [f"src/lmlab/{folder}/${{{name}}}.py", f"{inner.kind}.${{{name}}}"]
         if missing := [line for line in lines if listed is not None and f"- {line}\n" not in listed]:
             raise UserError(

@@ -158,7 +158,7 @@ def test_a_part_of_each_kind_is_added_by_its_file_and_its_params_alone(workspace
     for key, kind in kinds.items():
         block, _, name = key.rpartition(".")
         old = at(tree, block)[name][0] if key in listed else at(tree, block)[name]
-        source = workspace.path(f"src/lmlab/{kind.replace('.', '/')}/{old}.py")
+        source = workspace.path(f"src/lmlab/{parts.folder(kind)}/{old}.py")
         text = source.read_text()
         class_name = next(
             found for found in re.findall(r"^class (\w+)", text, re.M) if found.lower() == old.replace("_", "")
