@@ -8,9 +8,10 @@ from typing import Any
 import pandas as pd
 import typer
 
-from lmlab import collecting, documents, params, parts, sharding
+from lmlab import collecting, documents, sharding
 from lmlab.collecting import DownloadParams
-from lmlab.params import Tree
+from lmlab.core import params, registry
+from lmlab.core.params import Tree
 from lmlab.sharding import ShardParams
 from lmlab.shards import Shards, open_shards
 from lmlab.tokenizers import base as tokenizers
@@ -23,12 +24,12 @@ RESULTS = FOLDER / "results"
 def download(tree: Tree, folder: Path) -> None:
     """The stage `download`, without the checks that need the project's folder."""
     chosen = params.section(tree, "download", DownloadParams)
-    collecting.build(chosen, parts.choices(tree, "download", chosen)["corpus"].build(), folder / "corpus")
+    collecting.build(chosen, registry.choices(tree, "download", chosen)["corpus"].build(), folder / "corpus")
 
 
 def fit_tokenizer(tree: Tree, folder: Path) -> Tokenizer:
     """The stage `tokenizer`."""
-    chosen = parts.choices(tree, "tokenizer", params.section(tree, "tokenizer", TokenizerParams))["name"]
+    chosen = registry.choices(tree, "tokenizer", params.section(tree, "tokenizer", TokenizerParams))["name"]
     fitted = tokenizers.fit(chosen, (text for _, _, text in documents.read_parts(folder / "corpus" / "train.parquet")))
     tokenizers.save(chosen, fitted, folder / "tokenizer" / "tokenizer.json")
     return fitted

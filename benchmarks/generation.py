@@ -16,11 +16,12 @@ import torch
 import typer
 from common import RESULTS, seconds, show, write
 
-from lmlab import generation, params, parts
+from lmlab import generation
+from lmlab.core import params, registry
+from lmlab.core.params import changed
 from lmlab.device import use_device
 from lmlab.models import base as models
 from lmlab.models.base import LanguageModel
-from lmlab.params import changed
 
 VOCABULARY = 65
 
@@ -67,7 +68,7 @@ def main(
     use_device("cpu", threads)
     tree = changed(params.read(), {"train.model": model})
     torch.manual_seed(0)
-    made = models.build(parts.choose(tree, "models", model), VOCABULARY, tree["train"]["context"]).eval()
+    made = models.build(registry.choose(tree, "models", model), VOCABULARY, tree["train"]["context"]).eval()
     first(made)  # the first call warms up
     latency = sorted(first(made) for _ in range(9))[4]
     rows: list[dict[str, Any]] = []

@@ -22,11 +22,12 @@ import torch
 import typer
 from common import RESULTS, prepare, seconds, show, write
 
-from lmlab import params, parts, stepping
+from lmlab import stepping
 from lmlab.batches import Batches
+from lmlab.core import params, registry
+from lmlab.core.params import Tree, changed
 from lmlab.device import use_device
 from lmlab.models.base import next_token_loss
-from lmlab.params import Tree, changed
 from lmlab.probes.cost import peak_bytes
 from lmlab.stepping import TrainParams
 
@@ -47,7 +48,7 @@ CORPUS = [20, 200, 2000]
 def step_of(tree: Tree, vocabulary: int) -> Callable[[], None]:
     """A whole step on random ids: both passes and the optimizer's."""
     train = params.section(tree, "train", TrainParams)
-    train, run = stepping.begin(train, parts.choices(tree, "train", train), vocabulary, torch.device("cpu"))
+    train, run = stepping.begin(train, registry.choices(tree, "train", train), vocabulary, torch.device("cpu"))
     tokens, targets = torch.randint(vocabulary, (2, train.batch, train.context))
 
     def step() -> None:

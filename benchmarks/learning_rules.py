@@ -15,12 +15,12 @@ import torch
 import typer
 from common import RESULTS, write
 
-from lmlab import params, parts
+from lmlab.core import params, registry
+from lmlab.core.errors import UserError
+from lmlab.core.params import changed
 from lmlab.device import use_device
-from lmlab.errors import UserError
 from lmlab.models import base as models
 from lmlab.models.base import next_token_loss
-from lmlab.params import changed
 from lmlab.probes.cost import peak_bytes, seconds
 
 VOCABULARY = 65
@@ -31,8 +31,8 @@ def measure(name: str, depth: int, width: int, context: int, batch: int, repeats
     sizes = {"models.transformer.depth": depth, "models.transformer.width": width}
     tree = changed(params.read(), sizes)
     torch.manual_seed(0)
-    model = models.build(parts.choose(tree, "models", "transformer"), VOCABULARY, context).train()
-    rule = parts.choose(tree, "learning_rules", name).build(model)
+    model = models.build(registry.choose(tree, "models", "transformer"), VOCABULARY, context).train()
+    rule = registry.choose(tree, "learning_rules", name).build(model)
     tokens, targets = torch.randint(VOCABULARY, (2, batch, context))
 
     def backprop() -> None:
@@ -64,7 +64,7 @@ def main(
     rows = []
     memory = [f"memory at depth {blocks}" for blocks in depth]
     typer.echo(f"{'':28}{'backprop, ms':>14}{'time':>8}  " + "".join(f"{title:>20}" for title in memory))
-    for name in parts.names("learning_rules"):
+    for name in registry.names("learning_rules"):
         try:
             found = [measure(name, blocks, width, context, batch, repeats) for blocks in depth]
         except UserError as error:

@@ -25,8 +25,8 @@ import numpy as np
 import typer
 from common import RESULTS, download, fit_tokenizer, seconds, shard, write
 
-from lmlab import params, parts
-from lmlab.params import Tree, changed
+from lmlab.core import params, registry
+from lmlab.core.params import Tree, changed
 
 WORDS, LONGEST_WORD, WORDS_IN_A_LINE = 200_000, 10, 12
 
@@ -82,7 +82,7 @@ def main(
             changes["shard.processes"] = processes
             plain = changed(params.read(), changes)
             found = alone(download, plain, folder)
-            for number, chosen in enumerate(name or parts.names("tokenizers")):
+            for number, chosen in enumerate(name or registry.names("tokenizers")):
                 tree = changed(plain, {"tokenizer.name": chosen})
                 stages = {"download": found} if number == 0 else {}
                 stages |= {"tokenizer": alone(fit_tokenizer, tree, folder), "shard": alone(shard, tree, folder)}

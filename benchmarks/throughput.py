@@ -23,11 +23,12 @@ import typer
 from common import RESULTS, prepare, seconds, show, write
 from torch import nn
 
-from lmlab import params, parts, recipes, stepping
+from lmlab import recipes, stepping
 from lmlab.batches import Batches
+from lmlab.core import params, registry
+from lmlab.core.params import Tree, changed
 from lmlab.device import use_device
 from lmlab.models.base import LanguageModel
-from lmlab.params import Tree, changed
 from lmlab.probes.cost import peak_bytes
 from lmlab.shards import Shards
 from lmlab.sizing import forward_operations, training_operations
@@ -84,7 +85,7 @@ def eager(model: nn.Module, loss_of: Callable[[Any], torch.Tensor], batch: torch
 def whole_step(tree: Tree, shards: Shards, threads: int) -> tuple[LanguageModel, Step, Step]:
     """This project's model, a step of its training, and of that the part that gets the batch."""
     train = params.section(tree, "train", TrainParams)
-    chosen = parts.choices(tree, "train", train)
+    chosen = registry.choices(tree, "train", train)
     train, run = stepping.begin(train, chosen, shards.vocabulary, use_device("cpu", threads))
     batches = Batches(shards, train.batch, train.context, train.seed, int(train.pool_megatokens * 1e6))
     schedule = chosen["schedule"].build(train.steps)

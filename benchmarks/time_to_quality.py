@@ -25,13 +25,14 @@ import typer
 from common import RESULTS, prepare, show, write
 from numpy.typing import NDArray
 
-from lmlab import params, parts, preflight, recipes, training
+from lmlab import preflight, recipes, training
+from lmlab.core import params, registry
+from lmlab.core.params import Tree, changed
 from lmlab.device import use_device
 from lmlab.evaluation.kneser_ney import KneserNey
 from lmlab.evaluation.scoring import score
 from lmlab.measures.n_gram_mixture import half_of_each
 from lmlab.models import base as models
-from lmlab.params import Tree, changed
 from lmlab.shards import Shards
 from lmlab.stepping import TrainParams
 from lmlab.tokenizers.base import Tokenizer
@@ -48,7 +49,7 @@ def run(tree: Tree, shards: Shards, tokenizer: Tokenizer, counted: NDArray[np.fl
     with TemporaryDirectory() as made:
         folder = Path(made)
         timing = training.train(
-            train, parts.choices(tree, "train", train), shards, tokenizer, folder / "model", folder / "log"
+            train, registry.choices(tree, "train", train), shards, tokenizer, folder / "model", folder / "log"
         )
         model, saved = models.load(folder / "model", use_device(train.device, train.threads))
     stream, window = shards.stream("validation"), model.context

@@ -23,7 +23,7 @@ from common import RESULTS, seconds, show, write
 from tokenizers import Tokenizer as TheirTokenizer
 from tokenizers import models, pre_tokenizers, trainers
 
-from lmlab import params, parts
+from lmlab.core import params, registry
 from lmlab.tokenizers import base as tokenizers
 from lmlab.tokenizers.bpe import BPE
 
@@ -42,10 +42,10 @@ def encoded(name: str, fitting: float | None, encode: Encode, texts: list[str]) 
 
 def ours(name: str, vocabulary: int, texts: list[str]) -> tuple[dict[str, Any], tokenizers.Tokenizer]:
     """A tokenizer of this project."""
-    options = parts.choose(params.read(), "tokenizers", name).options
+    options = registry.choose(params.read(), "tokenizers", name).options
     sized = options.model_copy(update={"vocabulary": vocabulary} if "vocabulary" in type(options).model_fields else {})
     start = time.perf_counter()
-    made = tokenizers.fit(parts.Choice("tokenizers", name, sized), texts)
+    made = tokenizers.fit(registry.Choice("tokenizers", name, sized), texts)
     return encoded(name, time.perf_counter() - start, made.encode, texts), made
 
 
@@ -74,12 +74,12 @@ def main(
 ) -> None:
     """Print and write seconds to fit, megabytes encoded a second, and bytes per token."""
     texts: list[str] = []
-    for document in parts.choose(params.read(), "corpora", corpus).build().documents():
+    for document in registry.choose(params.read(), "corpora", corpus).build().documents():
         texts.append("".join(document.pieces))
         if sum(map(len, texts)) >= megabytes * 1e6:
             break
     rows = []
-    for name in parts.names("tokenizers"):
+    for name in registry.names("tokenizers"):
         row, made = ours(name, vocabulary, texts)
         rows.append(row)
         if isinstance(made, BPE):

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
 import lmlab  # noqa: E402
-from lmlab import errors  # noqa: E402
+from lmlab.core import errors  # noqa: E402
 
 if not Path(lmlab.__file__).is_relative_to(ROOT):
     raise ImportError(f"lmlab was imported from {lmlab.__file__}, not from {ROOT / 'src'}: run from the project's folder")
@@ -28,7 +28,7 @@ if multiprocessing.parent_process() is None:
 try:
     import typer
 
-    from lmlab import files, lifeline, params, parts
+    from lmlab.core import files, lifeline, params, registry
 except ModuleNotFoundError as missing:
     raise errors.UserError(
         f"{sys.executable} lacks the package {missing.name}; run `source .venv/bin/activate` first (`make setup` makes it)"
@@ -37,11 +37,11 @@ except ModuleNotFoundError as missing:
 P = TypeVar("P", bound=params.Params)
 
 
-def read_params(section: str, kind: type[P]) -> tuple[P, dict[str, parts.Choice]]:
+def read_params(section: str, kind: type[P]) -> tuple[P, dict[str, registry.Choice]]:
     """A section of params.yaml, and the parts its keys name."""
     tree = params.read()
     values = params.section(tree, section, kind)
-    return values, parts.choices(tree, section, values)
+    return values, registry.choices(tree, section, values)
 
 
 def run_stage(command: Callable[..., dict[str, Any] | None]) -> None:

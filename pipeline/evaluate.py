@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lmlab import params as settings
+from lmlab.core import params as settings
 from lmlab.device import use_device
 from lmlab.evaluation import results as library
 from lmlab.evaluation.results import EvaluateParams

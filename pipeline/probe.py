@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from lmlab import params, probing
+from lmlab import probing
+from lmlab.core import params
 from lmlab.probing import ProbeParams
 from lmlab.shards import open_shards
 from lmlab.tokenizers import base as tokenizers

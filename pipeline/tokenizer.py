@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from lmlab.core.files import whole_folder, write_json
 from lmlab.documents import read_parts
-from lmlab.files import whole_folder, write_json
 from lmlab.tokenizers import base as tokenizers
 from lmlab.tokenizers.base import TokenizerParams
 from pipeline import read_params, run_stage

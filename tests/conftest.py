@@ -7,9 +7,10 @@ import pytest
 from hypothesis import settings
 from small import PROJECT, ShardsOf
 
-from lmlab import documents, files, params, parts, sharding
+from lmlab import documents, sharding
 from lmlab.collecting import write_splits
-from lmlab.params import Tree
+from lmlab.core import files, params, registry
+from lmlab.core.params import Tree
 from lmlab.shards import Shards, open_shards
 from lmlab.tokenizers import base as tokenizers
 from lmlab.tokenizers.base import Tokenizer
@@ -66,7 +67,7 @@ def shards_of(tmp_path: Path, tree: Tree, corpus_of: Callable[..., Path]) -> Sha
         made += 1
         home = tmp_path / f"shards-of-{made}"
         corpus = corpus_of(train, validation, test, name=f"{home.name}/corpus")
-        choice = parts.choose(tree, "tokenizers", tokenizer)
+        choice = registry.choose(tree, "tokenizers", tokenizer)
         fitted = tokenizers.fit(choice, (text for _, _, text in documents.read_parts(corpus / "train.parquet")))
         tokenizers.save(choice, fitted, home / "tokenizer" / "tokenizer.json")
         shard = sharding.ShardParams(megabytes=megabytes, processes=processes)

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from lmlab import params, parts
+from lmlab.core import params, registry
+from lmlab.core.registry import Choice
 from lmlab.models import base as models
 from lmlab.models.base import LanguageModel
-from lmlab.parts import Choice
 from lmlab.shards import Shards
 from lmlab.tokenizers.base import Tokenizer
 
@@ -79,13 +79,13 @@ def variants(kind: str, **changes: Any) -> list[Choice]:
     """Every part of a kind as params.yaml has it, and with each of the parts it is built from swapped for each other one."""
     lowered = tree(**changes)
     chosen = []
-    for name in parts.names(kind):
-        plain = parts.choose(lowered, kind, name)
+    for name in registry.names(kind):
+        plain = registry.choose(lowered, kind, name)
         chosen.append(plain)
         for key, inner in plain.inner.items():
             chosen += [
-                with_inner(plain, **{key: parts.choose(lowered, inner.kind, other)})
-                for other in parts.names(inner.kind)
+                with_inner(plain, **{key: registry.choose(lowered, inner.kind, other)})
+                for other in registry.names(inner.kind)
                 if other not in (name, inner.name) and (name, other) not in MISMATCHED
             ]
     return chosen
@@ -119,7 +119,7 @@ def rough(choice: Choice, seed: int = 0, vocabulary: int = VOCABULARY, context: 
 def some_model(**changes: Any) -> Choice:
     """The model that params.yaml names."""
     lowered = tree(**changes)
-    return parts.choose(lowered, "models", lowered["train"]["model"])
+    return registry.choose(lowered, "models", lowered["train"]["model"])
 
 
 def tokens(batch: int, time: int, seed: int = 0, vocabulary: int = VOCABULARY) -> torch.Tensor:

@@ -9,12 +9,13 @@ import torch
 from test_followers import Fixed, began
 from test_learning_rules import batch, gradients, rule_for
 
-from lmlab import noise, parts, stepping
+from lmlab import noise, stepping
+from lmlab.core import registry
 from lmlab.interventions.base import KEYS
 from lmlab.models.base import LanguageModel
 
-RULES = parts.names("learning_rules")
-INTERVENTIONS = parts.names("interventions")
+RULES = registry.names("learning_rules")
+INTERVENTIONS = registry.names("interventions")
 DRAWING = {
     "activity_forward_gradient", "evolution_strategies", "forward_forward", "forward_gradient", "low_rank_evolution",
     "node_perturbation", "noprop", "spsa", "target_propagation", "three_factor_hebbian",
@@ -86,7 +87,7 @@ MODELS = small.variants("models")
 
 
 @pytest.mark.parametrize("choice", MODELS, ids=small.title)
-def test_every_model_gives_the_same_in_pieces(choice: parts.Choice) -> None:
+def test_every_model_gives_the_same_in_pieces(choice: registry.Choice) -> None:
     """But a mixture of experts whose penalty counts: it says that this is that of a piece."""
     model = small.rough(choice).train()
     mixed = [module for module in model.modules() if hasattr(module, "balance")]

@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 from lmlab import adapting, cli
 from lmlab.adapting import Change
 from lmlab.batches import Batches
-from lmlab.errors import UserError
+from lmlab.core.errors import UserError
+from lmlab.core.files import write_json
 from lmlab.evaluation import references
-from lmlab.files import write_json
 
 corpus = test_training.corpus  # the fixture
 LOWERED = {**test_training.BASE, "steps": 40, "batch": 8, "context": 8, "documents": 4, "sentences": 10}

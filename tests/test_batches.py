@@ -9,7 +9,7 @@ from small import ShardsOf
 
 from lmlab import collecting, documents
 from lmlab.batches import Batches
-from lmlab.errors import UserError
+from lmlab.core.errors import UserError
 from lmlab.shards import Shards
 
 LARGE = 10**9

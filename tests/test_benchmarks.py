@@ -17,7 +17,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from lmlab import parts
+from lmlab.core import registry
 
 pytestmark = pytest.mark.pipeline
 
@@ -80,9 +80,9 @@ def test_growth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_learning_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    some = ["backprop", *random.Random(small.DRAW).sample(sorted({*parts.names("learning_rules")} - {"backprop"}), 6)]
-    names = parts.names
-    monkeypatch.setattr(parts, "names", lambda kind: some if kind == "learning_rules" else names(kind))
+    some = ["backprop", *random.Random(small.DRAW).sample(sorted({*registry.names("learning_rules")} - {"backprop"}), 6)]
+    names = registry.names
+    monkeypatch.setattr(registry, "names", lambda kind: some if kind == "learning_rules" else names(kind))
     sizes = ["--depth", "1", "--depth", "2", "--width", "16", "--context", "16", "--batch", "2", "--repeats", "1"]
     found = table(tmp_path, benchmark("learning_rules"), *sizes).set_index("rule")
     assert found.index.tolist() == some
@@ -146,7 +146,7 @@ def test_time_to_quality_of_several_corpora_in_several_precisions(tmp_path: Path
 def test_tokenizing(tmp_path: Path) -> None:
     sizes = ["--corpus", "grammar", "--megabytes", "0.1", "--vocabulary", "300"]
     found = table(tmp_path, benchmark("tokenizing"), *sizes)
-    assert set(parts.names("tokenizers")) < set(found["tokenizer"])
+    assert set(registry.names("tokenizers")) < set(found["tokenizer"])
     ours, theirs = found.set_index("tokenizer").loc[["bpe", "tiktoken, our merges"], "bytes_per_token"]
     assert ours == pytest.approx(theirs, rel=0.05)  # the same merges over nearly the same pieces
     assert (found[["megabytes_per_second", "again"]] > 0).all(axis=None)

@@ -11,8 +11,9 @@ import pytest
 import small
 from typer.testing import CliRunner
 
-from lmlab import catalogue, cli, errors, generation, parts, summary, timing
-from lmlab.files import sha256, write_sums
+from lmlab import catalogue, cli, generation, summary, timing
+from lmlab.core import errors, registry
+from lmlab.core.files import sha256, write_sums
 from lmlab.models import base as models
 from lmlab.shards import Shards
 from lmlab.tokenizers import base as tokenizers
@@ -48,9 +49,9 @@ def test_parts_lists_every_part_with_what_it_is() -> None:
     result = run.invoke(cli.app, ["parts"])
     assert result.exit_code == 0
     lines = result.output.splitlines()
-    assert [line for line in lines if not line.startswith(" ")] == parts.kinds()
+    assert [line for line in lines if not line.startswith(" ")] == registry.kinds()
     listed = [line.split()[0] for line in lines if line.startswith(" ")]
-    assert listed == [name for kind in parts.kinds() for name in parts.names(kind)]
+    assert listed == [name for kind in registry.kinds() for name in registry.names(kind)]
     assert all(len(line.split()) > 2 for line in lines if line.startswith(" "))
 
 
@@ -60,7 +61,7 @@ def test_a_broken_part_is_listed_as_such(monkeypatch: pytest.MonkeyPatch, tmp_pa
         (tmp_path / "model" / "models" / file).write_text(text)
     (tmp_path / "model" / "hollow").mkdir()
     (tmp_path / "model" / "hollow" / "base.py").touch()
-    monkeypatch.setattr(parts, "_PACKAGE", tmp_path)
+    monkeypatch.setattr(registry, "_PACKAGE", tmp_path)
     listed = catalogue.parts()["models"]
     assert listed["good"] == "Fine."
     assert "broken: line 1" in listed["bad"]

@@ -8,10 +8,11 @@ import test_training
 import torch
 from test_training import Corpus
 
-from lmlab import parts, probing
+from lmlab import probing
 from lmlab.closeup import MOST_TOKENS, close_up, shown
-from lmlab.files import read_json
-from lmlab.params import section
+from lmlab.core import registry
+from lmlab.core.files import read_json
+from lmlab.core.params import section
 from lmlab.probing import ProbeParams
 
 corpus = test_training.corpus  # a fixture
@@ -19,7 +20,7 @@ corpus = test_training.corpus  # a fixture
 
 def test_guesses_behind_the_last_block_are_the_models_own_and_attention_sums_to_one(corpus: Corpus) -> None:
     shards, tokenizer = corpus
-    model = small.model(parts.choose(small.tree(), "models", "transformer"), vocabulary=tokenizer.vocabulary).eval()
+    model = small.model(registry.choose(small.tree(), "models", "transformer"), vocabulary=tokenizer.vocabulary).eval()
     found = close_up(model, tokenizer, shards.document, "the")
     ids = [shards.document, *tokenizer.encode("the").tolist()][: model.context]
     assert found["tokens"][0] == "start"
@@ -38,7 +39,7 @@ def test_guesses_behind_the_last_block_are_the_models_own_and_attention_sums_to_
 
 def test_long_texts_are_cut_and_signs_can_be_seen(corpus: Corpus) -> None:
     shards, tokenizer = corpus
-    model = small.model(parts.choose(small.tree(), "models", "lstm"), vocabulary=tokenizer.vocabulary).eval()
+    model = small.model(registry.choose(small.tree(), "models", "lstm"), vocabulary=tokenizer.vocabulary).eval()
     found = close_up(model, tokenizer, shards.document, "the " * 100)
     assert len(found["tokens"]) == min(model.context, MOST_TOKENS)
     assert found["attention"] == [[] for _ in model.blocks]  # it has none

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from lmlab import collecting, corpus_summary, documents
 from lmlab.collecting import DownloadParams
+from lmlab.core.errors import UserError
 from lmlab.corpora.base import Corpus, Document
 from lmlab.documents import SPLITS
-from lmlab.errors import UserError
 
 TAIL = DownloadParams(corpus="here", ascii=True, most_dropped=0.02, split="tail", validation=0.1, test=0.05, split_seed=0)
 WHOLE = TAIL.model_copy(update={"split": "document"})

@@ -12,9 +12,10 @@ import small
 import torch
 from torch import Tensor
 
-from lmlab import parts, preflight, stepping
-from lmlab.errors import UserError
-from lmlab.params import changed, section
+from lmlab import preflight, stepping
+from lmlab.core import registry
+from lmlab.core.errors import UserError
+from lmlab.core.params import changed, section
 from lmlab.stepping import Diverged, TrainParams
 
 SEEDS = range(300)
@@ -28,11 +29,11 @@ POPULATIONS = {"population": 2, "directions": 2, "chunk": 3, "state": 4, "kernel
 
 def choosers() -> Iterator[tuple[str, str]]:
     """Every key that names a part of what is trained, and the kind it names."""
-    yield from ((f"train.{key}", kind) for key, kind in parts.marked(TrainParams))
-    for kind in parts.kinds():
-        for name in parts.names(kind):
-            _, options = parts.find(kind, name)
-            yield from ((f"{kind}.{name}.{key}", inner) for key, inner in parts.marked(options))
+    yield from ((f"train.{key}", kind) for key, kind in registry.marked(TrainParams))
+    for kind in registry.kinds():
+        for name in registry.names(kind):
+            _, options = registry.find(kind, name)
+            yield from ((f"{kind}.{name}.{key}", inner) for key, inner in registry.marked(options))
 
 
 CHOOSERS = dict(choosers())
@@ -58,7 +59,7 @@ ALSO: dict[str, list[Any]] = {
 def drawn(seed: int) -> dict[str, Any]:
     """A combination: each part at random, more often than not a transformer and not all interventions at once."""
     chance = Random(seed)
-    values: dict[str, Any] = {key: chance.choice(parts.names(kind)) for key, kind in CHOOSERS.items()}
+    values: dict[str, Any] = {key: chance.choice(registry.names(kind)) for key, kind in CHOOSERS.items()}
     values |= {key: chance.choice(among) for key, among in ALSO.items()}
     if chance.random() < 0.4:
         values["train.model"] = "transformer"
@@ -86,7 +87,7 @@ class Fixed:
 def train(tree: Any) -> None:
     """Two steps, whose losses are numbers; a run that diverges has said so."""
     params = section(tree, "train", TrainParams)
-    chosen = parts.choices(tree, "train", params)
+    chosen = registry.choices(tree, "train", params)
     params, run = stepping.begin(params, chosen, VOCABULARY, torch.device("cpu"))
     schedule, batches = chosen["schedule"].build(params.steps), Fixed(params.batch)
     before = torch.get_rng_state()
@@ -149,4 +150,4 @@ def test_every_pair_of_a_rule_and_another_part_of_a_model_or_a_slot_is_likely_to
     combinations = [drawn(seed) for seed in range(2000)]
     for one, other in itertools.combinations(("train.learning_rule", "train.model", SLOTS[0], "train.optimizer"), 2):
         seen = {(values[one], values[other]) for values in combinations}
-        assert len(seen) > 0.95 * len(parts.names(CHOOSERS[one])) * len(parts.names(CHOOSERS[other]))
+        assert len(seen) > 0.95 * len(registry.names(CHOOSERS[one])) * len(registry.names(CHOOSERS[other]))

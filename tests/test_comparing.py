@@ -15,7 +15,7 @@ import pytest
 from laboratory import Laboratory, Pretended, bits
 from rich.console import Console
 
-from lmlab.errors import UserError
+from lmlab.core.errors import UserError
 from lmlab.experiments import comparing, verdicts
 from lmlab.experiments.comparing import Comparison
 from lmlab.experiments.runs import unfinished

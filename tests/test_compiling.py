@@ -12,10 +12,11 @@ import torch
 from test_training import BASE, Corpus, train, train_until
 from torch._dynamo.utils import counters
 
-from lmlab import parts, stepping
+from lmlab import stepping
 from lmlab.compiling import Compiled
-from lmlab.errors import UserError
-from lmlab.params import section
+from lmlab.core import registry
+from lmlab.core.errors import UserError
+from lmlab.core.params import section
 from lmlab.stepping import TrainParams
 
 pytestmark = pytest.mark.pipeline
@@ -61,7 +62,7 @@ def test_compiled_passes_give_the_gradients_that_the_model_as_written_gives(chan
     for compile_ in (False, True):
         tree = small.tree(**{**BASE, "depth": 1, "layers": 1, **changes, "compile": compile_})
         params = section(tree, "train", TrainParams)
-        params, run = stepping.begin(params, parts.choices(tree, "train", params), 11, torch.device("cpu"))
+        params, run = stepping.begin(params, registry.choices(tree, "train", params), 11, torch.device("cpu"))
         found.append(gradients(run, params))
         assert (type(run.passes) is Compiled) == compile_
         assert "forward" not in vars(run.model)  # outside of training it is as written

@@ -12,7 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lmlab import parts
+from lmlab.core import registry
+from lmlab.core.errors import UserError
+from lmlab.core.params import Tree
 from lmlab.corpora import bible, local
 from lmlab.corpora.base import Corpus
 from lmlab.corpora.grammar import Grammar
@@ -22,20 +24,18 @@ from lmlab.corpora.markov import Options as MarkovOptions
 from lmlab.corpora.shakespeare import script
 from lmlab.corpora.tinystories import Options as StoryOptions
 from lmlab.corpora.tinystories import TinyStories
-from lmlab.errors import UserError
-from lmlab.params import Tree
 
 
 def texts(corpus: Corpus) -> dict[str, str]:
     return {document.name: "".join(document.pieces) for document in corpus.documents()}
 
 
-@pytest.mark.parametrize("name", parts.names("corpora"))
+@pytest.mark.parametrize("name", registry.names("corpora"))
 def test_every_corpus_is_built_without_fetching_and_says_where_it_is_from(
     name: str, tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LMLAB_CACHE", str(tmp_path / "cache"))
-    corpus = parts.choose(tree, "corpora", name).build()
+    corpus = registry.choose(tree, "corpora", name).build()
     assert isinstance(corpus, Corpus)
     assert corpus.source
     assert corpus.licence

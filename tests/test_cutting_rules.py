@@ -10,15 +10,15 @@ from small import CONTEXT, VOCABULARY
 from test_learning_rules import batch, gradients, rule_for, true_gradients
 from torch import Tensor, nn
 
-from lmlab import parts
+from lmlab.core import registry
+from lmlab.core.errors import UserError
+from lmlab.core.registry import Choice
 from lmlab.cutting import key, linear_weights, stream_widths
-from lmlab.errors import UserError
 from lmlab.learning_rules.base import LearningRule
 from lmlab.learning_rules.block_local import similarity_loss
 from lmlab.models import base as models
 from lmlab.models.base import LanguageModel, next_token_loss, with_past
 from lmlab.optimizers.base import joined, parameter_groups
-from lmlab.parts import Choice
 
 UNTIED = [*small.variants("models"), small.some_model(dropout=0.2, logit_cap=3.0)]
 MODELS = [*UNTIED, small.some_model(tied=True)]
@@ -376,7 +376,7 @@ def test_micro_feedback_reaches_the_positions_that_a_convolution_reads() -> None
 def optimizer_of(name: str, model: LanguageModel, rule: LearningRule, **changes: Any) -> torch.optim.Optimizer:
     """As training builds it, the model's parameters and the rule's own together."""
     groups = joined(parameter_groups(model), rule.own_groups(model))
-    return parts.choose(small.tree(**changes), "optimizers", name).build(groups)
+    return registry.choose(small.tree(**changes), "optimizers", name).build(groups)
 
 
 def differences(model: LanguageModel, rule: LearningRule) -> dict[str, float]:
@@ -464,7 +464,7 @@ def test_forward_and_feedback_weights_come_to_agree_in_training() -> None:
 
 
 def test_a_mirror_shows_each_map_its_own_weights_in_the_size_of_rate_over_decay() -> None:
-    choices = [parts.choose(small.tree(), "models", name) for name in ("state_space", "convolution", "transformer")]
+    choices = [registry.choose(small.tree(), "models", name) for name in ("state_space", "convolution", "transformer")]
     for choice in choices:
         model = small.rough(choice)
         rule = rule_for("weight_mirror", model, samples=4000, rate=0.1, decay=0.2, every=1)
@@ -511,9 +511,9 @@ LOCAL = [("block_local", {"similarity": 0.0}), ("block_local", {"similarity": 0.
 
 
 @pytest.mark.parametrize(("name", "changes"), LOCAL)
-@pytest.mark.parametrize("other", parts.names("models"))
+@pytest.mark.parametrize("other", registry.names("models"))
 def test_one_block_alone_learns_by_backprop_bit_for_bit(name: str, changes: dict[str, Any], other: str) -> None:
-    model = small.rough(parts.choose(small.tree(depth=1, layers=1), "models", other)).train()
+    model = small.rough(registry.choose(small.tree(depth=1, layers=1), "models", other)).train()
     assert len(model.blocks) == 1
     rule = rule_for(name, model, **changes)
     assert not list(rule.parameters())

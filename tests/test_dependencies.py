@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from lmlab import params, parts
+from lmlab.core import params, registry
 
 PROJECT = Path(__file__).resolve().parents[1]
 STAGES = YAML(typ="safe").load(PROJECT / "dvc.yaml")["stages"]
 # What may load code by name: parts.py the parts, whose files dvc.yaml names by their params, and the stages' wrapper the
 # check of params.yaml, which can refuse a run but never change what it writes.
-LOADS_BY_NAME = {"src/lmlab/parts.py", "pipeline/__init__.py"}
+LOADS_BY_NAME = {"src/lmlab/core/registry.py", "pipeline/__init__.py"}
 
 
 CHOOSES_NONE = {"report"}
@@ -91,14 +91,14 @@ def test_a_stage_lists_exactly_the_code_it_imports(stage: str) -> None:
 
 
 def module(kind: str, name: str) -> str:
-    return ".".join(["lmlab", *parts.folder(kind).parts, name])
+    return ".".join(["lmlab", *registry.folder(kind).parts, name])
 
 
 def choosable_modules(stage: str) -> set[str]:
     """Every part of the kinds of which a stage's dependencies name one, or all: what any of them imports is to be listed."""
     folders = {dep.removeprefix("src/lmlab/").partition("/${")[0] for dep in STAGES[stage]["deps"]}
-    kinds = [kind for kind in parts.kinds() if parts.folder(kind).as_posix() in folders]
-    return {module(kind, name) for kind in kinds for name in parts.names(kind)}
+    kinds = [kind for kind in registry.kinds() if registry.folder(kind).as_posix() in folders]
+    return {module(kind, name) for kind in kinds for name in registry.names(kind)}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -107,9 +107,8 @@ def test_every_part_a_stage_may_choose_has_its_imports_listed(stage: str) -> Non
     always = {dep for dep in STAGES[stage]["deps"] if dep.endswith(".py") and "${" not in dep}
     for dependency in (dep for dep in STAGES[stage]["deps"] if "${" in dep):
         folder = dependency.removeprefix("src/lmlab/").partition("/${")[0]
-        for kind, name in [(kind, name) for kind in parts.kinds() for name in parts.names(kind)]:
-            if parts.folder(kind).as_posix() != folder:
-                continue
+        kind = next((kind for kind in registry.kinds() if registry.folder(kind).as_posix() == folder), None)
+        for name in registry.names(kind) if kind else ():
             own = f"src/lmlab/{folder}/{name}.py"
             assert closure({module(kind, name)}) - {own} <= always, f"{kind}.{name} in {stage}"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lmlab.errors import UserError, explain, one_line
+from lmlab.core.errors import UserError, explain, one_line
 
 
 def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lmlab import fetching
-from lmlab.errors import UserError
+from lmlab.core.errors import UserError
 
 BODY = bytes(range(256)) * 4000
 DIGEST = hashlib.sha256(BODY).hexdigest()

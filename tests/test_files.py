@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from small import PROJECT
 
-from lmlab.errors import UserError
+from lmlab.core.errors import UserError
+from lmlab.core.files import check_folder, checked, output, read_json, seal, vouched, whole_folder, write_json, write_sums
 from lmlab.experiments.run import as_it_lies
-from lmlab.files import check_folder, checked, output, read_json, seal, vouched, whole_folder, write_json, write_sums
 
 
 @pytest.fixture(autouse=True)

@@ -14,13 +14,14 @@ import pytest
 import small
 from typer.testing import CliRunner
 
-from lmlab import cli, params
-from lmlab.errors import UserError
+from lmlab import cli
+from lmlab.core import params
+from lmlab.core.errors import UserError
+from lmlab.core.files import write_json, write_sums
 from lmlab.evaluation import results
 from lmlab.evaluation.results import EvaluateParams
 from lmlab.evaluation.scoring import bits_per_byte, score
 from lmlab.experiments import final, openings, runs
-from lmlab.files import write_json, write_sums
 from lmlab.models import base as models
 from lmlab.shards import Shards
 from lmlab.tokenizers.base import Tokenizer

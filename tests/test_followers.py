@@ -9,12 +9,13 @@ from small import CONTEXT, VOCABULARY
 from test_learning_rules import batch, refusal, rule_for
 from torch import Tensor, nn
 
-from lmlab import parts, stepping
+from lmlab import stepping
+from lmlab.core import registry
+from lmlab.core.params import changed, section
 from lmlab.interventions.base import KEYS
-from lmlab.params import changed, section
 from lmlab.stepping import Run, TrainParams
 
-INTERVENTIONS = parts.names("interventions")
+INTERVENTIONS = registry.names("interventions")
 OPTIMIZERS = ["sgd", "adamw", "lion", "muon", "soap"]
 STRONG = {
     "interventions.layer_rates.factor": 0.5, "interventions.global_clipping.limit": 0.05,
@@ -42,7 +43,7 @@ def began(rule: str, slots: dict[str, str], **values: Any) -> tuple[TrainParams,
     }
     tree = changed(small.tree(weight_decay=0.2), {**STRONG, **keys, **values})
     params = section(tree, "train", TrainParams)
-    chosen = parts.choices(tree, "train", params)
+    chosen = registry.choices(tree, "train", params)
     params, run = stepping.begin(params, chosen, VOCABULARY, torch.device("cpu"))
     run.model.double()
     run.rule.double()
@@ -80,7 +81,7 @@ def drift(run: Run, params: TrainParams, schedule: Any, steps: int = 4) -> float
     )
 
 
-LED = [name for name in parts.names("learning_rules") if not refusal(name, small.model(small.some_model()))]
+LED = [name for name in registry.names("learning_rules") if not refusal(name, small.model(small.some_model()))]
 LED = [name for name in LED if rule_for(name, small.model(small.some_model())).leaders(small.model(small.some_model()))]
 
 

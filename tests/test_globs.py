@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmlab import globs
-from lmlab.errors import UserError
+from lmlab.core.errors import UserError
 
 SUFFIXES = (".txt", ".md.gz")
 

@@ -1,62 +1,53 @@
-"""Imports point one way, and nothing imports what stands above it."""
+"""Imports point one way: a room imports from rooms below it, and inside a room there is no circle."""
 
 import ast
+import graphlib
 from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parents[1] / "src" / "lmlab"
-# From the ground up: a module may import what stands on its own line or above it in this list.
-ORDER = [
-    [
-        "errors",
-        "lifeline",
-        "files",
-        "params",
-        "parts",
-        "progress",
-        "noise",
-        "device",
-        "compiling",
-        "status",
-        "timing",
-        "runcache",
-    ],
-    ["fetching", "globs", "columns", "text_files", "surroundings"],
-    ["cleaning", "corpora", "documents", "overlap", "corpus_summary", "collecting"],
-    ["pretokens", "tokenizers"],
-    ["shards", "sharding", "batches"],
-    ["layers", "models"],
-    ["widths"],
-    ["optimizers", "cutting", "perturbing", "perturbing_nodes", "relaxing"],
-    ["learning_rules", "interventions", "schedules", "parametrisations", "sizing"],
-    ["generation", "evaluation", "measures", "checkpoint", "snapshots", "probes", "closeup"],
-    ["stepping"],
-    ["training", "probing"],
-    ["adapting"],
-    ["outline"],
-    ["catalogue", "summary", "preflight", "remarks", "recipes"],
-    ["experiments"],
-    ["cli"],
-]
-LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
+LADDER = ["core", "data", "model", "training", "evaluation", "experiments", "cli"]
+"""From the ground up: a module may import from its own room and from those before it."""
 
 
-def top(path: Path) -> str:
-    return path.relative_to(SOURCES).parts[0].removesuffix(".py")
+def modules() -> dict[str, Path]:
+    return {".".join(path.relative_to(SOURCES).with_suffix("").parts): path for path in SOURCES.rglob("*.py")}
 
 
-def test_every_module_has_its_place() -> None:
-    assert {top(path) for path in SOURCES.rglob("*.py")} - {"__init__"} == set(LEVEL)
+def imported(path: Path) -> set[str]:
+    """What of lmlab a file imports anywhere in it: modules, dotted, without the package's name."""
+    known, found = modules(), set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path.name}: relative imports hide direction"
+            package = node.module or ""
+            for alias in node.names:
+                whole = f"{package}.{alias.name}".removeprefix("lmlab.")
+                found |= {name for name in (whole, package.removeprefix("lmlab.")) if name in known}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.removeprefix("lmlab.") for alias in node.names} & set(known)
+    return found
 
 
-def test_imports_point_one_way() -> None:
-    for path in SOURCES.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "lmlab":
-                modules = [node.module] if "." in node.module else [f"lmlab.{alias.name}" for alias in node.names]
-                for module in modules:
-                    wanted = module.split(".")[1]
-                    assert LEVEL[wanted] <= LEVEL.get(top(path), -1), f"{path.name} imports {module}"
-            assert not (isinstance(node, ast.ImportFrom) and node.level), f"{path.name}: relative imports hide direction"
+def room(module: str) -> str:
+    return module.split(".")[0]
+
+
+def test_every_module_is_in_a_room() -> None:
+    assert {room(module) for module in modules()} - {"__init__"} == set(LADDER)
+
+
+def test_imports_go_down_the_ladder() -> None:
+    upward = [
+        f"{module} imports {other}"
+        for module, path in modules().items()
+        for other in imported(path)
+        if module != "__init__" and LADDER.index(room(other)) > LADDER.index(room(module))
+    ]
+    assert not upward
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graphlib.TopologicalSorter({module: imported(path) - {module} for module, path in modules().items()}).prepare()
 
 
 def test_nothing_reads_pickles() -> None:

@@ -13,16 +13,16 @@ from test_learning_rules import batch, gradients, refusal, rule_for
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lmlab import parts
-from lmlab.errors import UserError
+from lmlab.core import registry
+from lmlab.core.errors import UserError
+from lmlab.core.params import Params
 from lmlab.interventions.base import Intervention, blocks_above, take
 from lmlab.interventions.surrogate_derivative import SURROGATES, _Sloped
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models.base import LanguageModel, next_token_loss
 from lmlab.optimizers.base import parameter_groups, split_by_rate
-from lmlab.params import Params
 
-EVERY = parts.names("interventions")
+EVERY = registry.names("interventions")
 every_intervention = pytest.mark.parametrize("name", EVERY)
 EDITS = ["adaptive_clipping", "centralised_gradients", "global_clipping", "layer_clipping", "quantised_gradients"]
 EDITS += ["gradient_noise", "sign_gradients"]
@@ -30,14 +30,14 @@ EDITS += ["gradient_noise", "sign_gradients"]
 
 def around(name: str, model: LanguageModel, rule: LearningRule | None = None, **options: Any) -> Intervention:
     """An intervention around a rule (backprop if none is given), its options as in params.yaml but for those given."""
-    choice = parts.choose(small.tree(), "interventions", name)
-    changed = parts.Choice(choice.kind, name, choice.options.model_copy(update=options))
+    choice = registry.choose(small.tree(), "interventions", name)
+    changed = registry.Choice(choice.kind, name, choice.options.model_copy(update=options))
     made: Intervention = changed.build(model, rule or rule_for("backprop", model))
     return made.to(next(model.parameters()).dtype)
 
 
 def neutral(name: str) -> dict[str, Any]:
-    return dict(parts.find("interventions", name)[0].neutral)
+    return dict(registry.find("interventions", name)[0].neutral)
 
 
 def found(rule: LearningRule, model: LanguageModel, seed: int = 2, size: int = 4) -> list[Tensor]:
@@ -110,9 +110,9 @@ def test_it_goes_on_bit_for_bit_with_its_state(name: str) -> None:
 
 
 @every_intervention
-@pytest.mark.parametrize("other", parts.names("models"))
+@pytest.mark.parametrize("other", registry.names("models"))
 def test_it_works_with_every_model_or_refuses_it(name: str, other: str) -> None:
-    choice = parts.choose(small.tree(), "models", other)
+    choice = registry.choose(small.tree(), "models", other)
     model = small.model(choice).train()
     try:
         rule = around(name, model)
@@ -135,7 +135,7 @@ def test_what_acts_on_the_way_back_refuses_a_rule_without_a_backward_pass(name: 
 
     model = small.model(small.some_model())
     around(name, model, Forwards(), **neutral(name))
-    if parts.find("interventions", name)[0].on_the_way:
+    if registry.find("interventions", name)[0].on_the_way:
         with pytest.raises(UserError, match=f"train.intervention: {name} acts on a backward pass"):
             around(name, model, Forwards())
     else:
@@ -152,13 +152,13 @@ def test_the_order_of_two_is_the_order_they_act_in(first: str) -> None:
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize(("name", "rule_name"), small.drawn(EVERY, parts.names("learning_rules"), rounds=4))
+@pytest.mark.parametrize(("name", "rule_name"), small.drawn(EVERY, registry.names("learning_rules"), rounds=4))
 def test_it_stands_around_every_rule_that_has_what_it_needs(name: str, rule_name: str) -> None:
     model = small.model(small.some_model()).train()
     if refusal(rule_name, model):
         return
     rule = rule_for(rule_name, model)
-    if parts.find("interventions", name)[0].on_the_way and not rule.backward:
+    if registry.find("interventions", name)[0].on_the_way and not rule.backward:
         return
     own = rule.own_groups(model)
     outer = around(name, model, rule)
@@ -373,7 +373,7 @@ def test_dropping_tokens_is_unbiased_and_keeps_the_loss() -> None:
 
 @pytest.mark.parametrize("model_name", ["transformer", "lstm"])
 def test_a_surrogate_equal_to_the_function_is_backprop_and_the_values_never_change(model_name: str) -> None:
-    model = small.rough(parts.choose(small.tree(), "models", model_name)).train()
+    model = small.rough(registry.choose(small.tree(), "models", model_name)).train()
     plain = found(rule_for("backprop", model), model)
     for surrogate in ("identity", "box", "fast_sigmoid"):
         rule = around("surrogate_derivative", model, surrogate=surrogate)
@@ -410,7 +410,7 @@ UNSEEN |= {nn.functional.hardtanh, nn.functional.hardsigmoid, nn.functional.hard
 
 
 @pytest.mark.parametrize("choice", small.variants("models"), ids=small.title)
-def test_no_model_has_an_activation_that_a_surrogate_would_not_see(choice: parts.Choice) -> None:
+def test_no_model_has_an_activation_that_a_surrogate_would_not_see(choice: registry.Choice) -> None:
     """Such as a gate inside torch's `glu`: as one call it is neither an activation nor squashed."""
     called = set()
 
@@ -428,7 +428,7 @@ def test_no_model_has_an_activation_that_a_surrogate_would_not_see(choice: parts
 
 
 def test_a_convolutions_gate_has_the_surrogates_slope() -> None:
-    model = small.rough(parts.choose(small.tree(), "models", "convolution"))
+    model = small.rough(registry.choose(small.tree(), "models", "convolution"))
     block = model.blocks[0]
     x_BTD = model.embed(batch()[0]).detach()
     calls: list[tuple[Tensor, Tensor]] = []
@@ -454,7 +454,7 @@ def test_a_convolutions_gate_has_the_surrogates_slope() -> None:
 
 
 def test_a_model_without_activations_is_refused_a_surrogate() -> None:
-    table = small.model(parts.choose(small.tree(), "models", "n_gram_table"))
+    table = small.model(registry.choose(small.tree(), "models", "n_gram_table"))
     with pytest.raises(UserError, match="finds no activation function"):
         around("surrogate_derivative", table)
 
@@ -462,7 +462,7 @@ def test_a_model_without_activations_is_refused_a_surrogate() -> None:
 @pytest.mark.parametrize("name", ["transformer", "hybrid", "rwkv"])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_checkpointing_is_bitwise_backprop_and_keeps_less(name: str, dropout: float) -> None:
-    model = small.model(parts.choose(small.tree(dropout=dropout), "models", name), context=CONTEXT).train()
+    model = small.model(registry.choose(small.tree(dropout=dropout), "models", name), context=CONTEXT).train()
     kept: list[int] = []
 
     def size(tensor: Tensor) -> Tensor:
@@ -484,7 +484,7 @@ def test_checkpointing_is_bitwise_backprop_and_keeps_less(name: str, dropout: fl
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in parts.names("learning_rules") if parts.find("learning_rules", name)[0].backward]
+    "name", [name for name in registry.names("learning_rules") if registry.find("learning_rules", name)[0].backward]
 )
 def test_checkpointing_changes_no_bit_of_any_rule_that_it_may_stand_around(name: str) -> None:
     model = small.model(small.some_model(dropout=0.2)).train()
@@ -501,9 +501,9 @@ def test_layer_rates_multiply_from_the_top_down() -> None:
     assert stacked.rate_factor("blocks.0.attention.out.weight") == pytest.approx(0.05)
 
 
-@pytest.mark.parametrize("name", parts.names("models"))
+@pytest.mark.parametrize("name", registry.names("models"))
 def test_what_embeds_the_tokens_is_below_all_blocks(name: str) -> None:
-    heights = blocks_above(small.model(parts.choose(small.tree(), "models", name)))
+    heights = blocks_above(small.model(registry.choose(small.tree(), "models", name)))
     for parameter, above in heights.items():
         if "embedding" in parameter:
             assert above == max(heights.values())
@@ -511,11 +511,11 @@ def test_what_embeds_the_tokens_is_below_all_blocks(name: str) -> None:
             assert above == 0
 
 
-@pytest.mark.parametrize("name", parts.names("optimizers"))
+@pytest.mark.parametrize("name", registry.names("optimizers"))
 def test_split_groups_step_as_one_at_factor_one_and_by_the_factor_otherwise(name: str) -> None:
     def step(factor: float | None) -> list[Tensor]:
         model = small.model(small.some_model())
-        optimizer = parts.choose(small.tree(weight_decay=0.0), "optimizers", name).build(parameter_groups(model))
+        optimizer = registry.choose(small.tree(weight_decay=0.0), "optimizers", name).build(parameter_groups(model))
         if factor is not None:
             split_by_rate(optimizer, {p: factor if i % 2 else 1.0 for i, p in enumerate(model.parameters())})
         before = [parameter.detach().clone() for parameter in model.parameters()]
@@ -535,4 +535,4 @@ def test_gradients_taken_are_gone_and_tied_ones_have_one_name() -> None:
     taken = take(model)
     assert "readout.weight" not in taken
     assert all(parameter.grad is None for parameter in model.parameters())
-    assert issubclass(parts.find("interventions", "absent")[1], Params)
+    assert issubclass(registry.find("interventions", "absent")[1], Params)

@@ -8,20 +8,20 @@ import small
 import torch
 from torch import Tensor, nn
 
-from lmlab import parts
-from lmlab.errors import UserError
+from lmlab.core import registry
+from lmlab.core.errors import UserError
+from lmlab.core.registry import Choice
 from lmlab.layers.attention.base import Attention, Values, attend, head_count
 from lmlab.layers.embedding.base import Embedding
 from lmlab.layers.feed_forward.base import FeedForward
 from lmlab.layers.memory import Memory
 from lmlab.layers.position.base import Position
-from lmlab.parts import Choice
 
 WIDTH, HEADS, CONTEXT = 16, 2, 8
 
 
 def choice(kind: str, name: str, **changes: object) -> Choice:
-    return parts.choose(small.tree(**changes), kind, name)
+    return registry.choose(small.tree(**changes), kind, name)
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
@@ -44,7 +44,7 @@ def position(name: str, context: int = CONTEXT) -> Position:
 # ---------------------------------------------------------------- positions
 
 
-@pytest.mark.parametrize("name", parts.names("layers.position"))
+@pytest.mark.parametrize("name", registry.names("layers.position"))
 def test_a_position_goes_on_where_it_is_told_to(name: str) -> None:
     place = position(name)
     x_BTD, x_BHTK = numbers(2, CONTEXT, WIDTH), numbers(2, HEADS, CONTEXT, WIDTH // HEADS)
@@ -55,7 +55,7 @@ def test_a_position_goes_on_where_it_is_told_to(name: str) -> None:
 def test_every_position_tells_the_order_in_one_way_but_for_the_one_that_is_none() -> None:
     x_BTD, x_BHTK = numbers(2, CONTEXT, WIDTH), numbers(2, HEADS, CONTEXT, 8)
     ways = {}
-    for name in parts.names("layers.position"):
+    for name in registry.names("layers.position"):
         place = position(name)
         changes = {"embed": place.embed(x_BTD, 1) is not x_BTD, "rotate": place.rotate(x_BHTK, 1) is not x_BHTK}
         ways[name] = [way for way, does in {**changes, "bias": place.bias(HEADS, 2, 3) is not None}.items() if does]
@@ -129,7 +129,7 @@ def test_alibi_takes_off_the_distance_at_a_slope_of_its_own_in_each_head() -> No
 # ---------------------------------------------------------------- normalisations
 
 
-@pytest.mark.parametrize("name", parts.names("layers.normalisation"))
+@pytest.mark.parametrize("name", registry.names("layers.normalisation"))
 def test_a_normalisation_takes_each_position_alone(name: str) -> None:
     norm = choice("layers.normalisation", name).build(WIDTH).double()
     x_BTD = 100 * numbers(2, 5, WIDTH)
@@ -139,7 +139,7 @@ def test_a_normalisation_takes_each_position_alone(name: str) -> None:
     assert torch.isfinite(norm(torch.zeros_like(x_BTD))).all()
 
 
-@pytest.mark.parametrize("name", sorted({*parts.names("layers.normalisation")} - {"absent", "dynamic_tanh"}))
+@pytest.mark.parametrize("name", sorted({*registry.names("layers.normalisation")} - {"absent", "dynamic_tanh"}))
 def test_a_normalisation_forgets_the_scale(name: str) -> None:
     norm = choice("layers.normalisation", name).build(WIDTH).double()
     x_BTD = 100 * numbers(2, 5, WIDTH)
@@ -176,7 +176,7 @@ def test_layer_norm_is_torchs() -> None:
 # ---------------------------------------------------------------- feed-forward layers
 
 
-@pytest.mark.parametrize("name", parts.names("layers.feed_forward"))
+@pytest.mark.parametrize("name", registry.names("layers.feed_forward"))
 def test_a_feed_forward_layer_takes_each_position_alone(name: str) -> None:
     layer = choice("layers.feed_forward", name).build(WIDTH).double()
     x_BTD = numbers(2, 5, WIDTH)
@@ -306,7 +306,7 @@ def embedding(name: str, vocabulary: int = 7, **changes: object) -> Embedding:
     return built
 
 
-@pytest.mark.parametrize("name", parts.names("layers.embedding"))
+@pytest.mark.parametrize("name", registry.names("layers.embedding"))
 @pytest.mark.parametrize("buckets", [20, 10**6])
 def test_an_embedding_read_in_pieces_is_that_read_at_once(name: str, buckets: int) -> None:
     embed = embedding(name, buckets=buckets)
@@ -413,7 +413,7 @@ def test_placements_are_their_formulas(placement: str, formula: Any) -> None:
     torch.testing.assert_close(made, formula(x_BTD, lambda x: torch.tanh(x @ weight)))
 
 
-@pytest.mark.parametrize("placement", parts.names("layers.placement"))
+@pytest.mark.parametrize("placement", registry.names("layers.placement"))
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_one_stream_of_hyper_connections_is_the_plain_connection(placement: str, dynamic: bool) -> None:
     x_BTD, weight = numbers(2, 5, WIDTH), numbers(WIDTH, WIDTH, seed=1)
@@ -476,8 +476,8 @@ def test_the_value_residual_mixes_the_first_values_into_later_ones_and_carries_t
 # ---------------------------------------------------------------- attention
 
 
-@pytest.mark.parametrize("name", parts.names("layers.attention"))
-@pytest.mark.parametrize("place", parts.names("layers.position"))
+@pytest.mark.parametrize("name", registry.names("layers.attention"))
+@pytest.mark.parametrize("place", registry.names("layers.position"))
 def test_attention_with_a_memory_sees_as_far_as_it_says_and_no_further(name: str, place: str) -> None:
     if (name, place) == ("linear", "alibi"):
         pytest.skip("refused: it has no scores to add to")
@@ -494,7 +494,7 @@ def test_attention_with_a_memory_sees_as_far_as_it_says_and_no_further(name: str
     assert {key: tensor.numel() for key, tensor in memory.tensors.items()} == kept  # it does not grow for ever
 
 
-@pytest.mark.parametrize("name", parts.names("layers.attention"))
+@pytest.mark.parametrize("name", registry.names("layers.attention"))
 def test_attention_reads_many_tokens_at_once_after_a_memory(name: str) -> None:
     layer = attention(name, position("rotary"))
     x_BTD = numbers(2, CONTEXT, WIDTH)
@@ -561,7 +561,7 @@ def test_attention_in_bfloat16_never_sees_the_future_in_training_either() -> Non
 
 
 def test_a_window_as_long_as_the_text_is_plain_attention_to_the_last_bit() -> None:
-    for place in parts.names("layers.position"):
+    for place in registry.names("layers.position"):
         plain = attention("multi_head", position(place))
         x_BTD = numbers(2, CONTEXT, WIDTH)
         for window, same in ((CONTEXT, True), (CONTEXT + 5, True), (CONTEXT - 1, False)):
@@ -644,7 +644,7 @@ def test_linear_attention_in_single_precision_is_the_same_step_by_step() -> None
     torch.testing.assert_close(torch.cat(steps, dim=1), whole, rtol=0, atol=1e-5 * whole.abs().max().item())
 
 
-@pytest.mark.parametrize("name", parts.names("layers.attention"))
+@pytest.mark.parametrize("name", registry.names("layers.attention"))
 def test_values_may_be_changed_before_they_are_mixed(name: str) -> None:
     layer = attention(name, position("rotary"))
     x_BTD = numbers(2, CONTEXT, WIDTH)
@@ -676,7 +676,7 @@ def test_normalised_queries_and_keys_have_no_scale(normalise: bool) -> None:
     assert same == normalise
 
 
-@pytest.mark.parametrize("name", parts.names("layers.attention"))
+@pytest.mark.parametrize("name", registry.names("layers.attention"))
 def test_attention_adds_the_bias_of_its_position_or_refuses_it(name: str) -> None:
     plain = attention(name, position("absent"))
     if plain.sight is None:

@@ -8,27 +8,27 @@ import torch
 from small import CONTEXT
 from torch import Tensor
 
-from lmlab import parts
-from lmlab.errors import UserError
+from lmlab.core import registry
+from lmlab.core.errors import UserError
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models import base as models
 from lmlab.models.base import LanguageModel, next_token_loss
 from lmlab.optimizers.base import joined, parameter_groups
 
-every_rule = pytest.mark.parametrize("name", parts.names("learning_rules"))
+every_rule = pytest.mark.parametrize("name", registry.names("learning_rules"))
 
 
 def rule_for(name: str, model: LanguageModel, seed: int = 1, **changes: Any) -> LearningRule:
     """A rule for a model, in its precision, its options as in params.yaml but for the `changes`."""
     torch.manual_seed(seed)
-    rule: LearningRule = parts.choose(small.tree(**changes), "learning_rules", name).build(model)
+    rule: LearningRule = registry.choose(small.tree(**changes), "learning_rules", name).build(model)
     return rule.to(next(model.parameters()).dtype)
 
 
 def refusal(name: str, model: LanguageModel) -> str:
     """Why a rule cannot work with a model; empty if it can."""
     try:
-        parts.choose(small.tree(), "learning_rules", name).build(model)
+        registry.choose(small.tree(), "learning_rules", name).build(model)
     except UserError as error:
         return str(error)
     return ""
@@ -155,9 +155,9 @@ def test_a_rule_overfits_one_batch_or_says_why_not(name: str) -> None:
 
 
 @every_rule
-@pytest.mark.parametrize("other", parts.names("models"))
+@pytest.mark.parametrize("other", registry.names("models"))
 def test_a_rule_teaches_every_model_or_refuses_it_by_name(name: str, other: str) -> None:
-    choice = parts.choose(small.tree(), "models", other)
+    choice = registry.choose(small.tree(), "models", other)
     model = small.model(choice).train()
     with torch.device("meta"):
         without_storage = models.build(choice, small.VOCABULARY, CONTEXT)
@@ -173,7 +173,7 @@ def test_a_rule_teaches_every_model_or_refuses_it_by_name(name: str, other: str)
 
 @every_rule
 def test_a_rule_teaches_every_row_of_a_table_that_the_batch_uses_also_the_one_all_tokens_share(name: str) -> None:
-    model = small.rough(parts.choose(small.tree(), "models", "n_gram_table")).train()
+    model = small.rough(registry.choose(small.tree(), "models", "n_gram_table")).train()
     if refusal(name, model):
         return
     assign(name, model, *batch())

@@ -20,10 +20,11 @@ from small import ShardsOf
 from test_scoring import HandMade
 from torch import Tensor, nn
 
-from lmlab import documents, parts, preflight
+from lmlab import documents, preflight
 from lmlab.batches import Batches
+from lmlab.core import registry
+from lmlab.core.errors import UserError
 from lmlab.corpora import grammar
-from lmlab.errors import UserError
 from lmlab.evaluation import character_classes
 from lmlab.evaluation import pairs as pairs_module
 from lmlab.evaluation.about import About
@@ -38,7 +39,7 @@ from lmlab.measures.novelty import Copies
 from lmlab.measures.prequential import first_pass
 from lmlab.models.base import LanguageModel, next_token_loss
 
-MEASURES = parts.names("measures")
+MEASURES = registry.names("measures")
 every_measure = pytest.mark.parametrize("name", MEASURES)
 SENTENCES = "".join(
     f"The {animal} that we {verb}, and she is {place} the old {thing}.\n"
@@ -93,7 +94,7 @@ def trained(
 
 def measured(name: str, run: Trained, **options: Any) -> Any:
     tree = small.tree(**{**LOWERED, **options})
-    return parts.choose(tree, "measures", name).build().measure(run)
+    return registry.choose(tree, "measures", name).build().measure(run)
 
 
 def uniform(vocabulary: int, context: int = 8) -> HandMade:
@@ -109,7 +110,7 @@ def test_a_measure_says_what_decides_it_and_results_without_that_are_read_alike(
 ) -> None:
     """The records that evaluate writes, and what is taken to hold of results that were made before it did."""
     run = trained(shards_of)
-    choice = parts.choose(small.tree(**LOWERED, folder=str(blimp)), "measures", name)
+    choice = registry.choose(small.tree(**LOWERED, folder=str(blimp)), "measures", name)
     told = About.model_validate(json.loads(json.dumps(about({name: choice}, run)))[name])
     older = meaning.OLDER[name]
     for field in ("less_is_better", "more_is_better", "across_tokenizers", "facts"):
@@ -130,7 +131,7 @@ def test_every_number_that_has_a_direction_or_is_a_fact_is_one_that_the_measure_
 ) -> None:
     """So that no pattern is misspelt."""
     numbers = [key for key, _ in flat(measured(name, trained(shards_of), folder=str(blimp), targets=[8 / 3, 1.0, 3.5]))]
-    declared = type(parts.choose(small.tree(**LOWERED, folder=str(blimp)), "measures", name).build())
+    declared = type(registry.choose(small.tree(**LOWERED, folder=str(blimp)), "measures", name).build())
     for pattern in (*declared.less_is_better, *declared.more_is_better, *declared.facts, *declared.across_tokenizers):
         assert any(fnmatchcase(number, pattern) for number in numbers), pattern
     assert not any(
@@ -177,11 +178,11 @@ def test_a_text_too_small_or_odd_is_measured_or_left_out_with_a_reason(
     assert all(line.startswith(f"{name}: ") and "\n" not in line and len(line) > len(name) + 10 for line in left_out)
 
 
-@pytest.mark.parametrize("model", parts.names("models"))
+@pytest.mark.parametrize("model", registry.names("models"))
 def test_the_default_measures_suit_every_model(model: str, shards_of: ShardsOf) -> None:
     run = trained(shards_of)
     tree = small.tree(**{key: LOWERED[key] for key in ("texts", "tokens", "sequences", "windows", "pairs")})
-    made = small.model(parts.choose(tree, "models", model), vocabulary=run.shards.vocabulary, context=16)
+    made = small.model(registry.choose(tree, "models", model), vocabulary=run.shards.vocabulary, context=16)
     taken, left_out = take(chosen(tree, tree["evaluate"]["measures"]), trained(shards_of, model=made))
     assert {line.split(":")[0] for line in left_out} == {"context_gain"}  # which looks as far as position 127
     assert set(taken) == set(tree["evaluate"]["measures"]) - {"context_gain"}

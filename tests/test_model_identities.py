@@ -5,8 +5,8 @@ import small
 import torch
 from torch import nn
 
-from lmlab import parts
-from lmlab.errors import UserError
+from lmlab.core import registry
+from lmlab.core.errors import UserError
 from lmlab.models.base import LanguageModel, parameter_count
 from lmlab.models.min_gru import scan
 from lmlab.models.rwkv import FASTEST
@@ -16,7 +16,7 @@ from lmlab.models.state_space import one_chunk as state_space_chunk
 
 def rough(name: str, **changes: object) -> LanguageModel:
     """A model in double precision with large weights."""
-    return small.rough(parts.choose(small.tree(**changes), "models", name))
+    return small.rough(registry.choose(small.tree(**changes), "models", name))
 
 
 def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -119,7 +119,7 @@ def test_min_gru_in_parallel_is_min_gru_step_by_step(dtype: torch.dtype, toleran
 
 
 def table(order: int, buckets: int, vocabulary: int = small.VOCABULARY) -> LanguageModel:
-    choice = parts.choose(small.tree(order=order, buckets=buckets), "models", "n_gram_table")
+    choice = registry.choose(small.tree(order=order, buckets=buckets), "models", "n_gram_table")
     return small.rough(choice, vocabulary=vocabulary)
 
 
@@ -137,7 +137,7 @@ def test_a_table_learns_the_share_of_each_token_after_each_other() -> None:
     before, after = text[:, :-1], text[:, 1:]
     counts = torch.zeros(4, 4, dtype=torch.float64)
     counts.index_put_((before[0], after[0]), torch.tensor(1.0, dtype=torch.float64), accumulate=True)
-    rule = parts.choose(small.tree(), "learning_rules", "backprop").build(model)
+    rule = registry.choose(small.tree(), "learning_rules", "backprop").build(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=5.0)
     for _ in range(500):
         rule.assign_gradients(model, before, after)
@@ -188,12 +188,12 @@ def test_a_perceptron_puts_the_oldest_of_its_window_first() -> None:
 
 
 def hybrid(**changes: object) -> LanguageModel:
-    return small.model(parts.choose(small.tree(**changes), "models", "hybrid"))
+    return small.model(registry.choose(small.tree(**changes), "models", "hybrid"))
 
 
 def test_a_hybrid_of_two_copies_of_a_model_is_that_model() -> None:
-    model = small.rough(parts.choose(small.tree(first="lstm", second="lstm", layers=3), "models", "hybrid"))
-    plain = small.rough(parts.choose(small.tree(layers=3), "models", "lstm"), seed=1)
+    model = small.rough(registry.choose(small.tree(first="lstm", second="lstm", layers=3), "models", "hybrid"))
+    plain = small.rough(registry.choose(small.tree(layers=3), "models", "lstm"), seed=1)
     plain.blocks.load_state_dict(model.blocks.state_dict())
     plain.embedding, plain.readout, plain.final_norm = model.ends.embedding, model.ends.readout, model.ends.final_norm
     tokens = small.tokens(2, 20)
@@ -202,8 +202,8 @@ def test_a_hybrid_of_two_copies_of_a_model_is_that_model() -> None:
 
 def test_a_hybrid_takes_its_models_blocks_in_turn_and_no_weight_more() -> None:
     tree = small.tree(layers=3, first="transformer", second="min_gru")
-    model = small.model(parts.choose(tree, "models", "hybrid"))
-    transformer, min_gru = (small.model(parts.choose(tree, "models", name)) for name in ("transformer", "min_gru"))
+    model = small.model(registry.choose(tree, "models", "hybrid"))
+    transformer, min_gru = (small.model(registry.choose(tree, "models", name)) for name in ("transformer", "min_gru"))
     sources = [transformer, min_gru, transformer]
     assert [type(block) for block in model.blocks] == [type(source.blocks[0]) for source in sources]
     of_ends = parameter_count(transformer) - parameter_count(transformer.blocks)
@@ -238,10 +238,10 @@ def test_a_hybrid_of_models_of_other_widths_or_with_too_few_blocks_is_refused() 
     models = tree["models"]
     wider = {**tree, "models": {**models, "min_gru": {**models["min_gru"], "width": 32}}}
     with pytest.raises(UserError, match=r"models\.hybrid: transformer is 16 wide and min_gru 32; give both the same width"):
-        small.model(parts.choose(wider, "models", "hybrid"))
+        small.model(registry.choose(wider, "models", "hybrid"))
     deeper = {**tree, "models": {**models, "hybrid": {**models["hybrid"], "layers": 6}}}
     with pytest.raises(UserError, match=r"models\.hybrid\.layers asks for 3 blocks of transformer, which has 2"):
-        small.model(parts.choose(deeper, "models", "hybrid"))
+        small.model(registry.choose(deeper, "models", "hybrid"))
 
 
 # ---------------------------------------------------------------- state spaces
@@ -285,7 +285,7 @@ def test_a_state_space_that_forgets_all_at_once_sees_no_farther_than_its_convolu
 
 def test_heads_that_do_not_divide_a_state_spaces_inner_width_are_refused() -> None:
     with pytest.raises(UserError, match=r"models\.state_space\.heads: 3 heads do not divide .* 32; .* a multiple of 3"):
-        small.model(parts.choose(small.tree(heads=3), "models", "state_space"))
+        small.model(registry.choose(small.tree(heads=3), "models", "state_space"))
 
 
 # ---------------------------------------------------------------- RWKV
@@ -329,13 +329,13 @@ def test_rwkvs_bonus_is_for_the_present_token_alone() -> None:
 
 def test_heads_that_do_not_divide_rwkvs_width_are_refused() -> None:
     with pytest.raises(UserError, match=r"models\.rwkv\.heads: 3 heads do not divide the width 16; .* a multiple of 3"):
-        small.model(parts.choose(small.tree(heads=3), "models", "rwkv"))
+        small.model(registry.choose(small.tree(heads=3), "models", "rwkv"))
 
 
 # ---------------------------------------------------------------- memories
 
 
-@pytest.mark.parametrize("name", sorted({*parts.names("models")} - {"hybrid", "transformer"}))
+@pytest.mark.parametrize("name", sorted({*registry.names("models")} - {"hybrid", "transformer"}))
 def test_a_memory_of_states_or_windows_is_as_large_after_one_token_as_after_many(name: str) -> None:
     model, tokens, sizes = rough(name), small.tokens(2, 40), set()
     memory = model.new_memory()
@@ -345,7 +345,7 @@ def test_a_memory_of_states_or_windows_is_as_large_after_one_token_as_after_many
     assert len(sizes) == 1
 
 
-@pytest.mark.parametrize("name", sorted({*parts.names("models")} - {"transformer"}))
+@pytest.mark.parametrize("name", sorted({*registry.names("models")} - {"transformer"}))
 def test_reading_in_pieces_of_any_length_is_reading_at_once(name: str) -> None:
     """Far beyond a context and a chunk, where nothing is forgotten."""
     model = rough(name, first="rwkv", second="state_space")

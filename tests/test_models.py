@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from small import CONTEXT, VOCABULARY
 
-from lmlab import parts
-from lmlab.errors import UserError
-from lmlab.files import write_sums
+from lmlab.core import registry
+from lmlab.core.errors import UserError
+from lmlab.core.files import write_sums
+from lmlab.core.registry import Choice
 from lmlab.models import base as models
 from lmlab.models.base import next_token_loss
-from lmlab.parts import Choice
 
 CPU = torch.device("cpu")
 every_model = pytest.mark.parametrize("choice", small.variants("models"), ids=small.title)
@@ -183,7 +183,7 @@ def test_saved_and_loaded_a_model_is_the_same_to_the_last_bit(choice: Choice, ti
     assert not loaded.training
     assert saved["steps"] == 7
     assert saved["parameters"] == models.parameter_count(loaded) == models.parameter_count(model)
-    assert parts.recall("models", saved["model"]) == choice
+    assert registry.recall("models", saved["model"]) == choice
     assert {name: value.tolist() for name, value in loaded.state_dict().items()} == {
         name: value.tolist() for name, value in model.state_dict().items()
     }

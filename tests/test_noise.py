@@ -7,7 +7,8 @@ from test_followers import Fixed, began
 from test_learning_rules import batch, gradients, rule_for
 from torch import Tensor
 
-from lmlab import noise, parts, stepping
+from lmlab import noise, stepping
+from lmlab.core import registry
 from lmlab.interventions.base import KEYS
 from lmlab.models.base import LanguageModel
 
@@ -122,7 +123,7 @@ def test_rates_by_block_draw_nothing_while_they_are_built(factor: float) -> None
     assert all(torch.equal(*pair) for pair in zip(plain, rated, strict=True))
 
 
-@pytest.mark.parametrize("name", parts.names("interventions"))
+@pytest.mark.parametrize("name", registry.names("interventions"))
 def test_no_intervention_draws_while_it_is_built_nor_from_the_stream_in_a_step(name: str) -> None:
     states = []
     for slot in ("absent", name):

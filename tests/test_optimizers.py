@@ -12,24 +12,20 @@ import torch
 from small import CONTEXT
 from torch import Tensor
 
-from lmlab import checkpoint, parts, sizing
-from lmlab.errors import UserError
+from lmlab import checkpoint, sizing
+from lmlab.core import registry
+from lmlab.core.errors import UserError
+from lmlab.core.registry import Choice
 from lmlab.models.base import LanguageModel, next_token_loss
-from lmlab.optimizers.base import (
-    OptimizerOptions,
-    add_caution,
-    evaluation_weights,
-    parameter_groups,
-)
+from lmlab.optimizers.base import OptimizerOptions, add_caution, evaluation_weights, parameter_groups
 from lmlab.optimizers.muon import orthogonalised
-from lmlab.parts import Choice
 
-every_optimizer = pytest.mark.parametrize("name", parts.names("optimizers"))
-AVERAGING = [name for name in parts.names("optimizers") if hasattr(parts.find("optimizers", name)[0], "averages")]
+every_optimizer = pytest.mark.parametrize("name", registry.names("optimizers"))
+AVERAGING = [name for name in registry.names("optimizers") if hasattr(registry.find("optimizers", name)[0], "averages")]
 
 
 def optimizer_for(name: str, model: LanguageModel, **changes: Any) -> torch.optim.Optimizer:
-    built: torch.optim.Optimizer = parts.choose(small.tree(**changes), "optimizers", name).build(parameter_groups(model))
+    built: torch.optim.Optimizer = registry.choose(small.tree(**changes), "optimizers", name).build(parameter_groups(model))
     return built
 
 
@@ -270,7 +266,7 @@ def test_coupled_decay_is_a_penalty_in_the_gradient(name: str) -> None:
 
 
 def with_caution(optimizer: torch.optim.Optimizer) -> None:
-    options = parts.choose(small.tree(cautious=True), "optimizers", "adamw").options
+    options = registry.choose(small.tree(cautious=True), "optimizers", "adamw").options
     assert isinstance(options, OptimizerOptions)
     add_caution(optimizer, options)
 
@@ -303,7 +299,7 @@ def test_caution_changes_no_bit_where_every_step_goes_down_the_gradient() -> Non
 
 
 @pytest.mark.parametrize("decay", ["decoupled", "independent"])
-@pytest.mark.parametrize("name", sorted({*parts.names("optimizers")} - {*AVERAGING}))
+@pytest.mark.parametrize("name", sorted({*registry.names("optimizers")} - {*AVERAGING}))
 def test_caution_moves_no_weight_against_its_gradient_and_leaves_decay_alone(name: str, decay: str) -> None:
     model = small.model(small.some_model()).double()
     optimizer = optimizer_for(name, model, cautious=True, decay=decay, weight_decay=0.1, learning_rate=0.01)
@@ -382,7 +378,7 @@ def test_sgd_is_its_formula(momentum: float, nesterov: bool) -> None:
 
 def test_nesterovs_form_without_momentum_is_refused() -> None:
     with pytest.raises(UserError, match=r"optimizers\.sgd: nesterov: true needs a momentum above 0"):
-        parts.choose(small.tree(momentum=0.0, nesterov=True), "optimizers", "sgd")
+        registry.choose(small.tree(momentum=0.0, nesterov=True), "optimizers", "sgd")
 
 
 def test_lion_without_memory_is_sign_descent() -> None:
@@ -468,7 +464,7 @@ def test_muon_steps_of_a_stack_are_those_of_its_matrices_alone_and_a_convolution
     for matrix, together in zip(stack, orthogonalised(stack, 5), strict=True):
         torch.testing.assert_close(orthogonalised(matrix.unsqueeze(0), 5)[0], together, rtol=0, atol=1e-13)
     flat, deep = (torch.nn.Parameter(stack[0].reshape(shape)) for shape in [(6, 20), (6, 4, 5)])
-    choice = parts.choose(small.tree(), "optimizers", "muon")
+    choice = registry.choose(small.tree(), "optimizers", "muon")
     for parameter in (flat, deep):
         optimizer = choice.build({"matrices": [parameter]})
         parameter.grad = stack[1].reshape(parameter.shape).clone()
@@ -578,7 +574,7 @@ def square_matrices(count: int = 2, side: int = 9) -> list[torch.nn.Parameter]:
 
 
 def soap_for(matrices: list[torch.nn.Parameter], **changes: Any) -> torch.optim.Optimizer:
-    built: torch.optim.Optimizer = parts.choose(small.tree(**changes), "optimizers", "soap").build({"matrices": matrices})
+    built: torch.optim.Optimizer = registry.choose(small.tree(**changes), "optimizers", "soap").build({"matrices": matrices})
     return built
 
 

@@ -7,12 +7,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from lmlab import outline, params, parts, preflight, sizing, stepping
+from lmlab import outline, preflight, sizing, stepping
 from lmlab.cli import app
-from lmlab.errors import UserError
+from lmlab.core import params, registry
+from lmlab.core.errors import UserError
+from lmlab.core.params import Tree
+from lmlab.core.registry import Choice
 from lmlab.models import base as models
-from lmlab.params import Tree
-from lmlab.parts import Choice
 
 V = 20
 DEEP = {
@@ -29,7 +30,7 @@ DEEP = {
 def begun(tree: Tree, changes: Mapping[str, Any]) -> tuple[stepping.TrainParams, dict[str, Choice]]:
     changed = params.changed(tree, changes)
     train = params.section(changed, "train", stepping.TrainParams)
-    return train, parts.choices(changed, "train", train)
+    return train, registry.choices(changed, "train", train)
 
 
 def counted(choice: Choice, context: int, precision: str) -> outline.Counts:
@@ -39,10 +40,10 @@ def counted(choice: Choice, context: int, precision: str) -> outline.Counts:
 
 
 VARIANTS = [
-    *[{"train.model": name} for name in parts.names("models")],
-    *[{"models.transformer.attention": name} for name in parts.names("layers.attention")],
-    *[{"models.transformer.residual": name} for name in parts.names("layers.residual")],
-    *[{"models.transformer.feed_forward": name} for name in parts.names("layers.feed_forward")],
+    *[{"train.model": name} for name in registry.names("models")],
+    *[{"models.transformer.attention": name} for name in registry.names("layers.attention")],
+    *[{"models.transformer.residual": name} for name in registry.names("layers.residual")],
+    *[{"models.transformer.feed_forward": name} for name in registry.names("layers.feed_forward")],
 ]
 
 

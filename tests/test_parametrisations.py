@@ -10,19 +10,20 @@ import small
 import torch
 from torch import Tensor, nn
 
-from lmlab import noise, parts, preflight, sizing, widths
-from lmlab.errors import UserError
+from lmlab import noise, preflight, sizing, widths
+from lmlab.core import registry
+from lmlab.core.errors import UserError
+from lmlab.core.params import Tree
+from lmlab.core.registry import Choice
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models.base import LanguageModel
 from lmlab.optimizers.base import joined, parameter_groups
 from lmlab.parametrisations.base import Parametrisation
-from lmlab.params import Tree
-from lmlab.parts import Choice
 from lmlab.stepping import Run, TrainParams, begin
 from lmlab.widths import Fans
 
 CPU = torch.device("cpu")
-OPTIMIZERS = parts.names("optimizers")
+OPTIMIZERS = registry.names("optimizers")
 
 
 NOISE = {"activity_forward_gradient", "node_perturbation", "three_factor_hebbian"}
@@ -31,7 +32,7 @@ NOISE |= {"evolution_strategies", "forward_gradient", "low_rank_evolution", "sps
 
 
 def parametrisation(name: str, **changes: object) -> Parametrisation:
-    built: Parametrisation = parts.choose(small.tree(**changes), "parametrisations", name).build()
+    built: Parametrisation = registry.choose(small.tree(**changes), "parametrisations", name).build()
     return built
 
 
@@ -44,20 +45,20 @@ def tree(width: int, base: int, **changes: Any) -> dict[str, Any]:
 def run_of(lowered: Tree, **other: Choice) -> Run:
     """A run before its first step; parts may be given in place of those that the params name."""
     train = TrainParams(**lowered["train"])
-    return begin(train, {**parts.choices(lowered, "train", train), **other}, small.VOCABULARY, CPU)[1]
+    return begin(train, {**registry.choices(lowered, "train", train), **other}, small.VOCABULARY, CPU)[1]
 
 
 def transformer(lowered: Tree, **inner: str) -> Choice:
     """With layers of other kinds, by the key that names them."""
-    choice = parts.choose(lowered, "models", "transformer")
-    return small.with_inner(choice, **{key: parts.choose(lowered, f"layers.{key}", name) for key, name in inner.items()})
+    choice = registry.choose(lowered, "models", "transformer")
+    return small.with_inner(choice, **{key: registry.choose(lowered, f"layers.{key}", name) for key, name in inner.items()})
 
 
 # ---------------------------------------------------------------- at the base width, and the standard parametrisation
 
 
 @pytest.mark.parametrize("choice", small.variants("models"), ids=small.title)
-@pytest.mark.parametrize("name", parts.names("parametrisations"))
+@pytest.mark.parametrize("name", registry.names("parametrisations"))
 def test_at_the_base_width_no_first_weight_changes(name: str, choice: Choice) -> None:
     model, plain = small.model(choice), small.model(choice)
     if model.readout is None and name == "maximal_update":
@@ -68,20 +69,20 @@ def test_at_the_base_width_no_first_weight_changes(name: str, choice: Choice) ->
     assert set(parameter_groups(model)) <= set(widths.USUAL)
 
 
-@pytest.mark.parametrize("name", parts.names("parametrisations"))
+@pytest.mark.parametrize("name", registry.names("parametrisations"))
 def test_at_the_base_width_no_rate_changes(name: str) -> None:
     assert all(parametrisation(name, base_width=16).rate_factor(16, power) == 1.0 for power in (-1.0, 0.0, 1.0))
 
 
-@pytest.mark.parametrize("rule", parts.names("learning_rules"))
+@pytest.mark.parametrize("rule", registry.names("learning_rules"))
 def test_at_the_base_width_a_run_is_the_standard_one_to_the_last_bit(rule: str) -> None:
     """Of every rule, each with another optimizer, on two models in turn; with two steps where those do not take long."""
-    place = parts.names("learning_rules").index(rule)
+    place = registry.names("learning_rules").index(rule)
     optimizer = OPTIMIZERS[place % len(OPTIMIZERS)]
     runs = []
     for name in ("standard", "maximal_update"):
         lowered = tree(16, 16, learning_rule=rule, optimizer=optimizer, parametrisation=name, row_width=4, depth=1, layers=1)
-        convolution = parts.choose(lowered, "models", "convolution")
+        convolution = registry.choose(lowered, "models", "convolution")
         run = run_of(lowered, model=[convolution, transformer(lowered, embedding="n_gram")][place % 2])
         for step in range(0 if rule in NOISE else 2):
             both = small.tokens(4, small.CONTEXT + 1, seed=step)
@@ -154,7 +155,7 @@ def deviating_model(lowered: Tree) -> Choice:
 
 @pytest.mark.parametrize(
     ("table", "choose"),
-    [(TRANSFORMER, deviating_model), (STATE_SPACE, lambda lowered: parts.choose(lowered, "models", "state_space"))],
+    [(TRANSFORMER, deviating_model), (STATE_SPACE, lambda lowered: registry.choose(lowered, "models", "state_space"))],
 )
 def test_fan_in_and_fan_out_decide_for_each_parameter(
     table: dict[str, tuple[str, float]], choose: Callable[[Tree], Choice]
@@ -271,7 +272,7 @@ def test_weights_that_nobody_can_tell_how_to_scale_are_refused() -> None:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_to_ask_what_grows_draws_nothing(seed: int) -> None:
-    model = small.model(parts.choose(tree(32, 8), "models", "state_space"))
+    model = small.model(registry.choose(tree(32, 8), "models", "state_space"))
     torch.manual_seed(seed)
     expected = torch.rand(3)
     torch.manual_seed(seed)
@@ -331,7 +332,7 @@ def test_a_rules_own_parameters_follow_the_width_as_the_models_do(name: str) -> 
         assert size(other) == pytest.approx(16**power * size(one), rel=0.35)
 
 
-@pytest.mark.parametrize("name", parts.names("learning_rules"))
+@pytest.mark.parametrize("name", registry.names("learning_rules"))
 def test_every_own_parameter_of_a_rule_is_told_what_grows_or_led(name: str) -> None:
     model, rule = rule_at(64, name)
     leaders = rule.leaders(model)
@@ -386,7 +387,7 @@ def test_feedback_to_a_map_is_as_large_as_a_gradient_there(model: str, inner: di
     sizes = []
     for width in (16, 128):
         lowered = tree(width, 16, row_width=4)
-        choice = transformer(lowered, **inner) if inner else parts.choose(lowered, "models", model)
+        choice = transformer(lowered, **inner) if inner else registry.choose(lowered, "models", model)
         _, rule = rule_at(width, "direct_feedback_micro", model=choice)
         sizes.append({key: size(feedback) for key, feedback in own(rule).named_buffers()})
     assert len(sizes[0]) > 2
@@ -491,7 +492,7 @@ def test_maximal_update_needs_a_readout_of_its_own() -> None:
     with pytest.raises(UserError, match=r"^params.yaml: train\.parametrisation: maximal_update needs .*tied: false"):
         parametrisation("maximal_update").start(small.model(small.some_model(tied=True)))
     with pytest.raises(UserError, match="maximal_update needs a readout"):
-        parametrisation("maximal_update").start(small.model(parts.choose(small.tree(), "models", "n_gram_table")))
+        parametrisation("maximal_update").start(small.model(registry.choose(small.tree(), "models", "n_gram_table")))
 
 
 @pytest.mark.parametrize(
@@ -507,7 +508,7 @@ def test_heads_that_cannot_be_as_wide_at_the_base_width_are_refused_by_name(mode
     def checked(width: int, heads: int) -> None:
         lowered = tree(width, 32, heads=heads, model=model, attention=attention)
         preflight_train = TrainParams(**lowered["train"])
-        begin(preflight_train, parts.choices(lowered, "train", preflight_train), small.VOCABULARY, CPU)
+        begin(preflight_train, registry.choices(lowered, "train", preflight_train), small.VOCABULARY, CPU)
 
     checked(64, 4)
     with pytest.raises(UserError) as refused:
@@ -531,7 +532,7 @@ def test_heads_left_to_the_width_are_not_refused() -> None:
 
 
 def test_a_model_that_cannot_be_wider_is_refused() -> None:
-    choice = parts.choose(tree(33, 16, heads=2, expansion=1.5), "models", "state_space")
+    choice = registry.choose(tree(33, 16, heads=2, expansion=1.5), "models", "state_space")
     model = small.model(choice)
     with pytest.raises(
         UserError, match=r"^params.yaml: train.parametrisation: .* cannot be built at 2 to 8 times its width"
@@ -669,8 +670,10 @@ def drawn_models() -> Iterator[tuple[str, str, Callable[[Tree], Choice]]]:
 
         def pick(lowered: Tree, choice: Choice = choice) -> Choice:
             names = {key: inner.name for key, inner in choice.inner.items()}
-            plain = parts.choose(lowered, choice.kind, choice.name)
-            return small.with_inner(plain, **{k: parts.choose(lowered, choice.inner[k].kind, n) for k, n in names.items()})
+            plain = registry.choose(lowered, choice.kind, choice.name)
+            return small.with_inner(
+                plain, **{k: registry.choose(lowered, choice.inner[k].kind, n) for k, n in names.items()}
+            )
 
         yield small.title(choice), draw.choice(OPTIMIZERS), pick
 
@@ -692,7 +695,7 @@ def test_nor_with_any_optimizer_and_embedding(optimizer: str, embedding: str) ->
     check(at_width(optimizer, embedding=embedding, **({"scale": scale} if scale else {})), optimizer)
 
 
-@pytest.mark.parametrize("rule", sorted({*parts.names("learning_rules")} - NOISE))
+@pytest.mark.parametrize("rule", sorted({*registry.names("learning_rules")} - NOISE))
 def test_nor_with_any_rule_that_has_gradients(rule: str) -> None:
     """By gradient descent, which shows how large gradients are; but it soon makes the inverses diverge."""
     optimizer = "adamw" if rule == "target_propagation" else "sgd"

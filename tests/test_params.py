@@ -4,9 +4,9 @@ from typing import Any, Literal
 import pytest
 from pydantic import Field, model_validator
 
-from lmlab import params
-from lmlab.errors import UserError
-from lmlab.params import Params, Tree
+from lmlab.core import params
+from lmlab.core.errors import UserError
+from lmlab.core.params import Params, Tree
 
 
 class Section(Params):

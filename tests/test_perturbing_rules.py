@@ -8,9 +8,10 @@ import torch
 from test_learning_rules import assign, batch, cosine, gradients, true_gradients
 from torch import Tensor
 
-from lmlab import noise, parts, perturbing, perturbing_nodes
+from lmlab import noise, perturbing, perturbing_nodes
+from lmlab.core import registry
+from lmlab.core.registry import Choice
 from lmlab.models.base import LanguageModel, next_token_loss
-from lmlab.parts import Choice
 from lmlab.perturbing_nodes import Sample
 
 RULES = [
@@ -26,7 +27,7 @@ CPU = torch.device("cpu")
 
 def few_weights() -> LanguageModel:
     """A bigram table over three tokens: 9 weights at work and 3 that add to all of them."""
-    return small.rough(parts.choose(small.tree(order=2), "models", "n_gram_table"), vocabulary=3)
+    return small.rough(registry.choose(small.tree(order=2), "models", "n_gram_table"), vocabulary=3)
 
 
 def few_tokens() -> tuple[Tensor, Tensor]:
@@ -40,7 +41,7 @@ def flat(found: list[Tensor]) -> Tensor:
 
 def estimate(name: str, model: LanguageModel, *of_batch: Tensor, seed: int = 2, **changes: Any) -> Tensor:
     """A rule's gradients as one vector, its chance from the seed, the model's left empty."""
-    rule = parts.choose(small.tree(**changes), "learning_rules", name).build(model)
+    rule = registry.choose(small.tree(**changes), "learning_rules", name).build(model)
     torch.manual_seed(seed)
     rule.assign_gradients(model, *of_batch)
     found = flat(gradients(model))
@@ -257,7 +258,7 @@ def test_noise_at_every_node_in_turn_gives_the_true_gradient(choice: Choice) -> 
 @pytest.mark.parametrize("at_once", [0, 1])
 @pytest.mark.parametrize("other", ["transformer", "lstm", "state_space"])
 def test_node_perturbation_tends_to_the_activity_forward_gradient_though_units_are_dropped(other: str, at_once: int) -> None:
-    model = small.rough(parts.choose(small.tree(dropout=0.5), "models", other)).train()
+    model = small.rough(registry.choose(small.tree(dropout=0.5), "models", other)).train()
     changes = {"samples": 2, "maps_at_once": at_once}
     exact = estimate("activity_forward_gradient", model, *batch(), **changes)
     errors = [

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import small
 
-from lmlab import params, parts, preflight
-from lmlab.errors import UserError
-from lmlab.params import Tree
+from lmlab import preflight
+from lmlab.core import params, registry
+from lmlab.core.errors import UserError
+from lmlab.core.params import Tree
 
 
 def using(tree: Tree, dotted: str, value: str) -> dict[str, Any]:
@@ -20,12 +21,12 @@ def using(tree: Tree, dotted: str, value: str) -> dict[str, Any]:
 
 
 CHOOSERS = {
-    **{f"train.{key}": kind for key, kind in parts.marked(preflight.SECTIONS["train"])},
-    **{f"models.transformer.{key}": kind for key, kind in parts.marked(parts.find("models", "transformer")[1])},
+    **{f"train.{key}": kind for key, kind in registry.marked(preflight.SECTIONS["train"])},
+    **{f"models.transformer.{key}": kind for key, kind in registry.marked(registry.find("models", "transformer")[1])},
 }
 
 
-@pytest.mark.parametrize(("key", "name"), [(key, name) for key, kind in CHOOSERS.items() for name in parts.names(kind)])
+@pytest.mark.parametrize(("key", "name"), [(key, name) for key, kind in CHOOSERS.items() for name in registry.names(kind)])
 def test_every_part_may_be_chosen_and_dvc_is_told_of_those_it_names(
     key: str, name: str, tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:

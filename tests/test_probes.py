@@ -17,12 +17,13 @@ from test_learning_rules import refusal, rule_for
 from test_training import Corpus
 from torch import Tensor, nn
 
-from lmlab import parts, preflight, probing
-from lmlab.errors import UserError
+from lmlab import preflight, probing
+from lmlab.core import registry
+from lmlab.core.errors import UserError
+from lmlab.core.params import section
+from lmlab.core.registry import Choice
 from lmlab.layers.memory import Memory
 from lmlab.models.base import LanguageModel, next_token_loss
-from lmlab.params import section
-from lmlab.parts import Choice
 from lmlab.probes.activations import dead_share, inputs_of_writers, kurtosis
 from lmlab.probes.attention import drawn, entropy, induction, softmax_weights
 from lmlab.probes.base import Batch, Probe, Reading, Snapshot, streams
@@ -34,9 +35,9 @@ from lmlab.probes.spectra import effective_rank, stable_rank
 from lmlab.probing import ProbeParams
 
 corpus = test_training.corpus  # the fixture
-PROBES = parts.names("probes")
+PROBES = registry.names("probes")
 every_probe = pytest.mark.parametrize("name", PROBES)
-TIMED = [name for name in PROBES if parts.find("probes", name)[0].timed]
+TIMED = [name for name in PROBES if registry.find("probes", name)[0].timed]
 
 
 def the_batch(size: int = 4) -> Batch:
@@ -44,7 +45,7 @@ def the_batch(size: int = 4) -> Batch:
 
 
 def chosen_model(name: str) -> Choice:
-    return parts.choose(small.tree(), "models", name)
+    return registry.choose(small.tree(), "models", name)
 
 
 def snapshot(model: LanguageModel | None = None, rule: str = "backprop", step: int = 0) -> Snapshot:
@@ -59,7 +60,7 @@ def snapshot(model: LanguageModel | None = None, rule: str = "backprop", step: i
 
 
 def probe_for(name: str, **changes: Any) -> Probe:
-    probe: Probe = parts.choose(small.tree(**changes), "probes", name).build()
+    probe: Probe = registry.choose(small.tree(**changes), "probes", name).build()
     return probe
 
 
@@ -108,7 +109,7 @@ def test_a_probe_reads_the_same_numbers_twice_each_finite_and_in_its_own_place(n
     assert len({(reading.measure, reading.where) for reading in alone}) == len(alone)
 
 
-@pytest.mark.parametrize(("name", "other"), small.drawn(PROBES, parts.names("models"), rounds=3))
+@pytest.mark.parametrize(("name", "other"), small.drawn(PROBES, registry.names("models"), rounds=3))
 def test_a_probe_looks_at_every_model_or_says_what_it_does_not_find(name: str, other: str) -> None:
     looked_at = snapshot(small.model(chosen_model(other)))
     if name == "attention" and other not in ("transformer", "hybrid"):
@@ -136,7 +137,7 @@ def test_a_probe_looks_at_every_transformer(name: str, variant: str) -> None:
         assert all(math.isfinite(reading.value) for reading in found)
 
 
-@pytest.mark.parametrize(("name", "rule"), small.drawn(PROBES, parts.names("learning_rules"), rounds=2))
+@pytest.mark.parametrize(("name", "rule"), small.drawn(PROBES, registry.names("learning_rules"), rounds=2))
 def test_a_probe_looks_at_runs_by_every_rule(name: str, rule: str) -> None:
     model = small.model(small.some_model())
     if refusal(rule, model):
@@ -445,12 +446,12 @@ def test_tokens_are_drawn_without_repeats_while_there_are_others() -> None:
     assert not torch.equal(drawn(3, 9, 11, 0), drawn(3, 9, 11, 1))
 
 
-@pytest.mark.parametrize("attention", [name for name in parts.names("layers.attention") if name != "linear"])
-@pytest.mark.parametrize("position", parts.names("layers.position"))
+@pytest.mark.parametrize("attention", [name for name in registry.names("layers.attention") if name != "linear"])
+@pytest.mark.parametrize("position", registry.names("layers.position"))
 def test_the_weights_seen_are_those_the_layer_uses(attention: str, position: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tree = small.tree()
-    inner = {"attention": parts.choose(tree, "layers.attention", attention)}
-    inner["position"] = parts.choose(tree, "layers.position", position)
+    inner = {"attention": registry.choose(tree, "layers.attention", attention)}
+    inner["position"] = registry.choose(tree, "layers.position", position)
     model = small.rough(small.with_inner(chosen_model("transformer"), **inner))
     real, calls = nn.functional.scaled_dot_product_attention, []
 
@@ -471,7 +472,7 @@ def test_the_weights_seen_are_those_the_layer_uses(attention: str, position: str
 
 
 def test_the_lens_behind_the_last_block_is_the_models_own_loss_to_the_bit() -> None:
-    for name in parts.names("models"):
+    for name in registry.names("models"):
         model = small.model(chosen_model(name)).eval()
         found = values("logit_lens", snapshot(model))
         assert len(found) == len(model.blocks)
@@ -618,7 +619,7 @@ def test_a_wrong_section_is_refused_before_anything_runs(
         preflight.check({**tree, "probe": {**tree["probe"], **changes}})
 
 
-@pytest.mark.parametrize("model", parts.names("models"))
+@pytest.mark.parametrize("model", registry.names("models"))
 def test_the_probes_of_the_default_run_suit_every_model(model: str) -> None:
     looked_at = snapshot(small.model(chosen_model(model)))
     for name in ProbeParams(**small.tree()["probe"]).probes:
@@ -627,7 +628,7 @@ def test_the_probes_of_the_default_run_suit_every_model(model: str) -> None:
 
 def test_what_a_run_that_diverged_left_is_looked_at_as_any_other(corpus: Corpus, capsys: pytest.CaptureFixture[str]) -> None:
     """Snapshots until then, or none at all: every output of the stage is there."""
-    chosen = parts.names("probes")
+    chosen = registry.names("probes")
     chosen.remove("cost")
     params = ProbeParams(probes=chosen, windows=2, text="7 times", device="cpu", threads=1)
     for snapshots, steps in ((7, {0}), (1, set())):

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from lmlab import progress
-from lmlab.progress import ProgressBar
+from lmlab.core import progress
+from lmlab.core.progress import ProgressBar
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 from dvc.utils.hydra import apply_overrides
 from ruamel.yaml import YAML
 
-from lmlab import params
-from lmlab.errors import UserError
+from lmlab.core import params
+from lmlab.core.errors import UserError
 from lmlab.experiments import commands, queueing
 from lmlab.experiments.queueing import Task
 

@@ -9,9 +9,10 @@ from dvc.utils.hydra import apply_overrides
 from small import PROJECT
 from typer.testing import CliRunner
 
-from lmlab import params, preflight, recipes
+from lmlab import preflight, recipes
 from lmlab.cli import app
-from lmlab.errors import UserError
+from lmlab.core import params
+from lmlab.core.errors import UserError
 
 FOLDER = PROJECT / "recipes"
 NAMES = recipes.names(FOLDER)

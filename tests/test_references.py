@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import small
 
-from lmlab import parts
+from lmlab.core import registry
 from lmlab.evaluation import references
 from lmlab.evaluation.scoring import bits_per_byte
 from lmlab.tokenizers.byte import Byte
@@ -55,7 +55,7 @@ def test_an_ngram_sums_to_one_and_charges_nothing_for_document_tokens(document: 
 def source() -> tuple[object, np.ndarray, np.ndarray, list[str]]:
     """A Markov source of order 2 with 120,000 letters to fit to and 60,000 to be scored."""
     changes = {"order": 2, "letters": 4, "concentration": 0.5, "documents": 60, "characters": 3000}
-    corpus = parts.choose(small.tree(**changes), "corpora", "markov").build()
+    corpus = registry.choose(small.tree(**changes), "corpora", "markov").build()
     texts = ["".join(pieces) for _, pieces in corpus.documents()]
     streams = [np.concatenate([[4, *(ord(c) - 97 for c in text)] for text in of]) for of in (texts[:40], texts[40:])]
     return corpus, streams[0], streams[1], texts[40:]

@@ -8,7 +8,7 @@ import torch
 from test_learning_rules import assign, batch, cosine, gradients, refusal, rule_for, true_gradients
 from torch import Tensor, nn
 
-from lmlab import parts
+from lmlab.core import registry
 from lmlab.learning_rules.forward_forward import contrast, corrupt, goodness
 from lmlab.learning_rules.strict_predictive_coding import energy
 from lmlab.learning_rules.target_propagation import targets
@@ -58,7 +58,7 @@ def test_fixed_predictions_with_step_1_and_a_sweep_for_each_unit_are_backprop(de
 
 
 @pytest.mark.parametrize("choice", EVERY_SHAPE, ids=small.title)
-def test_fixed_predictions_are_backprop_in_models_of_every_shape(choice: parts.Choice) -> None:
+def test_fixed_predictions_are_backprop_in_models_of_every_shape(choice: registry.Choice) -> None:
     model = small.rough(choice).train()  # in training a mixture adds its penalty
     true = true_gradients(model, *batch())
     assign("predictive_coding", model, *batch())
@@ -282,7 +282,7 @@ def test_inverses_learn_to_undo_their_blocks() -> None:
 
 def test_target_propagation_refuses_a_stream_that_is_wider_than_the_model() -> None:
     transformer = small.some_model()
-    wide = small.with_inner(transformer, residual=parts.choose(small.tree(), "layers.residual", "hyper"))
+    wide = small.with_inner(transformer, residual=registry.choose(small.tree(), "layers.residual", "hyper"))
     assert "train.learning_rule: target_propagation" in refusal("target_propagation", small.model(wide))
 
 
@@ -357,7 +357,7 @@ def test_noise_does_not_change_which_units_are_dropped() -> None:
 
 
 def test_three_factors_teach_maps_that_see_whole_windows_and_nothing_else() -> None:
-    model = small.model(parts.choose(small.tree(), "models", "lstm"))
+    model = small.model(registry.choose(small.tree(), "models", "lstm"))
     assign("three_factor_hebbian", model, *batch())
     taught = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert {"embedding.weight", "blocks.0.recurrence.from_input.weight", "readout.weight"} <= taught
@@ -487,8 +487,10 @@ def test_in_noprop_blocks_above_the_first_see_the_answer_and_noise_and_teach_no_
 @pytest.mark.parametrize("name", ["forward_forward", "noprop"])
 @pytest.mark.parametrize("wide", ["hyper", "value"])
 def test_a_stream_that_is_wider_than_the_model_is_refused(name: str, wide: str) -> None:
-    residual = parts.choose(small.tree(), "layers.residual", wide)
+    residual = registry.choose(small.tree(), "layers.residual", wide)
     assert f"train.learning_rule: {name}" in refusal(
         name, small.model(small.with_inner(small.some_model(), residual=residual))
     )
-    assert f"train.learning_rule: {name}" in refusal(name, small.model(parts.choose(small.tree(), "models", "n_gram_table")))
+    assert f"train.learning_rule: {name}" in refusal(
+        name, small.model(registry.choose(small.tree(), "models", "n_gram_table"))
+    )

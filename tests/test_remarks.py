@@ -8,11 +8,12 @@ import pytest
 import small
 from typer.testing import CliRunner
 
-from lmlab import collecting, params, preflight, remarks
+from lmlab import collecting, preflight, remarks
 from lmlab.cli import app
 from lmlab.collecting import DownloadParams
+from lmlab.core import params
+from lmlab.core.params import Tree
 from lmlab.corpora.base import Corpus, Document
-from lmlab.params import Tree
 
 
 @pytest.fixture(autouse=True)

@@ -12,13 +12,14 @@ import pytest
 import small
 import torch
 
-from lmlab import generation, params
-from lmlab.errors import UserError
+from lmlab import generation
+from lmlab.core import params
+from lmlab.core.errors import UserError
+from lmlab.core.files import write_json, write_sums
 from lmlab.evaluation import references, results
 from lmlab.evaluation.results import EvaluateParams
 from lmlab.evaluation.scoring import bits_per_byte, score
 from lmlab.experiments.run import numbers
-from lmlab.files import write_json, write_sums
 from lmlab.measures import base as measures
 from lmlab.models.base import LanguageModel
 from lmlab.shards import Shards

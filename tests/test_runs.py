@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lmlab import cli
-from lmlab.errors import UserError
+from lmlab.core.errors import UserError
 from lmlab.experiments import comparing, runs, variants
 from lmlab.experiments.run import Run
 

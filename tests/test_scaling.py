@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy import optimize
 
-from lmlab.errors import UserError
+from lmlab.core.errors import UserError
 from lmlab.experiments import scaling
 from lmlab.experiments.scaling import PUBLISHED, Law, Problem, bootstrap, fit
 

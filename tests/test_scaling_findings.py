@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import small
 
-from lmlab.errors import UserError
+from lmlab.core.errors import UserError
 from lmlab.experiments import scaling_findings, studies
 from lmlab.experiments.scaling import Fitted, Law
 

@@ -7,10 +7,10 @@ import small
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lmlab import parts
+from lmlab.core import registry
 from lmlab.schedules.base import Schedule
 
-every_schedule = pytest.mark.parametrize("name", parts.names("schedules"))
+every_schedule = pytest.mark.parametrize("name", registry.names("schedules"))
 lengths = st.integers(1, 300)
 
 
@@ -18,7 +18,7 @@ TREE = small.tree()
 
 
 def factors(name: str, steps: int, warmup: int, final: float = 0.0, cooldown: float = 0.2) -> list[float]:
-    choice = parts.choose(TREE, "schedules", name)
+    choice = registry.choose(TREE, "schedules", name)
     asked = {"warmup": warmup, "final": final, "cooldown": cooldown}
     wanted = {key: value for key, value in asked.items() if hasattr(choice.options, key)}
     schedule: Schedule = choice.part(choice.options.model_copy(update=wanted), steps)

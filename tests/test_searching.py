@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from dvc.utils.hydra import apply_overrides
 
-from lmlab import params
-from lmlab.errors import UserError
+from lmlab.core import params
+from lmlab.core.errors import UserError
+from lmlab.core.params import Tree
 from lmlab.experiments import commands, searching, studies
 from lmlab.experiments.searching import Outcome, Search, Values
-from lmlab.params import Tree
 
 RATE, DEPTH, RULE = "optimizers.muon.learning_rate", "models.transformer.depth", "train.learning_rule"
 RANGES = [f"{RATE}=log:0.0001..1.0", f"{DEPTH}=1..6", f"{RULE}=backprop,frozen"]

@@ -9,11 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from small import ShardsOf
 
-from lmlab import collecting, documents, params, parts, sharding
+from lmlab import collecting, documents, sharding
+from lmlab.core import params, registry
+from lmlab.core.errors import UserError
+from lmlab.core.files import write_sums
 from lmlab.documents import SPLITS
-from lmlab.errors import UserError
 from lmlab.evaluation import references
-from lmlab.files import write_sums
 from lmlab.sharding import ShardParams
 from lmlab.shards import Shards, open_shards
 from lmlab.tokenizers import base as tokenizers
@@ -39,7 +40,7 @@ def documents_of(ids: np.ndarray, document: int) -> list[np.ndarray]:
     return [piece[1:] for piece in np.split(ids, starts[1:])] if len(ids) else []
 
 
-@pytest.mark.parametrize("tokenizer", parts.names("tokenizers"))
+@pytest.mark.parametrize("tokenizer", registry.names("tokenizers"))
 @pytest.mark.usefixtures("small_row_groups")
 def test_what_is_read_back_is_the_text_and_the_counts_are_exact(shards_of: ShardsOf, tokenizer: str) -> None:
     validation = ["unseen: жук\n", "seen: to be\n"]
@@ -57,12 +58,12 @@ def test_what_is_read_back_is_the_text_and_the_counts_are_exact(shards_of: Shard
     assert shards.vocabulary == fitted.vocabulary
 
 
-@pytest.mark.parametrize("name", parts.names("tokenizers"))
+@pytest.mark.parametrize("name", registry.names("tokenizers"))
 def test_shards_of_a_grown_tokenizer_have_the_document_token_among_the_others(
     name: str, tree: params.Tree, corpus_of: Callable[..., Path], tmp_path: Path
 ) -> None:
     train = ["Größe zählt, " * 9, "und die Süße auch: süß, süß!\n"]
-    corpus, choice = corpus_of(train), parts.choose(tree, "tokenizers", name)
+    corpus, choice = corpus_of(train), registry.choose(tree, "tokenizers", name)
     grown = tokenizers.fit(choice, ["abc abc"]).grown(train, 30)
     assert name == "byte" or grown.document < grown.vocabulary - 1
     tokenizers.save(choice, grown, tmp_path / "tokenizer" / "tokenizer.json")

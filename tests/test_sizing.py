@@ -7,7 +7,7 @@ import small
 import torch
 
 from lmlab import sizing
-from lmlab.parts import Choice
+from lmlab.core.registry import Choice
 
 V, D, T, DEPTH = small.VOCABULARY, 16, small.CONTEXT, 2
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_training import Corpus, train, train_until
 
 from lmlab import snapshots
-from lmlab.errors import UserError
+from lmlab.core.errors import UserError
 from lmlab.models import base as models
 
 corpus = test_training.corpus  # the fixture

@@ -12,10 +12,11 @@ import small
 import torch
 from typer.testing import CliRunner
 
-from lmlab import cli, params
-from lmlab.errors import UserError
+from lmlab import cli
+from lmlab.core import params
+from lmlab.core.errors import UserError
+from lmlab.core.files import read_json
 from lmlab.experiments import findings, studies
-from lmlab.files import read_json
 
 TEXT = "".join(f"{number} times {number} is {number * number}.\n" for number in range(120))
 SHARED = {

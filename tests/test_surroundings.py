@@ -8,7 +8,7 @@ from small import PROJECT
 from typer.testing import CliRunner
 
 from lmlab import cli, surroundings
-from lmlab.errors import UserError
+from lmlab.core.errors import UserError
 
 
 @pytest.fixture(autouse=True)

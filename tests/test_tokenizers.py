@@ -10,14 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small import PROJECT
 
-from lmlab import errors, params, parts, pretokens, sharding
-from lmlab.errors import UserError
+from lmlab import pretokens, sharding
+from lmlab.core import errors, params, registry
+from lmlab.core.errors import UserError
 from lmlab.tokenizers import base as tokenizers
 from lmlab.tokenizers.base import Tokenizer, TokenizerParams
 from lmlab.tokenizers.byte import Byte
 
 TREE = params.read(PROJECT / "params.yaml")
-NAMES = parts.names("tokenizers")
+NAMES = registry.names("tokenizers")
 KNOWN = "To be, or not to be: that is the question.\nWhether 'tis nobler — é ß 中 😀\n"
 TINY = "a"
 NEW = "Sein oder Nichtsein, das ist hier die Frage: ob's edler im Gemüt? 是或不是… Sein oder Nichtsein!\n"
@@ -26,7 +27,7 @@ known_text = st.text(st.sampled_from(sorted(set(KNOWN))))
 
 
 def fitted(name: str, text: str = KNOWN) -> Tokenizer:
-    return tokenizers.fit(parts.choose(TREE, "tokenizers", name), [text[:10], text[10:], ""])
+    return tokenizers.fit(registry.choose(TREE, "tokenizers", name), [text[:10], text[10:], ""])
 
 
 def titled(tokenizer: Tokenizer) -> str:
@@ -107,7 +108,7 @@ def test_half_surrogates_are_no_text(tokenizer: Tokenizer) -> None:
 
 @every_tokenizer
 def test_saved_and_loaded_is_the_same(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    choice = parts.choose(TREE, "tokenizers", type(tokenizer).__module__.rsplit(".", 1)[1])
+    choice = registry.choose(TREE, "tokenizers", type(tokenizer).__module__.rsplit(".", 1)[1])
     path = tmp_path / "tokenizer.json"
     tokenizers.save(choice, tokenizer, path)
     loaded = tokenizers.load(path)
@@ -123,7 +124,7 @@ def test_saved_and_loaded_is_the_same(tokenizer: Tokenizer, tmp_path: Path) -> N
 @every_tokenizer
 def test_a_file_names_the_special_tokens(tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
-    tokenizers.save(parts.choose(TREE, "tokenizers", type(tokenizer).__module__.rsplit(".", 1)[1]), tokenizer, path)
+    tokenizers.save(registry.choose(TREE, "tokenizers", type(tokenizer).__module__.rsplit(".", 1)[1]), tokenizer, path)
     assert json.loads(path.read_text())["special"] == {"document": tokenizer.document}
 
 
@@ -177,7 +178,7 @@ def test_a_shard_type_holds_every_id_of_text(name: str) -> None:
 @pytest.mark.parametrize("document", [-1, 0, 255, 3.0, "257", None, 10**9])
 def test_a_document_token_in_the_wrong_place_is_refused(name: str, document: object, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
-    tokenizers.save(parts.choose(TREE, "tokenizers", name), fitted(name), path)
+    tokenizers.save(registry.choose(TREE, "tokenizers", name), fitted(name), path)
     path.write_text(json.dumps({**json.loads(path.read_text()), "special": {"document": document}}))
     with pytest.raises(UserError, match="is damaged"):
         tokenizers.load(path)
@@ -187,7 +188,7 @@ def test_a_document_token_in_the_wrong_place_is_refused(name: str, document: obj
 @pytest.mark.parametrize("wrong", [None, 3, "x", [], {}, {"a": "b"}, [[1]], ["\ud800"]])
 def test_a_file_with_any_one_thing_wrong_is_refused_in_one_line(name: str, wrong: object, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
-    tokenizers.save(parts.choose(TREE, "tokenizers", name), fitted(name).grown([NEW], 3), path)
+    tokenizers.save(registry.choose(TREE, "tokenizers", name), fitted(name).grown([NEW], 3), path)
     good = json.loads(path.read_text())
     for key in good:
         path.write_text(json.dumps({**good, key: wrong}))
@@ -221,7 +222,7 @@ Damage = Callable[[str], str]
 )
 def test_a_damaged_file_is_refused_in_one_line(damage: Damage, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
-    tokenizers.save(parts.choose(TREE, "tokenizers", "character"), fitted("character"), path)
+    tokenizers.save(registry.choose(TREE, "tokenizers", "character"), fitted("character"), path)
     path.write_text(damage(path.read_text()))
     with pytest.raises(UserError) as caught:
         tokenizers.load(path)
@@ -244,11 +245,11 @@ def test_character_has_one_id_a_character_in_order_and_spells_the_rest() -> None
 
 
 def test_the_report_says_when_the_text_has_too_little_for_the_vocabulary_asked_for() -> None:
-    choice = parts.choose(TREE, "tokenizers", "bpe")
+    choice = registry.choose(TREE, "tokenizers", "bpe")
     tokenizer = tokenizers.fit(choice, ["abab abab"])
     report = tokenizers.report(tokenizer, ["abab"], choice.options)
     assert (report["vocabulary"], report["vocabulary_asked"]) == (259, TREE["tokenizers"]["bpe"]["vocabulary"])
-    character = parts.choose(TREE, "tokenizers", "character")
+    character = registry.choose(TREE, "tokenizers", "character")
     assert "vocabulary_asked" not in tokenizers.report(fitted("character"), ["a"], character.options)
 
 
@@ -256,7 +257,7 @@ def test_the_report_says_when_the_text_has_too_little_for_the_vocabulary_asked_f
 def test_a_vocabulary_without_room_for_the_bytes_is_refused(name: str) -> None:
     tree = {**TREE, "tokenizers": {name: {"vocabulary": 256}}}
     with pytest.raises(UserError, match=f"tokenizers.{name}.vocabulary should be greater than or equal to 257"):
-        parts.choose(tree, "tokenizers", name)
+        registry.choose(tree, "tokenizers", name)
 
 
 def test_a_later_character_is_no_digit_of_a_spelling() -> None:
@@ -270,7 +271,7 @@ def test_a_later_character_is_no_digit_of_a_spelling() -> None:
 
 def test_character_needs_text_to_fit() -> None:
     with pytest.raises(UserError, match="no text"):
-        tokenizers.fit(parts.choose(TREE, "tokenizers", "character"), ["", ""])
+        tokenizers.fit(registry.choose(TREE, "tokenizers", "character"), ["", ""])
 
 
 @pytest.mark.parametrize(("name", "tokens", "used"), [("character", 5 + 1 + 13, 3), ("byte", 7, 4)])
@@ -302,10 +303,10 @@ def test_the_stage_calls_a_vocabulary_of_a_handful_what_it_is(
     assert [line.startswith(f"tokenizer: {told}") for line in others] == [True] * bool(told)
 
 
-def asked(name: str, file: Path | str) -> tuple[TokenizerParams, parts.Choice]:
+def asked(name: str, file: Path | str) -> tuple[TokenizerParams, registry.Choice]:
     tree = params.changed(TREE, {"tokenizer.name": name, "tokenizer.from": str(file)})
     section = params.section(tree, "tokenizer", TokenizerParams)
-    return section, parts.choices(tree, "tokenizer", section)["name"]
+    return section, registry.choices(tree, "tokenizer", section)["name"]
 
 
 def test_a_tokenizer_is_taken_from_the_file_that_is_named(tmp_path: Path) -> None:

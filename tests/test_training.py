@@ -16,13 +16,14 @@ import small
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from lmlab import checkpoint, device, parts, snapshots, stepping, training
-from lmlab.errors import UserError
+from lmlab import checkpoint, device, snapshots, stepping, training
+from lmlab.core import registry
+from lmlab.core.errors import UserError
+from lmlab.core.params import section
 from lmlab.evaluation.scoring import bits_per_byte, score
 from lmlab.layers.attention.base import Attention
 from lmlab.learning_rules.backprop import Backprop
 from lmlab.models import base as models
-from lmlab.params import section
 from lmlab.shards import Shards
 from lmlab.stepping import Diverged, TrainParams
 from lmlab.tokenizers.base import Tokenizer
@@ -48,8 +49,8 @@ VARIATIONS: dict[str, dict[str, Any]] = {
         "second_intervention": "gradient_noise",
         "third_intervention": "layer_rates",
     },
-    **{name: {"learning_rule": name} for name in parts.names("learning_rules")},
-    **{name: {"optimizer": name, "learning_rate": 0.001} for name in parts.names("optimizers")},
+    **{name: {"learning_rule": name} for name in registry.names("learning_rules")},
+    **{name: {"optimizer": name, "learning_rate": 0.001} for name in registry.names("optimizers")},
 }
 
 Corpus = tuple[Shards, Tokenizer]
@@ -72,7 +73,7 @@ def train(corpus: Corpus, folder: str, **changes: Any) -> dict[str, bytes]:
     tree = small.tree(**{**BASE, **changes})
     params = section(tree, "train", TrainParams)
     home = Path(folder)
-    facts = training.train(params, parts.choices(tree, "train", params), *corpus, *(home / folder for folder in FOLDERS))
+    facts = training.train(params, registry.choices(tree, "train", params), *corpus, *(home / folder for folder in FOLDERS))
     assert facts["tokens_per_second"] > 0
     return {str(path.relative_to(home)): path.read_bytes() for path in sorted(home.rglob("*")) if path.is_file()}
 
@@ -214,7 +215,7 @@ def test_seconds_are_told_for_every_step_of_the_log_and_go_on_over_a_restart(
     params = section(tree, "train", TrainParams)
     train_until(6, corpus, "stopped", monkeypatch)
     folders = (Path(f"stopped/{name}") for name in FOLDERS)
-    facts = training.train(params, parts.choices(tree, "train", params), *corpus, *folders)
+    facts = training.train(params, registry.choices(tree, "train", params), *corpus, *folders)
     assert facts["seconds_at"]["step"] == [2, 3, 4, 6, 7]
     seconds = facts["seconds_at"]["seconds"]
     assert seconds == sorted(seconds)
@@ -227,7 +228,7 @@ def test_seconds_are_told_for_every_step_of_the_log_and_go_on_over_a_restart(
 def test_training_starts_from_given_weights(corpus: Corpus) -> None:
     tree = small.tree(**{**BASE, "steps": 1, "learning_rate": 1e-12})
     params = section(tree, "train", TrainParams)
-    chosen = parts.choices(tree, "train", params)
+    chosen = registry.choices(tree, "train", params)
     train(corpus, "first")
     first, second = Path("first/model"), Path("second/model")
     for start in (first, None):
@@ -577,7 +578,7 @@ def test_depth_alone_sets_the_size_and_every_derived_value_can_be_set_by_hand() 
         derived = {"width": 0, "heads": 0, "batch": 0, "power": 0.5, "learning_rate": 0.004}
         tree = small.tree(**{**BASE, **derived, "accumulate": 1, **changes})
         params = section(tree, "train", TrainParams)
-        sized, run = stepping.begin(params, parts.choices(tree, "train", params), 11, torch.device("cpu"))
+        sized, run = stepping.begin(params, registry.choices(tree, "train", params), 11, torch.device("cpu"))
         rates = {group["initial_lr"] for group in run.optimizer.param_groups}
         heads = {module.heads for module in run.model.modules() if isinstance(module, Attention)}
         return {
@@ -603,7 +604,7 @@ def test_a_saved_model_tells_its_size(corpus: Corpus) -> None:
     assert size["bytes"]["optimizer"] >= 2 * size["bytes"]["weights"]  # the two means of AdamW
 
 
-@pytest.mark.parametrize("optimizer", parts.names("optimizers"))
+@pytest.mark.parametrize("optimizer", registry.names("optimizers"))
 @pytest.mark.parametrize("tied", [False, True])
 def test_steps_in_the_backward_pass_end_in_the_same_bytes(corpus: Corpus, optimizer: str, tied: bool) -> None:
     changes = {"clip": 0.0, "optimizer": optimizer, "learning_rate": 0.001, "tied": tied, "dropout": 0.1}

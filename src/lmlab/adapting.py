@@ -17,17 +17,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lmlab import collecting, parts, sharding, training
+from lmlab import collecting, sharding, training
 from lmlab.collecting import DownloadParams
+from lmlab.core import registry
+from lmlab.core.errors import UserError
+from lmlab.core.files import read_json
+from lmlab.core.params import Tree, section
+from lmlab.core.registry import Choice
 from lmlab.device import use_device
-from lmlab.errors import UserError
 from lmlab.evaluation.scoring import bits_per_byte, score
-from lmlab.files import read_json
 from lmlab.measures.learning_curve import reached
 from lmlab.models import base as models
 from lmlab.models.base import LanguageModel
-from lmlab.params import Tree, section
-from lmlab.parts import Choice
 from lmlab.sharding import ShardParams
 from lmlab.shards import RowGroup, Shards, open_shards
 from lmlab.status import ADVICE, how_it_diverged
@@ -84,7 +85,7 @@ def adapt(tree: Tree, data: Path, change: Change, steps: int, every: int, within
     trained, saved = models.load(data / "model", use_device(train.device, train.threads))
     if diverged := how_it_diverged(saved):
         raise UserError(f"{data / 'model'} cannot go on: its training {diverged}; {ADVICE}, then `dvc repro train`")
-    chosen = parts.choices(tree, "train", train)
+    chosen = registry.choices(tree, "train", train)
     if chosen["model"].record() != saved["model"] or train.context != saved["context"]:
         raise UserError(
             f"params.yaml: train.model, its options or train.context are not those of {data / 'model'}; run"
@@ -92,7 +93,7 @@ def adapt(tree: Tree, data: Path, change: Change, steps: int, every: int, within
         )
     updates = {"steps": steps, "validate_every": every, "log_every": every, "sample_every": 0, "schedule": SCHEDULE}
     train = train.model_copy(update=updates)
-    chosen["schedule"] = parts.choose(tree, "schedules", SCHEDULE)
+    chosen["schedule"] = registry.choose(tree, "schedules", SCHEDULE)
     file = data / "tokenizer" / sharding.TOKENIZER_FILE
     shards = open_shards(data / "shards", file)
     if saved["tokenizer_sha256"] != shards.manifest["tokenizer_sha256"]:
@@ -117,7 +118,7 @@ def adapt(tree: Tree, data: Path, change: Change, steps: int, every: int, within
 
 def _of_corpus(tree: Tree, name: str, data: Path, folder: Path) -> Shards:
     """Another corpus, cut and split as `download` would, in the trained model's tokenizer."""
-    choice = parts.choose(tree, "corpora", name)
+    choice = registry.choose(tree, "corpora", name)
     download = section(tree, "download", DownloadParams).model_copy(update={"corpus": name})
     collecting.build(download, choice.build(), folder / "corpus")
     sharding.build(section(tree, "shard", ShardParams), folder / "corpus", data / "tokenizer", folder / "shards")

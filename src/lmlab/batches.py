@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lmlab.errors import UserError
+from lmlab.core.errors import UserError
 from lmlab.shards import RowGroup, Shards
 from lmlab.tokenizers.base import Ids
 

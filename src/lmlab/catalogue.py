@@ -2,7 +2,7 @@
 
 import ast
 
-from lmlab import parts as finder
+from lmlab.core import registry as finder
 
 
 def parts() -> dict[str, dict[str, str]]:

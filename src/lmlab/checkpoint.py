@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lmlab.files import sha256, whole_file, whole_folder, write_json
+from lmlab.core.files import sha256, whole_file, whole_folder, write_json
 
 FILE = "checkpoint.safetensors"
 SKELETON = "json"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lmlab import errors
+from lmlab.core import errors
 
 if TYPE_CHECKING:
     from lmlab.corpora.base import Corpus
@@ -49,7 +49,8 @@ def parts() -> None:
 @errors.one_line
 def check() -> None:
     """Check params.yaml as every stage does before it starts, without running anything."""
-    from lmlab import params, preflight, remarks
+    from lmlab import preflight, remarks
+    from lmlab.core import params
 
     tree = params.read()
     preflight.check(tree)
@@ -65,7 +66,8 @@ def recipe(
     write: Annotated[bool, typer.Option("--write", help="Put its values into params.yaml.")] = False,
 ) -> None:
     """Values for params.yaml that go together: for one experiment, `dvc exp run $(lmlab recipe fast)`; or written there."""
-    from lmlab import params, preflight, recipes
+    from lmlab import preflight, recipes
+    from lmlab.core import params
 
     if not name:
         for known in recipes.names():
@@ -123,7 +125,8 @@ def search(
     seed: Annotated[int, typer.Option(min=0, max=LARGEST, help="Another seed tries other points.")] = 0,
 ) -> None:
     """Try values that Optuna chooses, each as a DVC experiment. Stopped at any moment, the same command goes on."""
-    from lmlab import params, preflight, surroundings
+    from lmlab import preflight, surroundings
+    from lmlab.core import params
     from lmlab.experiments import searching
 
     tree = params.read()
@@ -143,7 +146,8 @@ def requeue(
     names: Annotated[list[str] | None, typer.Argument(help="Tasks by name; none named: all of them.")] = None,
 ) -> None:
     """Put DVC's queue right: queue tasks again that failed, or that a crash left `Running` with nobody at them."""
-    from lmlab import params, surroundings
+    from lmlab import surroundings
+    from lmlab.core import params
     from lmlab.experiments import queueing
 
     surroundings.check_experiments()
@@ -203,10 +207,10 @@ def report(
     out: Annotated[Path, typer.Option(help="Where to write the page.")] = Path("report.html"),
 ) -> None:
     """Write one page that shows runs side by side: curves, verdicts, samples, probes. It works without a network."""
+    from lmlab.core.files import output
     from lmlab.experiments import comparing, openings, runs, variants, verdicts
     from lmlab.experiments import report as library
     from lmlab.experiments.wording import quantity
-    from lmlab.files import output
 
     target = output(out, ".html")
     found, notes = runs.gather([*([baseline] if baseline else []), *names] if names else [])
@@ -243,8 +247,9 @@ def size(
     tokenizer: Annotated[Path, typer.Option(help="The tokenizer's folder.")] = Path("data/tokenizer"),
 ) -> None:
     """Show what params.yaml comes to: what is derived, parameters by part, operations and memory. Nothing is trained."""
-    from lmlab import outline, params, preflight, sizing, stepping
-    from lmlab import parts as finder
+    from lmlab import outline, preflight, sizing, stepping
+    from lmlab.core import params
+    from lmlab.core import registry as finder
     from lmlab.tokenizers import base as tokenizers
 
     tree = params.read()
@@ -269,8 +274,9 @@ def adapt(
     out: Annotated[Path | None, typer.Option(help="Where to write all that was found, as JSON.")] = None,
 ) -> None:
     """Change the corpus under the trained model and see how soon it recovers, beside the same training from scratch."""
-    from lmlab import adapting, params
-    from lmlab.files import output, write_json
+    from lmlab import adapting
+    from lmlab.core import params
+    from lmlab.core.files import output, write_json
 
     target = output(out, ".json") if out else None
     found = adapting.adapt(params.read(), Path("data"), adapting.Change(to, seed), steps, every, within)
@@ -313,7 +319,7 @@ def sample(
     import torch
 
     from lmlab import generation, status
-    from lmlab.files import sha256
+    from lmlab.core.files import sha256
     from lmlab.models import base as models
     from lmlab.tokenizers import base as tokenizers
 
@@ -341,8 +347,8 @@ def grow(
     column: Annotated[str, typer.Option(help="The key (JSONL) or column (Parquet) that holds the text.")] = "text",
 ) -> None:
     """Add tokens learned from TEXTS to a fitted tokenizer; every token it has keeps its number."""
+    from lmlab.core.files import output
     from lmlab.corpora.local import Local, Options
-    from lmlab.files import output
     from lmlab.tokenizers import base as tokenizers
 
     fitted = tokenizers.load_given(tokenizer, "TOKENIZER")

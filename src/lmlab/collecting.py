@@ -18,16 +18,16 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from lmlab.cleaning import Cleaner
+from lmlab.core.errors import UserError
+from lmlab.core.files import sha256, whole_folder, write_json
+from lmlab.core.params import Params
+from lmlab.core.progress import ProgressBar
+from lmlab.core.registry import OneOf
 from lmlab.corpora.base import Corpus, Document
 from lmlab.corpus_summary import count_and_share, lines, listed
 from lmlab.documents import PART_CHARACTERS, ROW_GROUP_BYTES, SCHEMA, SPLITS, read_rows
-from lmlab.errors import UserError
-from lmlab.files import sha256, whole_folder, write_json
 from lmlab.globs import shown
 from lmlab.overlap import overlap
-from lmlab.params import Params
-from lmlab.parts import OneOf
-from lmlab.progress import ProgressBar
 
 EMPTY = "empty documents"
 LEAST_HELD_OUT = 1000

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lmlab.errors import UserError
+from lmlab.core.errors import UserError
 from lmlab.globs import shown
 
 MOST_NAMES = 20

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lmlab import noise
-from lmlab.errors import UserError
+from lmlab.core.errors import UserError
 
 
 def _register_masks() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from lmlab.errors import UserError
+from lmlab.core.errors import UserError
 
 BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
 """What torch calls a processor's instructions that multiply bfloat16: Intel's and AMD's, Intel's for tiles, Arm's."""

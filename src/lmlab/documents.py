@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lmlab.errors import UserError
-from lmlab.files import checked, missing
+from lmlab.core.errors import UserError
+from lmlab.core.files import checked, missing
 
 SPLITS = ("train", "validation", "test")
 PART_CHARACTERS = 1 << 20

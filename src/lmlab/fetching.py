@@ -16,9 +16,9 @@ from pathlib import Path
 import requests
 from platformdirs import user_cache_path
 
-from lmlab.errors import UserError
-from lmlab.files import sha256
-from lmlab.progress import ProgressBar
+from lmlab.core.errors import UserError
+from lmlab.core.files import sha256
+from lmlab.core.progress import ProgressBar
 
 CHUNK_BYTES = 1 << 18
 TIMEOUT_SECONDS = 30

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from lmlab.errors import UserError
+from lmlab.core.errors import UserError
 
 FOLDER_AGAIN = "links to folders that were read under another name"
 FILE_AGAIN = "other names of files that are read once"

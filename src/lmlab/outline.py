@@ -16,12 +16,12 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from lmlab import sizing, stepping
+from lmlab.core.errors import UserError
+from lmlab.core.registry import Choice
 from lmlab.device import gains_by_bfloat16, memory_bytes
-from lmlab.errors import UserError
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models import base as models
 from lmlab.models.base import LanguageModel
-from lmlab.parts import Choice
 from lmlab.stepping import TrainParams
 
 MOST_MODULES = 20_000

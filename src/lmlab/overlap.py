@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lmlab.core.progress import ProgressBar
 from lmlab.documents import SPLITS, read_rows
-from lmlab.progress import ProgressBar
 
 RUN = 64
 """A power of two, as `window_hashes` needs it."""

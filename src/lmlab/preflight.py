@@ -6,14 +6,15 @@ the stages load it by name.
 
 from pathlib import Path
 
-from lmlab import outline, params, parts, probing
+from lmlab import outline, probing
 from lmlab.collecting import DownloadParams
-from lmlab.errors import UserError
+from lmlab.core import params, registry
+from lmlab.core.errors import UserError
+from lmlab.core.params import Params, Tree
+from lmlab.core.registry import Choice
 from lmlab.evaluation.results import EvaluateParams
 from lmlab.measures import base as measures
 from lmlab.models import base as models
-from lmlab.params import Params, Tree
-from lmlab.parts import Choice
 from lmlab.probing import ProbeParams
 from lmlab.sharding import ShardParams
 from lmlab.stepping import TrainParams, chosen_rule
@@ -36,15 +37,15 @@ def check(tree: Tree, run: bool = True) -> None:
 
     Without `run` that a model and its learning rule can be built together, and in this machine's memory, is left out.
     """
-    kinds = parts.kinds()
+    kinds = registry.kinds()
     _check_names(tree, "", [*SECTIONS, *kinds])
     for kind in kinds:
-        known = parts.names(kind)
+        known = registry.names(kind)
         for name in params.block(tree, kind):
             if name not in known:
                 raise UserError(f"params.yaml: {kind}.{name} is no part of lmlab; {params.nearest(str(name), known)}")
     sections = {name: params.section(tree, name, model) for name, model in SECTIONS.items()}
-    chosen = {name: parts.choices(tree, name, section) for name, section in sections.items()}
+    chosen = {name: registry.choices(tree, name, section) for name, section in sections.items()}
     for choice in chosen["train"].values():
         _check_followed(choice)
     chosen["download"]["corpus"].build()
@@ -93,7 +94,7 @@ def _check_followed(choice: Choice) -> None:
     listed = pipeline.read_text(encoding="utf-8") if pipeline.exists() else None
     for key, inner in choice.inner.items():
         name = f"{choice.kind}.{choice.name}.{key}"
-        folder = parts.folder(inner.kind).as_posix()
+        folder = registry.folder(inner.kind).as_posix()
         lines = [f"src/lmlab/{folder}/${{{name}}}.py", f"{inner.kind}.${{{name}}}"]
         if missing := [line for line in lines if listed is not None and f"- {line}\n" not in listed]:
             raise UserError(

@@ -10,19 +10,20 @@ import pyarrow.parquet as pq
 import torch
 from pydantic import Field
 
-from lmlab import parts, snapshots
+from lmlab import snapshots
 from lmlab.closeup import close_up
+from lmlab.core import registry
+from lmlab.core.errors import UserError
+from lmlab.core.files import whole_folder, write_json
+from lmlab.core.params import Names, Params, Tree
+from lmlab.core.progress import ProgressBar
+from lmlab.core.registry import Choice
 from lmlab.device import use_device
-from lmlab.errors import UserError
-from lmlab.files import whole_folder, write_json
 from lmlab.interventions import base as interventions
 from lmlab.interventions.base import build_rule
 from lmlab.models import base as models
 from lmlab.models.base import LanguageModel
-from lmlab.params import Names, Params, Tree
-from lmlab.parts import Choice
 from lmlab.probes.base import Batch, Probe, Snapshot
-from lmlab.progress import ProgressBar
 from lmlab.shards import Shards
 from lmlab.tokenizers.base import Tokenizer
 
@@ -46,7 +47,7 @@ class ProbeParams(Params):
 
 def chosen(tree: Tree, params: ProbeParams) -> dict[str, Choice]:
     """The probes that `probe.probes` lists, by name. Raises UserError with the nearest spelling of one that is not there."""
-    return {name: parts.choose(tree, "probes", name, "probe.probes") for name in params.probes}
+    return {name: registry.choose(tree, "probes", name, "probe.probes") for name in params.probes}
 
 
 def look(
@@ -106,11 +107,11 @@ def restored(record: dict[str, Any], state: dict[str, Any], device: torch.device
 
 def _recalled(recorded: dict[str, Any]) -> Iterator[tuple[str, Choice]]:
     """The parts that make model and rule."""
-    yield "model", parts.recall("models", recorded["model"])
-    yield "parametrisation", parts.recall("parametrisations", recorded["parametrisation"])
-    yield "learning_rule", parts.recall("learning_rules", recorded["learning_rule"])
+    yield "model", registry.recall("models", recorded["model"])
+    yield "parametrisation", registry.recall("parametrisations", recorded["parametrisation"])
+    yield "learning_rule", registry.recall("learning_rules", recorded["learning_rule"])
     for key in interventions.KEYS:
-        yield key, parts.recall("interventions", recorded[key])
+        yield key, registry.recall("interventions", recorded[key])
 
 
 def fixed_batch(shards: Shards, context: int, windows: int, device: torch.device) -> Batch:

@@ -10,10 +10,10 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from lmlab import params
-from lmlab.errors import UserError
-from lmlab.files import whole_file
-from lmlab.params import Values
+from lmlab.core import params
+from lmlab.core.errors import UserError
+from lmlab.core.files import whole_file
+from lmlab.core.params import Values
 
 FOLDER = Path("recipes")
 

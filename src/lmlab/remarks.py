@@ -7,8 +7,8 @@ import os
 import sys
 from collections.abc import Iterator
 
-from lmlab import params, parts
-from lmlab.params import Tree
+from lmlab.core import params, registry
+from lmlab.core.params import Tree
 from lmlab.schedules.base import Schedule, Warmup
 from lmlab.sharding import ShardParams
 from lmlab.stepping import TrainParams
@@ -45,7 +45,7 @@ def _on_threads(tree: Tree, stage: str) -> Iterator[str]:
 
 
 def _on_learning_rate(tree: Tree, train: TrainParams) -> Iterator[str]:
-    choice = parts.choose(tree, "schedules", train.schedule)
+    choice = registry.choose(tree, "schedules", train.schedule)
     options, key = choice.options, f"schedules.{train.schedule}"
     assert isinstance(options, Warmup)
     if options.warmup >= train.steps:

@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from lmlab import lifeline
+from lmlab.core import lifeline
+from lmlab.core.files import checked, sha256, whole_folder, write_json
+from lmlab.core.params import Params
+from lmlab.core.progress import ProgressBar
 from lmlab.documents import SPLITS, readable
-from lmlab.files import checked, sha256, whole_folder, write_json
-from lmlab.params import Params
-from lmlab.progress import ProgressBar
 from lmlab.tokenizers import base as tokenizers
 from lmlab.tokenizers.base import Tokenizer
 

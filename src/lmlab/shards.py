@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lmlab.errors import UserError
-from lmlab.files import missing, read_json, sha256
+from lmlab.core.errors import UserError
+from lmlab.core.files import missing, read_json, sha256
 from lmlab.tokenizers.base import Ids
 
 SPOILT = "run `dvc repro --force shard` to make it again"

@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from lmlab import checkpoint
-from lmlab.errors import UserError
-from lmlab.files import read_json, whole_folder, write_json
+from lmlab.core.errors import UserError
+from lmlab.core.files import read_json, whole_folder, write_json
 
 RECORD = "run.json"
 FOLDER = "snapshots"

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lmlab import timing
-from lmlab.files import missing, read_json, vouched
+from lmlab.core.files import missing, read_json, vouched
 from lmlab.status import ADVICE, DIVERGED, how_it_diverged
 
 SAMPLE_LINES = 14

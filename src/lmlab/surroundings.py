@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import lmlab
-from lmlab.errors import UserError
+from lmlab.core.errors import UserError
 from lmlab.globs import shown
 
 IDENTITY = "`git config --global user.name 'Your Name'` and `git config --global user.email you@example.org`"

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from lmlab.errors import UserError
+from lmlab.core.errors import UserError
 from lmlab.globs import shown
 
 HEAD_BYTES = 4096

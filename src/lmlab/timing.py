@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lmlab.files import write_json
+from lmlab.core.files import write_json
 
 FOLDER = Path("data/timing")
 STAGES = ("download", "tokenizer", "shard", "train", "evaluate", "probe", "report")

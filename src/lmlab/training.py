@@ -23,13 +23,13 @@ from lmlab import checkpoint, generation, sizing, snapshots
 from lmlab.batches import Batches
 from lmlab.checkpoint import Lines
 from lmlab.compiling import failures_told
+from lmlab.core.files import sha256, whole_folder
+from lmlab.core.progress import ProgressBar
+from lmlab.core.registry import Choice
 from lmlab.device import multiplies_bfloat16, use_device
 from lmlab.evaluation.scoring import bits_per_byte, remark_on_zero, score
-from lmlab.files import sha256, whole_folder
 from lmlab.models import base as models
 from lmlab.optimizers.base import evaluation_weights
-from lmlab.parts import Choice
-from lmlab.progress import ProgressBar
 from lmlab.schedules.base import Schedule
 from lmlab.shards import Shards
 from lmlab.status import ADVICE

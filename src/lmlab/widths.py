@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lmlab.errors import UserError
+from lmlab.core.errors import UserError
+from lmlab.core.registry import Choice
 from lmlab.models.base import LanguageModel, build
-from lmlab.parts import Choice
 
 Groups = dict[str, list[nn.Parameter]]
 """Parameters by the name of the optimizer's group that they belong to."""

@@ -23,7 +23,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from lmlab import errors
+from lmlab.core import errors
 
 PROJECT = Path(__file__).resolve().parents[2]
 STAGES = ("download", "tokenizer", "shard", "train", "evaluate", "probe", "report")

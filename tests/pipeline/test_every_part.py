@@ -11,8 +11,9 @@ import pytest
 from ruamel.yaml import YAML
 from small import PROJECT
 
-from lmlab import params, parts, preflight
-from lmlab.errors import UserError
+from lmlab import preflight
+from lmlab.core import params, registry
+from lmlab.core.errors import UserError
 
 pytestmark = pytest.mark.pipeline
 
@@ -24,18 +25,18 @@ NO_NETWORK = ["grammar", "markov"]  # the other corpora have tests of their own
 def choosers() -> Iterator[tuple[str, str]]:
     """Every key of params.yaml that names a part, and the kind it names."""
     for name, section in preflight.SECTIONS.items():
-        yield from ((f"{name}.{key}", kind) for key, kind in parts.marked(section))
-    for kind in parts.kinds():
-        for name in parts.names(kind):
-            _, options = parts.find(kind, name)
-            yield from ((f"{kind}.{name}.{key}", inner) for key, inner in parts.marked(options))
+        yield from ((f"{name}.{key}", kind) for key, kind in registry.marked(section))
+    for kind in registry.kinds():
+        for name in registry.names(kind):
+            _, options = registry.find(kind, name)
+            yield from ((f"{kind}.{name}.{key}", inner) for key, inner in registry.marked(options))
 
 
 KEYS = {key: kind for key, kind in choosers() if not key.startswith("models.hybrid.")}
 SLOTS = [key for key, kind in KEYS.items() if kind == "interventions"]
 INSIDE = {key: kind for key, kind in KEYS.items() if key not in ("train.model", "train.learning_rule", *SLOTS)}
-EVERY_PROBE = "[" + ",".join(parts.names("probes")) + "]"
-EVERY_MEASURE = "[" + ",".join(parts.names("measures")) + "]"
+EVERY_PROBE = "[" + ",".join(registry.names("probes")) + "]"
+EVERY_MEASURE = "[" + ",".join(registry.names("measures")) + "]"
 
 
 def covering() -> list[dict[str, str]]:
@@ -43,10 +44,10 @@ def covering() -> list[dict[str, str]]:
 
     A rule comes with another model, optimizer and intervention each time, or the next of them that it can work with.
     """
-    known = {key: NO_NETWORK if kind == "corpora" else parts.names(kind) for key, kind in INSIDE.items()}
+    known = {key: NO_NETWORK if kind == "corpora" else registry.names(kind) for key, kind in INSIDE.items()}
     expert = "layers.feed_forward.mixture_of_experts.expert"
     known[expert] = [name for name in known[expert] if name != "mixture_of_experts"]
-    around = parts.names("interventions")
+    around = registry.names("interventions")
     chosen = []
     for run in range(max(map(len, known.values()))):
         values = {key: names[run % len(names)] for key, names in known.items()}
@@ -57,8 +58,8 @@ def covering() -> list[dict[str, str]]:
     chosen[0]["probe.probes"] = EVERY_PROBE  # not with linear attention, where the probe `attention` finds nothing
     assert chosen[0]["models.transformer.attention"] != "linear"
     chosen[0] |= {"evaluate.measures": EVERY_MEASURE, "measures.blimp.folder": "blimp"}
-    models = parts.names("models")
-    for run, rule in enumerate(parts.names("learning_rules")):
+    models = registry.names("models")
+    for run, rule in enumerate(registry.names("learning_rules")):
         small = {key: names[run % len(names)] for key, names in known.items() if key.startswith(("train.", "tokenizer."))}
         tries = (
             {"train.model": models[(run + more) % len(models)], "train.learning_rule": rule, **small, SLOTS[0]: intervention}
@@ -83,10 +84,10 @@ COVERING = covering()
 def test_the_runs_below_cover_every_part() -> None:
     seen = {(KEYS[key], value) for values in COVERING for key, value in values.items() if key in KEYS}
     if any(values.get("probe.probes") == EVERY_PROBE for values in COVERING):
-        seen |= {("probes", name) for name in parts.names("probes")}
+        seen |= {("probes", name) for name in registry.names("probes")}
     if any(values.get("evaluate.measures") == EVERY_MEASURE for values in COVERING):
-        seen |= {("measures", name) for name in parts.names("measures")}
-    every = {(kind, name) for kind in parts.kinds() for name in parts.names(kind)}
+        seen |= {("measures", name) for name in registry.names("measures")}
+    every = {(kind, name) for kind in registry.kinds() for name in registry.names(kind)}
     assert {part for part in every - seen if part[0] != "corpora"} == set()
 
 
@@ -111,7 +112,7 @@ def test_every_part_is_trained_measured_and_looked_at(inside: Any, values: dict[
         Path("blimp/agreement.jsonl").write_text(pair + "\n")
     for key in ("probe.probes", "evaluate.measures"):
         if key in values:
-            chosen[key] = parts.names(key.partition(".")[2])
+            chosen[key] = registry.names(key.partition(".")[2])
     run_with(inside, chosen, *STAGES[: len(STAGES) if "measures.blimp.folder" in values else -1])
     saved = inside.workspace.json("data/model/model.json")["model"]
     assert saved["name"] == values["train.model"]
@@ -158,19 +159,19 @@ def test_a_part_of_each_kind_is_added_by_its_file_and_its_params_alone(workspace
     for key, kind in kinds.items():
         block, _, name = key.rpartition(".")
         old = at(tree, block)[name][0] if key in listed else at(tree, block)[name]
-        source = workspace.path(f"src/lmlab/{parts.folder(kind)}/{old}.py")
+        source = workspace.path(f"src/lmlab/{registry.folder(kind)}/{old}.py")
         text = source.read_text()
         class_name = next(
             found for found in re.findall(r"^class (\w+)", text, re.M) if found.lower() == old.replace("_", "")
         )
         source.with_name("twin.py").write_text(re.sub(rf"(?<![.\w]){class_name}\b", "Twin", text))
         at(tree, kind)["twin"] = json.loads(json.dumps(at(tree, f"{kind}.{old}") or {}))  # a copy without comments
-    assert set(kinds.values()) == set(parts.kinds())
+    assert set(kinds.values()) == set(registry.kinds())
     at(tree, "train")["model"] = "transformer"
     with workspace.path("params.yaml").open("w") as file:
         yaml.dump(tree, file)
     listing = "import pipeline; from lmlab import catalogue; print(*(list(names) for names in catalogue.parts().values()))"
-    assert workspace.run("python", "-c", listing).stdout.count("'twin'") == len(parts.kinds())  # as `lmlab parts` has it
+    assert workspace.run("python", "-c", listing).stdout.count("'twin'") == len(registry.kinds())  # as `lmlab parts` has it
     # cheap stages depend on whole folders, or show all params in use; nothing is trained again
     assert workspace.status() == {"evaluate", "probe", "report"}
 

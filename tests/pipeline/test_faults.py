@@ -16,7 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
-from lmlab import checkpoint, files
+from lmlab import checkpoint
+from lmlab.core import files
 from lmlab.models import base as models
 
 pytestmark = pytest.mark.pipeline

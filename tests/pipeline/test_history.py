@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from lmlab.files import sha256
+from lmlab.core.files import sha256
 
 pytestmark = pytest.mark.pipeline
 WEIGHTS = "data/model/weights.safetensors"

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 from lmlab import fetching
+from lmlab.core.errors import UserError
+from lmlab.core.params import Params
 from lmlab.corpora.base import Corpus, Document
-from lmlab.errors import UserError
-from lmlab.params import Params
 
 
 class Edition(NamedTuple):

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from lmlab.core.params import Params
 from lmlab.corpora.base import Corpus, Document
-from lmlab.params import Params
 
 Rules = dict[str, list[tuple[float, tuple[str, ...]]]]
 """For each symbol, its expansions with their probabilities; what is no key is text."""

@@ -18,12 +18,12 @@ import pyarrow.parquet as pq
 
 from lmlab import columns, globs, text_files
 from lmlab.columns import Missing
+from lmlab.core.errors import UserError
+from lmlab.core.files import sha256
+from lmlab.core.params import Params
+from lmlab.core.progress import ProgressBar
 from lmlab.corpora.base import PIECE_CHARACTERS, Corpus, Document
-from lmlab.errors import UserError
-from lmlab.files import sha256
 from lmlab.globs import shown
-from lmlab.params import Params
-from lmlab.progress import ProgressBar
 
 SUFFIXES = (".txt", ".txt.gz", ".md", ".md.gz", ".jsonl", ".jsonl.gz", ".parquet")
 KEY = "corpora.local.files"

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from lmlab.core.params import Params
 from lmlab.corpora.base import Corpus, Document
-from lmlab.params import Params
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 MOST_STATES = 200_000

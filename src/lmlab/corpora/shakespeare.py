@@ -11,9 +11,9 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from lmlab import fetching
+from lmlab.core.errors import UserError
+from lmlab.core.params import Params
 from lmlab.corpora.base import Corpus, Document
-from lmlab.errors import UserError
-from lmlab.params import Params
 
 SHA256 = "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee"
 NINE = (

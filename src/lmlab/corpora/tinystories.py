@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from lmlab import fetching
+from lmlab.core.params import Params
 from lmlab.corpora.base import Corpus, Document
-from lmlab.params import Params
 
 FOLDER = "https://huggingface.co/datasets/roneneldan/TinyStories/resolve/main"
 SHA256 = {

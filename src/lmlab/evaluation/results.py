@@ -14,14 +14,14 @@ import torch
 from pydantic import Field
 
 from lmlab import generation
-from lmlab.errors import UserError
+from lmlab.core.errors import UserError
+from lmlab.core.files import checked, read_json, whole_file, write_json, write_sums
+from lmlab.core.params import Names, Params
+from lmlab.core.registry import Choice
 from lmlab.evaluation import blocks, character_classes, references
 from lmlab.evaluation.scoring import Score, bits_per_byte, remark_on_zero, score
-from lmlab.files import checked, read_json, whole_file, write_json, write_sums
 from lmlab.measures.base import Trained, about, take
 from lmlab.models.base import LanguageModel
-from lmlab.params import Names, Params
-from lmlab.parts import Choice
 from lmlab.shards import Shards
 from lmlab.sizing import training_operations
 from lmlab.status import DIVERGED, FINISHED, how_it_diverged

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lmlab.core.progress import ProgressBar
 from lmlab.models.base import LanguageModel
-from lmlab.progress import ProgressBar
 
 CALIBRATION_BINS = 15
 SCORED_TOKENS_AT_ONCE = 16_384

@@ -10,8 +10,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from lmlab.errors import UserError
-from lmlab.params import Tree
+from lmlab.core.errors import UserError
+from lmlab.core.params import Tree
 
 
 def git(*words: str) -> str:

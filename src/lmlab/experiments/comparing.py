@@ -12,8 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lmlab import params
-from lmlab.errors import UserError
+from lmlab.core import params
+from lmlab.core.errors import UserError
 from lmlab.experiments import looks as looking
 from lmlab.experiments import meaning, sampling, trials
 from lmlab.experiments import runs as library

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from lmlab import params
+from lmlab.core import params
+from lmlab.core.errors import UserError
+from lmlab.core.files import SUMS
 from lmlab.device import use_device
-from lmlab.errors import UserError
 from lmlab.evaluation import results
 from lmlab.evaluation.results import SCORED, ScoreParams
 from lmlab.evaluation.scoring import bits_per_byte
@@ -26,7 +27,6 @@ from lmlab.experiments import openings, runs
 from lmlab.experiments.openings import Opening, counted, ordinal
 from lmlab.experiments.run import MEASURES, WORKSPACE, Run
 from lmlab.experiments.wording import quantity
-from lmlab.files import SUMS
 from lmlab.models import base as models
 from lmlab.models.base import LanguageModel
 from lmlab.shards import Shards, open_shards

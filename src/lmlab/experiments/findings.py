@@ -10,9 +10,9 @@ import pandas as pd
 import vl_convert
 from scipy import stats
 
+from lmlab.core.files import read_json, whole_file
 from lmlab.experiments.basin import Basin, basin
 from lmlab.experiments.studies import Study, collect
-from lmlab.files import read_json, whole_file
 
 CONFIDENCE = 0.95
 TOLERANCE = 0.05

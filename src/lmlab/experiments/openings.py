@@ -13,10 +13,10 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from lmlab.errors import UserError
+from lmlab.core.errors import UserError
+from lmlab.core.files import whole_file
 from lmlab.experiments.commands import git
 from lmlab.experiments.wording import quantity
-from lmlab.files import whole_file
 
 FILE = "results/final.csv"
 UNDER_WAY = {

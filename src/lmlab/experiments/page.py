@@ -11,8 +11,8 @@ from typing import Any
 
 import vl_convert
 
+from lmlab.core.files import whole_file
 from lmlab.experiments.charts import Spec
-from lmlab.files import whole_file
 
 TEMPLATE = Path(__file__).with_name("page.html")
 MINUS = "\N{MINUS SIGN}"

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import psutil
 
-from lmlab import params
-from lmlab.errors import UserError
+from lmlab.core import params
+from lmlab.core.errors import UserError
+from lmlab.core.params import Tree
 from lmlab.experiments import commands
-from lmlab.params import Tree
 
 
 @dataclass(frozen=True)

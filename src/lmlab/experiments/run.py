@@ -8,11 +8,11 @@ from typing import Any
 
 import pandas as pd
 
-from lmlab import params
-from lmlab.errors import UserError
+from lmlab.core import params
+from lmlab.core.errors import UserError
+from lmlab.core.files import read_json, vouched
 from lmlab.evaluation.about import About
 from lmlab.experiments.commands import leaves
-from lmlab.files import read_json, vouched
 from lmlab.status import how_it_diverged
 
 SEEDS = ("train.seed", "train.data_seed")

@@ -22,13 +22,14 @@ import pandas as pd
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from lmlab import params, timing
-from lmlab.errors import UserError
+from lmlab import timing
+from lmlab.core import params
+from lmlab.core.errors import UserError
+from lmlab.core.files import read_json
 from lmlab.experiments import openings
 from lmlab.experiments.commands import leaves
 from lmlab.experiments.run import BLOCKS, CURVES, MEASURES, METRICS, WORKSPACE, Reader, Run, measured, numbers
 from lmlab.experiments.wording import quantity
-from lmlab.files import read_json
 
 
 def read(names: list[str], root: Path = Path()) -> list[Run]:

@@ -16,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import optimize
 
-from lmlab.errors import UserError
+from lmlab.core.errors import UserError
 
 Array = NDArray[np.float64]
 

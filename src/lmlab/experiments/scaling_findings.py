@@ -16,13 +16,14 @@ import torch
 import vl_convert
 from pydantic import Field
 
-from lmlab import params, parts, stepping
-from lmlab.errors import UserError
+from lmlab import stepping
+from lmlab.core import params, registry
+from lmlab.core.errors import UserError
+from lmlab.core.files import read_json, whole_file, whole_folder, write_json
+from lmlab.core.params import Params
 from lmlab.experiments import scaling
 from lmlab.experiments.scaling import KAPLAN, PUBLISHED, Fitted, Law
 from lmlab.experiments.studies import Study
-from lmlab.files import read_json, whole_file, whole_folder, write_json
-from lmlab.params import Params
 from lmlab.sizing import parameters_by_part
 from lmlab.stepping import TrainParams
 
@@ -137,7 +138,7 @@ def _budgets(study: Study, name: str, vocabulary: int) -> Iterator[tuple[int, in
         at = dict(zip(sweep, values, strict=True))
         tree = params.changed(params.changed(params.changed(params.read(), study.params.changes), changes), at)
         train = params.section(tree, "train", TrainParams)
-        train, run = stepping.begin(train, parts.choices(tree, "train", train), vocabulary, torch.device("cpu"))
+        train, run = stepping.begin(train, registry.choices(tree, "train", train), vocabulary, torch.device("cpu"))
         counts = parameters_by_part(run.model)
         total = sum(counts.values())
         yield total, total - sum(counts.get(part, 0) for part in EMBEDDING), train.steps * train.batch * train.context

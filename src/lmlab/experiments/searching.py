@@ -29,11 +29,12 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from sqlalchemy.exc import SQLAlchemyError
 
-from lmlab import params, preflight
-from lmlab.errors import UserError
+from lmlab import preflight
+from lmlab.core import params
+from lmlab.core.errors import UserError
+from lmlab.core.params import Tree, changed
 from lmlab.experiments import commands
 from lmlab.experiments.run import MEASURES
-from lmlab.params import Tree, changed
 from lmlab.status import how_it_diverged
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -27,11 +27,12 @@ import pandas as pd
 import torch
 from pydantic import Field
 
-from lmlab import collecting, documents, lifeline, params, parts, preflight, probing, sharding, stepping, training
+from lmlab import collecting, documents, preflight, probing, sharding, stepping, training
 from lmlab.collecting import DownloadParams
-from lmlab.errors import UserError
-from lmlab.files import read_json, seal, sha256, whole_file, write_json
-from lmlab.params import Params, Tree, Values, changed
+from lmlab.core import lifeline, params, registry
+from lmlab.core.errors import UserError
+from lmlab.core.files import read_json, seal, sha256, whole_file, write_json
+from lmlab.core.params import Params, Tree, Values, changed
 from lmlab.probing import ProbeParams
 from lmlab.sharding import ShardParams
 from lmlab.shards import Shards, open_shards
@@ -125,7 +126,7 @@ def build_corpus(study: Study, target: Path) -> dict[str, Any]:
     tree = changed(params.read(), study.params.changes)
     preflight.check(tree)
     download = params.section(tree, "download", DownloadParams)
-    return collecting.build(download, parts.choices(tree, "download", download)["corpus"].build(), target)
+    return collecting.build(download, registry.choices(tree, "download", download)["corpus"].build(), target)
 
 
 def _value(tree: Tree, dotted: str) -> Any:
@@ -252,14 +253,14 @@ def run_point(tree: Tree, operations: float, corpus: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         asked = params.section(tree, "tokenizer", TokenizerParams)
-        chosen = parts.choices(tree, "tokenizer", asked)["name"]
+        chosen = registry.choices(tree, "tokenizer", asked)["name"]
         tokenizer = tokenizers.made(asked, chosen, (text for _, _, text in documents.read_parts(corpus / "train.parquet")))
         tokenizers.save(chosen, tokenizer, folder / "tokenizer" / "tokenizer.json")
         sharding.build(params.section(tree, "shard", ShardParams), corpus, folder / "tokenizer", folder / "shards")
         shards = open_shards(folder / "shards", folder / "tokenizer" / "tokenizer.json")
 
         train = params.section(tree, "train", TrainParams)
-        choices = parts.choices(tree, "train", train)
+        choices = registry.choices(tree, "train", train)
         if operations:
             train = _within(train, choices, shards.vocabulary, operations)
         timing = training.train(train, choices, shards, tokenizer, folder / "model", folder / "log", folder / "snapshots")
@@ -313,7 +314,7 @@ def _thinned(rows: list[list[float]]) -> list[list[float]]:
     return rows[::-1][:: max(1, every)][::-1]
 
 
-def _within(train: TrainParams, choices: dict[str, parts.Choice], vocabulary: int, operations: float) -> TrainParams:
+def _within(train: TrainParams, choices: dict[str, registry.Choice], vocabulary: int, operations: float) -> TrainParams:
     """The same with as many steps as the operations pay for."""
     sized, run = stepping.begin(train, choices, vocabulary, torch.device("cpu"))
     a_step = training_operations(forward_operations(run.model), sized.batch * sized.context)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from lmlab import parts
+from lmlab.core import registry
 from lmlab.experiments.run import SEEDS, WORKSPACE, Run
 
 INERT = (
@@ -75,12 +75,12 @@ def chosen_parts(run: Run, mattered: dict[str, Any]) -> dict[str, str]:
 
 @cache
 def _kinds() -> frozenset[str]:
-    return frozenset(parts.kinds())
+    return frozenset(registry.kinds())
 
 
 @cache
 def _part_names() -> frozenset[str]:
-    return frozenset(name for kind in _kinds() for name in parts.names(kind))
+    return frozenset(name for kind in _kinds() for name in registry.names(kind))
 
 
 def _blocks(params: dict[str, Any]) -> dict[str, dict[str, Any]]:

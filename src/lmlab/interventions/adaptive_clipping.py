@@ -4,10 +4,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from lmlab.core.params import Params
 from lmlab.interventions.base import GradientEdit, Gradients, shortening
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models.base import LanguageModel
-from lmlab.params import Params
 
 SMALLEST_NORM = 0.001
 """Weights shorter than this count as this long: otherwise those that start at zero could never move."""

@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lmlab.errors import UserError
+from lmlab.core.errors import UserError
+from lmlab.core.registry import Choice
 from lmlab.learning_rules.base import LearningRule, Pieces
 from lmlab.models.base import LanguageModel
 from lmlab.optimizers.base import Groups
-from lmlab.parts import Choice
 
 KEYS = ["intervention", "second_intervention", "third_intervention"]
 """The params that choose them, in the order in which they stand around the rule."""

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils.checkpoint import checkpoint
 
+from lmlab.core.params import Params
 from lmlab.interventions.base import Intervention
 from lmlab.learning_rules.base import LearningRule, Pieces
 from lmlab.models.base import LanguageModel
-from lmlab.params import Params
 
 
 class Options(Params):

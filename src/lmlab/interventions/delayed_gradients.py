@@ -7,10 +7,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from lmlab.core.params import Params
 from lmlab.interventions.base import GradientEdit, Gradients
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models.base import LanguageModel
-from lmlab.params import Params
 
 
 class Options(Params):

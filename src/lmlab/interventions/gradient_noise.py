@@ -5,10 +5,10 @@ from pydantic import Field
 from torch import Tensor
 
 from lmlab import noise
+from lmlab.core.params import Params
 from lmlab.interventions.base import GradientEdit, Gradients
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models.base import LanguageModel
-from lmlab.params import Params
 
 
 class Options(Params):

@@ -3,11 +3,11 @@
 from pydantic import Field
 from torch import Tensor
 
-from lmlab.errors import UserError
+from lmlab.core.errors import UserError
+from lmlab.core.params import Params
 from lmlab.interventions.base import Intervention, blocks_above
 from lmlab.learning_rules.base import LearningRule, Pieces
 from lmlab.models.base import LanguageModel
-from lmlab.params import Params
 
 
 class Options(Params):

@@ -5,10 +5,10 @@ from pydantic import Field
 from torch import Tensor
 
 from lmlab import noise
+from lmlab.core.params import Params
 from lmlab.interventions.base import Gradients, Intervention, give, norm, shortening, take
 from lmlab.learning_rules.base import LearningRule, Pieces
 from lmlab.models.base import LanguageModel
-from lmlab.params import Params
 
 
 class Options(Params):

@@ -5,11 +5,11 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor, nn
 
-from lmlab.errors import UserError
+from lmlab.core.errors import UserError
+from lmlab.core.params import Params
 from lmlab.interventions.base import Intervention
 from lmlab.learning_rules.base import LearningRule, Pieces
 from lmlab.models.base import LanguageModel
-from lmlab.params import Params
 
 
 class Options(Params):

@@ -12,11 +12,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lmlab.errors import UserError
+from lmlab.core.errors import UserError
+from lmlab.core.params import Params
 from lmlab.interventions.base import Intervention
 from lmlab.learning_rules.base import LearningRule, Pieces
 from lmlab.models.base import LanguageModel
-from lmlab.params import Params
 
 ACTIVATIONS: set[Callable[..., Any]] = {
     nn.functional.relu, nn.functional.gelu, nn.functional.silu,

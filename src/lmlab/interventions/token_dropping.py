@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lmlab import noise
+from lmlab.core.params import Params
 from lmlab.interventions.base import Intervention
 from lmlab.learning_rules.base import LearningRule, Pieces
 from lmlab.models.base import LanguageModel
-from lmlab.params import Params
 
 
 class Options(Params):

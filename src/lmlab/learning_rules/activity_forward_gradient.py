@@ -14,9 +14,9 @@ from pydantic import Field
 from torch import Tensor
 
 from lmlab import noise
+from lmlab.core.params import Params
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models.base import LanguageModel
-from lmlab.params import Params
 from lmlab.perturbing import DRAWS, Distribution
 from lmlab.perturbing_nodes import Sample, credit, noise_groups, slopes_along_noise, teach_nodes
 

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
+from lmlab.core.params import Params
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models.base import LanguageModel, next_token_loss
-from lmlab.params import Params
 
 
 class Options(Params):

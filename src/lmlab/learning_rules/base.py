@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from lmlab import noise
+from lmlab.core.params import Params
 from lmlab.models.base import LanguageModel
 from lmlab.optimizers.base import Groups
-from lmlab.params import Params
 from lmlab.widths import by_fans, scale_initialisation
 
 Pieces = Sequence[tuple[Tensor, Tensor]]

@@ -12,11 +12,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from lmlab.core.errors import UserError
+from lmlab.core.params import Params
 from lmlab.cutting import Pieces, drawn_like, stream_widths
-from lmlab.errors import UserError
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models.base import LanguageModel, next_token_loss
-from lmlab.params import Params
 
 EPSILON = 1e-6
 """Added to the mean square of what is normalised, so that nothing is divided by zero."""

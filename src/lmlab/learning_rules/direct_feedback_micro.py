@@ -12,11 +12,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from lmlab.core.errors import UserError
+from lmlab.core.params import Params
 from lmlab.cutting import Call, Rerouted, drawn_like, key, linear_weights, without_storage
-from lmlab.errors import UserError
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models.base import LanguageModel, next_token_loss
-from lmlab.params import Params
 from lmlab.widths import fans_of, initial_power
 
 

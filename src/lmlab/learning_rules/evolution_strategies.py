@@ -13,9 +13,9 @@ from pydantic import Field
 from torch import Tensor
 
 from lmlab import noise
+from lmlab.core.params import Params
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models.base import LanguageModel
-from lmlab.params import Params
 from lmlab.perturbing import SHAPINGS, Shaping, gaussian, pair_losses, teach_weights
 
 

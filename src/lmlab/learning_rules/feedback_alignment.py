@@ -11,10 +11,10 @@ weights.
 from pydantic import Field
 from torch import Tensor
 
+from lmlab.core.params import Params
 from lmlab.cutting import backprop_with, drawn_like, key, linear_weights
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models.base import LanguageModel
-from lmlab.params import Params
 
 
 class Options(Params):

@@ -10,11 +10,11 @@ experts, the penalty counts once for each that comes by). It costs a readout and
 from pydantic import Field
 from torch import Tensor
 
+from lmlab.core.params import Params
 from lmlab.cutting import LocalHeads, Pieces, teach_by_local_losses
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models.base import LanguageModel, next_token_loss
 from lmlab.optimizers.base import Groups
-from lmlab.params import Params
 from lmlab.widths import by_fans
 
 

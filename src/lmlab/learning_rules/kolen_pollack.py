@@ -13,11 +13,11 @@ B, and as much memory again as the maps' weights and what the optimizer keeps of
 from pydantic import Field
 from torch import Tensor, nn
 
+from lmlab.core.params import Params
 from lmlab.cutting import backprop_with, drawn_like, key, linear_weights
 from lmlab.learning_rules.base import LearningRule, gradients_apart
 from lmlab.models.base import LanguageModel
 from lmlab.optimizers.base import Groups, follow, parameter_groups
-from lmlab.params import Params
 
 
 class Options(Params):

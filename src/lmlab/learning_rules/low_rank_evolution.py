@@ -12,9 +12,9 @@ from pydantic import Field
 from torch import Tensor
 
 from lmlab import noise
+from lmlab.core.params import Params
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models.base import LanguageModel
-from lmlab.params import Params
 from lmlab.perturbing import SHAPINGS, Shaping, low_rank, pair_losses, teach_weights
 
 

@@ -14,9 +14,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from lmlab.core.params import Params
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models.base import LanguageModel, next_token_loss
-from lmlab.params import Params
 from lmlab.relaxing import taken_apart, teach
 
 

@@ -17,10 +17,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lmlab import noise
-from lmlab.errors import UserError
+from lmlab.core.errors import UserError
+from lmlab.core.params import Params
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models.base import LanguageModel, next_token_loss
-from lmlab.params import Params
 from lmlab.relaxing import taken_apart, teach
 
 

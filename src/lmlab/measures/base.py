@@ -19,12 +19,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from lmlab import documents, parts
+from lmlab import documents
+from lmlab.core import registry
+from lmlab.core.params import Tree
+from lmlab.core.registry import Choice
 from lmlab.evaluation.about import STRIDE, VALIDATED_AT, WINDOW, About
 from lmlab.evaluation.scoring import Score
 from lmlab.models.base import LanguageModel
-from lmlab.params import Tree
-from lmlab.parts import Choice
 from lmlab.shards import Shards
 from lmlab.tokenizers.base import Ids, Tokenizer
 
@@ -105,7 +106,7 @@ class Measure(ABC):
 
 def chosen(tree: Tree, names: list[str]) -> dict[str, Choice]:
     """The measures that `evaluate.measures` lists, by name. Raises UserError with the nearest spelling of one not there."""
-    return {name: parts.choose(tree, "measures", name, "evaluate.measures") for name in names}
+    return {name: registry.choose(tree, "measures", name, "evaluate.measures") for name in names}
 
 
 def take(measures: Mapping[str, Choice], trained: Trained) -> tuple[Numbers, list[str]]:

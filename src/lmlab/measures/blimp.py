@@ -6,10 +6,10 @@ from pathlib import Path
 
 from pydantic import Field
 
-from lmlab.errors import UserError
+from lmlab.core.errors import UserError
+from lmlab.core.params import Params
 from lmlab.evaluation.pairs import accuracy, text_nats
 from lmlab.measures.base import Measure, Numbers, Trained, evenly
-from lmlab.params import Params
 
 
 class Options(Params):

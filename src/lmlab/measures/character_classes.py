@@ -1,8 +1,8 @@
 """What each class of character costs in nats per byte: word starts, letters within words, capitals, spaces, and so on."""
 
+from lmlab.core.params import Params
 from lmlab.evaluation import character_classes
 from lmlab.measures.base import SCORED, Measure, Numbers, Trained
-from lmlab.params import Params
 
 
 class Options(Params):

@@ -4,9 +4,9 @@ from typing import ClassVar
 
 from pydantic import Field, model_validator
 
+from lmlab.core.params import Params
 from lmlab.evaluation.about import STRIDE
 from lmlab.measures.base import DoesNotApply, Measure, Numbers, Trained
-from lmlab.params import Params
 
 
 class Options(Params):

@@ -7,9 +7,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from lmlab.core.params import Params
 from lmlab.evaluation.about import WINDOW
 from lmlab.measures.base import DoesNotApply, Measure, Numbers, Trained
-from lmlab.params import Params
 
 
 class Options(Params):

@@ -6,9 +6,9 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from lmlab.core.params import Params
 from lmlab.evaluation.about import VALIDATED_AT
 from lmlab.measures.base import DoesNotApply, Measure, Numbers, Trained
-from lmlab.params import Params
 from lmlab.sizing import training_operations
 
 

@@ -14,10 +14,10 @@ from typing import NamedTuple
 from pydantic import Field
 
 from lmlab import documents
+from lmlab.core.params import Params
 from lmlab.corpora.grammar import rules
 from lmlab.evaluation.pairs import accuracy, text_nats
 from lmlab.measures.base import DoesNotApply, Measure, Numbers, Trained
-from lmlab.params import Params
 
 FEW = 10
 """Pairs: fewer of a kind are not worth a number."""

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from lmlab.core.params import Params
 from lmlab.evaluation.kneser_ney import KneserNey
 from lmlab.evaluation.scoring import bits_per_byte
 from lmlab.measures.base import SCORED, Measure, Numbers, Trained
-from lmlab.params import Params
 
 
 class Options(Params):

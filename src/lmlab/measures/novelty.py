@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from lmlab import generation
+from lmlab.core.params import Params
 from lmlab.measures.base import DoesNotApply, Measure, Numbers, Trained
-from lmlab.params import Params
 
 Integers = NDArray[np.int64]
 

@@ -12,10 +12,10 @@ import torch
 from pydantic import Field
 
 from lmlab.batches import Batches
+from lmlab.core.params import Params
 from lmlab.evaluation.about import WINDOW
 from lmlab.measures.base import DoesNotApply, Measure, Numbers, Trained, evenly
 from lmlab.models.base import next_token_loss
-from lmlab.params import Params
 
 
 class Options(Params):

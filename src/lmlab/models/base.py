@@ -10,12 +10,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lmlab.errors import UserError
-from lmlab.files import checked, read_json, sha256, whole_folder, write_json
+from lmlab.core.errors import UserError
+from lmlab.core.files import checked, read_json, sha256, whole_folder, write_json
+from lmlab.core.registry import Choice, recall
 from lmlab.layers.memory import Memory
 from lmlab.layers.root_mean_square import rms_norm
 from lmlab.noise import name_sites
-from lmlab.parts import Choice, recall
 
 SPOILT = "run `dvc repro --force train` to make it again"
 WEIGHTS = "weights.safetensors"

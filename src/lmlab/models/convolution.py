@@ -7,10 +7,10 @@ normalised inputs that a block may still need. With dilation d it sees 1 + (kern
 from pydantic import Field
 from torch import Tensor, nn
 
-from lmlab.errors import UserError
+from lmlab.core.errors import UserError
+from lmlab.core.params import Params
 from lmlab.layers.memory import Memory
 from lmlab.models.base import LanguageModel, Norm, draw_weights, with_past
-from lmlab.params import Params
 
 FARTHEST = 24
 """Base-2 logarithm of the number of tokens that a block may look back."""

@@ -9,11 +9,11 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor, nn
 
-from lmlab.errors import UserError
+from lmlab.core.errors import UserError
+from lmlab.core.params import Params
+from lmlab.core.registry import Choice, OneOf
 from lmlab.layers.memory import Memory
 from lmlab.models.base import LanguageModel, build
-from lmlab.params import Params
-from lmlab.parts import Choice, OneOf
 
 
 class Options(Params):

@@ -8,9 +8,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from lmlab.core.params import Params
 from lmlab.layers.memory import Memory
 from lmlab.models.base import LanguageModel, draw_weights, with_past
-from lmlab.params import Params
 
 PRIME = 2**31 - 1
 GOLDEN = 2654435761

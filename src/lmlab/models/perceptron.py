@@ -8,9 +8,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from lmlab.core.params import Params
 from lmlab.layers.memory import Memory
 from lmlab.models.base import LanguageModel, Norm, draw_weights, with_past
-from lmlab.params import Params
 
 
 class Options(Params):

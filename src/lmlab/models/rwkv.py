@@ -11,11 +11,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lmlab.errors import UserError
+from lmlab.core.errors import UserError
+from lmlab.core.params import Params
 from lmlab.layers.memory import Memory
 from lmlab.layers.root_mean_square import rms_norm
 from lmlab.models.base import LanguageModel, Norm, draw_weights, with_past
-from lmlab.params import Params
 
 FASTEST = exp(-0.5)
 """Most that the logarithm of a channel falls by in a token (as in RWKV-7). Over a chunk of 64 that is a factor of 1e17."""

@@ -10,6 +10,8 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor, nn
 
+from lmlab.core.params import Params
+from lmlab.core.registry import Choice, OneOf
 from lmlab.layers.attention.base import Attention
 from lmlab.layers.embedding.base import Embedding
 from lmlab.layers.feed_forward.base import FeedForward
@@ -18,8 +20,6 @@ from lmlab.layers.position.base import Position
 from lmlab.layers.residual.base import Residual
 from lmlab.models.base import LanguageModel, working
 from lmlab.noise import Dropout
-from lmlab.params import Params
-from lmlab.parts import Choice, OneOf
 
 WIDTH_PER_BLOCK = 32
 

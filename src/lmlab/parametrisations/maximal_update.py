@@ -31,12 +31,12 @@ from math import gcd
 
 from pydantic import Field
 
-from lmlab.errors import UserError
+from lmlab.core.errors import UserError
+from lmlab.core.params import Params
+from lmlab.core.registry import Choice
 from lmlab.models.base import LanguageModel
 from lmlab.optimizers.base import parameter_groups
 from lmlab.parametrisations.base import Parametrisation
-from lmlab.params import Params
-from lmlab.parts import Choice
 from lmlab.widths import scale_initialisation
 
 

@@ -2,9 +2,9 @@
 
 from pydantic import Field
 
+from lmlab.core.params import Params
 from lmlab.models.base import LanguageModel
 from lmlab.parametrisations.base import Parametrisation
-from lmlab.params import Params
 
 
 class Options(Params):

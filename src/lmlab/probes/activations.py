@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lmlab.params import Params
+from lmlab.core.params import Params
 from lmlab.probes.base import Batch, Probe, Reading, Snapshot, module_name, modules_named, streams
 
 LIMITS = {"tanh": (-1.0, 1.0), "tanh_": (-1.0, 1.0), "sigmoid": (0.0, 1.0), "sigmoid_": (0.0, 1.0)}

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lmlab.params import Params
+from lmlab.core.params import Params
 from lmlab.probes.base import Batch, Probe, Reading, Snapshot, module_name, nothing_found, streams
 
 

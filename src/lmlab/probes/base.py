@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lmlab.errors import UserError
+from lmlab.core.errors import UserError
 from lmlab.learning_rules.base import LearningRule
 from lmlab.models.base import LanguageModel, next_token_loss
 

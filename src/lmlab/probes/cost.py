@@ -16,8 +16,8 @@ import torch
 from pydantic import Field
 from torch.profiler import ProfilerActivity, profile
 
+from lmlab.core.params import Params
 from lmlab.models.base import next_token_loss
-from lmlab.params import Params
 from lmlab.probes.base import Batch, Probe, Reading, Snapshot
 
 

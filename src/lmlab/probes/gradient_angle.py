@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from lmlab.params import Params
+from lmlab.core.params import Params
 from lmlab.probes.base import Batch, Probe, Reading, Snapshot, each_and_all, flat
 
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from lmlab.errors import UserError
-from lmlab.params import Params
+from lmlab.core.errors import UserError
+from lmlab.core.params import Params
 from lmlab.probes.base import Batch, Probe, Reading, Snapshot, flat
 
 

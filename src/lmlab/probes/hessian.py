@@ -11,8 +11,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lmlab.core.params import Params
 from lmlab.models.base import next_token_loss
-from lmlab.params import Params
 from lmlab.probes.base import Batch, Probe, Reading, Snapshot
 
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import torch
 
+from lmlab.core.params import Params
 from lmlab.models.base import next_token_loss
-from lmlab.params import Params
 from lmlab.probes.base import Batch, Probe, Reading, Snapshot, module_name, streams
 
 

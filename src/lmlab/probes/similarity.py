@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lmlab.params import Params
+from lmlab.core.params import Params
 from lmlab.probes.base import Batch, Probe, Reading, Snapshot, module_name, streams
 
 

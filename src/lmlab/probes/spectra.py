@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from lmlab.params import Params
+from lmlab.core.params import Params
 from lmlab.probes.base import Batch, Probe, Reading, Snapshot
 
 

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 
 from pydantic import Field
 
-from lmlab.params import Params
+from lmlab.core.params import Params
 
 
 class Warmup(Params):

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from lmlab import pretokens
-from lmlab.errors import UserError
-from lmlab.files import read_json, seal, write_json
-from lmlab.params import Params
-from lmlab.parts import Choice, OneOf, find
+from lmlab.core.errors import UserError
+from lmlab.core.files import read_json, seal, write_json
+from lmlab.core.params import Params
+from lmlab.core.registry import Choice, OneOf, find
 
 Ids = NDArray[np.unsignedinteger[Any]]
 """A one-dimensional array of token ids."""

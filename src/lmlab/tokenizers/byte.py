@@ -5,7 +5,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from lmlab.params import Params
+from lmlab.core.params import Params
 from lmlab.tokenizers.base import Ids, Tokenizer
 
 

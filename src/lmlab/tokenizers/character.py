@@ -12,8 +12,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from lmlab.errors import UserError
-from lmlab.params import Params
+from lmlab.core.errors import UserError
+from lmlab.core.params import Params
 from lmlab.tokenizers.base import Ids, Tokenizer
 
 CODE_POINTS = 0x110000

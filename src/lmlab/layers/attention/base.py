@@ -8,7 +8,7 @@ from math import isqrt, sqrt
 import torch
 from torch import Tensor, nn
 
-from lmlab.errors import UserError
+from lmlab.core.errors import UserError
 from lmlab.layers.memory import Memory
 
 HEAD_WIDTH = 64

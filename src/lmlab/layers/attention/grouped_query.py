@@ -6,12 +6,12 @@ Memory shrinks by the number of heads to a group; with as many groups as heads i
 from pydantic import Field
 from torch import Tensor, nn
 
-from lmlab.errors import UserError
+from lmlab.core.errors import UserError
+from lmlab.core.params import Params
 from lmlab.layers.attention.base import Attention, Values, attend, head_count, remember
 from lmlab.layers.memory import Memory
 from lmlab.layers.position.base import Position
 from lmlab.layers.root_mean_square import rms_norm
-from lmlab.params import Params
 
 
 class Options(Params):

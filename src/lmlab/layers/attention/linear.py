@@ -10,11 +10,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lmlab.errors import UserError
+from lmlab.core.errors import UserError
+from lmlab.core.params import Params
 from lmlab.layers.attention.base import Attention, Values, head_count
 from lmlab.layers.memory import Memory
 from lmlab.layers.position.base import Position
-from lmlab.params import Params
 
 CHUNK = 64
 

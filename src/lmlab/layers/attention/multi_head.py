@@ -3,11 +3,11 @@
 from pydantic import Field
 from torch import Tensor, nn
 
+from lmlab.core.params import Params
 from lmlab.layers.attention.base import Attention, Values, attend, head_count, remember
 from lmlab.layers.memory import Memory
 from lmlab.layers.position.base import Position
 from lmlab.layers.root_mean_square import rms_norm
-from lmlab.params import Params
 
 
 class Options(Params):

@@ -9,10 +9,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from lmlab.core.params import Params
 from lmlab.layers.embedding.base import Embedding
 from lmlab.layers.memory import Memory
 from lmlab.noise import Dropout
-from lmlab.params import Params
 
 MULTIPLIER = 0x9E3779B1  # 2^32 divided by the golden ratio, and odd: neighbours land far apart (Knuth, section 6.4)
 

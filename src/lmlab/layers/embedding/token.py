@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
+from lmlab.core.params import Params
 from lmlab.layers.embedding.base import Embedding
 from lmlab.layers.memory import Memory
-from lmlab.params import Params
 
 
 class Options(Params):

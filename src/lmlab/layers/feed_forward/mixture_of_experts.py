@@ -16,10 +16,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lmlab.errors import UserError
+from lmlab.core.errors import UserError
+from lmlab.core.params import Params
+from lmlab.core.registry import Choice, OneOf
 from lmlab.layers.feed_forward.base import FeedForward
-from lmlab.params import Params
-from lmlab.parts import Choice, OneOf
 
 
 class Options(Params):

@@ -3,8 +3,8 @@
 from pydantic import Field
 from torch import Tensor, nn
 
+from lmlab.core.params import Params
 from lmlab.layers.feed_forward.base import FeedForward
-from lmlab.params import Params
 
 
 class Options(Params):

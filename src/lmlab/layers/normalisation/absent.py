@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
+from lmlab.core.params import Params
 from lmlab.layers.normalisation.base import Normalisation
-from lmlab.params import Params
 
 
 class Options(Params):

@@ -4,8 +4,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from lmlab.core.params import Params
 from lmlab.layers.normalisation.base import Normalisation
-from lmlab.params import Params
 
 
 class Options(Params):

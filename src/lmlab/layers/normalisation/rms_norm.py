@@ -4,9 +4,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from lmlab.core.params import Params
 from lmlab.layers.normalisation.base import Normalisation
 from lmlab.layers.root_mean_square import rms_norm
-from lmlab.params import Params
 
 
 class Options(Params):

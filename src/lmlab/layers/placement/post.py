@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
+from lmlab.core.params import Params
+from lmlab.core.registry import Choice
 from lmlab.layers.placement.base import Placement
-from lmlab.params import Params
-from lmlab.parts import Choice
 
 
 class Options(Params):

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
+from lmlab.core.params import Params
 from lmlab.layers.position.base import Position
-from lmlab.params import Params
 
 
 class Options(Params):

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from lmlab.core.params import Params
 from lmlab.layers.position.base import Position
-from lmlab.params import Params
 
 
 class Options(Params):

@@ -6,8 +6,8 @@ Beyond the context, where nothing was learned, every token stands at the last pl
 import torch
 from torch import Tensor, nn
 
+from lmlab.core.params import Params
 from lmlab.layers.position.base import Position
-from lmlab.params import Params
 
 
 class Options(Params):

@@ -10,9 +10,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from lmlab.core.params import Params
 from lmlab.layers.placement.base import Placement
 from lmlab.layers.residual.base import Layer, Residual
-from lmlab.params import Params
 
 
 class Options(Params):

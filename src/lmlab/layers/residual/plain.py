@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
+from lmlab.core.params import Params
 from lmlab.layers.placement.base import Placement
 from lmlab.layers.residual.base import Layer, Residual
-from lmlab.params import Params
 
 
 class Options(Params):

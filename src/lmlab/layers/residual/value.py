@@ -7,9 +7,9 @@ behind its D numbers, which keeps each block a function of the stream alone.
 import torch
 from torch import Tensor, nn
 
+from lmlab.core.params import Params
 from lmlab.layers.placement.base import Placement
 from lmlab.layers.residual.base import Layer, Residual
-from lmlab.params import Params
 
 
 class Options(Params):

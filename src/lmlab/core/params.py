@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, fie
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from lmlab.errors import UserError
+from lmlab.core.errors import UserError
 
 Tree = Mapping[str, Any]
 """The whole of params.yaml as nested mappings."""

@@ -15,10 +15,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from lmlab.errors import UserError
-from lmlab.params import Params, Tree, nearest, section, shown
+from lmlab.core.errors import UserError
+from lmlab.core.params import Params, Tree, nearest, section, shown
 
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 _ROOMS = {"core", "data", "model", "training", "evaluation", "experiments"}
 
 

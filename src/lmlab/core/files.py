@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lmlab.errors import UserError
+from lmlab.core.errors import UserError
 
 SUMS = "SHA256SUMS"
 

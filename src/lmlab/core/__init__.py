@@ -1,0 +1,1 @@
+"""What every stage uses: errors, files, params, the registry of parts, progress."""
