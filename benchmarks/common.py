@@ -8,14 +8,16 @@ from typing import Any
 import pandas as pd
 import typer
 
-from lmlab import collecting, documents, sharding
-from lmlab.collecting import DownloadParams
 from lmlab.core import params, registry
 from lmlab.core.params import Tree
-from lmlab.sharding import ShardParams
-from lmlab.shards import Shards, open_shards
-from lmlab.tokenizers import base as tokenizers
-from lmlab.tokenizers.base import Tokenizer, TokenizerParams
+from lmlab.data import collect as collecting
+from lmlab.data import documents
+from lmlab.data import shard as sharding
+from lmlab.data.collect import DownloadParams
+from lmlab.data.shard import ShardParams
+from lmlab.data.shards import Shards, open_shards
+from lmlab.data.tokenizers import base as tokenizers
+from lmlab.data.tokenizers.base import Tokenizer, TokenizerParams
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"

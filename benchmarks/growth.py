@@ -23,9 +23,9 @@ import typer
 from common import RESULTS, prepare, seconds, show, write
 
 from lmlab import stepping
-from lmlab.batches import Batches
 from lmlab.core import params, registry
 from lmlab.core.params import Tree, changed
+from lmlab.data.batches import Batches
 from lmlab.device import use_device
 from lmlab.models.base import next_token_loss
 from lmlab.probes.cost import peak_bytes

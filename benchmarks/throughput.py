@@ -24,13 +24,13 @@ from common import RESULTS, prepare, seconds, show, write
 from torch import nn
 
 from lmlab import recipes, stepping
-from lmlab.batches import Batches
 from lmlab.core import params, registry
 from lmlab.core.params import Tree, changed
+from lmlab.data.batches import Batches
+from lmlab.data.shards import Shards
 from lmlab.device import use_device
 from lmlab.models.base import LanguageModel
 from lmlab.probes.cost import peak_bytes
-from lmlab.shards import Shards
 from lmlab.sizing import forward_operations, training_operations
 from lmlab.stepping import TrainParams
 

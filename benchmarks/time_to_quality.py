@@ -28,14 +28,14 @@ from numpy.typing import NDArray
 from lmlab import preflight, recipes, training
 from lmlab.core import params, registry
 from lmlab.core.params import Tree, changed
+from lmlab.data.shards import Shards
+from lmlab.data.tokenizers.base import Tokenizer
 from lmlab.device import use_device
 from lmlab.evaluation.kneser_ney import KneserNey
 from lmlab.evaluation.scoring import score
 from lmlab.measures.n_gram_mixture import half_of_each
 from lmlab.models import base as models
-from lmlab.shards import Shards
 from lmlab.stepping import TrainParams
-from lmlab.tokenizers.base import Tokenizer
 
 DEFAULT, YARDSTICK, NANOGPT = "default", "yardstick", "nanoGPT"
 NGRAM_ORDER = 7

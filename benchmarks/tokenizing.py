@@ -24,8 +24,8 @@ from tokenizers import Tokenizer as TheirTokenizer
 from tokenizers import models, pre_tokenizers, trainers
 
 from lmlab.core import params, registry
-from lmlab.tokenizers import base as tokenizers
-from lmlab.tokenizers.bpe import BPE
+from lmlab.data.tokenizers import base as tokenizers
+from lmlab.data.tokenizers.bpe import BPE
 
 GPT2 = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 Encode = Callable[[str], Sequence[int]]

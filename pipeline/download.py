@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from lmlab import collecting
-from lmlab.collecting import DownloadParams
+from lmlab.data import collect as collecting
+from lmlab.data.collect import DownloadParams
 from pipeline import read_params, run_stage
 
 

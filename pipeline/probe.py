@@ -4,9 +4,9 @@ from pathlib import Path
 
 from lmlab import probing
 from lmlab.core import params
+from lmlab.data.shards import open_shards
+from lmlab.data.tokenizers import base as tokenizers
 from lmlab.probing import ProbeParams
-from lmlab.shards import open_shards
-from lmlab.tokenizers import base as tokenizers
 from pipeline import read_params, run_stage
 
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from lmlab import sharding
-from lmlab.sharding import ShardParams
+from lmlab.data import shard as sharding
+from lmlab.data.shard import ShardParams
 from pipeline import read_params, run_stage
 
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from lmlab.core.files import whole_folder, write_json
-from lmlab.documents import read_parts
-from lmlab.tokenizers import base as tokenizers
-from lmlab.tokenizers.base import TokenizerParams
+from lmlab.data.documents import read_parts
+from lmlab.data.tokenizers import base as tokenizers
+from lmlab.data.tokenizers.base import TokenizerParams
 from pipeline import read_params, run_stage
 
 FEW_TOKENS = 4

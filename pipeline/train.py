@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from lmlab import training
-from lmlab.shards import open_shards
+from lmlab.data.shards import open_shards
+from lmlab.data.tokenizers import base as tokenizers
 from lmlab.stepping import TrainParams
-from lmlab.tokenizers import base as tokenizers
 from pipeline import read_params, run_stage
 
 

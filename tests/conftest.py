@@ -7,13 +7,14 @@ import pytest
 from hypothesis import settings
 from small import PROJECT, ShardsOf
 
-from lmlab import documents, sharding
-from lmlab.collecting import write_splits
 from lmlab.core import files, params, registry
 from lmlab.core.params import Tree
-from lmlab.shards import Shards, open_shards
-from lmlab.tokenizers import base as tokenizers
-from lmlab.tokenizers.base import Tokenizer
+from lmlab.data import documents
+from lmlab.data import shard as sharding
+from lmlab.data.collect import write_splits
+from lmlab.data.shards import Shards, open_shards
+from lmlab.data.tokenizers import base as tokenizers
+from lmlab.data.tokenizers.base import Tokenizer
 
 # the same examples on every run, none kept in the working directory, and no test that fails because a machine is slow
 settings.register_profile("lmlab", max_examples=50, derandomize=True, database=None, deadline=None)

@@ -14,10 +14,10 @@ import torch
 
 from lmlab.core import params, registry
 from lmlab.core.registry import Choice
+from lmlab.data.shards import Shards
+from lmlab.data.tokenizers.base import Tokenizer
 from lmlab.models import base as models
 from lmlab.models.base import LanguageModel
-from lmlab.shards import Shards
-from lmlab.tokenizers.base import Tokenizer
 
 torch.set_num_threads(1)
 

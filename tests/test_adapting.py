@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from lmlab import adapting, cli
 from lmlab.adapting import Change
-from lmlab.batches import Batches
 from lmlab.core.errors import UserError
 from lmlab.core.files import write_json
+from lmlab.data.batches import Batches
 from lmlab.evaluation import references
 
 corpus = test_training.corpus  # the fixture

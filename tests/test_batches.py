@@ -7,10 +7,11 @@ import pytest
 import torch
 from small import ShardsOf
 
-from lmlab import collecting, documents
-from lmlab.batches import Batches
 from lmlab.core.errors import UserError
-from lmlab.shards import Shards
+from lmlab.data import collect as collecting
+from lmlab.data import documents
+from lmlab.data.batches import Batches
+from lmlab.data.shards import Shards
 
 LARGE = 10**9
 

@@ -6,10 +6,10 @@ import numpy as np
 from test_scoring import HandMade
 from torch import zeros
 
+from lmlab.data.shards import Shards
+from lmlab.data.tokenizers.base import Tokenizer
 from lmlab.evaluation import blocks
 from lmlab.evaluation.scoring import score
-from lmlab.shards import Shards
-from lmlab.tokenizers.base import Tokenizer
 
 ShardsOf = Callable[..., tuple[Shards, Tokenizer]]
 TEXT = [

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as TheirTokenizer
 from tokenizers import models, pre_tokenizers, trainers
 
-from lmlab import pretokens
-from lmlab.tokenizers import bpe
-from lmlab.tokenizers.bpe import BPE, Options
+from lmlab.data import pretokens
+from lmlab.data.tokenizers import bpe
+from lmlab.data.tokenizers.bpe import BPE, Options
 
 PROJECT = Path(__file__).parent.parent
 REAL = (PROJECT / "README.md").read_text(encoding="utf-8") + (PROJECT / "LOG.md").read_text(encoding="utf-8")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmlab.cleaning import Cleaner, fate, to_ascii
+from lmlab.data.cleaning import Cleaner, fate, to_ascii
 
 ALLOWED = re.compile(r"[\n\t\x20-\x7e]*")
 any_text = st.text(st.characters(exclude_categories=()))  # surrogates included

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lmlab import collecting, corpus_summary, documents
-from lmlab.collecting import DownloadParams
 from lmlab.core.errors import UserError
-from lmlab.corpora.base import Corpus, Document
-from lmlab.documents import SPLITS
+from lmlab.data import collect as collecting
+from lmlab.data import corpus_summary, documents
+from lmlab.data.collect import DownloadParams
+from lmlab.data.corpora.base import Corpus, Document
+from lmlab.data.documents import SPLITS
 
 TAIL = DownloadParams(corpus="here", ascii=True, most_dropped=0.02, split="tail", validation=0.1, test=0.05, split_seed=0)
 WHOLE = TAIL.model_copy(update={"split": "document"})

@@ -15,15 +15,15 @@ import pytest
 from lmlab.core import registry
 from lmlab.core.errors import UserError
 from lmlab.core.params import Tree
-from lmlab.corpora import bible, local
-from lmlab.corpora.base import Corpus
-from lmlab.corpora.grammar import Grammar
-from lmlab.corpora.grammar import Options as GrammarOptions
-from lmlab.corpora.markov import ALPHABET, Markov
-from lmlab.corpora.markov import Options as MarkovOptions
-from lmlab.corpora.shakespeare import script
-from lmlab.corpora.tinystories import Options as StoryOptions
-from lmlab.corpora.tinystories import TinyStories
+from lmlab.data.corpora import bible, local
+from lmlab.data.corpora.base import Corpus
+from lmlab.data.corpora.grammar import Grammar
+from lmlab.data.corpora.grammar import Options as GrammarOptions
+from lmlab.data.corpora.markov import ALPHABET, Markov
+from lmlab.data.corpora.markov import Options as MarkovOptions
+from lmlab.data.corpora.shakespeare import script
+from lmlab.data.corpora.tinystories import Options as StoryOptions
+from lmlab.data.corpora.tinystories import TinyStories
 
 
 def texts(corpus: Corpus) -> dict[str, str]:
@@ -77,7 +77,7 @@ def test_a_bible_is_cleaned() -> None:
 def test_stories_are_cut_at_their_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "stories.txt"
     path.write_text("\nOne day.\n\nThe end.\n<|endoftext|>\n\n<|endoftext|>\nTwo.\n<|endoftext|>\nThree\n")
-    monkeypatch.setattr("lmlab.fetching.url", lambda *_: path)
+    monkeypatch.setattr("lmlab.data.fetching.url", lambda *_: path)
     assert texts(TinyStories(StoryOptions(file="valid"))) == {
         "story-0": "One day.\n\nThe end.\n",
         "story-1": "Two.\n",

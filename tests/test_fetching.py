@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lmlab import fetching
 from lmlab.core.errors import UserError
+from lmlab.data import fetching
 
 BODY = bytes(range(256)) * 4000
 DIGEST = hashlib.sha256(BODY).hexdigest()

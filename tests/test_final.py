@@ -18,13 +18,13 @@ from lmlab import cli
 from lmlab.core import params
 from lmlab.core.errors import UserError
 from lmlab.core.files import write_json, write_sums
+from lmlab.data.shards import Shards
+from lmlab.data.tokenizers.base import Tokenizer
 from lmlab.evaluation import results
 from lmlab.evaluation.results import EvaluateParams
 from lmlab.evaluation.scoring import bits_per_byte, score
 from lmlab.experiments import final, openings, runs
 from lmlab.models import base as models
-from lmlab.shards import Shards
-from lmlab.tokenizers.base import Tokenizer
 
 TEXT = "".join(f"{number} times {number} is {number * number}.\n" for number in range(60))
 BASE = {

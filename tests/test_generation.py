@@ -9,11 +9,11 @@ import torch
 from small import CONTEXT
 
 from lmlab import generation
+from lmlab.data.tokenizers.base import Tokenizer
+from lmlab.data.tokenizers.byte import Byte
+from lmlab.data.tokenizers.character import Character
 from lmlab.generation import sample_ids, sample_text
 from lmlab.models.base import LanguageModel
-from lmlab.tokenizers.base import Tokenizer
-from lmlab.tokenizers.byte import Byte
-from lmlab.tokenizers.character import Character
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmlab import globs
 from lmlab.core.errors import UserError
+from lmlab.data import globs
 
 SUFFIXES = (".txt", ".md.gz")
 

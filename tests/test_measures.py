@@ -20,11 +20,12 @@ from small import ShardsOf
 from test_scoring import HandMade
 from torch import Tensor, nn
 
-from lmlab import documents, preflight
-from lmlab.batches import Batches
+from lmlab import preflight
 from lmlab.core import registry
 from lmlab.core.errors import UserError
-from lmlab.corpora import grammar
+from lmlab.data import documents
+from lmlab.data.batches import Batches
+from lmlab.data.corpora import grammar
 from lmlab.evaluation import character_classes
 from lmlab.evaluation import pairs as pairs_module
 from lmlab.evaluation.about import About

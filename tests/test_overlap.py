@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lmlab import overlap
-from lmlab.collecting import write_splits
-from lmlab.documents import SPLITS
+from lmlab.data import overlap
+from lmlab.data.collect import write_splits
+from lmlab.data.documents import SPLITS
 
 Texts = Sequence[str]
 

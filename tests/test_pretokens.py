@@ -8,7 +8,7 @@ import pytest
 import tiktoken
 from hypothesis import given
 
-from lmlab import pretokens
+from lmlab.data import pretokens
 
 
 @given(text=hostile.texts)

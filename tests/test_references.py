@@ -7,9 +7,9 @@ import pytest
 import small
 
 from lmlab.core import registry
+from lmlab.data.tokenizers.byte import Byte
 from lmlab.evaluation import references
 from lmlab.evaluation.scoring import bits_per_byte
-from lmlab.tokenizers.byte import Byte
 
 
 def test_uniform_over_bytes_is_eight_bits_a_byte() -> None:

@@ -8,12 +8,13 @@ import pytest
 import small
 from typer.testing import CliRunner
 
-from lmlab import collecting, preflight, remarks
+from lmlab import preflight, remarks
 from lmlab.cli import app
-from lmlab.collecting import DownloadParams
 from lmlab.core import params
 from lmlab.core.params import Tree
-from lmlab.corpora.base import Corpus, Document
+from lmlab.data import collect as collecting
+from lmlab.data.collect import DownloadParams
+from lmlab.data.corpora.base import Corpus, Document
 
 
 @pytest.fixture(autouse=True)

@@ -11,10 +11,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from lmlab.data.tokenizers.byte import Byte
 from lmlab.evaluation import scoring
 from lmlab.evaluation.scoring import bits_per_byte, remark_on_zero, score, windows
 from lmlab.models.base import LanguageModel
-from lmlab.tokenizers.byte import Byte
 
 DOCUMENT = small.VOCABULARY - 1
 

@@ -9,15 +9,17 @@ import pyarrow.parquet as pq
 import pytest
 from small import ShardsOf
 
-from lmlab import collecting, documents, sharding
 from lmlab.core import params, registry
 from lmlab.core.errors import UserError
 from lmlab.core.files import write_sums
-from lmlab.documents import SPLITS
+from lmlab.data import collect as collecting
+from lmlab.data import documents
+from lmlab.data import shard as sharding
+from lmlab.data.documents import SPLITS
+from lmlab.data.shard import ShardParams
+from lmlab.data.shards import Shards, open_shards
+from lmlab.data.tokenizers import base as tokenizers
 from lmlab.evaluation import references
-from lmlab.sharding import ShardParams
-from lmlab.shards import Shards, open_shards
-from lmlab.tokenizers import base as tokenizers
 
 TEXTS = ["To be, or not to be.\n", "é ß 中 😀\n", "x", "that is the question:\n" * 50]
 

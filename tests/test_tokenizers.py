@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small import PROJECT
 
-from lmlab import pretokens, sharding
 from lmlab.core import errors, params, registry
 from lmlab.core.errors import UserError
-from lmlab.tokenizers import base as tokenizers
-from lmlab.tokenizers.base import Tokenizer, TokenizerParams
-from lmlab.tokenizers.byte import Byte
+from lmlab.data import pretokens
+from lmlab.data import shard as sharding
+from lmlab.data.tokenizers import base as tokenizers
+from lmlab.data.tokenizers.base import Tokenizer, TokenizerParams
+from lmlab.data.tokenizers.byte import Byte
 
 TREE = params.read(PROJECT / "params.yaml")
 NAMES = registry.names("tokenizers")

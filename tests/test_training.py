@@ -20,13 +20,13 @@ from lmlab import checkpoint, device, snapshots, stepping, training
 from lmlab.core import registry
 from lmlab.core.errors import UserError
 from lmlab.core.params import section
+from lmlab.data.shards import Shards
+from lmlab.data.tokenizers.base import Tokenizer
 from lmlab.evaluation.scoring import bits_per_byte, score
 from lmlab.layers.attention.base import Attention
 from lmlab.learning_rules.backprop import Backprop
 from lmlab.models import base as models
-from lmlab.shards import Shards
 from lmlab.stepping import Diverged, TrainParams
-from lmlab.tokenizers.base import Tokenizer
 
 TEXT = "".join(f"{number} times {number} is {number * number}.\n" for number in range(120))
 OUTPUTS = ("model/weights.safetensors", "model/model.json", "training/log.jsonl")

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small import PROJECT
 
-from lmlab import pretokens
-from lmlab.tokenizers import unigram
-from lmlab.tokenizers.base import BYTES
-from lmlab.tokenizers.unigram import Lattice, Options, Unigram, maximised, viterbi
+from lmlab.data import pretokens
+from lmlab.data.tokenizers import unigram
+from lmlab.data.tokenizers.base import BYTES
+from lmlab.data.tokenizers.unigram import Lattice, Options, Unigram, maximised, viterbi
 
 REAL = (PROJECT / "README.md").read_text(encoding="utf-8")
 

@@ -1,6 +1,6 @@
 """Words: the frequent ones have ids, the others are spelled."""
 
-from lmlab.tokenizers.word import Options, Word
+from lmlab.data.tokenizers.word import Options, Word
 
 
 def test_the_most_frequent_words_get_ids_and_others_are_spelled_in_bytes() -> None:

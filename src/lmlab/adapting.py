@@ -17,24 +17,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lmlab import collecting, sharding, training
-from lmlab.collecting import DownloadParams
+from lmlab import training
 from lmlab.core import registry
 from lmlab.core.errors import UserError
 from lmlab.core.files import read_json
 from lmlab.core.params import Tree, section
 from lmlab.core.registry import Choice
+from lmlab.data import collect as collecting
+from lmlab.data import shard as sharding
+from lmlab.data.collect import DownloadParams
+from lmlab.data.shard import ShardParams
+from lmlab.data.shards import RowGroup, Shards, open_shards
+from lmlab.data.tokenizers import base as tokenizers
+from lmlab.data.tokenizers.base import Ids
 from lmlab.device import use_device
 from lmlab.evaluation.scoring import bits_per_byte, score
 from lmlab.measures.learning_curve import reached
 from lmlab.models import base as models
 from lmlab.models.base import LanguageModel
-from lmlab.sharding import ShardParams
-from lmlab.shards import RowGroup, Shards, open_shards
 from lmlab.status import ADVICE, how_it_diverged
 from lmlab.stepping import TrainParams
-from lmlab.tokenizers import base as tokenizers
-from lmlab.tokenizers.base import Ids
 
 SCHEDULE = "constant"
 

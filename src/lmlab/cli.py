@@ -10,7 +10,7 @@ import typer
 from lmlab.core import errors
 
 if TYPE_CHECKING:
-    from lmlab.corpora.base import Corpus
+    from lmlab.data.corpora.base import Corpus
 
 LARGEST = 2**63 - 1
 """Of whole numbers: that of params.py, which is not imported here as it takes a while."""
@@ -250,7 +250,7 @@ def size(
     from lmlab import outline, preflight, sizing, stepping
     from lmlab.core import params
     from lmlab.core import registry as finder
-    from lmlab.tokenizers import base as tokenizers
+    from lmlab.data.tokenizers import base as tokenizers
 
     tree = params.read()
     preflight.check(tree, run=False)
@@ -320,8 +320,8 @@ def sample(
 
     from lmlab import generation, status
     from lmlab.core.files import sha256
+    from lmlab.data.tokenizers import base as tokenizers
     from lmlab.models import base as models
-    from lmlab.tokenizers import base as tokenizers
 
     fitted = tokenizers.load(tokenizer / "tokenizer.json")
     trained, saved = models.load(model, torch.device("cpu"))
@@ -348,8 +348,8 @@ def grow(
 ) -> None:
     """Add tokens learned from TEXTS to a fitted tokenizer; every token it has keeps its number."""
     from lmlab.core.files import output
-    from lmlab.corpora.local import Local, Options
-    from lmlab.tokenizers import base as tokenizers
+    from lmlab.data.corpora.local import Local, Options
+    from lmlab.data.tokenizers import base as tokenizers
 
     fitted = tokenizers.load_given(tokenizer, "TOKENIZER")
     target = output(out, ".json")

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lmlab.data.tokenizers.base import Tokenizer
 from lmlab.models.base import LanguageModel
 from lmlab.probes.attention import Watched
 from lmlab.probes.base import streams
-from lmlab.tokenizers.base import Tokenizer
 
 MOST_TOKENS = 40
 """Of the text: pictures of more cannot be read, and grow with the square."""

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lmlab.data.tokenizers.base import Tokenizer
 from lmlab.models.base import LanguageModel
-from lmlab.tokenizers.base import Tokenizer
 
 MOST_HELD_BACK = 24
 """A character may need several tokens; text that is still not whole after this many is shown as it is."""

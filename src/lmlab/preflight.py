@@ -7,19 +7,19 @@ the stages load it by name.
 from pathlib import Path
 
 from lmlab import outline, probing
-from lmlab.collecting import DownloadParams
 from lmlab.core import params, registry
 from lmlab.core.errors import UserError
 from lmlab.core.params import Params, Tree
 from lmlab.core.registry import Choice
+from lmlab.data.collect import DownloadParams
+from lmlab.data.shard import ShardParams
+from lmlab.data.tokenizers import base as tokenizers
+from lmlab.data.tokenizers.base import TokenizerParams
 from lmlab.evaluation.results import EvaluateParams
 from lmlab.measures import base as measures
 from lmlab.models import base as models
 from lmlab.probing import ProbeParams
-from lmlab.sharding import ShardParams
 from lmlab.stepping import TrainParams, chosen_rule
-from lmlab.tokenizers import base as tokenizers
-from lmlab.tokenizers.base import TokenizerParams
 
 SECTIONS: dict[str, type[Params]] = {
     "download": DownloadParams,

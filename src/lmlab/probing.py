@@ -18,14 +18,14 @@ from lmlab.core.files import whole_folder, write_json
 from lmlab.core.params import Names, Params, Tree
 from lmlab.core.progress import ProgressBar
 from lmlab.core.registry import Choice
+from lmlab.data.shards import Shards
+from lmlab.data.tokenizers.base import Tokenizer
 from lmlab.device import use_device
 from lmlab.interventions import base as interventions
 from lmlab.interventions.base import build_rule
 from lmlab.models import base as models
 from lmlab.models.base import LanguageModel
 from lmlab.probes.base import Batch, Probe, Snapshot
-from lmlab.shards import Shards
-from lmlab.tokenizers.base import Tokenizer
 
 COLUMNS = pa.schema(
     {

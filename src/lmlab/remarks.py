@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from lmlab.core import params, registry
 from lmlab.core.params import Tree
+from lmlab.data.shard import ShardParams
 from lmlab.schedules.base import Schedule, Warmup
-from lmlab.sharding import ShardParams
 from lmlab.stepping import TrainParams
 
 TINY_CLIP = 1e-6

@@ -14,11 +14,11 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from lmlab import noise
-from lmlab.batches import Batches
 from lmlab.compiling import Compiled
 from lmlab.core.errors import UserError
 from lmlab.core.params import Params
 from lmlab.core.registry import Choice, OneOf
+from lmlab.data.batches import Batches
 from lmlab.device import gains_by_bfloat16, multiplying_in
 from lmlab.interventions import base as interventions
 from lmlab.learning_rules.base import LearningRule

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import lmlab
 from lmlab.core.errors import UserError
-from lmlab.globs import shown
+from lmlab.data.globs import shown
 
 IDENTITY = "`git config --global user.name 'Your Name'` and `git config --global user.email you@example.org`"
 

@@ -61,8 +61,8 @@ CODE: list[tuple[str, set[str]]] = [
     *((f"pipeline/{stage}.py", {stage}) for stage in STAGES),
     ("pipeline/__init__.py", ALL),
     # the parts in use
-    ("src/lmlab/corpora/grammar.py", {"download", "evaluate"}),  # which makes minimal pairs from it
-    ("src/lmlab/tokenizers/character.py", {"tokenizer", "shard", *MODEL}),
+    ("src/lmlab/data/corpora/grammar.py", {"download", "evaluate"}),  # which makes minimal pairs from it
+    ("src/lmlab/data/tokenizers/character.py", {"tokenizer", "shard", *MODEL}),
     ("src/lmlab/layers/feed_forward/relu_squared.py", MODEL),
     ("src/lmlab/learning_rules/backprop.py", {"train", "probe"}),  # which runs the rule again
     ("src/lmlab/probes/gradient_angle.py", {"probe"}),
@@ -76,9 +76,9 @@ CODE: list[tuple[str, set[str]]] = [
 
 UNUSED_CODE = [
     "README.md",
-    "src/lmlab/corpora/markov.py",
-    "src/lmlab/tokenizers/bpe.py",
-    "src/lmlab/tokenizers/byte.py",
+    "src/lmlab/data/corpora/markov.py",
+    "src/lmlab/data/tokenizers/bpe.py",
+    "src/lmlab/data/tokenizers/byte.py",
     "src/lmlab/layers/attention/latent.py",
     "src/lmlab/models/lstm.py",
     "src/lmlab/optimizers/muon.py",

@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 
+from lmlab.data.tokenizers.base import Ids
 from lmlab.evaluation.scoring import Score
-from lmlab.tokenizers.base import Ids
 
 BLOCKS = 100
 LEAST_BYTES = 64

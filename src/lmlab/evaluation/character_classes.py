@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from lmlab.data.tokenizers.base import Ids
 from lmlab.evaluation.scoring import Score
-from lmlab.tokenizers.base import Ids
 
 CLASSES = (
     "letter_at_word_start", "letter_in_word", "capital", "digit", "space", "newline", "punctuation", "other",

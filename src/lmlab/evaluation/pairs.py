@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from lmlab.data.tokenizers.base import Tokenizer
 from lmlab.evaluation.scoring import score
 from lmlab.models.base import LanguageModel
-from lmlab.tokenizers.base import Tokenizer
 
 Floats = NDArray[np.float64]
 

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from lmlab.core import params
 from lmlab.core.errors import UserError
+from lmlab.data.globs import shown
 from lmlab.experiments import looks as looking
 from lmlab.experiments import meaning, sampling, trials
 from lmlab.experiments import runs as library
@@ -25,7 +26,6 @@ from lmlab.experiments.runs import Unfinished
 from lmlab.experiments.variants import Variant
 from lmlab.experiments.verdicts import Rules, Verdict
 from lmlab.experiments.wording import quantity
-from lmlab.globs import shown
 
 MEASURES = ("validation.bits_per_byte", "validation.accuracy", "validation.calibration_error")
 """What is compared unless something else is asked for. The first is primary: it is judged as if it were the only one."""

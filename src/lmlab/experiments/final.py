@@ -19,6 +19,9 @@ import numpy as np
 from lmlab.core import params
 from lmlab.core.errors import UserError
 from lmlab.core.files import SUMS
+from lmlab.data.shards import Shards, open_shards
+from lmlab.data.tokenizers import base as tokenizers
+from lmlab.data.tokenizers.base import Tokenizer
 from lmlab.device import use_device
 from lmlab.evaluation import results
 from lmlab.evaluation.results import SCORED, ScoreParams
@@ -29,9 +32,6 @@ from lmlab.experiments.run import MEASURES, WORKSPACE, Run
 from lmlab.experiments.wording import quantity
 from lmlab.models import base as models
 from lmlab.models.base import LanguageModel
-from lmlab.shards import Shards, open_shards
-from lmlab.tokenizers import base as tokenizers
-from lmlab.tokenizers.base import Tokenizer
 
 TEST = "test"
 SAME = 5e-4

@@ -27,20 +27,23 @@ import pandas as pd
 import torch
 from pydantic import Field
 
-from lmlab import collecting, documents, preflight, probing, sharding, stepping, training
-from lmlab.collecting import DownloadParams
+from lmlab import preflight, probing, stepping, training
 from lmlab.core import lifeline, params, registry
 from lmlab.core.errors import UserError
 from lmlab.core.files import read_json, seal, sha256, whole_file, write_json
 from lmlab.core.params import Params, Tree, Values, changed
+from lmlab.data import collect as collecting
+from lmlab.data import documents
+from lmlab.data import shard as sharding
+from lmlab.data.collect import DownloadParams
+from lmlab.data.shard import ShardParams
+from lmlab.data.shards import Shards, open_shards
+from lmlab.data.tokenizers import base as tokenizers
+from lmlab.data.tokenizers.base import Tokenizer, TokenizerParams
 from lmlab.probing import ProbeParams
-from lmlab.sharding import ShardParams
-from lmlab.shards import Shards, open_shards
 from lmlab.sizing import forward_operations, training_operations
 from lmlab.status import how_it_diverged
 from lmlab.stepping import TrainParams
-from lmlab.tokenizers import base as tokenizers
-from lmlab.tokenizers.base import Tokenizer, TokenizerParams
 
 WINDOWS = 8
 """Of text that snapshots are looked at with."""

@@ -19,15 +19,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from lmlab import documents
 from lmlab.core import registry
 from lmlab.core.params import Tree
 from lmlab.core.registry import Choice
+from lmlab.data import documents
+from lmlab.data.shards import Shards
+from lmlab.data.tokenizers.base import Ids, Tokenizer
 from lmlab.evaluation.about import STRIDE, VALIDATED_AT, WINDOW, About
 from lmlab.evaluation.scoring import Score
 from lmlab.models.base import LanguageModel
-from lmlab.shards import Shards
-from lmlab.tokenizers.base import Ids, Tokenizer
 
 Numbers = dict[str, Any]
 """Numbers by name, or dicts of them by name, and so on."""

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from pydantic import Field
 
-from lmlab import documents
 from lmlab.core.params import Params
-from lmlab.corpora.grammar import rules
+from lmlab.data import documents
+from lmlab.data.corpora.grammar import rules
 from lmlab.evaluation.pairs import accuracy, text_nats
 from lmlab.measures.base import DoesNotApply, Measure, Numbers, Trained
 

@@ -11,8 +11,8 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 
-from lmlab.batches import Batches
 from lmlab.core.params import Params
+from lmlab.data.batches import Batches
 from lmlab.evaluation.about import WINDOW
 from lmlab.measures.base import DoesNotApply, Measure, Numbers, Trained, evenly
 from lmlab.models.base import next_token_loss

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from lmlab.core.params import Params
-from lmlab.corpora.base import Corpus, Document
+from lmlab.data.corpora.base import Corpus, Document
 
 Rules = dict[str, list[tuple[float, tuple[str, ...]]]]
 """For each symbol, its expansions with their probabilities; what is no key is text."""

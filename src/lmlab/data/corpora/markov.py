@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from lmlab.core.params import Params
-from lmlab.corpora.base import Corpus, Document
+from lmlab.data.corpora.base import Corpus, Document
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 MOST_STATES = 200_000

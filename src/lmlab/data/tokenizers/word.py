@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Iterable, Set
 from typing import Any, Self
 
-from lmlab import pretokens
-from lmlab.tokenizers.base import BYTES, Ids, SizedOptions, Spellings, Tokenizer, joined, with_document
+from lmlab.data import pretokens
+from lmlab.data.tokenizers.base import BYTES, Ids, SizedOptions, Spellings, Tokenizer, joined, with_document
 
 
 class Options(SizedOptions):

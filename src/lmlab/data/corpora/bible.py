@@ -6,10 +6,10 @@ import zipfile
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
-from lmlab import fetching
 from lmlab.core.errors import UserError
 from lmlab.core.params import Params
-from lmlab.corpora.base import Corpus, Document
+from lmlab.data import fetching
+from lmlab.data.corpora.base import Corpus, Document
 
 
 class Edition(NamedTuple):

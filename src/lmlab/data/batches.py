@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lmlab.core.errors import UserError
-from lmlab.shards import RowGroup, Shards
-from lmlab.tokenizers.base import Ids
+from lmlab.data.shards import RowGroup, Shards
+from lmlab.data.tokenizers.base import Ids
 
 
 @dataclass

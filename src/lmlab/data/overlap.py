@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmlab.core.progress import ProgressBar
-from lmlab.documents import SPLITS, read_rows
+from lmlab.data.documents import SPLITS, read_rows
 
 RUN = 64
 """A power of two, as `window_hashes` needs it."""

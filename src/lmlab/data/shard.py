@@ -21,9 +21,9 @@ from lmlab.core import lifeline
 from lmlab.core.files import checked, sha256, whole_folder, write_json
 from lmlab.core.params import Params
 from lmlab.core.progress import ProgressBar
-from lmlab.documents import SPLITS, readable
-from lmlab.tokenizers import base as tokenizers
-from lmlab.tokenizers.base import Tokenizer
+from lmlab.data.documents import SPLITS, readable
+from lmlab.data.tokenizers import base as tokenizers
+from lmlab.data.tokenizers.base import Tokenizer
 
 TOKENIZER_FILE = "tokenizer.json"
 

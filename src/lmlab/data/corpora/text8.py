@@ -5,9 +5,9 @@ import zipfile
 from collections.abc import Iterator
 from typing import Any
 
-from lmlab import fetching
 from lmlab.core.params import Params
-from lmlab.corpora.base import PIECE_CHARACTERS, Corpus, Document
+from lmlab.data import fetching
+from lmlab.data.corpora.base import PIECE_CHARACTERS, Corpus, Document
 
 ADDRESS = "http://mattmahoney.net/dc/text8.zip"
 SHA256 = "a6640522afe85d1963ad56c05b0ede0a0c000dddc9671758a6cc09b7a38e5232"  # of the archive, not of the text in it

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from lmlab import pretokens
 from lmlab.core.errors import UserError
 from lmlab.core.files import read_json, seal, write_json
 from lmlab.core.params import Params
 from lmlab.core.registry import Choice, OneOf, find
+from lmlab.data import pretokens
 
 Ids = NDArray[np.unsignedinteger[Any]]
 """A one-dimensional array of token ids."""

@@ -14,8 +14,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from lmlab import pretokens
-from lmlab.tokenizers.base import (
+from lmlab.data import pretokens
+from lmlab.data.tokenizers.base import (
     BYTES,
     Ids,
     SizedOptions,

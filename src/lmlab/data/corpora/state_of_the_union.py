@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
-from lmlab import fetching
 from lmlab.core.params import Params
-from lmlab.corpora.base import Corpus, Document
+from lmlab.data import fetching
+from lmlab.data.corpora.base import Corpus, Document
 
 SHA256 = "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6"
 _NOTE = re.compile(r" ?\[(?:Laughter|Applause|Inaudible|See APP Note|Members of|There was|(?:As )?Delivered)[^\]]*\]", re.I)

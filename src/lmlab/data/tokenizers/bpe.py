@@ -13,8 +13,8 @@ from typing import Any, Self
 
 import tiktoken
 
-from lmlab import pretokens
-from lmlab.tokenizers.base import BYTES, Ids, SizedOptions, Tokenizer, from_readable, joined, readable, with_document
+from lmlab.data import pretokens
+from lmlab.data.tokenizers.base import BYTES, Ids, SizedOptions, Tokenizer, from_readable, joined, readable, with_document
 
 Pair = tuple[int, int]
 SEPARATOR = "│"  # stands between the halves of a merge in JSON; no sign of Latin-1, so no half can hold it

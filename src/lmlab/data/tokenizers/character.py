@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lmlab.core.errors import UserError
 from lmlab.core.params import Params
-from lmlab.tokenizers.base import Ids, Tokenizer
+from lmlab.data.tokenizers.base import Ids, Tokenizer
 
 CODE_POINTS = 0x110000
 REPLACEMENT = "\ufffd"

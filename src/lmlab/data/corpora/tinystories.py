@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from lmlab import fetching
 from lmlab.core.params import Params
-from lmlab.corpora.base import Corpus, Document
+from lmlab.data import fetching
+from lmlab.data.corpora.base import Corpus, Document
 
 FOLDER = "https://huggingface.co/datasets/roneneldan/TinyStories/resolve/main"
 SHA256 = {

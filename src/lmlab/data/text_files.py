@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from lmlab.core.errors import UserError
-from lmlab.globs import shown
+from lmlab.data.globs import shown
 
 HEAD_BYTES = 4096
 MANY_ZEROS = 0.1

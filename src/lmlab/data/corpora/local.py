@@ -16,14 +16,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lmlab import columns, globs, text_files
-from lmlab.columns import Missing
 from lmlab.core.errors import UserError
 from lmlab.core.files import sha256
 from lmlab.core.params import Params
 from lmlab.core.progress import ProgressBar
-from lmlab.corpora.base import PIECE_CHARACTERS, Corpus, Document
-from lmlab.globs import shown
+from lmlab.data import columns, globs, text_files
+from lmlab.data.columns import Missing
+from lmlab.data.corpora.base import PIECE_CHARACTERS, Corpus, Document
+from lmlab.data.globs import shown
 
 SUFFIXES = (".txt", ".txt.gz", ".md", ".md.gz", ".jsonl", ".jsonl.gz", ".parquet")
 KEY = "corpora.local.files"

@@ -17,17 +17,17 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from lmlab.cleaning import Cleaner
 from lmlab.core.errors import UserError
 from lmlab.core.files import sha256, whole_folder, write_json
 from lmlab.core.params import Params
 from lmlab.core.progress import ProgressBar
 from lmlab.core.registry import OneOf
-from lmlab.corpora.base import Corpus, Document
-from lmlab.corpus_summary import count_and_share, lines, listed
-from lmlab.documents import PART_CHARACTERS, ROW_GROUP_BYTES, SCHEMA, SPLITS, read_rows
-from lmlab.globs import shown
-from lmlab.overlap import overlap
+from lmlab.data.cleaning import Cleaner
+from lmlab.data.corpora.base import Corpus, Document
+from lmlab.data.corpus_summary import count_and_share, lines, listed
+from lmlab.data.documents import PART_CHARACTERS, ROW_GROUP_BYTES, SCHEMA, SPLITS, read_rows
+from lmlab.data.globs import shown
+from lmlab.data.overlap import overlap
 
 EMPTY = "empty documents"
 LEAST_HELD_OUT = 1000

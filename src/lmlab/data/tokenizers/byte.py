@@ -6,7 +6,7 @@ from typing import Any, Self
 import numpy as np
 
 from lmlab.core.params import Params
-from lmlab.tokenizers.base import Ids, Tokenizer
+from lmlab.data.tokenizers.base import Ids, Tokenizer
 
 
 class Options(Params):

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from lmlab.documents import SPLITS
-from lmlab.overlap import HELD_OUT
+from lmlab.data.documents import SPLITS
+from lmlab.data.overlap import HELD_OUT
 
 FEW_CHARACTERS = 4
 """Different ones: text that has no more is hardly text."""

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lmlab.core.errors import UserError
-from lmlab.globs import shown
+from lmlab.data.globs import shown
 
 MOST_NAMES = 20
 

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from lmlab import fetching
 from lmlab.core.errors import UserError
 from lmlab.core.params import Params
-from lmlab.corpora.base import Corpus, Document
+from lmlab.data import fetching
+from lmlab.data.corpora.base import Corpus, Document
 
 SHA256 = "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee"
 NINE = (

@@ -5,9 +5,9 @@ import zipfile
 from collections.abc import Iterator
 from typing import Any
 
-from lmlab import fetching
 from lmlab.core.params import Params
-from lmlab.corpora.base import PIECE_CHARACTERS, Corpus, Document
+from lmlab.data import fetching
+from lmlab.data.corpora.base import PIECE_CHARACTERS, Corpus, Document
 
 ADDRESS = "http://mattmahoney.net/dc/enwik8.zip"
 SHA256 = "547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc"  # of the archive, not of the text in it

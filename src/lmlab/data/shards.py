@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from lmlab.core.errors import UserError
 from lmlab.core.files import missing, read_json, sha256
-from lmlab.tokenizers.base import Ids
+from lmlab.data.tokenizers.base import Ids
 
 SPOILT = "run `dvc repro --force shard` to make it again"
 
