@@ -16,12 +16,12 @@ import torch
 import typer
 from common import RESULTS, seconds, show, write
 
-from lmlab import generation
 from lmlab.core import params, registry
 from lmlab.core.params import changed
-from lmlab.device import use_device
-from lmlab.models import base as models
-from lmlab.models.base import LanguageModel
+from lmlab.model import generation
+from lmlab.model.device import use_device
+from lmlab.model.models import base as models
+from lmlab.model.models.base import LanguageModel
 
 VOCABULARY = 65
 

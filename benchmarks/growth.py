@@ -26,8 +26,8 @@ from lmlab import stepping
 from lmlab.core import params, registry
 from lmlab.core.params import Tree, changed
 from lmlab.data.batches import Batches
-from lmlab.device import use_device
-from lmlab.models.base import next_token_loss
+from lmlab.model.device import use_device
+from lmlab.model.models.base import next_token_loss
 from lmlab.probes.cost import peak_bytes
 from lmlab.stepping import TrainParams
 

@@ -28,8 +28,8 @@ from lmlab.core import params, registry
 from lmlab.core.params import Tree, changed
 from lmlab.data.batches import Batches
 from lmlab.data.shards import Shards
-from lmlab.device import use_device
-from lmlab.models.base import LanguageModel
+from lmlab.model.device import use_device
+from lmlab.model.models.base import LanguageModel
 from lmlab.probes.cost import peak_bytes
 from lmlab.sizing import forward_operations, training_operations
 from lmlab.stepping import TrainParams

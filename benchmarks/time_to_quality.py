@@ -30,11 +30,11 @@ from lmlab.core import params, registry
 from lmlab.core.params import Tree, changed
 from lmlab.data.shards import Shards
 from lmlab.data.tokenizers.base import Tokenizer
-from lmlab.device import use_device
 from lmlab.evaluation.kneser_ney import KneserNey
-from lmlab.evaluation.scoring import score
 from lmlab.measures.n_gram_mixture import half_of_each
-from lmlab.models import base as models
+from lmlab.model.device import use_device
+from lmlab.model.models import base as models
+from lmlab.model.scoring import score
 from lmlab.stepping import TrainParams
 
 DEFAULT, YARDSTICK, NANOGPT = "default", "yardstick", "nanoGPT"

@@ -16,8 +16,8 @@ from lmlab.core import params, registry
 from lmlab.core.registry import Choice
 from lmlab.data.shards import Shards
 from lmlab.data.tokenizers.base import Tokenizer
-from lmlab.models import base as models
-from lmlab.models.base import LanguageModel
+from lmlab.model.models import base as models
+from lmlab.model.models.base import LanguageModel
 
 torch.set_num_threads(1)
 

@@ -9,7 +9,7 @@ from torch import zeros
 from lmlab.data.shards import Shards
 from lmlab.data.tokenizers.base import Tokenizer
 from lmlab.evaluation import blocks
-from lmlab.evaluation.scoring import score
+from lmlab.model.scoring import score
 
 ShardsOf = Callable[..., tuple[Shards, Tokenizer]]
 TEXT = [

@@ -22,9 +22,9 @@ from lmlab.data.shards import Shards
 from lmlab.data.tokenizers.base import Tokenizer
 from lmlab.evaluation import results
 from lmlab.evaluation.results import EvaluateParams
-from lmlab.evaluation.scoring import bits_per_byte, score
 from lmlab.experiments import final, openings, runs
-from lmlab.models import base as models
+from lmlab.model.models import base as models
+from lmlab.model.scoring import bits_per_byte, score
 
 TEXT = "".join(f"{number} times {number} is {number * number}.\n" for number in range(60))
 BASE = {

@@ -8,12 +8,12 @@ import small
 import torch
 from small import CONTEXT
 
-from lmlab import generation
 from lmlab.data.tokenizers.base import Tokenizer
 from lmlab.data.tokenizers.byte import Byte
 from lmlab.data.tokenizers.character import Character
-from lmlab.generation import sample_ids, sample_text
-from lmlab.models.base import LanguageModel
+from lmlab.model import generation
+from lmlab.model.generation import sample_ids, sample_text
+from lmlab.model.models.base import LanguageModel
 
 
 @pytest.fixture

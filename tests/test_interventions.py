@@ -19,7 +19,7 @@ from lmlab.core.params import Params
 from lmlab.interventions.base import Intervention, blocks_above, take
 from lmlab.interventions.surrogate_derivative import SURROGATES, _Sloped
 from lmlab.learning_rules.base import LearningRule
-from lmlab.models.base import LanguageModel, next_token_loss
+from lmlab.model.models.base import LanguageModel, next_token_loss
 from lmlab.optimizers.base import parameter_groups, split_by_rate
 
 EVERY = registry.names("interventions")

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from lmlab.core import registry
 from lmlab.core.errors import UserError
 from lmlab.core.registry import Choice
-from lmlab.layers.attention.base import Attention, Values, attend, head_count
-from lmlab.layers.embedding.base import Embedding
-from lmlab.layers.feed_forward.base import FeedForward
-from lmlab.layers.memory import Memory
-from lmlab.layers.position.base import Position
+from lmlab.model.layers.attention.base import Attention, Values, attend, head_count
+from lmlab.model.layers.embedding.base import Embedding
+from lmlab.model.layers.feed_forward.base import FeedForward
+from lmlab.model.layers.memory import Memory
+from lmlab.model.layers.position.base import Position
 
 WIDTH, HEADS, CONTEXT = 16, 2, 8
 

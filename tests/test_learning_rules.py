@@ -11,8 +11,8 @@ from torch import Tensor
 from lmlab.core import registry
 from lmlab.core.errors import UserError
 from lmlab.learning_rules.base import LearningRule
-from lmlab.models import base as models
-from lmlab.models.base import LanguageModel, next_token_loss
+from lmlab.model.models import base as models
+from lmlab.model.models.base import LanguageModel, next_token_loss
 from lmlab.optimizers.base import joined, parameter_groups
 
 every_rule = pytest.mark.parametrize("name", registry.names("learning_rules"))

@@ -7,11 +7,11 @@ from torch import nn
 
 from lmlab.core import registry
 from lmlab.core.errors import UserError
-from lmlab.models.base import LanguageModel, parameter_count
-from lmlab.models.min_gru import scan
-from lmlab.models.rwkv import FASTEST
-from lmlab.models.rwkv import one_chunk as rwkv_chunk
-from lmlab.models.state_space import one_chunk as state_space_chunk
+from lmlab.model.models.base import LanguageModel, parameter_count
+from lmlab.model.models.min_gru import scan
+from lmlab.model.models.rwkv import FASTEST
+from lmlab.model.models.rwkv import one_chunk as rwkv_chunk
+from lmlab.model.models.state_space import one_chunk as state_space_chunk
 
 
 def rough(name: str, **changes: object) -> LanguageModel:

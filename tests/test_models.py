@@ -15,8 +15,8 @@ from lmlab.core import registry
 from lmlab.core.errors import UserError
 from lmlab.core.files import write_sums
 from lmlab.core.registry import Choice
-from lmlab.models import base as models
-from lmlab.models.base import next_token_loss
+from lmlab.model.models import base as models
+from lmlab.model.models.base import next_token_loss
 
 CPU = torch.device("cpu")
 every_model = pytest.mark.parametrize("choice", small.variants("models"), ids=small.title)

@@ -7,10 +7,11 @@ from test_followers import Fixed, began
 from test_learning_rules import batch, gradients, rule_for
 from torch import Tensor
 
-from lmlab import noise, stepping
+from lmlab import stepping
 from lmlab.core import registry
 from lmlab.interventions.base import KEYS
-from lmlab.models.base import LanguageModel
+from lmlab.model import noise
+from lmlab.model.models.base import LanguageModel
 
 LIKE = torch.empty(3, 4)
 

@@ -16,7 +16,7 @@ from lmlab import checkpoint, sizing
 from lmlab.core import registry
 from lmlab.core.errors import UserError
 from lmlab.core.registry import Choice
-from lmlab.models.base import LanguageModel, next_token_loss
+from lmlab.model.models.base import LanguageModel, next_token_loss
 from lmlab.optimizers.base import OptimizerOptions, add_caution, evaluation_weights, parameter_groups
 from lmlab.optimizers.muon import orthogonalised
 

@@ -13,7 +13,7 @@ from lmlab.core import params, registry
 from lmlab.core.errors import UserError
 from lmlab.core.params import Tree
 from lmlab.core.registry import Choice
-from lmlab.models import base as models
+from lmlab.model.models import base as models
 
 V = 20
 DEEP = {

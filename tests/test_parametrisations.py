@@ -10,13 +10,14 @@ import small
 import torch
 from torch import Tensor, nn
 
-from lmlab import noise, preflight, sizing, widths
+from lmlab import preflight, sizing, widths
 from lmlab.core import registry
 from lmlab.core.errors import UserError
 from lmlab.core.params import Tree
 from lmlab.core.registry import Choice
 from lmlab.learning_rules.base import LearningRule
-from lmlab.models.base import LanguageModel
+from lmlab.model import noise
+from lmlab.model.models.base import LanguageModel
 from lmlab.optimizers.base import joined, parameter_groups
 from lmlab.parametrisations.base import Parametrisation
 from lmlab.stepping import Run, TrainParams, begin

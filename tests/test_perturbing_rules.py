@@ -8,10 +8,11 @@ import torch
 from test_learning_rules import assign, batch, cosine, gradients, true_gradients
 from torch import Tensor
 
-from lmlab import noise, perturbing, perturbing_nodes
+from lmlab import perturbing, perturbing_nodes
 from lmlab.core import registry
 from lmlab.core.registry import Choice
-from lmlab.models.base import LanguageModel, next_token_loss
+from lmlab.model import noise
+from lmlab.model.models.base import LanguageModel, next_token_loss
 from lmlab.perturbing_nodes import Sample
 
 RULES = [

@@ -35,7 +35,7 @@ def test_every_part_may_be_chosen_and_dvc_is_told_of_those_it_names(
 
 
 @pytest.mark.parametrize(
-    "line", ["src/lmlab/layers/attention/${models.transformer.attention}.py", "models.${models.hybrid.second}"]
+    "line", ["src/lmlab/model/layers/attention/${models.transformer.attention}.py", "models.${models.hybrid.second}"]
 )
 def test_a_named_part_that_dvc_does_not_follow_is_refused_with_the_line_to_add(
     line: str, tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

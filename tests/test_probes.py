@@ -22,8 +22,8 @@ from lmlab.core import registry
 from lmlab.core.errors import UserError
 from lmlab.core.params import section
 from lmlab.core.registry import Choice
-from lmlab.layers.memory import Memory
-from lmlab.models.base import LanguageModel, next_token_loss
+from lmlab.model.layers.memory import Memory
+from lmlab.model.models.base import LanguageModel, next_token_loss
 from lmlab.probes.activations import dead_share, inputs_of_writers, kurtosis
 from lmlab.probes.attention import drawn, entropy, induction, softmax_weights
 from lmlab.probes.base import Batch, Probe, Reading, Snapshot, streams

@@ -9,7 +9,7 @@ import small
 from lmlab.core import registry
 from lmlab.data.tokenizers.byte import Byte
 from lmlab.evaluation import references
-from lmlab.evaluation.scoring import bits_per_byte
+from lmlab.model.scoring import bits_per_byte
 
 
 def test_uniform_over_bytes_is_eight_bits_a_byte() -> None:

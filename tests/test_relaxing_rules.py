@@ -13,7 +13,7 @@ from lmlab.learning_rules.forward_forward import contrast, corrupt, goodness
 from lmlab.learning_rules.strict_predictive_coding import energy
 from lmlab.learning_rules.target_propagation import targets
 from lmlab.learning_rules.three_factor_hebbian import over_later
-from lmlab.models.base import LanguageModel, next_token_loss
+from lmlab.model.models.base import LanguageModel, next_token_loss
 from lmlab.relaxing import taken_apart
 
 

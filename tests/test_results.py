@@ -12,7 +12,6 @@ import pytest
 import small
 import torch
 
-from lmlab import generation
 from lmlab.core import params
 from lmlab.core.errors import UserError
 from lmlab.core.files import write_json, write_sums
@@ -20,10 +19,11 @@ from lmlab.data.shards import Shards
 from lmlab.data.tokenizers.base import Tokenizer
 from lmlab.evaluation import references, results
 from lmlab.evaluation.results import EvaluateParams
-from lmlab.evaluation.scoring import bits_per_byte, score
 from lmlab.experiments.run import numbers
 from lmlab.measures import base as measures
-from lmlab.models.base import LanguageModel
+from lmlab.model import generation
+from lmlab.model.models.base import LanguageModel
+from lmlab.model.scoring import bits_per_byte, score
 
 Corpus = tuple[Shards, Tokenizer]
 CURVES = {"training.csv", "validation.csv", "loss_by_position.csv", "calibration.csv", "character_classes.csv"}

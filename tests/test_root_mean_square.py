@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
-from lmlab.layers.root_mean_square import rms_norm
+from lmlab.model.layers.root_mean_square import rms_norm
 
 WIDTH = 6
 gained = pytest.mark.parametrize("gained", [True, False])

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lmlab.data.tokenizers.byte import Byte
-from lmlab.evaluation import scoring
-from lmlab.evaluation.scoring import bits_per_byte, remark_on_zero, score, windows
-from lmlab.models.base import LanguageModel
+from lmlab.model import scoring
+from lmlab.model.models.base import LanguageModel
+from lmlab.model.scoring import bits_per_byte, remark_on_zero, score, windows
 
 DOCUMENT = small.VOCABULARY - 1
 

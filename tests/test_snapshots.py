@@ -14,7 +14,7 @@ from test_training import Corpus, train, train_until
 
 from lmlab import snapshots
 from lmlab.core.errors import UserError
-from lmlab.models import base as models
+from lmlab.model.models import base as models
 
 corpus = test_training.corpus  # the fixture
 

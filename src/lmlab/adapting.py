@@ -30,11 +30,11 @@ from lmlab.data.shard import ShardParams
 from lmlab.data.shards import RowGroup, Shards, open_shards
 from lmlab.data.tokenizers import base as tokenizers
 from lmlab.data.tokenizers.base import Ids
-from lmlab.device import use_device
-from lmlab.evaluation.scoring import bits_per_byte, score
 from lmlab.measures.learning_curve import reached
-from lmlab.models import base as models
-from lmlab.models.base import LanguageModel
+from lmlab.model.device import use_device
+from lmlab.model.models import base as models
+from lmlab.model.models.base import LanguageModel
+from lmlab.model.scoring import bits_per_byte, score
 from lmlab.status import ADVICE, how_it_diverged
 from lmlab.stepping import TrainParams
 

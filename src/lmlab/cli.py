@@ -318,10 +318,11 @@ def sample(
     """Let the trained model go on from PROMPT, printing as it generates."""
     import torch
 
-    from lmlab import generation, status
+    from lmlab import status
     from lmlab.core.files import sha256
     from lmlab.data.tokenizers import base as tokenizers
-    from lmlab.models import base as models
+    from lmlab.model import generation
+    from lmlab.model.models import base as models
 
     fitted = tokenizers.load(tokenizer / "tokenizer.json")
     trained, saved = models.load(model, torch.device("cpu"))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lmlab.data.tokenizers.base import Tokenizer
-from lmlab.models.base import LanguageModel
+from lmlab.model.models.base import LanguageModel
 from lmlab.probes.attention import Watched
 from lmlab.probes.base import streams
 

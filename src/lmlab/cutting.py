@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv1d_input
 from torch.overrides import TorchFunctionMode
 
-from lmlab.models.base import LanguageModel, next_token_loss
+from lmlab.model.models.base import LanguageModel, next_token_loss
 
 
 def linear_weights(model: LanguageModel) -> dict[str, nn.Parameter]:

@@ -18,10 +18,10 @@ from torch.overrides import TorchFunctionMode
 from lmlab import sizing, stepping
 from lmlab.core.errors import UserError
 from lmlab.core.registry import Choice
-from lmlab.device import gains_by_bfloat16, memory_bytes
 from lmlab.learning_rules.base import LearningRule
-from lmlab.models import base as models
-from lmlab.models.base import LanguageModel
+from lmlab.model.device import gains_by_bfloat16, memory_bytes
+from lmlab.model.models import base as models
+from lmlab.model.models.base import LanguageModel
 from lmlab.stepping import TrainParams
 
 MOST_MODULES = 20_000

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lmlab import noise
-from lmlab.models.base import LanguageModel, next_token_loss
+from lmlab.model import noise
+from lmlab.model.models.base import LanguageModel, next_token_loss
 
 Draw = Callable[[Tensor, torch.Generator], Tensor]
 """Noise of mean 0 and variance 1 in a tensor's shape, precision and place."""

@@ -16,7 +16,7 @@ from torch.func import functional_call
 from torch.nn.grad import conv1d_weight
 from torch.overrides import TorchFunctionMode
 
-from lmlab.models.base import LanguageModel
+from lmlab.model.models.base import LanguageModel
 from lmlab.perturbing import Draw, Named, add_to_gradient, differentiable_attention, drawn, moved, taught
 
 _ARGUMENTS: dict[Any, tuple[str, ...]] = {

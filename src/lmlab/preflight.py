@@ -17,7 +17,7 @@ from lmlab.data.tokenizers import base as tokenizers
 from lmlab.data.tokenizers.base import TokenizerParams
 from lmlab.evaluation.results import EvaluateParams
 from lmlab.measures import base as measures
-from lmlab.models import base as models
+from lmlab.model.models import base as models
 from lmlab.probing import ProbeParams
 from lmlab.stepping import TrainParams, chosen_rule
 

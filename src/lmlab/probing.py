@@ -20,11 +20,11 @@ from lmlab.core.progress import ProgressBar
 from lmlab.core.registry import Choice
 from lmlab.data.shards import Shards
 from lmlab.data.tokenizers.base import Tokenizer
-from lmlab.device import use_device
 from lmlab.interventions import base as interventions
 from lmlab.interventions.base import build_rule
-from lmlab.models import base as models
-from lmlab.models.base import LanguageModel
+from lmlab.model.device import use_device
+from lmlab.model.models import base as models
+from lmlab.model.models.base import LanguageModel
 from lmlab.probes.base import Batch, Probe, Snapshot
 
 COLUMNS = pa.schema(

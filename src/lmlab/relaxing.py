@@ -7,7 +7,7 @@ the loss down to the last block's output, autograd is exact.
 import torch
 from torch import Tensor
 
-from lmlab.models.base import LanguageModel
+from lmlab.model.models.base import LanguageModel
 
 
 def value_of(output: Tensor) -> Tensor:

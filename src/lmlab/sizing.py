@@ -16,8 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from lmlab.device import memory_bytes, multiplying_in
-from lmlab.models.base import LanguageModel, next_token_loss
+from lmlab.model.device import memory_bytes, multiplying_in
+from lmlab.model.models.base import LanguageModel, next_token_loss
 
 BACKWARD = 2
 """A backward pass costs about twice a forward pass: a product of matrices has two gradients, each a product of that size."""

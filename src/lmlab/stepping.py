@@ -13,17 +13,17 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from lmlab import noise
-from lmlab.compiling import Compiled
 from lmlab.core.errors import UserError
 from lmlab.core.params import Params
 from lmlab.core.registry import Choice, OneOf
 from lmlab.data.batches import Batches
-from lmlab.device import gains_by_bfloat16, multiplying_in
 from lmlab.interventions import base as interventions
 from lmlab.learning_rules.base import LearningRule
-from lmlab.models import base as models
-from lmlab.models.base import LanguageModel
+from lmlab.model import noise
+from lmlab.model.compiling import Compiled
+from lmlab.model.device import gains_by_bfloat16, multiplying_in
+from lmlab.model.models import base as models
+from lmlab.model.models.base import LanguageModel
 from lmlab.optimizers.base import joined, parameter_groups, split_by_rate, stepping_in_backward
 from lmlab.parametrisations.base import Parametrisation
 from lmlab.schedules.base import Schedule

@@ -19,18 +19,19 @@ from typing import Any
 
 import torch
 
-from lmlab import checkpoint, generation, sizing, snapshots
+from lmlab import checkpoint, sizing, snapshots
 from lmlab.checkpoint import Lines
-from lmlab.compiling import failures_told
 from lmlab.core.files import sha256, whole_folder
 from lmlab.core.progress import ProgressBar
 from lmlab.core.registry import Choice
 from lmlab.data.batches import Batches
 from lmlab.data.shards import Shards
 from lmlab.data.tokenizers.base import Ids, Tokenizer
-from lmlab.device import multiplies_bfloat16, use_device
-from lmlab.evaluation.scoring import bits_per_byte, remark_on_zero, score
-from lmlab.models import base as models
+from lmlab.model import generation
+from lmlab.model.compiling import failures_told
+from lmlab.model.device import multiplies_bfloat16, use_device
+from lmlab.model.models import base as models
+from lmlab.model.scoring import bits_per_byte, remark_on_zero, score
 from lmlab.optimizers.base import evaluation_weights
 from lmlab.schedules.base import Schedule
 from lmlab.status import ADVICE

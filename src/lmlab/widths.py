@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lmlab.core.errors import UserError
 from lmlab.core.registry import Choice
-from lmlab.models.base import LanguageModel, build
+from lmlab.model.models.base import LanguageModel, build
 
 Groups = dict[str, list[nn.Parameter]]
 """Parameters by the name of the optimizer's group that they belong to."""

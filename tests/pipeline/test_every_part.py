@@ -136,7 +136,7 @@ def test_dvc_is_told_of_the_files_and_params_of_every_part(values: dict[str, str
         assert [path for path in code if not (PROJECT / path).exists()] == []
         for line in stage["params"]:
             assert isinstance(at(tree, filled(line)), dict), f"{name}: {line}"
-        assert f"src/lmlab/models/{values['train.model']}.py" in code or name not in ("train", "evaluate", "probe")
+        assert f"src/lmlab/model/models/{values['train.model']}.py" in code or name not in ("train", "evaluate", "probe")
 
 
 def at(tree: Any, dotted: str) -> Any:

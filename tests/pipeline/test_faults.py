@@ -18,7 +18,7 @@ import pytest
 
 from lmlab import checkpoint
 from lmlab.core import files
-from lmlab.models import base as models
+from lmlab.model.models import base as models
 
 pytestmark = pytest.mark.pipeline
 

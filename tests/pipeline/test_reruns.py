@@ -63,7 +63,7 @@ CODE: list[tuple[str, set[str]]] = [
     # the parts in use
     ("src/lmlab/data/corpora/grammar.py", {"download", "evaluate"}),  # which makes minimal pairs from it
     ("src/lmlab/data/tokenizers/character.py", {"tokenizer", "shard", *MODEL}),
-    ("src/lmlab/layers/feed_forward/relu_squared.py", MODEL),
+    ("src/lmlab/model/layers/feed_forward/relu_squared.py", MODEL),
     ("src/lmlab/learning_rules/backprop.py", {"train", "probe"}),  # which runs the rule again
     ("src/lmlab/probes/gradient_angle.py", {"probe"}),
     ("src/lmlab/probes/base.py", {"probe"}),
@@ -79,13 +79,13 @@ UNUSED_CODE = [
     "src/lmlab/data/corpora/markov.py",
     "src/lmlab/data/tokenizers/bpe.py",
     "src/lmlab/data/tokenizers/byte.py",
-    "src/lmlab/layers/attention/latent.py",
-    "src/lmlab/models/lstm.py",
+    "src/lmlab/model/layers/attention/latent.py",
+    "src/lmlab/model/models/lstm.py",
     "src/lmlab/optimizers/muon.py",
     "src/lmlab/experiments/studies.py",
-    "src/lmlab/layers/feed_forward/swiglu.py",
-    "src/lmlab/layers/normalisation/layer_norm.py",
-    "src/lmlab/layers/position/absent.py",
+    "src/lmlab/model/layers/feed_forward/swiglu.py",
+    "src/lmlab/model/layers/normalisation/layer_norm.py",
+    "src/lmlab/model/layers/position/absent.py",
     "src/lmlab/schedules/cosine.py",
     "src/lmlab/cli.py",
     "src/lmlab/preflight.py",

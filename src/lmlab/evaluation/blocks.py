@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from lmlab.data.tokenizers.base import Ids
-from lmlab.evaluation.scoring import Score
+from lmlab.model.scoring import Score
 
 BLOCKS = 100
 LEAST_BYTES = 64

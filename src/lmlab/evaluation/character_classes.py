@@ -5,7 +5,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lmlab.data.tokenizers.base import Ids
-from lmlab.evaluation.scoring import Score
+from lmlab.model.scoring import Score
 
 CLASSES = (
     "letter_at_word_start", "letter_in_word", "capital", "digit", "space", "newline", "punctuation", "other",

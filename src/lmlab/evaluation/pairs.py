@@ -7,8 +7,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from lmlab.data.tokenizers.base import Tokenizer
-from lmlab.evaluation.scoring import score
-from lmlab.models.base import LanguageModel
+from lmlab.model.models.base import LanguageModel
+from lmlab.model.scoring import score
 
 Floats = NDArray[np.float64]
 

@@ -13,7 +13,6 @@ import pandas as pd
 import torch
 from pydantic import Field
 
-from lmlab import generation
 from lmlab.core.errors import UserError
 from lmlab.core.files import checked, read_json, whole_file, write_json, write_sums
 from lmlab.core.params import Names, Params
@@ -21,9 +20,10 @@ from lmlab.core.registry import Choice
 from lmlab.data.shards import Shards
 from lmlab.data.tokenizers.base import Ids, Tokenizer
 from lmlab.evaluation import blocks, character_classes, references
-from lmlab.evaluation.scoring import Score, bits_per_byte, remark_on_zero, score
 from lmlab.measures.base import Trained, about, take
-from lmlab.models.base import LanguageModel
+from lmlab.model import generation
+from lmlab.model.models.base import LanguageModel
+from lmlab.model.scoring import Score, bits_per_byte, remark_on_zero, score
 from lmlab.sizing import training_operations
 from lmlab.status import DIVERGED, FINISHED, how_it_diverged
 

@@ -22,16 +22,16 @@ from lmlab.core.files import SUMS
 from lmlab.data.shards import Shards, open_shards
 from lmlab.data.tokenizers import base as tokenizers
 from lmlab.data.tokenizers.base import Tokenizer
-from lmlab.device import use_device
 from lmlab.evaluation import results
 from lmlab.evaluation.results import SCORED, ScoreParams
-from lmlab.evaluation.scoring import bits_per_byte
 from lmlab.experiments import openings, runs
 from lmlab.experiments.openings import Opening, counted, ordinal
 from lmlab.experiments.run import MEASURES, WORKSPACE, Run
 from lmlab.experiments.wording import quantity
-from lmlab.models import base as models
-from lmlab.models.base import LanguageModel
+from lmlab.model.device import use_device
+from lmlab.model.models import base as models
+from lmlab.model.models.base import LanguageModel
+from lmlab.model.scoring import bits_per_byte
 
 TEST = "test"
 SAME = 5e-4

@@ -5,7 +5,7 @@ from torch import Tensor
 from lmlab.core.params import Params
 from lmlab.interventions.base import Intervention
 from lmlab.learning_rules.base import LearningRule, Pieces
-from lmlab.models.base import LanguageModel
+from lmlab.model.models.base import LanguageModel
 
 
 class Options(Params):

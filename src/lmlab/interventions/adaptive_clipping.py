@@ -7,7 +7,7 @@ from torch import Tensor
 from lmlab.core.params import Params
 from lmlab.interventions.base import GradientEdit, Gradients, shortening
 from lmlab.learning_rules.base import LearningRule
-from lmlab.models.base import LanguageModel
+from lmlab.model.models.base import LanguageModel
 
 SMALLEST_NORM = 0.001
 """Weights shorter than this count as this long: otherwise those that start at zero could never move."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lmlab.core.errors import UserError
 from lmlab.core.registry import Choice
 from lmlab.learning_rules.base import LearningRule, Pieces
-from lmlab.models.base import LanguageModel
+from lmlab.model.models.base import LanguageModel
 from lmlab.optimizers.base import Groups
 
 KEYS = ["intervention", "second_intervention", "third_intervention"]

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from lmlab.core.params import Params
 from lmlab.interventions.base import Intervention
 from lmlab.learning_rules.base import LearningRule, Pieces
-from lmlab.models.base import LanguageModel
+from lmlab.model.models.base import LanguageModel
 
 
 class Options(Params):

@@ -10,7 +10,7 @@ from torch import Tensor
 from lmlab.core.params import Params
 from lmlab.interventions.base import GradientEdit, Gradients
 from lmlab.learning_rules.base import LearningRule
-from lmlab.models.base import LanguageModel
+from lmlab.model.models.base import LanguageModel
 
 
 class Options(Params):

@@ -8,7 +8,7 @@ from pydantic import Field
 from lmlab.core.params import Params
 from lmlab.interventions.base import OWN, GradientEdit, Gradients, norm, shortening
 from lmlab.learning_rules.base import LearningRule
-from lmlab.models.base import LanguageModel
+from lmlab.model.models.base import LanguageModel
 
 
 class Options(Params):

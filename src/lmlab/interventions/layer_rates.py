@@ -7,7 +7,7 @@ from lmlab.core.errors import UserError
 from lmlab.core.params import Params
 from lmlab.interventions.base import Intervention, blocks_above
 from lmlab.learning_rules.base import LearningRule, Pieces
-from lmlab.models.base import LanguageModel
+from lmlab.model.models.base import LanguageModel
 
 
 class Options(Params):

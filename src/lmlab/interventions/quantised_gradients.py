@@ -3,11 +3,11 @@
 import torch
 from pydantic import Field
 
-from lmlab import noise
 from lmlab.core.params import Params
 from lmlab.interventions.base import GradientEdit, Gradients
 from lmlab.learning_rules.base import LearningRule
-from lmlab.models.base import LanguageModel
+from lmlab.model import noise
+from lmlab.model.models.base import LanguageModel
 
 
 class Options(Params):

@@ -13,10 +13,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lmlab import noise
 from lmlab.core.params import Params
 from lmlab.learning_rules.base import LearningRule
-from lmlab.models.base import LanguageModel
+from lmlab.model import noise
+from lmlab.model.models.base import LanguageModel
 from lmlab.perturbing import DRAWS, Distribution
 from lmlab.perturbing_nodes import Sample, credit, noise_groups, slopes_along_noise, teach_nodes
 

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from lmlab import noise
 from lmlab.core.params import Params
-from lmlab.models.base import LanguageModel
+from lmlab.model import noise
+from lmlab.model.models.base import LanguageModel
 from lmlab.optimizers.base import Groups
 from lmlab.widths import by_fans, scale_initialisation
 

@@ -16,7 +16,7 @@ from lmlab.core.errors import UserError
 from lmlab.core.params import Params
 from lmlab.cutting import Pieces, drawn_like, stream_widths
 from lmlab.learning_rules.base import LearningRule
-from lmlab.models.base import LanguageModel, next_token_loss
+from lmlab.model.models.base import LanguageModel, next_token_loss
 
 EPSILON = 1e-6
 """Added to the mean square of what is normalised, so that nothing is divided by zero."""

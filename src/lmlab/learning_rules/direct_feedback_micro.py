@@ -16,7 +16,7 @@ from lmlab.core.errors import UserError
 from lmlab.core.params import Params
 from lmlab.cutting import Call, Rerouted, drawn_like, key, linear_weights, without_storage
 from lmlab.learning_rules.base import LearningRule
-from lmlab.models.base import LanguageModel, next_token_loss
+from lmlab.model.models.base import LanguageModel, next_token_loss
 from lmlab.widths import fans_of, initial_power
 
 

@@ -14,11 +14,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lmlab import noise
 from lmlab.core.errors import UserError
 from lmlab.core.params import Params
 from lmlab.learning_rules.base import LearningRule
-from lmlab.models.base import LanguageModel, next_token_loss
+from lmlab.model import noise
+from lmlab.model.models.base import LanguageModel, next_token_loss
 from lmlab.relaxing import value_of
 
 

@@ -12,10 +12,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lmlab import noise
 from lmlab.core.params import Params
 from lmlab.learning_rules.base import LearningRule
-from lmlab.models.base import LanguageModel
+from lmlab.model import noise
+from lmlab.model.models.base import LanguageModel
 from lmlab.perturbing import DRAWS, Distribution, add_to_gradient, direction, slopes_along, taught
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from lmlab.core.params import Params
 from lmlab.cutting import LocalHeads, Pieces, teach_by_local_losses
 from lmlab.learning_rules.base import LearningRule
-from lmlab.models.base import LanguageModel, next_token_loss
+from lmlab.model.models.base import LanguageModel, next_token_loss
 from lmlab.optimizers.base import Groups
 from lmlab.widths import by_fans
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lmlab.core.params import Params
 from lmlab.cutting import backprop_with, drawn_like, key, linear_weights
 from lmlab.learning_rules.base import LearningRule, gradients_apart
-from lmlab.models.base import LanguageModel
+from lmlab.model.models.base import LanguageModel
 from lmlab.optimizers.base import Groups, follow, parameter_groups
 
 

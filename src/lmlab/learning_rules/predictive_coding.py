@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lmlab.core.params import Params
 from lmlab.learning_rules.base import LearningRule
-from lmlab.models.base import LanguageModel, next_token_loss
+from lmlab.model.models.base import LanguageModel, next_token_loss
 from lmlab.relaxing import taken_apart, teach
 
 

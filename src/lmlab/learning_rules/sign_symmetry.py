@@ -14,7 +14,7 @@ from torch import Tensor
 from lmlab.core.params import Params
 from lmlab.cutting import backprop_with, drawn_like, key, linear_weights
 from lmlab.learning_rules.base import LearningRule
-from lmlab.models.base import LanguageModel
+from lmlab.model.models.base import LanguageModel
 
 
 class Options(Params):

@@ -17,10 +17,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lmlab import noise
 from lmlab.core.params import Params
 from lmlab.learning_rules.base import LearningRule
-from lmlab.models.base import LanguageModel, next_token_loss
+from lmlab.model import noise
+from lmlab.model.models.base import LanguageModel, next_token_loss
 from lmlab.relaxing import taken_apart
 
 

@@ -20,11 +20,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lmlab import noise
 from lmlab.core.errors import UserError
 from lmlab.core.params import Params
 from lmlab.learning_rules.base import LearningRule
-from lmlab.models.base import LanguageModel, next_token_loss
+from lmlab.model import noise
+from lmlab.model.models.base import LanguageModel, next_token_loss
 
 TINY = 1e-30
 """Least variance of noise that is divided by: a map whose outputs are all 0 is not tried."""

@@ -11,11 +11,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lmlab import noise
 from lmlab.core.params import Params
 from lmlab.cutting import backprop_with, drawn_like, key, linear_weights
 from lmlab.learning_rules.base import LearningRule, Pieces, in_pieces
-from lmlab.models.base import LanguageModel
+from lmlab.model import noise
+from lmlab.model.models.base import LanguageModel
 
 
 class Options(Params):

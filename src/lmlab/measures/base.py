@@ -26,8 +26,8 @@ from lmlab.data import documents
 from lmlab.data.shards import Shards
 from lmlab.data.tokenizers.base import Ids, Tokenizer
 from lmlab.evaluation.about import STRIDE, VALIDATED_AT, WINDOW, About
-from lmlab.evaluation.scoring import Score
-from lmlab.models.base import LanguageModel
+from lmlab.model.models.base import LanguageModel
+from lmlab.model.scoring import Score
 
 Numbers = dict[str, Any]
 """Numbers by name, or dicts of them by name, and so on."""

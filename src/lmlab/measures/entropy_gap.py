@@ -1,8 +1,8 @@
 """How far from the best there can be: bits per byte above the exact entropy of a synthetic corpus."""
 
 from lmlab.core.params import Params
-from lmlab.evaluation.scoring import bits_per_byte
 from lmlab.measures.base import SCORED, DoesNotApply, Measure, Numbers, Trained
+from lmlab.model.scoring import bits_per_byte
 
 
 class Options(Params):

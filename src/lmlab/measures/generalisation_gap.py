@@ -4,8 +4,8 @@ import numpy as np
 from pydantic import Field
 
 from lmlab.core.params import Params
-from lmlab.evaluation.scoring import score
 from lmlab.measures.base import SCORED, Measure, Numbers, Trained, evenly
+from lmlab.model.scoring import score
 
 STRIDES = 16
 """In each stretch of text."""

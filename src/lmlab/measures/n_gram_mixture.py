@@ -11,8 +11,8 @@ from pydantic import Field
 
 from lmlab.core.params import Params
 from lmlab.evaluation.kneser_ney import KneserNey
-from lmlab.evaluation.scoring import bits_per_byte
 from lmlab.measures.base import SCORED, Measure, Numbers, Trained
+from lmlab.model.scoring import bits_per_byte
 
 
 class Options(Params):

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from lmlab import generation
 from lmlab.core.params import Params
 from lmlab.measures.base import DoesNotApply, Measure, Numbers, Trained
+from lmlab.model import generation
 
 Integers = NDArray[np.int64]
 

@@ -15,7 +15,7 @@ from lmlab.core.params import Params
 from lmlab.data.batches import Batches
 from lmlab.evaluation.about import WINDOW
 from lmlab.measures.base import DoesNotApply, Measure, Numbers, Trained, evenly
-from lmlab.models.base import next_token_loss
+from lmlab.model.models.base import next_token_loss
 
 
 class Options(Params):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.adam import adam
 
 from lmlab.core.params import Params
-from lmlab.models.base import LanguageModel
+from lmlab.model.models.base import LanguageModel
 from lmlab.widths import FANS, Fans, by_fans, kind_of, widening_of, width_powers
 from lmlab.widths import Groups as Groups
 

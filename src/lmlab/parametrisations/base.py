@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 
-from lmlab.models.base import LanguageModel
+from lmlab.model.models.base import LanguageModel
 
 
 class Parametrisation(ABC):

@@ -34,7 +34,7 @@ from pydantic import Field
 from lmlab.core.errors import UserError
 from lmlab.core.params import Params
 from lmlab.core.registry import Choice
-from lmlab.models.base import LanguageModel
+from lmlab.model.models.base import LanguageModel
 from lmlab.optimizers.base import parameter_groups
 from lmlab.parametrisations.base import Parametrisation
 from lmlab.widths import scale_initialisation

@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from lmlab.core.params import Params
-from lmlab.models.base import LanguageModel
+from lmlab.model.models.base import LanguageModel
 from lmlab.parametrisations.base import Parametrisation
 
 

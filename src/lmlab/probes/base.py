@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lmlab.core.errors import UserError
 from lmlab.learning_rules.base import LearningRule
-from lmlab.models.base import LanguageModel, next_token_loss
+from lmlab.model.models.base import LanguageModel, next_token_loss
 
 Vectors = dict[str, Tensor]
 """A tensor for each of a model's parameters, by the parameter's name."""

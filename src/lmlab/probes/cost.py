@@ -17,7 +17,7 @@ from pydantic import Field
 from torch.profiler import ProfilerActivity, profile
 
 from lmlab.core.params import Params
-from lmlab.models.base import next_token_loss
+from lmlab.model.models.base import next_token_loss
 from lmlab.probes.base import Batch, Probe, Reading, Snapshot
 
 

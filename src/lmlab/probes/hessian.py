@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lmlab.core.params import Params
-from lmlab.models.base import next_token_loss
+from lmlab.model.models.base import next_token_loss
 from lmlab.probes.base import Batch, Probe, Reading, Snapshot
 
 

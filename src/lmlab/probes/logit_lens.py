@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from lmlab.core.params import Params
-from lmlab.models.base import next_token_loss
+from lmlab.model.models.base import next_token_loss
 from lmlab.probes.base import Batch, Probe, Reading, Snapshot, module_name, streams
 
 

@@ -1,0 +1,28 @@
+"""Normalisation before each layer (Xiong et al. 2020): the stream itself is never rescaled, and deep models start well."""
+
+from torch import Tensor
+
+from lmlab.core.params import Params
+from lmlab.core.registry import Choice
+from lmlab.model.layers.placement.base import Placement
+
+
+class Options(Params):
+    """This placement has none."""
+
+
+class Pre(Placement):
+    """x + layer(norm(x))."""
+
+    def __init__(self, options: Options, width: int, normalisation: Choice) -> None:
+        super().__init__()
+        self.norm = normalisation.build(width)
+
+    def enter(self, x_BTD: Tensor) -> Tensor:
+        return self.norm(x_BTD)
+
+    def leave(self, y_BTD: Tensor) -> Tensor:
+        return y_BTD
+
+    def settle(self, x_BTD: Tensor) -> Tensor:
+        return x_BTD

@@ -1,0 +1,30 @@
+"""ALiBi, attention with linear biases (Press et al. 2022): scores fall with distance, at a slope of its own in each head."""
+
+import torch
+from torch import Tensor
+
+from lmlab.core.params import Params
+from lmlab.model.layers.position.base import Position
+
+
+class Options(Params):
+    """This position has none."""
+
+
+class ALiBi(Position):
+    """Head h of H takes distance / 2^(8 h / H) off each score, h counted from 1. Nothing is learned."""
+
+    def __init__(self, options: Options, width: int, context: int) -> None:
+        super().__init__()
+
+    def embed(self, x_BTD: Tensor, start: int) -> Tensor:
+        return x_BTD
+
+    def rotate(self, x_BHTK: Tensor, start: int) -> Tensor:
+        return x_BHTK
+
+    def bias(self, heads: int, queries: int, keys: int) -> Tensor | None:
+        slopes = 2.0 ** (-8.0 / heads * torch.arange(1, heads + 1))
+        places = torch.arange(keys)
+        distances = places[keys - queries :, None] - places
+        return -slopes[:, None, None] * distances

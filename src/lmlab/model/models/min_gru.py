@@ -1,0 +1,104 @@
+"""A minimal gated recurrent unit (Feng et al. 2024, "Were RNNs All We Needed?"), between feed-forward layers.
+
+Gate and candidate read the token alone, so the states of all positions come from one parallel scan instead of a loop. The
+memory is the last state of each block: of a fixed size, and it sees as far back as the gates let it.
+"""
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from lmlab.core.params import Params
+from lmlab.model.layers.memory import Memory
+from lmlab.model.models.base import LanguageModel, Norm, draw_weights
+
+
+class Options(Params):
+    """Options of the model."""
+
+    layers: int = Field(ge=1)
+    width: int = Field(ge=1)
+    state_expansion: float = Field(gt=0, le=1e6)
+    expansion: float = Field(gt=0, le=1e6)
+
+
+def scan(keep_BTE: Tensor, add_BTE: Tensor) -> Tensor:
+    """H of h[t] = keep[t] * h[t - 1] + add[t], with h before the first 0, in log2(T) rounds (Hillis & Steele 1986).
+
+    After each round a position holds the sum over twice as many positions up to its own. `keep` should be between 0 and 1:
+    products of it may vanish but nothing is divided by them. (The paper's cumulative sums of logarithms are safe as well;
+    on a CPU they took three times as long, and in float32 lost a digit more.)
+    """
+    step, time = 1, keep_BTE.shape[1]
+    while step < time:
+        add_BTE = torch.cat((add_BTE[:, :step], add_BTE[:, step:] + keep_BTE[:, step:] * add_BTE[:, :-step]), dim=1)
+        keep_BTE = torch.cat((keep_BTE[:, :step], keep_BTE[:, step:] * keep_BTE[:, :-step]), dim=1)
+        step *= 2
+    return add_BTE
+
+
+class Recurrence(nn.Module):
+    """h = (1 - update) * h + update * candidate, and a linear map of all h."""
+
+    def __init__(self, width: int, state: int) -> None:
+        super().__init__()
+        self.update_candidate = nn.Linear(width, 2 * state)
+        self.out = nn.Linear(state, width, bias=False)
+
+    def forward(self, x_BTD: Tensor, memory: Memory | None) -> Tensor:
+        gate_BTE, candidate_BTE = self.update_candidate(x_BTD).chunk(2, dim=-1)
+        keep_BTE, add_BTE = (-gate_BTE).sigmoid(), gate_BTE.sigmoid() * candidate_BTE
+        if memory is not None and memory.seen:
+            first_B1E = add_BTE[:, :1] + keep_BTE[:, :1] * memory.tensors["state"]
+            add_BTE = torch.cat((first_B1E, add_BTE[:, 1:]), dim=1)
+        h_BTE = scan(keep_BTE, add_BTE)
+        if memory is not None:
+            memory.tensors["state"] = h_BTE[:, -1:]
+        return self.out(h_BTE)
+
+
+class FeedForward(nn.Module):
+    """out(gelu(up(x))), at each token alone."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up, self.out = nn.Linear(width, hidden, bias=False), nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.out(nn.functional.gelu(self.up(x_BTD)))
+
+
+class Block(nn.Module):
+    """x + recurrence(norm(x)), then x + feed_forward(norm(x))."""
+
+    def __init__(self, width: int, state: int, hidden: int) -> None:
+        super().__init__()
+        self.recurrence_norm, self.recurrence = Norm(width), Recurrence(width, state)
+        self.feed_forward_norm, self.feed_forward = Norm(width), FeedForward(width, hidden)
+
+    def forward(self, x_BTD: Tensor, memory: Memory | None = None) -> Tensor:
+        x_BTD = x_BTD + self.recurrence(self.recurrence_norm(x_BTD), memory)
+        return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
+
+
+class MinGRU(LanguageModel):
+    """Embedding, `layers` blocks, normalisation, readout."""
+
+    readout: nn.Linear
+
+    def __init__(self, options: Options, vocabulary: int, context: int) -> None:
+        super().__init__()
+        width = options.width
+        state, hidden = (max(1, round(times * width)) for times in (options.state_expansion, options.expansion))
+        self.vocabulary, self.context, self.width = vocabulary, context, width
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.blocks = nn.ModuleList(Block(width, state, hidden) for _ in range(options.layers))
+        self.final_norm = Norm(width)
+        self.readout = nn.Linear(width, vocabulary, bias=False)
+        draw_weights(self)
+
+    def embed(self, tokens_BT: Tensor, memory: Memory | None = None) -> Tensor:
+        return self.embedding(tokens_BT)
+
+    def head(self, x_BTD: Tensor) -> Tensor:
+        return self.readout(self.final_norm(x_BTD))

@@ -1,0 +1,63 @@
+"""A multilayer perceptron over the embeddings of the last tokens (Bengio et al. 2003), with residual connections.
+
+Only the first block looks back; those above it compute at each token alone. It sees `window` tokens, and the memory is the
+normalised embeddings of the last window - 1.
+"""
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from lmlab.core.params import Params
+from lmlab.model.layers.memory import Memory
+from lmlab.model.models.base import LanguageModel, Norm, draw_weights, with_past
+
+
+class Options(Params):
+    """Options of the model."""
+
+    layers: int = Field(ge=1)
+    width: int = Field(ge=1)
+    window: int = Field(ge=1)
+    expansion: float = Field(gt=0, le=1e6)
+
+
+class Block(nn.Module):
+    """x + out(tanh(up(the normalised x of the last reach + 1 tokens, side by side)))."""
+
+    def __init__(self, width: int, hidden: int, reach: int) -> None:
+        super().__init__()
+        self.reach = reach
+        self.norm = Norm(width)
+        self.up = nn.Linear((reach + 1) * width, hidden)
+        self.out = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x_BTD: Tensor, memory: Memory | None = None) -> Tensor:
+        time = x_BTD.shape[1]
+        seen_BSD = with_past(self.norm(x_BTD), memory, self.reach)
+        window = torch.cat([seen_BSD[:, at : at + time] for at in range(self.reach + 1)], dim=-1)
+        return x_BTD + self.out(self.up(window).tanh())
+
+
+class Perceptron(LanguageModel):
+    """Embedding, `layers` blocks, normalisation, readout."""
+
+    readout: nn.Linear
+
+    def __init__(self, options: Options, vocabulary: int, context: int) -> None:
+        super().__init__()
+        width, hidden = options.width, max(1, round(options.expansion * options.width))
+        self.vocabulary, self.context, self.width = vocabulary, context, width
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.blocks = nn.ModuleList(
+            Block(width, hidden, reach=0 if layer else options.window - 1) for layer in range(options.layers)
+        )
+        self.final_norm = Norm(width)
+        self.readout = nn.Linear(width, vocabulary, bias=False)
+        draw_weights(self)
+
+    def embed(self, tokens_BT: Tensor, memory: Memory | None = None) -> Tensor:
+        return self.embedding(tokens_BT)
+
+    def head(self, x_BTD: Tensor) -> Tensor:
+        return self.readout(self.final_norm(x_BTD))

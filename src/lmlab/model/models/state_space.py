@@ -1,0 +1,156 @@
+"""A selective state space (Mamba-2: Dao & Gu 2024): a linear recurrence whose decay and inputs are chosen by the tokens.
+
+Each head's state is a matrix that shrinks by one number a token. Within a chunk the recurrence is computed as masked matrix
+products, and the state is handed from chunk to chunk. The memory is the state and the last inputs of a short convolution:
+of a fixed size, and it sees as far back as the decays let it.
+"""
+
+from math import log
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from lmlab.core.errors import UserError
+from lmlab.core.params import Params
+from lmlab.model.layers.memory import Memory
+from lmlab.model.models.base import LanguageModel, Norm, draw_weights, with_past
+
+
+class Options(Params):
+    """Options of the model."""
+
+    layers: int = Field(ge=1)
+    width: int = Field(ge=1)
+    expansion: float = Field(gt=0, le=1e6)
+    heads: int = Field(ge=1)
+    state: int = Field(ge=1)
+    kernel: int = Field(ge=1)
+    chunk: int = Field(ge=1)
+
+
+def one_chunk(
+    log_keep_BHT: Tensor, values_BHTP: Tensor, keys_BTN: Tensor, queries_BTN: Tensor, state_BHPN: Tensor
+) -> tuple[Tensor, Tensor]:
+    """y_BHTP and the last state of `state = keep * state + value keyᵀ; y = state query`, position by position.
+
+    Position t reads what s wrote times all keeps after s up to t: exp(upto[t] - upto[s]), never above 1.
+    """
+    upto_BHT = log_keep_BHT.cumsum(dim=-1)
+    time = upto_BHT.shape[-1]
+    later = torch.ones(time, time, dtype=torch.bool, device=upto_BHT.device).triu(1)
+    kept_BHTS = (upto_BHT[..., :, None] - upto_BHT[..., None, :]).masked_fill(later, float("-inf")).exp()
+    scores_BTS = queries_BTN @ keys_BTN.transpose(1, 2)
+    from_chunk = (kept_BHTS * scores_BTS[:, None]) @ values_BHTP
+    from_state = (queries_BTN[:, None] @ state_BHPN.transpose(2, 3)) * upto_BHT.exp()[..., None]
+    kept_values = values_BHTP * (upto_BHT[..., -1:] - upto_BHT).exp()[..., None]
+    state_BHPN = state_BHPN * upto_BHT[..., -1:, None].exp() + kept_values.transpose(2, 3) @ keys_BTN[:, None]
+    return from_chunk + from_state, state_BHPN
+
+
+class Mixer(nn.Module):
+    """out(norm(state_space(short convolution) * silu(gate))), all read from x by one linear map."""
+
+    def __init__(self, options: Options) -> None:
+        super().__init__()
+        self.heads, self.state, self.chunk = options.heads, options.state, options.chunk
+        self.inner = round(options.expansion * options.width)
+        if not self.inner or self.inner % self.heads:
+            raise UserError(
+                f"params.yaml: models.state_space.heads: {self.heads} heads do not divide expansion times width, which is"
+                f" {self.inner}; make that a multiple of {self.heads}"
+            )
+        convolved = self.inner + 2 * self.state  # values, keys and queries
+        self.parts = (self.inner, convolved, self.heads)
+        self.into = nn.Linear(options.width, sum(self.parts), bias=False)
+        self.convolution = nn.Conv1d(convolved, convolved, options.kernel, groups=convolved)
+        self.step_bias = nn.Parameter(torch.empty(self.heads))
+        self.log_decay = nn.Parameter(torch.empty(self.heads))
+        self.skip = nn.Parameter(torch.empty(self.heads))
+        self.norm = Norm(self.inner)
+        self.out = nn.Linear(self.inner, options.width, bias=False)
+
+    def start(self) -> None:
+        """The paper's first values: steps between 0.001 and 0.1, decays between 1 and 16 a unit of step."""
+        # on the CPU also when the model is built without storage, where torch would load its compiler for these functions
+        decay = torch.empty(self.heads, device="cpu").uniform_(1, 16)
+        step = torch.empty(self.heads, device="cpu").uniform_(log(0.001), log(0.1)).exp()
+        bound = self.convolution.kernel_size[0] ** -0.5
+        with torch.no_grad():
+            self.convolution.weight.uniform_(-bound, bound)
+            self.log_decay.copy_(decay.log())
+            self.step_bias.copy_(step.expm1().log())  # of which softplus gives the step back
+            self.skip.fill_(1)
+
+    def forward(self, x_BTD: Tensor, memory: Memory | None) -> Tensor:
+        batch, time, _ = x_BTD.shape
+        gate_BTE, mixed, step_BTH = self.into(x_BTD).split(self.parts, dim=-1)
+        seen = with_past(mixed, memory, self.convolution.kernel_size[0] - 1, "inputs")
+        mixed = nn.functional.silu(self.convolution(seen.transpose(1, 2)).transpose(1, 2))
+        values, keys_BTN, queries_BTN = torch.split(mixed, [self.inner, self.state, self.state], dim=-1)
+        values_BHTP = values.view(batch, time, self.heads, -1).transpose(1, 2)
+        step_BHT = nn.functional.softplus(step_BTH + self.step_bias).transpose(1, 2)
+        log_keep_BHT = -step_BHT * self.log_decay.exp()[:, None]
+        y_BHTP = self._recur(log_keep_BHT, values_BHTP * step_BHT[..., None], keys_BTN, queries_BTN, memory)
+        y_BHTP = y_BHTP + values_BHTP * self.skip[:, None, None]
+        y_BTE = y_BHTP.transpose(1, 2).reshape(batch, time, self.inner)
+        return self.out(self.norm(y_BTE * nn.functional.silu(gate_BTE)))
+
+    def _recur(
+        self, log_keep_BHT: Tensor, values_BHTP: Tensor, keys_BTN: Tensor, queries_BTN: Tensor, memory: Memory | None
+    ) -> Tensor:
+        """The recurrence over all positions, chunk by chunk, from the state in memory."""
+        batch, heads, _, size = values_BHTP.shape
+        state_BHPN = values_BHTP.new_zeros(batch, heads, size, self.state)
+        if memory is not None and memory.seen:
+            state_BHPN = memory.tensors["state"]
+        chunks = zip(
+            torch.split(log_keep_BHT, self.chunk, dim=2),
+            torch.split(values_BHTP, self.chunk, dim=2),
+            torch.split(keys_BTN, self.chunk, dim=1),
+            torch.split(queries_BTN, self.chunk, dim=1),
+            strict=True,
+        )
+        outputs = []
+        for log_keep, values, keys, queries in chunks:
+            y_BHTP, state_BHPN = one_chunk(log_keep, values, keys, queries, state_BHPN)
+            outputs.append(y_BHTP)
+        if memory is not None:
+            memory.tensors["state"] = state_BHPN
+        return torch.cat(outputs, dim=2)
+
+
+class Block(nn.Module):
+    """x + mixer(norm(x))."""
+
+    def __init__(self, options: Options) -> None:
+        super().__init__()
+        self.norm, self.mixer = Norm(options.width), Mixer(options)
+
+    def forward(self, x_BTD: Tensor, memory: Memory | None = None) -> Tensor:
+        return x_BTD + self.mixer(self.norm(x_BTD), memory)
+
+
+class StateSpace(LanguageModel):
+    """Embedding, `layers` blocks, normalisation, readout."""
+
+    readout: nn.Linear
+
+    def __init__(self, options: Options, vocabulary: int, context: int) -> None:
+        super().__init__()
+        width = options.width
+        self.vocabulary, self.context, self.width = vocabulary, context, width
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.blocks = nn.ModuleList(Block(options) for _ in range(options.layers))
+        self.final_norm = Norm(width)
+        self.readout = nn.Linear(width, vocabulary, bias=False)
+        draw_weights(self)
+        for module in self.modules():
+            if isinstance(module, Mixer):
+                module.start()
+
+    def embed(self, tokens_BT: Tensor, memory: Memory | None = None) -> Tensor:
+        return self.embedding(tokens_BT)
+
+    def head(self, x_BTD: Tensor) -> Tensor:
+        return self.readout(self.final_norm(x_BTD))
