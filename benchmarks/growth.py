@@ -22,14 +22,14 @@ import torch
 import typer
 from common import RESULTS, prepare, seconds, show, write
 
-from lmlab import stepping
 from lmlab.core import params, registry
 from lmlab.core.params import Tree, changed
 from lmlab.data.batches import Batches
 from lmlab.model.device import use_device
 from lmlab.model.models.base import next_token_loss
 from lmlab.probes.cost import peak_bytes
-from lmlab.stepping import TrainParams
+from lmlab.training import step as stepping
+from lmlab.training.step import TrainParams
 
 VOCABULARY = 64
 SIZES: dict[str, tuple[str, list[int], float, float]] = {

@@ -23,7 +23,7 @@ import typer
 from common import RESULTS, prepare, seconds, show, write
 from torch import nn
 
-from lmlab import recipes, stepping
+from lmlab import recipes
 from lmlab.core import params, registry
 from lmlab.core.params import Tree, changed
 from lmlab.data.batches import Batches
@@ -31,8 +31,9 @@ from lmlab.data.shards import Shards
 from lmlab.model.device import use_device
 from lmlab.model.models.base import LanguageModel
 from lmlab.probes.cost import peak_bytes
-from lmlab.sizing import forward_operations, training_operations
-from lmlab.stepping import TrainParams
+from lmlab.training import step as stepping
+from lmlab.training.cost import forward_operations, training_operations
+from lmlab.training.step import TrainParams
 
 SHAPES = {
     "narrow": {"width": 128, "depth": 4, "heads": 4, "context": 64, "batch": 12},

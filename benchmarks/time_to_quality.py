@@ -25,7 +25,7 @@ import typer
 from common import RESULTS, prepare, show, write
 from numpy.typing import NDArray
 
-from lmlab import preflight, recipes, training
+from lmlab import preflight, recipes
 from lmlab.core import params, registry
 from lmlab.core.params import Tree, changed
 from lmlab.data.shards import Shards
@@ -35,7 +35,8 @@ from lmlab.measures.n_gram_mixture import half_of_each
 from lmlab.model.device import use_device
 from lmlab.model.models import base as models
 from lmlab.model.scoring import score
-from lmlab.stepping import TrainParams
+from lmlab.training import loop as training
+from lmlab.training.step import TrainParams
 
 DEFAULT, YARDSTICK, NANOGPT = "default", "yardstick", "nanoGPT"
 NGRAM_ORDER = 7

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from lmlab import training
 from lmlab.data.shards import open_shards
 from lmlab.data.tokenizers import base as tokenizers
-from lmlab.stepping import TrainParams
+from lmlab.training import loop as training
+from lmlab.training.step import TrainParams
 from pipeline import read_params, run_stage
 
 

@@ -12,11 +12,12 @@ import small
 import torch
 from torch import Tensor
 
-from lmlab import preflight, stepping
+from lmlab import preflight
 from lmlab.core import registry
 from lmlab.core.errors import UserError
 from lmlab.core.params import changed, section
-from lmlab.stepping import Diverged, TrainParams
+from lmlab.training import step as stepping
+from lmlab.training.step import Diverged, TrainParams
 
 SEEDS = range(300)
 VOCABULARY, CONTEXT = 12, 8

@@ -12,12 +12,12 @@ import torch
 from test_training import BASE, Corpus, train, train_until
 from torch._dynamo.utils import counters
 
-from lmlab import stepping
 from lmlab.core import registry
 from lmlab.core.errors import UserError
 from lmlab.core.params import section
 from lmlab.model.compiling import Compiled
-from lmlab.stepping import TrainParams
+from lmlab.training import step as stepping
+from lmlab.training.step import TrainParams
 
 pytestmark = pytest.mark.pipeline
 

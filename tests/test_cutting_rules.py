@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from lmlab.core import registry
 from lmlab.core.errors import UserError
 from lmlab.core.registry import Choice
-from lmlab.cutting import key, linear_weights, stream_widths
-from lmlab.learning_rules.base import LearningRule
-from lmlab.learning_rules.block_local import similarity_loss
 from lmlab.model.models import base as models
 from lmlab.model.models.base import LanguageModel, next_token_loss, with_past
-from lmlab.optimizers.base import joined, parameter_groups
+from lmlab.training.learning_rules._cutting import key, linear_weights, stream_widths
+from lmlab.training.learning_rules.base import LearningRule
+from lmlab.training.learning_rules.block_local import similarity_loss
+from lmlab.training.optimizers.base import joined, parameter_groups
 
 UNTIED = [*small.variants("models"), small.some_model(dropout=0.2, logit_cap=3.0)]
 MODELS = [*UNTIED, small.some_model(tied=True)]

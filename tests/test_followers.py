@@ -9,11 +9,11 @@ from small import CONTEXT, VOCABULARY
 from test_learning_rules import batch, refusal, rule_for
 from torch import Tensor, nn
 
-from lmlab import stepping
 from lmlab.core import registry
 from lmlab.core.params import changed, section
-from lmlab.interventions.base import KEYS
-from lmlab.stepping import Run, TrainParams
+from lmlab.training import step as stepping
+from lmlab.training.interventions.base import KEYS
+from lmlab.training.step import Run, TrainParams
 
 INTERVENTIONS = registry.names("interventions")
 OPTIMIZERS = ["sgd", "adamw", "lion", "muon", "soap"]

@@ -16,11 +16,11 @@ from torch.overrides import TorchFunctionMode
 from lmlab.core import registry
 from lmlab.core.errors import UserError
 from lmlab.core.params import Params
-from lmlab.interventions.base import Intervention, blocks_above, take
-from lmlab.interventions.surrogate_derivative import SURROGATES, _Sloped
-from lmlab.learning_rules.base import LearningRule
 from lmlab.model.models.base import LanguageModel, next_token_loss
-from lmlab.optimizers.base import parameter_groups, split_by_rate
+from lmlab.training.interventions.base import Intervention, blocks_above, take
+from lmlab.training.interventions.surrogate_derivative import SURROGATES, _Sloped
+from lmlab.training.learning_rules.base import LearningRule
+from lmlab.training.optimizers.base import parameter_groups, split_by_rate
 
 EVERY = registry.names("interventions")
 every_intervention = pytest.mark.parametrize("name", EVERY)

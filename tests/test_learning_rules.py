@@ -10,10 +10,10 @@ from torch import Tensor
 
 from lmlab.core import registry
 from lmlab.core.errors import UserError
-from lmlab.learning_rules.base import LearningRule
 from lmlab.model.models import base as models
 from lmlab.model.models.base import LanguageModel, next_token_loss
-from lmlab.optimizers.base import joined, parameter_groups
+from lmlab.training.learning_rules.base import LearningRule
+from lmlab.training.optimizers.base import joined, parameter_groups
 
 every_rule = pytest.mark.parametrize("name", registry.names("learning_rules"))
 

@@ -7,11 +7,11 @@ from test_followers import Fixed, began
 from test_learning_rules import batch, gradients, rule_for
 from torch import Tensor
 
-from lmlab import stepping
 from lmlab.core import registry
-from lmlab.interventions.base import KEYS
 from lmlab.model import noise
 from lmlab.model.models.base import LanguageModel
+from lmlab.training import step as stepping
+from lmlab.training.interventions.base import KEYS
 
 LIKE = torch.empty(3, 4)
 

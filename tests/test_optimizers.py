@@ -12,13 +12,14 @@ import torch
 from small import CONTEXT
 from torch import Tensor
 
-from lmlab import checkpoint, sizing
 from lmlab.core import registry
 from lmlab.core.errors import UserError
 from lmlab.core.registry import Choice
 from lmlab.model.models.base import LanguageModel, next_token_loss
-from lmlab.optimizers.base import OptimizerOptions, add_caution, evaluation_weights, parameter_groups
-from lmlab.optimizers.muon import orthogonalised
+from lmlab.training import checkpoint
+from lmlab.training import cost as sizing
+from lmlab.training.optimizers.base import OptimizerOptions, add_caution, evaluation_weights, parameter_groups
+from lmlab.training.optimizers.muon import orthogonalised
 
 every_optimizer = pytest.mark.parametrize("name", registry.names("optimizers"))
 AVERAGING = [name for name in registry.names("optimizers") if hasattr(registry.find("optimizers", name)[0], "averages")]

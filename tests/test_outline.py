@@ -7,13 +7,16 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from lmlab import outline, preflight, sizing, stepping
+from lmlab import preflight
 from lmlab.cli import app
 from lmlab.core import params, registry
 from lmlab.core.errors import UserError
 from lmlab.core.params import Tree
 from lmlab.core.registry import Choice
 from lmlab.model.models import base as models
+from lmlab.training import cost as sizing
+from lmlab.training import outline
+from lmlab.training import step as stepping
 
 V = 20
 DEEP = {

@@ -10,18 +10,20 @@ import small
 import torch
 from torch import Tensor, nn
 
-from lmlab import preflight, sizing, widths
+from lmlab import preflight
 from lmlab.core import registry
 from lmlab.core.errors import UserError
 from lmlab.core.params import Tree
 from lmlab.core.registry import Choice
-from lmlab.learning_rules.base import LearningRule
 from lmlab.model import noise
 from lmlab.model.models.base import LanguageModel
-from lmlab.optimizers.base import joined, parameter_groups
-from lmlab.parametrisations.base import Parametrisation
-from lmlab.stepping import Run, TrainParams, begin
-from lmlab.widths import Fans
+from lmlab.training import cost as sizing
+from lmlab.training import widths
+from lmlab.training.learning_rules.base import LearningRule
+from lmlab.training.optimizers.base import joined, parameter_groups
+from lmlab.training.parametrisations.base import Parametrisation
+from lmlab.training.step import Run, TrainParams, begin
+from lmlab.training.widths import Fans
 
 CPU = torch.device("cpu")
 OPTIMIZERS = registry.names("optimizers")

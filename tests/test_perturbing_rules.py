@@ -8,12 +8,13 @@ import torch
 from test_learning_rules import assign, batch, cosine, gradients, true_gradients
 from torch import Tensor
 
-from lmlab import perturbing, perturbing_nodes
 from lmlab.core import registry
 from lmlab.core.registry import Choice
 from lmlab.model import noise
 from lmlab.model.models.base import LanguageModel, next_token_loss
-from lmlab.perturbing_nodes import Sample
+from lmlab.training.learning_rules import _perturbing as perturbing
+from lmlab.training.learning_rules import _perturbing_nodes as perturbing_nodes
+from lmlab.training.learning_rules._perturbing_nodes import Sample
 
 RULES = [
     "activity_forward_gradient",

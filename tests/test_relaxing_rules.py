@@ -9,12 +9,12 @@ from test_learning_rules import assign, batch, cosine, gradients, refusal, rule_
 from torch import Tensor, nn
 
 from lmlab.core import registry
-from lmlab.learning_rules.forward_forward import contrast, corrupt, goodness
-from lmlab.learning_rules.strict_predictive_coding import energy
-from lmlab.learning_rules.target_propagation import targets
-from lmlab.learning_rules.three_factor_hebbian import over_later
 from lmlab.model.models.base import LanguageModel, next_token_loss
-from lmlab.relaxing import taken_apart
+from lmlab.training.learning_rules._relaxing import taken_apart
+from lmlab.training.learning_rules.forward_forward import contrast, corrupt, goodness
+from lmlab.training.learning_rules.strict_predictive_coding import energy
+from lmlab.training.learning_rules.target_propagation import targets
+from lmlab.training.learning_rules.three_factor_hebbian import over_later
 
 
 def close(ours: list[Tensor], theirs: list[Tensor], relative: float = 1e-12) -> bool:

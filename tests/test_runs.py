@@ -35,7 +35,7 @@ stages:
   train:
     cmd: python -m pipeline.train
     deps:
-    - path: src/lmlab/training.py
+    - path: src/lmlab/training/loop.py
       hash: md5
       md5: {code}
       size: 1
@@ -128,7 +128,7 @@ def test_the_workspace_a_commit_a_branch_and_experiments_are_runs(lab: Lab) -> N
     assert (one.params["optimizers.adamw.learning_rate"], one.params["optimizers.lion.learning_rate"]) == (0.01, 0.001)
     assert one.seeds == (1, 0)
     assert replace(one, params={"train.seed": 1, "train.data_seed": -1}).seeds == (1, 1)
-    assert one.made_with == {"src/lmlab/training.py": "c0"}
+    assert one.made_with == {"src/lmlab/training/loop.py": "c0"}
     assert one.open("params.yaml") == PARAMS.format(seed=1, rate=0.01).encode()
     assert one.open("nothing") is None
 

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lmlab.core import registry
-from lmlab.schedules.base import Schedule
+from lmlab.training.schedules.base import Schedule
 
 every_schedule = pytest.mark.parametrize("name", registry.names("schedules"))
 lengths = st.integers(1, 300)

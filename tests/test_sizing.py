@@ -6,8 +6,8 @@ import pytest
 import small
 import torch
 
-from lmlab import sizing
 from lmlab.core.registry import Choice
+from lmlab.training import cost as sizing
 
 V, D, T, DEPTH = small.VOCABULARY, 16, small.CONTEXT, 2
 

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_training import Corpus, train, train_until
 
-from lmlab import snapshots
 from lmlab.core.errors import UserError
 from lmlab.model.models import base as models
+from lmlab.training import snapshots
 
 corpus = test_training.corpus  # the fixture
 

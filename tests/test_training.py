@@ -16,18 +16,20 @@ import small
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from lmlab import checkpoint, snapshots, stepping, training
 from lmlab.core import registry
 from lmlab.core.errors import UserError
 from lmlab.core.params import section
 from lmlab.data.shards import Shards
 from lmlab.data.tokenizers.base import Tokenizer
-from lmlab.learning_rules.backprop import Backprop
 from lmlab.model import device
 from lmlab.model.layers.attention.base import Attention
 from lmlab.model.models import base as models
 from lmlab.model.scoring import bits_per_byte, score
-from lmlab.stepping import Diverged, TrainParams
+from lmlab.training import checkpoint, snapshots
+from lmlab.training import loop as training
+from lmlab.training import step as stepping
+from lmlab.training.learning_rules.backprop import Backprop
+from lmlab.training.step import Diverged, TrainParams
 
 TEXT = "".join(f"{number} times {number} is {number * number}.\n" for number in range(120))
 OUTPUTS = ("model/weights.safetensors", "model/model.json", "training/log.jsonl")

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lmlab import training
 from lmlab.core import registry
 from lmlab.core.errors import UserError
 from lmlab.core.files import read_json
@@ -35,8 +34,9 @@ from lmlab.model.device import use_device
 from lmlab.model.models import base as models
 from lmlab.model.models.base import LanguageModel
 from lmlab.model.scoring import bits_per_byte, score
-from lmlab.status import ADVICE, how_it_diverged
-from lmlab.stepping import TrainParams
+from lmlab.training import loop as training
+from lmlab.training.status import ADVICE, how_it_diverged
+from lmlab.training.step import TrainParams
 
 SCHEDULE = "constant"
 

@@ -247,10 +247,13 @@ def size(
     tokenizer: Annotated[Path, typer.Option(help="The tokenizer's folder.")] = Path("data/tokenizer"),
 ) -> None:
     """Show what params.yaml comes to: what is derived, parameters by part, operations and memory. Nothing is trained."""
-    from lmlab import outline, preflight, sizing, stepping
+    from lmlab import preflight
     from lmlab.core import params
     from lmlab.core import registry as finder
     from lmlab.data.tokenizers import base as tokenizers
+    from lmlab.training import cost as sizing
+    from lmlab.training import outline
+    from lmlab.training import step as stepping
 
     tree = params.read()
     preflight.check(tree, run=False)
@@ -318,11 +321,11 @@ def sample(
     """Let the trained model go on from PROMPT, printing as it generates."""
     import torch
 
-    from lmlab import status
     from lmlab.core.files import sha256
     from lmlab.data.tokenizers import base as tokenizers
     from lmlab.model import generation
     from lmlab.model.models import base as models
+    from lmlab.training import status
 
     fitted = tokenizers.load(tokenizer / "tokenizer.json")
     trained, saved = models.load(model, torch.device("cpu"))

@@ -6,7 +6,7 @@ the stages load it by name.
 
 from pathlib import Path
 
-from lmlab import outline, probing
+from lmlab import probing
 from lmlab.core import params, registry
 from lmlab.core.errors import UserError
 from lmlab.core.params import Params, Tree
@@ -19,7 +19,8 @@ from lmlab.evaluation.results import EvaluateParams
 from lmlab.measures import base as measures
 from lmlab.model.models import base as models
 from lmlab.probing import ProbeParams
-from lmlab.stepping import TrainParams, chosen_rule
+from lmlab.training import outline
+from lmlab.training.step import TrainParams, chosen_rule
 
 SECTIONS: dict[str, type[Params]] = {
     "download": DownloadParams,

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from lmlab.core import params, registry
 from lmlab.core.params import Tree
 from lmlab.data.shard import ShardParams
-from lmlab.schedules.base import Schedule, Warmup
-from lmlab.stepping import TrainParams
+from lmlab.training.schedules.base import Schedule, Warmup
+from lmlab.training.step import TrainParams
 
 TINY_CLIP = 1e-6
 STAGES_WITH_THREADS = ("train", "evaluate", "probe")

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from lmlab import timing
 from lmlab.core.files import missing, read_json, vouched
-from lmlab.status import ADVICE, DIVERGED, how_it_diverged
+from lmlab.training.status import ADVICE, DIVERGED, how_it_diverged
 
 SAMPLE_LINES = 14
 

@@ -16,9 +16,9 @@ from typing import Any
 import psutil
 import pytest
 
-from lmlab import checkpoint
 from lmlab.core import files
 from lmlab.model.models import base as models
+from lmlab.training import checkpoint
 
 pytestmark = pytest.mark.pipeline
 

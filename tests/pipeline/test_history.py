@@ -22,7 +22,7 @@ def test_an_earlier_result_comes_back_and_is_made_again_bit_for_bit(workspace: A
     """README's "Go back": params and code change and are committed, and both ways lead back to what was before."""
     wanted, metrics = sha256(workspace.path(WEIGHTS)), workspace.json("results/metrics.json")
     workspace.set({"train.seed": 9})
-    workspace.touch_code("src/lmlab/schedules/linear.py")
+    workspace.touch_code("src/lmlab/training/schedules/linear.py")
     workspace.run("dvc", "repro", "evaluate")
     workspace.run("git", "commit", "-qam", "later")
     assert sha256(workspace.path(WEIGHTS)) != wanted

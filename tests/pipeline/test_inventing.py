@@ -21,7 +21,7 @@ def blocks() -> dict[str, str]:
 
 def test_a_rule_invented_by_the_readme_trains_and_keeps_the_contract(workspace: Any) -> None:
     written = blocks()
-    workspace.path("src/lmlab/learning_rules/mine.py").write_text(written["python"])
+    workspace.path("src/lmlab/training/learning_rules/mine.py").write_text(written["python"])
     yaml = YAML()
     with workspace.path("params.yaml").open() as file:
         tree = yaml.load(file)

@@ -64,10 +64,10 @@ CODE: list[tuple[str, set[str]]] = [
     ("src/lmlab/data/corpora/grammar.py", {"download", "evaluate"}),  # which makes minimal pairs from it
     ("src/lmlab/data/tokenizers/character.py", {"tokenizer", "shard", *MODEL}),
     ("src/lmlab/model/layers/feed_forward/relu_squared.py", MODEL),
-    ("src/lmlab/learning_rules/backprop.py", {"train", "probe"}),  # which runs the rule again
+    ("src/lmlab/training/learning_rules/backprop.py", {"train", "probe"}),  # which runs the rule again
     ("src/lmlab/probes/gradient_angle.py", {"probe"}),
     ("src/lmlab/probes/base.py", {"probe"}),
-    ("src/lmlab/schedules/linear.py", {"train"}),
+    ("src/lmlab/training/schedules/linear.py", {"train"}),
     ("src/lmlab/evaluation/kneser_ney.py", {"evaluate"}),
     ("src/lmlab/measures/novelty.py", {"evaluate"}),
     ("src/lmlab/experiments/charts.py", {"report"}),
@@ -81,12 +81,12 @@ UNUSED_CODE = [
     "src/lmlab/data/tokenizers/byte.py",
     "src/lmlab/model/layers/attention/latent.py",
     "src/lmlab/model/models/lstm.py",
-    "src/lmlab/optimizers/muon.py",
+    "src/lmlab/training/optimizers/muon.py",
     "src/lmlab/experiments/studies.py",
     "src/lmlab/model/layers/feed_forward/swiglu.py",
     "src/lmlab/model/layers/normalisation/layer_norm.py",
     "src/lmlab/model/layers/position/absent.py",
-    "src/lmlab/schedules/cosine.py",
+    "src/lmlab/training/schedules/cosine.py",
     "src/lmlab/cli.py",
     "src/lmlab/preflight.py",
     "src/lmlab/runcache.py",
@@ -130,7 +130,7 @@ def test_changed_code_makes_stale_the_stages_that_use_it(lab: Any, source: str, 
 def test_code_that_the_run_does_not_use_makes_nothing_stale(lab: Any) -> None:
     for source in UNUSED_CODE:
         lab.touch_code(source)
-    lab.path("src/lmlab/schedules/newly_added.py").write_text('"""A part nobody chose."""\n')
+    lab.path("src/lmlab/training/schedules/newly_added.py").write_text('"""A part nobody chose."""\n')
     assert lab.status() == set()
 
 
@@ -173,7 +173,7 @@ def test_what_reads_a_changed_output_runs_again_and_what_was_set_back_comes_from
 
 
 def test_what_reads_an_output_that_came_out_the_same_does_not_run_again(workspace: Any) -> None:
-    workspace.touch_code("src/lmlab/schedules/linear.py")
+    workspace.touch_code("src/lmlab/training/schedules/linear.py")
     workspace.set({"shard.megabytes": 32.0})  # as many shards as before
     assert workspace.reruns("--no-run-cache", "evaluate") == {"shard", "train"}
     assert workspace.reruns("--no-run-cache", "evaluate") == set()

@@ -24,8 +24,8 @@ from lmlab.measures.base import Trained, about, take
 from lmlab.model import generation
 from lmlab.model.models.base import LanguageModel
 from lmlab.model.scoring import Score, bits_per_byte, remark_on_zero, score
-from lmlab.sizing import training_operations
-from lmlab.status import DIVERGED, FINISHED, how_it_diverged
+from lmlab.training.cost import training_operations
+from lmlab.training.status import DIVERGED, FINISHED, how_it_diverged
 
 MOST_CURVE_ROWS = 1000
 BITS = {"float32": 32, "bfloat16": 16}

@@ -13,7 +13,7 @@ from lmlab.core.errors import UserError
 from lmlab.core.files import read_json, vouched
 from lmlab.evaluation.about import About
 from lmlab.experiments.commands import leaves
-from lmlab.status import how_it_diverged
+from lmlab.training.status import how_it_diverged
 
 SEEDS = ("train.seed", "train.data_seed")
 """What may differ between runs of one variant, and what runs of two variants are paired by."""

@@ -16,7 +16,6 @@ import torch
 import vl_convert
 from pydantic import Field
 
-from lmlab import stepping
 from lmlab.core import params, registry
 from lmlab.core.errors import UserError
 from lmlab.core.files import read_json, whole_file, whole_folder, write_json
@@ -24,8 +23,9 @@ from lmlab.core.params import Params
 from lmlab.experiments import scaling
 from lmlab.experiments.scaling import KAPLAN, PUBLISHED, Fitted, Law
 from lmlab.experiments.studies import Study
-from lmlab.sizing import parameters_by_part
-from lmlab.stepping import TrainParams
+from lmlab.training import step as stepping
+from lmlab.training.cost import parameters_by_part
+from lmlab.training.step import TrainParams
 
 EMBEDDING = ("embedding", "readout")
 """Parts whose matrices have a row for each token of the vocabulary: what Kaplan et al. leave out."""

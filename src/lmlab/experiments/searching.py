@@ -35,7 +35,7 @@ from lmlab.core.errors import UserError
 from lmlab.core.params import Tree, changed
 from lmlab.experiments import commands
 from lmlab.experiments.run import MEASURES
-from lmlab.status import how_it_diverged
+from lmlab.training.status import how_it_diverged
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

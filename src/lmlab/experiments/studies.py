@@ -27,7 +27,7 @@ import pandas as pd
 import torch
 from pydantic import Field
 
-from lmlab import preflight, probing, stepping, training
+from lmlab import preflight, probing
 from lmlab.core import lifeline, params, registry
 from lmlab.core.errors import UserError
 from lmlab.core.files import read_json, seal, sha256, whole_file, write_json
@@ -41,9 +41,11 @@ from lmlab.data.shards import Shards, open_shards
 from lmlab.data.tokenizers import base as tokenizers
 from lmlab.data.tokenizers.base import Tokenizer, TokenizerParams
 from lmlab.probing import ProbeParams
-from lmlab.sizing import forward_operations, training_operations
-from lmlab.status import how_it_diverged
-from lmlab.stepping import TrainParams
+from lmlab.training import loop as training
+from lmlab.training import step as stepping
+from lmlab.training.cost import forward_operations, training_operations
+from lmlab.training.status import how_it_diverged
+from lmlab.training.step import TrainParams
 
 WINDOWS = 8
 """Of text that snapshots are looked at with."""

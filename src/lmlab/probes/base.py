@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from lmlab.core.errors import UserError
-from lmlab.learning_rules.base import LearningRule
 from lmlab.model.models.base import LanguageModel, next_token_loss
+from lmlab.training.learning_rules.base import LearningRule
 
 Vectors = dict[str, Tensor]
 """A tensor for each of a model's parameters, by the parameter's name."""

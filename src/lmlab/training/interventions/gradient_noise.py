@@ -1,0 +1,37 @@
+"""Gradient noise (Neelakantan et al. 2015): normal numbers added to every gradient, fewer as training goes on."""
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from lmlab.core.params import Params
+from lmlab.model import noise
+from lmlab.model.models.base import LanguageModel
+from lmlab.training.interventions.base import GradientEdit, Gradients
+from lmlab.training.learning_rules.base import LearningRule
+
+
+class Options(Params):
+    """Options of the intervention."""
+
+    deviation: float = Field(ge=0)
+    fading: float = Field(ge=0)
+
+
+class GradientNoise(GradientEdit):
+    """g + N(0, deviation² / (1 + steps so far)^fading); its mean is g. The paper's fading is 0.55."""
+
+    neutral = {"deviation": 0.0}
+    calls: Tensor
+
+    def __init__(self, options: Options, model: LanguageModel, rule: LearningRule) -> None:
+        super().__init__(rule)
+        self.options = options
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+    def edit(self, model: LanguageModel, gradients: Gradients) -> Gradients:
+        if not self.options.deviation:
+            return gradients
+        deviation = self.options.deviation / float(1 + self.calls) ** (self.options.fading / 2)
+        self.calls += 1
+        return {name: gradient + deviation * noise.normal(gradient, self.site, name) for name, gradient in gradients.items()}
