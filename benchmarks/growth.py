@@ -25,9 +25,9 @@ from common import RESULTS, prepare, seconds, show, write
 from lmlab.core import params, registry
 from lmlab.core.params import Tree, changed
 from lmlab.data.batches import Batches
+from lmlab.evaluation.probes.cost import peak_bytes
 from lmlab.model.device import use_device
 from lmlab.model.models.base import next_token_loss
-from lmlab.probes.cost import peak_bytes
 from lmlab.training import step as stepping
 from lmlab.training.step import TrainParams
 

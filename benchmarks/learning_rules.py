@@ -18,10 +18,10 @@ from common import RESULTS, write
 from lmlab.core import params, registry
 from lmlab.core.errors import UserError
 from lmlab.core.params import changed
+from lmlab.evaluation.probes.cost import peak_bytes, seconds
 from lmlab.model.device import use_device
 from lmlab.model.models import base as models
 from lmlab.model.models.base import next_token_loss
-from lmlab.probes.cost import peak_bytes, seconds
 
 VOCABULARY = 65
 

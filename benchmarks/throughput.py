@@ -28,9 +28,9 @@ from lmlab.core import params, registry
 from lmlab.core.params import Tree, changed
 from lmlab.data.batches import Batches
 from lmlab.data.shards import Shards
+from lmlab.evaluation.probes.cost import peak_bytes
 from lmlab.model.device import use_device
 from lmlab.model.models.base import LanguageModel
-from lmlab.probes.cost import peak_bytes
 from lmlab.training import step as stepping
 from lmlab.training.cost import forward_operations, training_operations
 from lmlab.training.step import TrainParams

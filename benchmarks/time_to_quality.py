@@ -31,7 +31,7 @@ from lmlab.core.params import Tree, changed
 from lmlab.data.shards import Shards
 from lmlab.data.tokenizers.base import Tokenizer
 from lmlab.evaluation.kneser_ney import KneserNey
-from lmlab.measures.n_gram_mixture import half_of_each
+from lmlab.evaluation.measures.n_gram_mixture import half_of_each
 from lmlab.model.device import use_device
 from lmlab.model.models import base as models
 from lmlab.model.scoring import score

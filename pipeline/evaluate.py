@@ -5,9 +5,9 @@ from pathlib import Path
 from lmlab.core import params as settings
 from lmlab.data.shards import open_shards
 from lmlab.data.tokenizers import base as tokenizers
-from lmlab.evaluation import results as library
-from lmlab.evaluation.results import EvaluateParams
-from lmlab.measures import base as measures
+from lmlab.evaluation import evaluate as library
+from lmlab.evaluation.evaluate import EvaluateParams
+from lmlab.evaluation.measures import base as measures
 from lmlab.model.device import use_device
 from lmlab.model.models import base as models
 from pipeline import read_params, run_stage

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from lmlab import probing
 from lmlab.core import params
 from lmlab.data.shards import open_shards
 from lmlab.data.tokenizers import base as tokenizers
-from lmlab.probing import ProbeParams
+from lmlab.evaluation import probe as probing
+from lmlab.evaluation.probe import ProbeParams
 from pipeline import read_params, run_stage
 
 

@@ -8,12 +8,12 @@ import test_training
 import torch
 from test_training import Corpus
 
-from lmlab import probing
-from lmlab.closeup import MOST_TOKENS, close_up, shown
 from lmlab.core import registry
 from lmlab.core.files import read_json
 from lmlab.core.params import section
-from lmlab.probing import ProbeParams
+from lmlab.evaluation import probe as probing
+from lmlab.evaluation.closeup import MOST_TOKENS, close_up, shown
+from lmlab.evaluation.probe import ProbeParams
 
 corpus = test_training.corpus  # a fixture
 

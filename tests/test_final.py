@@ -20,8 +20,8 @@ from lmlab.core.errors import UserError
 from lmlab.core.files import write_json, write_sums
 from lmlab.data.shards import Shards
 from lmlab.data.tokenizers.base import Tokenizer
-from lmlab.evaluation import results
-from lmlab.evaluation.results import EvaluateParams
+from lmlab.evaluation import evaluate as results
+from lmlab.evaluation.evaluate import EvaluateParams
 from lmlab.experiments import final, openings, runs
 from lmlab.model.models import base as models
 from lmlab.model.scoring import bits_per_byte, score

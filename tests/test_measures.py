@@ -30,13 +30,13 @@ from lmlab.evaluation import character_classes
 from lmlab.evaluation import pairs as pairs_module
 from lmlab.evaluation.about import About
 from lmlab.evaluation.kneser_ney import KneserNey
+from lmlab.evaluation.measures import minimal_pairs
+from lmlab.evaluation.measures.base import DoesNotApply, Trained, about, chosen, flat, take
+from lmlab.evaluation.measures.learning_curve import mean_over_logarithm, reached
+from lmlab.evaluation.measures.novelty import Copies
+from lmlab.evaluation.measures.prequential import first_pass
 from lmlab.evaluation.pairs import accuracy, text_nats
 from lmlab.experiments import meaning
-from lmlab.measures import minimal_pairs
-from lmlab.measures.base import DoesNotApply, Trained, about, chosen, flat, take
-from lmlab.measures.learning_curve import mean_over_logarithm, reached
-from lmlab.measures.novelty import Copies
-from lmlab.measures.prequential import first_pass
 from lmlab.model.models.base import LanguageModel, next_token_loss
 from lmlab.model.scoring import score
 

@@ -17,22 +17,23 @@ from test_learning_rules import refusal, rule_for
 from test_training import Corpus
 from torch import Tensor, nn
 
-from lmlab import preflight, probing
+from lmlab import preflight
 from lmlab.core import registry
 from lmlab.core.errors import UserError
 from lmlab.core.params import section
 from lmlab.core.registry import Choice
+from lmlab.evaluation import probe as probing
+from lmlab.evaluation.probe import ProbeParams
+from lmlab.evaluation.probes.activations import dead_share, inputs_of_writers, kurtosis
+from lmlab.evaluation.probes.attention import drawn, entropy, induction, softmax_weights
+from lmlab.evaluation.probes.base import Batch, Probe, Reading, Snapshot, streams
+from lmlab.evaluation.probes.cost import peak_bytes
+from lmlab.evaluation.probes.gradient_angle import cosine
+from lmlab.evaluation.probes.gradient_noise_scale import noise_and_signal
+from lmlab.evaluation.probes.similarity import alignment
+from lmlab.evaluation.probes.spectra import effective_rank, stable_rank
 from lmlab.model.layers.memory import Memory
 from lmlab.model.models.base import LanguageModel, next_token_loss
-from lmlab.probes.activations import dead_share, inputs_of_writers, kurtosis
-from lmlab.probes.attention import drawn, entropy, induction, softmax_weights
-from lmlab.probes.base import Batch, Probe, Reading, Snapshot, streams
-from lmlab.probes.cost import peak_bytes
-from lmlab.probes.gradient_angle import cosine
-from lmlab.probes.gradient_noise_scale import noise_and_signal
-from lmlab.probes.similarity import alignment
-from lmlab.probes.spectra import effective_rank, stable_rank
-from lmlab.probing import ProbeParams
 
 corpus = test_training.corpus  # the fixture
 PROBES = registry.names("probes")

@@ -17,10 +17,11 @@ from lmlab.core.errors import UserError
 from lmlab.core.files import write_json, write_sums
 from lmlab.data.shards import Shards
 from lmlab.data.tokenizers.base import Tokenizer
-from lmlab.evaluation import references, results
-from lmlab.evaluation.results import EvaluateParams
+from lmlab.evaluation import evaluate as results
+from lmlab.evaluation import references
+from lmlab.evaluation.evaluate import EvaluateParams
+from lmlab.evaluation.measures import base as measures
 from lmlab.experiments.run import numbers
-from lmlab.measures import base as measures
 from lmlab.model import generation
 from lmlab.model.models.base import LanguageModel
 from lmlab.model.scoring import bits_per_byte, score

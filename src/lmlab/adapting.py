@@ -29,7 +29,7 @@ from lmlab.data.shard import ShardParams
 from lmlab.data.shards import RowGroup, Shards, open_shards
 from lmlab.data.tokenizers import base as tokenizers
 from lmlab.data.tokenizers.base import Ids
-from lmlab.measures.learning_curve import reached
+from lmlab.evaluation.measures.learning_curve import reached
 from lmlab.model.device import use_device
 from lmlab.model.models import base as models
 from lmlab.model.models.base import LanguageModel

@@ -6,7 +6,6 @@ the stages load it by name.
 
 from pathlib import Path
 
-from lmlab import probing
 from lmlab.core import params, registry
 from lmlab.core.errors import UserError
 from lmlab.core.params import Params, Tree
@@ -15,10 +14,11 @@ from lmlab.data.collect import DownloadParams
 from lmlab.data.shard import ShardParams
 from lmlab.data.tokenizers import base as tokenizers
 from lmlab.data.tokenizers.base import TokenizerParams
-from lmlab.evaluation.results import EvaluateParams
-from lmlab.measures import base as measures
+from lmlab.evaluation import probe as probing
+from lmlab.evaluation.evaluate import EvaluateParams
+from lmlab.evaluation.measures import base as measures
+from lmlab.evaluation.probe import ProbeParams
 from lmlab.model.models import base as models
-from lmlab.probing import ProbeParams
 from lmlab.training import outline
 from lmlab.training.step import TrainParams, chosen_rule
 

@@ -35,7 +35,7 @@ print(json.dumps([(one.name, one.state, one.params['train.clip']) for one in unf
 def test_experiments_in_the_workspace_queued_and_temporary(workspace: Any) -> None:
     """Each of the three ways runs its own copy of code and params, and compare reads what finished of them."""
     before = workspace.json("results/metrics.json")
-    source = workspace.path("src/lmlab/evaluation/results.py")
+    source = workspace.path("src/lmlab/evaluation/evaluate.py")
     text = source.read_text()
     assert '"tokens_seen"' in text
     source.write_text(text.replace('"tokens_seen"', '"tokens_seen_by_the_copy"'))

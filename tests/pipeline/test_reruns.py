@@ -65,11 +65,11 @@ CODE: list[tuple[str, set[str]]] = [
     ("src/lmlab/data/tokenizers/character.py", {"tokenizer", "shard", *MODEL}),
     ("src/lmlab/model/layers/feed_forward/relu_squared.py", MODEL),
     ("src/lmlab/training/learning_rules/backprop.py", {"train", "probe"}),  # which runs the rule again
-    ("src/lmlab/probes/gradient_angle.py", {"probe"}),
-    ("src/lmlab/probes/base.py", {"probe"}),
+    ("src/lmlab/evaluation/probes/gradient_angle.py", {"probe"}),
+    ("src/lmlab/evaluation/probes/base.py", {"probe"}),
     ("src/lmlab/training/schedules/linear.py", {"train"}),
     ("src/lmlab/evaluation/kneser_ney.py", {"evaluate"}),
-    ("src/lmlab/measures/novelty.py", {"evaluate"}),
+    ("src/lmlab/evaluation/measures/novelty.py", {"evaluate"}),
     ("src/lmlab/experiments/charts.py", {"report"}),
     ("src/lmlab/experiments/page.html", {"report"}),
 ]

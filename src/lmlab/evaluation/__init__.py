@@ -1,1 +1,1 @@
-"""Measures of a trained model, and the references it is held against."""
+"""One run judged and looked into: measures and probes."""

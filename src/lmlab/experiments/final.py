@@ -22,8 +22,8 @@ from lmlab.core.files import SUMS
 from lmlab.data.shards import Shards, open_shards
 from lmlab.data.tokenizers import base as tokenizers
 from lmlab.data.tokenizers.base import Tokenizer
-from lmlab.evaluation import results
-from lmlab.evaluation.results import SCORED, ScoreParams
+from lmlab.evaluation import evaluate as results
+from lmlab.evaluation.evaluate import SCORED, ScoreParams
 from lmlab.experiments import openings, runs
 from lmlab.experiments.openings import Opening, counted, ordinal
 from lmlab.experiments.run import MEASURES, WORKSPACE, Run

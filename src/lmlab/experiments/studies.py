@@ -27,7 +27,7 @@ import pandas as pd
 import torch
 from pydantic import Field
 
-from lmlab import preflight, probing
+from lmlab import preflight
 from lmlab.core import lifeline, params, registry
 from lmlab.core.errors import UserError
 from lmlab.core.files import read_json, seal, sha256, whole_file, write_json
@@ -40,7 +40,8 @@ from lmlab.data.shard import ShardParams
 from lmlab.data.shards import Shards, open_shards
 from lmlab.data.tokenizers import base as tokenizers
 from lmlab.data.tokenizers.base import Tokenizer, TokenizerParams
-from lmlab.probing import ProbeParams
+from lmlab.evaluation import probe as probing
+from lmlab.evaluation.probe import ProbeParams
 from lmlab.training import loop as training
 from lmlab.training import step as stepping
 from lmlab.training.cost import forward_operations, training_operations

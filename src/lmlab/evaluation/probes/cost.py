@@ -17,8 +17,8 @@ from pydantic import Field
 from torch.profiler import ProfilerActivity, profile
 
 from lmlab.core.params import Params
+from lmlab.evaluation.probes.base import Batch, Probe, Reading, Snapshot
 from lmlab.model.models.base import next_token_loss
-from lmlab.probes.base import Batch, Probe, Reading, Snapshot
 
 
 class Options(Params):

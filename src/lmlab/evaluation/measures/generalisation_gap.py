@@ -4,7 +4,7 @@ import numpy as np
 from pydantic import Field
 
 from lmlab.core.params import Params
-from lmlab.measures.base import SCORED, Measure, Numbers, Trained, evenly
+from lmlab.evaluation.measures.base import SCORED, Measure, Numbers, Trained, evenly
 from lmlab.model.scoring import score
 
 STRIDES = 16

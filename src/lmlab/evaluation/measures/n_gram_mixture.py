@@ -11,7 +11,7 @@ from pydantic import Field
 
 from lmlab.core.params import Params
 from lmlab.evaluation.kneser_ney import KneserNey
-from lmlab.measures.base import SCORED, Measure, Numbers, Trained
+from lmlab.evaluation.measures.base import SCORED, Measure, Numbers, Trained
 from lmlab.model.scoring import bits_per_byte
 
 

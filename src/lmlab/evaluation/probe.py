@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 import torch
 from pydantic import Field
 
-from lmlab.closeup import close_up
 from lmlab.core import registry
 from lmlab.core.errors import UserError
 from lmlab.core.files import whole_folder, write_json
@@ -19,10 +18,11 @@ from lmlab.core.progress import ProgressBar
 from lmlab.core.registry import Choice
 from lmlab.data.shards import Shards
 from lmlab.data.tokenizers.base import Tokenizer
+from lmlab.evaluation.closeup import close_up
+from lmlab.evaluation.probes.base import Batch, Probe, Snapshot
 from lmlab.model.device import use_device
 from lmlab.model.models import base as models
 from lmlab.model.models.base import LanguageModel
-from lmlab.probes.base import Batch, Probe, Snapshot
 from lmlab.training import snapshots
 from lmlab.training.interventions import base as interventions
 from lmlab.training.interventions.base import build_rule

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lmlab.core.params import Params
+from lmlab.evaluation.probes.base import Batch, Probe, Reading, Snapshot
 from lmlab.model.models.base import next_token_loss
-from lmlab.probes.base import Batch, Probe, Reading, Snapshot
 
 
 class Options(Params):

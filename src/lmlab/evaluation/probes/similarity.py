@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lmlab.core.params import Params
-from lmlab.probes.base import Batch, Probe, Reading, Snapshot, module_name, streams
+from lmlab.evaluation.probes.base import Batch, Probe, Reading, Snapshot, module_name, streams
 
 
 class Options(Params):

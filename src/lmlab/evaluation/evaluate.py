@@ -20,7 +20,7 @@ from lmlab.core.registry import Choice
 from lmlab.data.shards import Shards
 from lmlab.data.tokenizers.base import Ids, Tokenizer
 from lmlab.evaluation import blocks, character_classes, references
-from lmlab.measures.base import Trained, about, take
+from lmlab.evaluation.measures.base import Trained, about, take
 from lmlab.model import generation
 from lmlab.model.models.base import LanguageModel
 from lmlab.model.scoring import Score, bits_per_byte, remark_on_zero, score

@@ -2,7 +2,7 @@
 
 from lmlab.core.params import Params
 from lmlab.evaluation import character_classes
-from lmlab.measures.base import SCORED, Measure, Numbers, Trained
+from lmlab.evaluation.measures.base import SCORED, Measure, Numbers, Trained
 
 
 class Options(Params):

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from lmlab.core.params import Params
 from lmlab.evaluation.about import VALIDATED_AT
-from lmlab.measures.base import DoesNotApply, Measure, Numbers, Trained
+from lmlab.evaluation.measures.base import DoesNotApply, Measure, Numbers, Trained
 from lmlab.training.cost import training_operations
 
 

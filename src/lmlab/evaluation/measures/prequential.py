@@ -14,7 +14,7 @@ from pydantic import Field
 from lmlab.core.params import Params
 from lmlab.data.batches import Batches
 from lmlab.evaluation.about import WINDOW
-from lmlab.measures.base import DoesNotApply, Measure, Numbers, Trained, evenly
+from lmlab.evaluation.measures.base import DoesNotApply, Measure, Numbers, Trained, evenly
 from lmlab.model.models.base import next_token_loss
 
 

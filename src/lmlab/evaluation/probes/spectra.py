@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lmlab.core.params import Params
-from lmlab.probes.base import Batch, Probe, Reading, Snapshot
+from lmlab.evaluation.probes.base import Batch, Probe, Reading, Snapshot
 
 
 class Options(Params):

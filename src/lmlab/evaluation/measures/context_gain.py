@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from lmlab.core.params import Params
 from lmlab.evaluation.about import STRIDE
-from lmlab.measures.base import DoesNotApply, Measure, Numbers, Trained
+from lmlab.evaluation.measures.base import DoesNotApply, Measure, Numbers, Trained
 
 
 class Options(Params):

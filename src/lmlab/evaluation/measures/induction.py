@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lmlab.core.params import Params
 from lmlab.evaluation.about import WINDOW
-from lmlab.measures.base import DoesNotApply, Measure, Numbers, Trained
+from lmlab.evaluation.measures.base import DoesNotApply, Measure, Numbers, Trained
 
 
 class Options(Params):

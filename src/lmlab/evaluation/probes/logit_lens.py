@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import torch
 
 from lmlab.core.params import Params
+from lmlab.evaluation.probes.base import Batch, Probe, Reading, Snapshot, module_name, streams
 from lmlab.model.models.base import next_token_loss
-from lmlab.probes.base import Batch, Probe, Reading, Snapshot, module_name, streams
 
 
 class Options(Params):

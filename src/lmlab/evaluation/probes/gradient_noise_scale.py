@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lmlab.core.errors import UserError
 from lmlab.core.params import Params
-from lmlab.probes.base import Batch, Probe, Reading, Snapshot, flat
+from lmlab.evaluation.probes.base import Batch, Probe, Reading, Snapshot, flat
 
 
 class Options(Params):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from lmlab.core.params import Params
-from lmlab.measures.base import DoesNotApply, Measure, Numbers, Trained
+from lmlab.evaluation.measures.base import DoesNotApply, Measure, Numbers, Trained
 from lmlab.model import generation
 
 Integers = NDArray[np.int64]

@@ -1,7 +1,7 @@
 """How far from the best there can be: bits per byte above the exact entropy of a synthetic corpus."""
 
 from lmlab.core.params import Params
-from lmlab.measures.base import SCORED, DoesNotApply, Measure, Numbers, Trained
+from lmlab.evaluation.measures.base import SCORED, DoesNotApply, Measure, Numbers, Trained
 from lmlab.model.scoring import bits_per_byte
 
 

@@ -8,8 +8,8 @@ from pydantic import Field
 
 from lmlab.core.errors import UserError
 from lmlab.core.params import Params
+from lmlab.evaluation.measures.base import Measure, Numbers, Trained, evenly
 from lmlab.evaluation.pairs import accuracy, text_nats
-from lmlab.measures.base import Measure, Numbers, Trained, evenly
 
 
 class Options(Params):

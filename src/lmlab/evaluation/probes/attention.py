@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lmlab.core.params import Params
-from lmlab.probes.base import Batch, Probe, Reading, Snapshot, module_name, nothing_found, streams
+from lmlab.evaluation.probes.base import Batch, Probe, Reading, Snapshot, module_name, nothing_found, streams
 
 
 class Options(Params):

@@ -16,8 +16,8 @@ from pydantic import Field
 from lmlab.core.params import Params
 from lmlab.data import documents
 from lmlab.data.corpora.grammar import rules
+from lmlab.evaluation.measures.base import DoesNotApply, Measure, Numbers, Trained
 from lmlab.evaluation.pairs import accuracy, text_nats
-from lmlab.measures.base import DoesNotApply, Measure, Numbers, Trained
 
 FEW = 10
 """Pairs: fewer of a kind are not worth a number."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lmlab.core.params import Params
-from lmlab.probes.base import Batch, Probe, Reading, Snapshot, module_name, modules_named, streams
+from lmlab.evaluation.probes.base import Batch, Probe, Reading, Snapshot, module_name, modules_named, streams
 
 LIMITS = {"tanh": (-1.0, 1.0), "tanh_": (-1.0, 1.0), "sigmoid": (0.0, 1.0), "sigmoid_": (0.0, 1.0)}
 """Of each squashing function, by the name that torch gives it."""

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from lmlab.data.tokenizers.base import Tokenizer
+from lmlab.evaluation.probes.attention import Watched
+from lmlab.evaluation.probes.base import streams
 from lmlab.model.models.base import LanguageModel
-from lmlab.probes.attention import Watched
-from lmlab.probes.base import streams
 
 MOST_TOKENS = 40
 """Of the text: pictures of more cannot be read, and grow with the square."""

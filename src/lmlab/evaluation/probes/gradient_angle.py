@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from lmlab.core.params import Params
-from lmlab.probes.base import Batch, Probe, Reading, Snapshot, each_and_all, flat
+from lmlab.evaluation.probes.base import Batch, Probe, Reading, Snapshot, each_and_all, flat
 
 
 class Options(Params):
