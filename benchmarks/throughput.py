@@ -23,12 +23,12 @@ import typer
 from common import RESULTS, prepare, seconds, show, write
 from torch import nn
 
-from lmlab import recipes
 from lmlab.core import params, registry
 from lmlab.core.params import Tree, changed
 from lmlab.data.batches import Batches
 from lmlab.data.shards import Shards
 from lmlab.evaluation.probes.cost import peak_bytes
+from lmlab.experiments import recipes
 from lmlab.model.device import use_device
 from lmlab.model.models.base import LanguageModel
 from lmlab.training import step as stepping

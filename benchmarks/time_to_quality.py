@@ -25,13 +25,13 @@ import typer
 from common import RESULTS, prepare, show, write
 from numpy.typing import NDArray
 
-from lmlab import preflight, recipes
 from lmlab.core import params, registry
 from lmlab.core.params import Tree, changed
 from lmlab.data.shards import Shards
 from lmlab.data.tokenizers.base import Tokenizer
 from lmlab.evaluation.kneser_ney import KneserNey
 from lmlab.evaluation.measures.n_gram_mixture import half_of_each
+from lmlab.experiments import preflight, recipes
 from lmlab.model.device import use_device
 from lmlab.model.models import base as models
 from lmlab.model.scoring import score

@@ -59,18 +59,18 @@ def staged(command: Callable[..., dict[str, Any] | None]) -> Callable[..., None]
     @functools.wraps(command)
     def stage(**paths: Any) -> None:
         started = time.perf_counter()
-        import_module("lmlab.surroundings").check_experiment()
+        import_module("lmlab.experiments.surroundings").check_experiment()
         tree, name = params.read(), command.__name__
-        import_module("lmlab.preflight").check(tree)
+        import_module("lmlab.experiments.preflight").check(tree)
         for path in (defaults | paths).values():
             files.check_folder(path.parent if path.suffix else path)
-        import_module("lmlab.remarks").say(tree, name)
-        if import_module("lmlab.runcache").restored():
+        import_module("lmlab.experiments.remarks").say(tree, name)
+        if import_module("lmlab.experiments.runcache").restored():
             print(f"{name}: this was done before on this machine: outputs taken from DVC's run-cache", flush=True)
             return
         facts = command(**paths) or {}
-        import_module("lmlab.runcache").keep()
-        import_module("lmlab.timing").note(name, {"seconds": time.perf_counter() - started, **facts})
+        import_module("lmlab.experiments.runcache").keep()
+        import_module("lmlab.experiments.timing").note(name, {"seconds": time.perf_counter() - started, **facts})
 
     return stage
 

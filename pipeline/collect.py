@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lmlab.experiments import findings, studies
+from lmlab.experiments.studies import findings, studies
 from pipeline import run_command
 
 

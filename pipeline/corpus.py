@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lmlab.experiments import studies
+from lmlab.experiments.studies import studies
 from pipeline import run_command
 
 

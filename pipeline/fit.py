@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lmlab.experiments import scaling_findings, studies
+from lmlab.experiments.studies import scaling_findings, studies
 from pipeline import run_command
 
 

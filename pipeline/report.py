@@ -3,8 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
-from lmlab.experiments import report as library
-from lmlab.experiments.run import as_it_lies
+from lmlab.experiments.compare.run import as_it_lies
+from lmlab.experiments.report import report as library
 from pipeline import run_stage
 
 

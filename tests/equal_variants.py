@@ -16,7 +16,7 @@ import numpy as np
 from laboratory import Laboratory, Pretended, bits
 from numpy.typing import NDArray
 
-from lmlab.experiments import comparing, verdicts
+from lmlab.experiments.compare import comparing, verdicts
 
 BITS = "validation.bits_per_byte"
 TARGET = "learning_curve.tokens_to.2.5"

@@ -12,12 +12,13 @@ import test_training
 from test_training import Corpus
 from typer.testing import CliRunner
 
-from lmlab import adapting, cli
-from lmlab.adapting import Change
+from lmlab import cli
 from lmlab.core.errors import UserError
 from lmlab.core.files import write_json
 from lmlab.data.batches import Batches
 from lmlab.evaluation import references
+from lmlab.experiments import adapting
+from lmlab.experiments.adapting import Change
 
 corpus = test_training.corpus  # the fixture
 LOWERED = {**test_training.BASE, "steps": 40, "batch": 8, "context": 8, "documents": 4, "sentences": 10}

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from lmlab.experiments import anytime
-from lmlab.experiments.verdicts import permute
+from lmlab.experiments.compare import anytime
+from lmlab.experiments.compare.verdicts import permute
 
 
 def test_the_stake_by_hand() -> None:

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lmlab.experiments import findings
-from lmlab.experiments.basin import basin
+from lmlab.experiments.studies import findings
+from lmlab.experiments.studies.basin import basin
 
 
 @pytest.mark.parametrize(("steepness", "tolerance"), [(0.1, 0.1), (1.0, 0.1), (0.02, 0.05)])

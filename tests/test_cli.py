@@ -11,13 +11,14 @@ import pytest
 import small
 from typer.testing import CliRunner
 
-from lmlab import catalogue, cli, summary, timing
+from lmlab import cli
 from lmlab.core import errors, registry
 from lmlab.core.files import sha256, write_sums
 from lmlab.data.shards import Shards
 from lmlab.data.tokenizers import base as tokenizers
 from lmlab.data.tokenizers.base import Tokenizer
 from lmlab.data.tokenizers.byte import Byte
+from lmlab.experiments import catalogue, summary, timing
 from lmlab.model import generation
 from lmlab.model.models import base as models
 

@@ -12,10 +12,10 @@ import small
 import torch
 from torch import Tensor
 
-from lmlab import preflight
 from lmlab.core import registry
 from lmlab.core.errors import UserError
 from lmlab.core.params import changed, section
+from lmlab.experiments import preflight
 from lmlab.training import step as stepping
 from lmlab.training.step import Diverged, TrainParams
 

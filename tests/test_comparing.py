@@ -16,10 +16,10 @@ from laboratory import Laboratory, Pretended, bits
 from rich.console import Console
 
 from lmlab.core.errors import UserError
-from lmlab.experiments import comparing, verdicts
-from lmlab.experiments.comparing import Comparison
-from lmlab.experiments.runs import unfinished
-from lmlab.experiments.verdicts import SHOWN, Verdict
+from lmlab.experiments.compare import comparing, verdicts
+from lmlab.experiments.compare.comparing import Comparison
+from lmlab.experiments.compare.history import unfinished
+from lmlab.experiments.compare.verdicts import SHOWN, Verdict
 
 BITS = "validation.bits_per_byte"
 LION = {"train.optimizer": "lion"}

@@ -10,7 +10,7 @@ from small import PROJECT
 
 from lmlab.core.errors import UserError
 from lmlab.core.files import check_folder, checked, output, read_json, seal, vouched, whole_folder, write_json, write_sums
-from lmlab.experiments.run import as_it_lies
+from lmlab.experiments.compare.run import as_it_lies
 
 
 @pytest.fixture(autouse=True)

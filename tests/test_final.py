@@ -22,7 +22,8 @@ from lmlab.data.shards import Shards
 from lmlab.data.tokenizers.base import Tokenizer
 from lmlab.evaluation import evaluate as results
 from lmlab.evaluation.evaluate import EvaluateParams
-from lmlab.experiments import final, openings, runs
+from lmlab.experiments import final, openings
+from lmlab.experiments.compare import history as runs
 from lmlab.model.models import base as models
 from lmlab.model.scoring import bits_per_byte, score
 

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from lmlab.experiments import findings, studies
+from lmlab.experiments.studies import findings, studies
 
 COLUMNS = ["arm", "a.rate", "at_best", "seed", "validation_bits_per_byte", "tokens", "step_seconds", "step_bytes"]
 

@@ -20,7 +20,6 @@ from small import ShardsOf
 from test_scoring import HandMade
 from torch import Tensor, nn
 
-from lmlab import preflight
 from lmlab.core import registry
 from lmlab.core.errors import UserError
 from lmlab.data import documents
@@ -36,7 +35,8 @@ from lmlab.evaluation.measures.learning_curve import mean_over_logarithm, reache
 from lmlab.evaluation.measures.novelty import Copies
 from lmlab.evaluation.measures.prequential import first_pass
 from lmlab.evaluation.pairs import accuracy, text_nats
-from lmlab.experiments import meaning
+from lmlab.experiments import preflight
+from lmlab.experiments.compare import meaning
 from lmlab.model.models.base import LanguageModel, next_token_loss
 from lmlab.model.scoring import score
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from lmlab import preflight
 from lmlab.cli import app
 from lmlab.core import params, registry
 from lmlab.core.errors import UserError
 from lmlab.core.params import Tree
 from lmlab.core.registry import Choice
+from lmlab.experiments import preflight
 from lmlab.model.models import base as models
 from lmlab.training import cost as sizing
 from lmlab.training import outline

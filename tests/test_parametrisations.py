@@ -10,11 +10,11 @@ import small
 import torch
 from torch import Tensor, nn
 
-from lmlab import preflight
 from lmlab.core import registry
 from lmlab.core.errors import UserError
 from lmlab.core.params import Tree
 from lmlab.core.registry import Choice
+from lmlab.experiments import preflight
 from lmlab.model import noise
 from lmlab.model.models.base import LanguageModel
 from lmlab.training import cost as sizing

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import small
 
-from lmlab import preflight
 from lmlab.core import params, registry
 from lmlab.core.errors import UserError
 from lmlab.core.params import Tree
+from lmlab.experiments import preflight
 
 
 def using(tree: Tree, dotted: str, value: str) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from test_learning_rules import refusal, rule_for
 from test_training import Corpus
 from torch import Tensor, nn
 
-from lmlab import preflight
 from lmlab.core import registry
 from lmlab.core.errors import UserError
 from lmlab.core.params import section
@@ -32,6 +31,7 @@ from lmlab.evaluation.probes.gradient_angle import cosine
 from lmlab.evaluation.probes.gradient_noise_scale import noise_and_signal
 from lmlab.evaluation.probes.similarity import alignment
 from lmlab.evaluation.probes.spectra import effective_rank, stable_rank
+from lmlab.experiments import preflight
 from lmlab.model.layers.memory import Memory
 from lmlab.model.models.base import LanguageModel, next_token_loss
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import small
 
-from lmlab.experiments import scaling
+from lmlab.experiments.studies import scaling
 
 STUDIES = sorted(path.parent.name for path in small.PROJECT.glob("studies/*/dvc.yaml"))
 every_study = pytest.mark.parametrize("name", STUDIES)

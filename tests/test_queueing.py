@@ -12,8 +12,9 @@ from ruamel.yaml import YAML
 
 from lmlab.core import params
 from lmlab.core.errors import UserError
-from lmlab.experiments import commands, queueing
-from lmlab.experiments.queueing import Task
+from lmlab.experiments import commands
+from lmlab.experiments.search import queueing
+from lmlab.experiments.search.queueing import Task
 
 VALUES: list[Any] = [
     3, -1, 0.5, 1e-05, 1e30, 0.013385298778232689, 1.0, True, False, None,

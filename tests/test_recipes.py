@@ -9,10 +9,10 @@ from dvc.utils.hydra import apply_overrides
 from small import PROJECT
 from typer.testing import CliRunner
 
-from lmlab import preflight, recipes
 from lmlab.cli import app
 from lmlab.core import params
 from lmlab.core.errors import UserError
+from lmlab.experiments import preflight, recipes
 
 FOLDER = PROJECT / "recipes"
 NAMES = recipes.names(FOLDER)

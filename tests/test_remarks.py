@@ -8,13 +8,13 @@ import pytest
 import small
 from typer.testing import CliRunner
 
-from lmlab import preflight, remarks
 from lmlab.cli import app
 from lmlab.core import params
 from lmlab.core.params import Tree
 from lmlab.data import collect as collecting
 from lmlab.data.collect import DownloadParams
 from lmlab.data.corpora.base import Corpus, Document
+from lmlab.experiments import preflight, remarks
 
 
 @pytest.fixture(autouse=True)

@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmlab.experiments import charts, report, verdicts
-from lmlab.experiments import variants as grouping
-from lmlab.experiments.labels import LONGEST, labels
+from lmlab.experiments.compare import variants as grouping
+from lmlab.experiments.compare import verdicts
+from lmlab.experiments.compare.labels import LONGEST, labels
+from lmlab.experiments.compare.run import Run
+from lmlab.experiments.compare.variants import Variant
 from lmlab.experiments.openings import Opening
-from lmlab.experiments.page import library
-from lmlab.experiments.run import Run
-from lmlab.experiments.variants import Variant
+from lmlab.experiments.report import charts, report
+from lmlab.experiments.report.page import library
 
 NASTY = "</script><script>document.title = 'taken over'</script>{{body}} & <b>"
 

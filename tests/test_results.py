@@ -21,7 +21,7 @@ from lmlab.evaluation import evaluate as results
 from lmlab.evaluation import references
 from lmlab.evaluation.evaluate import EvaluateParams
 from lmlab.evaluation.measures import base as measures
-from lmlab.experiments.run import numbers
+from lmlab.experiments.compare.run import numbers
 from lmlab.model import generation
 from lmlab.model.models.base import LanguageModel
 from lmlab.model.scoring import bits_per_byte, score

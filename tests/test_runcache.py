@@ -6,7 +6,7 @@ import pytest
 import small
 from ruamel.yaml import YAML
 
-from lmlab import runcache
+from lmlab.experiments import runcache
 
 STAGES = YAML(typ="safe").load(small.PROJECT / "dvc.yaml")["stages"]
 DVC_YAML = """\

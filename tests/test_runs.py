@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from lmlab import cli
 from lmlab.core.errors import UserError
-from lmlab.experiments import comparing, runs, variants
-from lmlab.experiments.run import Run
+from lmlab.experiments.compare import comparing, variants
+from lmlab.experiments.compare import history as runs
+from lmlab.experiments.compare.run import Run
 
 PARAMS = """\
 # a comment

@@ -9,8 +9,8 @@ import pytest
 from scipy import optimize
 
 from lmlab.core.errors import UserError
-from lmlab.experiments import scaling
-from lmlab.experiments.scaling import PUBLISHED, Law, Problem, bootstrap, fit
+from lmlab.experiments.studies import scaling
+from lmlab.experiments.studies.scaling import PUBLISHED, Law, Problem, bootstrap, fit
 
 BESIROGLU = PUBLISHED["Besiroglu et al. 2024"]
 PLANTED = Law(E=1.1, A=30.0, B=200.0, alpha=0.35, beta=0.4)

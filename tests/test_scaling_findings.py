@@ -11,8 +11,8 @@ import pytest
 import small
 
 from lmlab.core.errors import UserError
-from lmlab.experiments import scaling_findings, studies
-from lmlab.experiments.scaling import Fitted, Law
+from lmlab.experiments.studies import scaling_findings, studies
+from lmlab.experiments.studies.scaling import Fitted, Law
 
 PLANTED = Law(E=1.1, A=30.0, B=200.0, alpha=0.35, beta=0.4)
 WIDTHS = {"tiny": 8, "small": 16, "middle": 32, "large": 64, "held": 128}

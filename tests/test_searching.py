@@ -12,8 +12,10 @@ from dvc.utils.hydra import apply_overrides
 from lmlab.core import params
 from lmlab.core.errors import UserError
 from lmlab.core.params import Tree
-from lmlab.experiments import commands, searching, studies
-from lmlab.experiments.searching import Outcome, Search, Values
+from lmlab.experiments import commands
+from lmlab.experiments.search import searching
+from lmlab.experiments.search.searching import Outcome, Search, Values
+from lmlab.experiments.studies import studies
 
 RATE, DEPTH, RULE = "optimizers.muon.learning_rate", "models.transformer.depth", "train.learning_rule"
 RANGES = [f"{RATE}=log:0.0001..1.0", f"{DEPTH}=1..6", f"{RULE}=backprop,frozen"]

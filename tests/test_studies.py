@@ -16,7 +16,7 @@ from lmlab import cli
 from lmlab.core import params
 from lmlab.core.errors import UserError
 from lmlab.core.files import read_json
-from lmlab.experiments import findings, studies
+from lmlab.experiments.studies import findings, studies
 
 TEXT = "".join(f"{number} times {number} is {number * number}.\n" for number in range(120))
 SHARED = {

@@ -7,8 +7,9 @@ import pytest
 from small import PROJECT
 from typer.testing import CliRunner
 
-from lmlab import cli, surroundings
+from lmlab import cli
 from lmlab.core.errors import UserError
+from lmlab.experiments import surroundings
 
 
 @pytest.fixture(autouse=True)

@@ -8,9 +8,9 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from lmlab.experiments import verdicts
-from lmlab.experiments.run import Run
-from lmlab.experiments.verdicts import Verdict, judge, judge_all
+from lmlab.experiments.compare import verdicts
+from lmlab.experiments.compare.run import Run
+from lmlab.experiments.compare.verdicts import Verdict, judge, judge_all
 
 BITS = "validation.bits_per_byte"
 DRAWS = 1000

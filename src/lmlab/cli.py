@@ -26,7 +26,7 @@ app = typer.Typer(
 @app.callback()
 @errors.one_line
 def _before_all() -> None:
-    from lmlab import surroundings
+    from lmlab.experiments import surroundings
 
     if note := surroundings.other_project():
         typer.echo(note, err=True)
@@ -36,7 +36,7 @@ def _before_all() -> None:
 @errors.one_line
 def parts() -> None:
     """List every kind of part and every part of it, one line each."""
-    from lmlab import catalogue
+    from lmlab.experiments import catalogue
 
     for kind, members in catalogue.parts().items():
         typer.echo(typer.style(kind, bold=True))
@@ -49,8 +49,8 @@ def parts() -> None:
 @errors.one_line
 def check() -> None:
     """Check params.yaml as every stage does before it starts, without running anything."""
-    from lmlab import preflight, remarks
     from lmlab.core import params
+    from lmlab.experiments import preflight, remarks
 
     tree = params.read()
     preflight.check(tree)
@@ -66,8 +66,8 @@ def recipe(
     write: Annotated[bool, typer.Option("--write", help="Put its values into params.yaml.")] = False,
 ) -> None:
     """Values for params.yaml that go together: for one experiment, `dvc exp run $(lmlab recipe fast)`; or written there."""
-    from lmlab import preflight, recipes
     from lmlab.core import params
+    from lmlab.experiments import preflight, recipes
 
     if not name:
         for known in recipes.names():
@@ -93,7 +93,7 @@ def study(
     corpus: Annotated[Path, typer.Option(help="The corpus to run it on.")] = Path("data/corpus"),
 ) -> None:
     """Run a study's arms by hand, into FOLDER/tried, and show the table. (What is published comes from `dvc repro`.)"""
-    from lmlab.experiments import studies
+    from lmlab.experiments.studies import studies
 
     wanted = studies.read(folder, quick)
     tried = folder / "tried"
@@ -125,9 +125,9 @@ def search(
     seed: Annotated[int, typer.Option(min=0, max=LARGEST, help="Another seed tries other points.")] = 0,
 ) -> None:
     """Try values that Optuna chooses, each as a DVC experiment. Stopped at any moment, the same command goes on."""
-    from lmlab import preflight, surroundings
     from lmlab.core import params
-    from lmlab.experiments import searching
+    from lmlab.experiments import preflight, surroundings
+    from lmlab.experiments.search import searching
 
     tree = params.read()
     preflight.check(tree)
@@ -146,9 +146,9 @@ def requeue(
     names: Annotated[list[str] | None, typer.Argument(help="Tasks by name; none named: all of them.")] = None,
 ) -> None:
     """Put DVC's queue right: queue tasks again that failed, or that a crash left `Running` with nobody at them."""
-    from lmlab import surroundings
     from lmlab.core import params
-    from lmlab.experiments import queueing
+    from lmlab.experiments import surroundings
+    from lmlab.experiments.search import queueing
 
     surroundings.check_experiments()
     for line in queueing.requeue(names or [], params.read()):
@@ -179,7 +179,7 @@ def compare(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> None:
     """Say which of the runs you have made is better: paired by seed, with intervals, corrected for how many are compared."""
-    from lmlab.experiments import comparing
+    from lmlab.experiments.compare import comparing
 
     if not 0 < alpha < 1:
         raise errors.UserError(f"--alpha should lie between 0 and 1, such as 0.05, not {alpha:g}")
@@ -208,8 +208,10 @@ def report(
 ) -> None:
     """Write one page that shows runs side by side: curves, verdicts, samples, probes. It works without a network."""
     from lmlab.core.files import output
-    from lmlab.experiments import comparing, openings, runs, variants, verdicts
-    from lmlab.experiments import report as library
+    from lmlab.experiments import openings
+    from lmlab.experiments.compare import comparing, variants, verdicts
+    from lmlab.experiments.compare import history as runs
+    from lmlab.experiments.report import report as library
     from lmlab.experiments.wording import quantity
 
     target = output(out, ".html")
@@ -247,10 +249,10 @@ def size(
     tokenizer: Annotated[Path, typer.Option(help="The tokenizer's folder.")] = Path("data/tokenizer"),
 ) -> None:
     """Show what params.yaml comes to: what is derived, parameters by part, operations and memory. Nothing is trained."""
-    from lmlab import preflight
     from lmlab.core import params
     from lmlab.core import registry as finder
     from lmlab.data.tokenizers import base as tokenizers
+    from lmlab.experiments import preflight
     from lmlab.training import cost as sizing
     from lmlab.training import outline
     from lmlab.training import step as stepping
@@ -277,9 +279,9 @@ def adapt(
     out: Annotated[Path | None, typer.Option(help="Where to write all that was found, as JSON.")] = None,
 ) -> None:
     """Change the corpus under the trained model and see how soon it recovers, beside the same training from scratch."""
-    from lmlab import adapting
     from lmlab.core import params
     from lmlab.core.files import output, write_json
+    from lmlab.experiments import adapting
 
     target = output(out, ".json") if out else None
     found = adapting.adapt(params.read(), Path("data"), adapting.Change(to, seed), steps, every, within)
@@ -293,14 +295,14 @@ def adapt(
 @errors.one_line
 def summary() -> None:
     """Show what the last run gave: corpus, model, measures beside references, speed, a sample."""
-    from lmlab import summary as library
+    from lmlab.experiments import summary as library
 
     library.show()
     _note_faults()
 
 
 def _note_faults() -> None:
-    from lmlab import surroundings
+    from lmlab.experiments import surroundings
 
     for fault in surroundings.faults():
         typer.echo(f"note: {fault}", err=True)

@@ -11,9 +11,9 @@ import pytest
 from ruamel.yaml import YAML
 from small import PROJECT
 
-from lmlab import preflight
 from lmlab.core import params, registry
 from lmlab.core.errors import UserError
+from lmlab.experiments import preflight
 
 pytestmark = pytest.mark.pipeline
 

@@ -70,8 +70,8 @@ CODE: list[tuple[str, set[str]]] = [
     ("src/lmlab/training/schedules/linear.py", {"train"}),
     ("src/lmlab/evaluation/kneser_ney.py", {"evaluate"}),
     ("src/lmlab/evaluation/measures/novelty.py", {"evaluate"}),
-    ("src/lmlab/experiments/charts.py", {"report"}),
-    ("src/lmlab/experiments/page.html", {"report"}),
+    ("src/lmlab/experiments/report/charts.py", {"report"}),
+    ("src/lmlab/experiments/report/page.html", {"report"}),
 ]
 
 UNUSED_CODE = [
@@ -82,15 +82,15 @@ UNUSED_CODE = [
     "src/lmlab/model/layers/attention/latent.py",
     "src/lmlab/model/models/lstm.py",
     "src/lmlab/training/optimizers/muon.py",
-    "src/lmlab/experiments/studies.py",
+    "src/lmlab/experiments/studies/studies.py",
     "src/lmlab/model/layers/feed_forward/swiglu.py",
     "src/lmlab/model/layers/normalisation/layer_norm.py",
     "src/lmlab/model/layers/position/absent.py",
     "src/lmlab/training/schedules/cosine.py",
     "src/lmlab/cli.py",
-    "src/lmlab/preflight.py",
-    "src/lmlab/runcache.py",
-    "src/lmlab/timing.py",
+    "src/lmlab/experiments/preflight.py",
+    "src/lmlab/experiments/runcache.py",
+    "src/lmlab/experiments/timing.py",
 ]
 
 

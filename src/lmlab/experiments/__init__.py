@@ -1,1 +1,1 @@
-"""Runs side by side: studies, what they found, verdicts."""
+"""Many runs: stages as functions, comparing, searching, studies, the report."""

@@ -24,9 +24,10 @@ from lmlab.data.tokenizers import base as tokenizers
 from lmlab.data.tokenizers.base import Tokenizer
 from lmlab.evaluation import evaluate as results
 from lmlab.evaluation.evaluate import SCORED, ScoreParams
-from lmlab.experiments import openings, runs
+from lmlab.experiments import openings
+from lmlab.experiments.compare import history as runs
+from lmlab.experiments.compare.run import MEASURES, WORKSPACE, Run
 from lmlab.experiments.openings import Opening, counted, ordinal
-from lmlab.experiments.run import MEASURES, WORKSPACE, Run
 from lmlab.experiments.wording import quantity
 from lmlab.model.device import use_device
 from lmlab.model.models import base as models

@@ -29,12 +29,11 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from sqlalchemy.exc import SQLAlchemyError
 
-from lmlab import preflight
 from lmlab.core import params
 from lmlab.core.errors import UserError
 from lmlab.core.params import Tree, changed
-from lmlab.experiments import commands
-from lmlab.experiments.run import MEASURES
+from lmlab.experiments import commands, preflight
+from lmlab.experiments.compare.run import MEASURES
 from lmlab.training.status import how_it_diverged
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)

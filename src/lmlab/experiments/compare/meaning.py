@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from lmlab.evaluation.about import STRIDE, VALIDATED_AT, WINDOW, About
-from lmlab.experiments.run import Run
+from lmlab.experiments.compare.run import Run
 
 TORCH, TEXT, CORPUS = "torch", "the validation text", "download.corpus"
 OF_NO_TEXT = ("timing",)

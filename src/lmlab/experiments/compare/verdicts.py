@@ -34,10 +34,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special, stats
 
-from lmlab.experiments import anytime as betting
-from lmlab.experiments.meaning import direction as direction
-from lmlab.experiments.pairing import Kind, Pairs, Seeds, observe, pair
-from lmlab.experiments.run import Run
+from lmlab.experiments.compare import anytime as betting
+from lmlab.experiments.compare.meaning import direction as direction
+from lmlab.experiments.compare.pairing import Kind, Pairs, Seeds, observe, pair
+from lmlab.experiments.compare.run import Run
 
 ALPHA = 0.05
 POWER = 0.8

@@ -12,7 +12,7 @@ from typing import Any
 import vl_convert
 
 from lmlab.core.files import whole_file
-from lmlab.experiments.charts import Spec
+from lmlab.experiments.report.charts import Spec
 
 TEMPLATE = Path(__file__).with_name("page.html")
 MINUS = "\N{MINUS SIGN}"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmlab.experiments.variants import Variant
+from lmlab.experiments.compare.variants import Variant
 
 FILE = Path(".scratch/looks.jsonl")
 

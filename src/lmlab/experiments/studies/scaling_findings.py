@@ -20,9 +20,9 @@ from lmlab.core import params, registry
 from lmlab.core.errors import UserError
 from lmlab.core.files import read_json, whole_file, whole_folder, write_json
 from lmlab.core.params import Params
-from lmlab.experiments import scaling
-from lmlab.experiments.scaling import KAPLAN, PUBLISHED, Fitted, Law
-from lmlab.experiments.studies import Study
+from lmlab.experiments.studies import scaling
+from lmlab.experiments.studies.scaling import KAPLAN, PUBLISHED, Fitted, Law
+from lmlab.experiments.studies.studies import Study
 from lmlab.training import step as stepping
 from lmlab.training.cost import parameters_by_part
 from lmlab.training.step import TrainParams

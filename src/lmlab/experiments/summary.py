@@ -6,8 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lmlab import timing
 from lmlab.core.files import missing, read_json, vouched
+from lmlab.experiments import timing
 from lmlab.training.status import ADVICE, DIVERGED, how_it_diverged
 
 SAMPLE_LINES = 14

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from lmlab.experiments import meaning
-from lmlab.experiments.pairing import observe
-from lmlab.experiments.run import SEEDS, Run
-from lmlab.experiments.variants import Variant, chosen_parts, mattering
+from lmlab.experiments.compare import meaning
+from lmlab.experiments.compare.pairing import observe
+from lmlab.experiments.compare.run import SEEDS, Run
+from lmlab.experiments.compare.variants import Variant, chosen_parts, mattering
 
 Configuration = tuple[tuple[str, str], ...]
 """Params that mattered, without seeds, by dotted key."""

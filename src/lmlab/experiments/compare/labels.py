@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
-from lmlab.experiments.variants import Variant, differing
+from lmlab.experiments.compare.variants import Variant, differing
 
 LONGEST = 28
 """Characters in a label."""

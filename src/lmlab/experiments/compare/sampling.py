@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lmlab.experiments.run import BLOCKS, Run
+from lmlab.experiments.compare.run import BLOCKS, Run
 
 MEASURE = "validation.bits_per_byte"
 """What the blocks add up to."""

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lmlab.experiments.run import Run
+from lmlab.experiments.compare.run import Run
 
 Seeds = tuple[Any, ...]
 

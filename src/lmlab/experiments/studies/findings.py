@@ -11,8 +11,8 @@ import vl_convert
 from scipy import stats
 
 from lmlab.core.files import read_json, whole_file
-from lmlab.experiments.basin import Basin, basin
-from lmlab.experiments.studies import Study, collect
+from lmlab.experiments.studies.basin import Basin, basin
+from lmlab.experiments.studies.studies import Study, collect
 
 CONFIDENCE = 0.95
 TOLERANCE = 0.05

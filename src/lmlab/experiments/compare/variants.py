@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 from lmlab.core import registry
-from lmlab.experiments.run import SEEDS, WORKSPACE, Run
+from lmlab.experiments.compare.run import SEEDS, WORKSPACE, Run
 
 INERT = (
     "shard",  # the shards come out the same

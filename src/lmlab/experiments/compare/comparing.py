@@ -15,16 +15,16 @@ from rich.table import Table
 from lmlab.core import params
 from lmlab.core.errors import UserError
 from lmlab.data.globs import shown
-from lmlab.experiments import looks as looking
-from lmlab.experiments import meaning, sampling, trials
-from lmlab.experiments import runs as library
-from lmlab.experiments import variants as grouping
-from lmlab.experiments import verdicts as judging
-from lmlab.experiments.pairing import observe
-from lmlab.experiments.run import SEEDS, Run
-from lmlab.experiments.runs import Unfinished
-from lmlab.experiments.variants import Variant
-from lmlab.experiments.verdicts import Rules, Verdict
+from lmlab.experiments.compare import history as library
+from lmlab.experiments.compare import looks as looking
+from lmlab.experiments.compare import meaning, sampling, trials
+from lmlab.experiments.compare import variants as grouping
+from lmlab.experiments.compare import verdicts as judging
+from lmlab.experiments.compare.history import Unfinished
+from lmlab.experiments.compare.pairing import observe
+from lmlab.experiments.compare.run import SEEDS, Run
+from lmlab.experiments.compare.variants import Variant
+from lmlab.experiments.compare.verdicts import Rules, Verdict
 from lmlab.experiments.wording import quantity
 
 MEASURES = ("validation.bits_per_byte", "validation.accuracy", "validation.calibration_error")

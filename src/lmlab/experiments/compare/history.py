@@ -22,13 +22,12 @@ import pandas as pd
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from lmlab import timing
 from lmlab.core import params
 from lmlab.core.errors import UserError
 from lmlab.core.files import read_json
-from lmlab.experiments import openings
+from lmlab.experiments import openings, timing
 from lmlab.experiments.commands import leaves
-from lmlab.experiments.run import BLOCKS, CURVES, MEASURES, METRICS, WORKSPACE, Reader, Run, measured, numbers
+from lmlab.experiments.compare.run import BLOCKS, CURVES, MEASURES, METRICS, WORKSPACE, Reader, Run, measured, numbers
 from lmlab.experiments.wording import quantity
 
 
@@ -542,7 +541,7 @@ def _cache(root: Path) -> Path:
 
 def _of_study(root: Path, folder: Path, wanted: str, swept: bool = False) -> Iterator[Run]:
     """The runs of a study's arms, or of one of them, at the values that each arm's sweep found best, or at all it swept."""
-    from lmlab.experiments import studies  # it loads torch, which nothing else here needs
+    from lmlab.experiments.studies import studies  # it loads torch, which nothing else here needs
 
     study = studies.read(root / folder)
     points = sorted((root / folder / "points").glob("*.json"))

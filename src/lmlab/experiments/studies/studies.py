@@ -27,7 +27,6 @@ import pandas as pd
 import torch
 from pydantic import Field
 
-from lmlab import preflight
 from lmlab.core import lifeline, params, registry
 from lmlab.core.errors import UserError
 from lmlab.core.files import read_json, seal, sha256, whole_file, write_json
@@ -42,6 +41,7 @@ from lmlab.data.tokenizers import base as tokenizers
 from lmlab.data.tokenizers.base import Tokenizer, TokenizerParams
 from lmlab.evaluation import probe as probing
 from lmlab.evaluation.probe import ProbeParams
+from lmlab.experiments import preflight
 from lmlab.training import loop as training
 from lmlab.training import step as stepping
 from lmlab.training.cost import forward_operations, training_operations

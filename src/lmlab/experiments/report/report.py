@@ -20,14 +20,14 @@ import numpy as np
 import pandas as pd
 from altair.utils.schemapi import debug_mode
 
-from lmlab.experiments import charts
-from lmlab.experiments import variants as grouping
-from lmlab.experiments.labels import labels
+from lmlab.experiments.compare import variants as grouping
+from lmlab.experiments.compare.labels import labels
+from lmlab.experiments.compare.run import MEASURES, Run
+from lmlab.experiments.compare.variants import Variant, differing, mattering
+from lmlab.experiments.compare.verdicts import Verdict
 from lmlab.experiments.openings import Opening, ordinal
-from lmlab.experiments.page import Markup, Page, as_text, fixed, rounded, signed
-from lmlab.experiments.run import MEASURES, Run
-from lmlab.experiments.variants import Variant, differing, mattering
-from lmlab.experiments.verdicts import Verdict
+from lmlab.experiments.report import charts
+from lmlab.experiments.report.page import Markup, Page, as_text, fixed, rounded, signed
 from lmlab.experiments.wording import quantity
 
 MOST_VARIANTS = 8

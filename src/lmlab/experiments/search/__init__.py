@@ -1,0 +1,1 @@
+"""Experiments that are queued, and those that a search chooses."""
