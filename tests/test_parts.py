@@ -103,9 +103,10 @@ def test_every_value_in_params_yaml_has_a_comment_or_stood_with_one_before() -> 
 
 
 def test_finding_names_imports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kind = tmp_path / "noses"
-    kind.mkdir()
-    (kind / "base.py").write_text("")
+    kind = tmp_path / "face" / "noses"
+    kind.mkdir(parents=True)
+    for helper in ("base.py", "_nostrils.py"):
+        (kind / helper).write_text("")
     (kind / "broken.py").write_text("raise RuntimeError('imported')")
     monkeypatch.setattr(registry, "_PACKAGE", tmp_path)
     assert registry.kinds() == ["noses"]

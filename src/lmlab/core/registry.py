@@ -19,7 +19,6 @@ from lmlab.core.errors import UserError
 from lmlab.core.params import Params, Tree, nearest, section, shown
 
 _PACKAGE = Path(__file__).parents[1]
-_ROOMS = {"core", "data", "model", "training", "evaluation", "experiments"}
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def names(kind: str) -> list[str]:
 def _folders(package: Path) -> dict[str, Path]:
     """The folder of each kind, relative to the package: the kind's name is what is left without the room."""
     folders = [base.parent.relative_to(package) for base in package.rglob("base.py")]
-    return {".".join(folder.parts[1:] if folder.parts[0] in _ROOMS else folder.parts): folder for folder in folders}
+    return {".".join(folder.parts[1:]): folder for folder in folders}
 
 
 def find(kind: str, name: str, key: str = "") -> tuple[type[Any], type[Params]]:
