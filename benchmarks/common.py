@@ -1,4 +1,6 @@
-"""What benchmarks share: the way from a corpus to shards, a clock, and the table that each prints and writes."""
+"""What benchmarks share: the way from a corpus to shards, a clock, and the table that each prints
+and writes.
+"""
 
 import time
 from collections.abc import Callable
@@ -26,13 +28,19 @@ RESULTS = FOLDER / "results"
 def download(tree: Tree, folder: Path) -> None:
     """The stage `download`, without the checks that need the project's folder."""
     chosen = params.section(tree, "download", DownloadParams)
-    collecting.build(chosen, registry.choices(tree, "download", chosen)["corpus"].build(), folder / "corpus")
+    collecting.build(
+        chosen, registry.choices(tree, "download", chosen)["corpus"].build(), folder / "corpus"
+    )
 
 
 def fit_tokenizer(tree: Tree, folder: Path) -> Tokenizer:
     """The stage `tokenizer`."""
-    chosen = registry.choices(tree, "tokenizer", params.section(tree, "tokenizer", TokenizerParams))["name"]
-    fitted = tokenizers.fit(chosen, (text for _, _, text in documents.read_parts(folder / "corpus" / "train.parquet")))
+    chosen = registry.choices(
+        tree, "tokenizer", params.section(tree, "tokenizer", TokenizerParams)
+    )["name"]
+    fitted = tokenizers.fit(
+        chosen, (text for _, _, text in documents.read_parts(folder / "corpus" / "train.parquet"))
+    )
     tokenizers.save(chosen, fitted, folder / "tokenizer" / "tokenizer.json")
     return fitted
 
@@ -60,11 +68,17 @@ def seconds(work: Callable[[], object], times: int = 1) -> float:
 
 
 def write(table: pd.DataFrame | list[dict[str, Any]], out: Path) -> None:
-    """The table as CSV, five digits of each number; called again, it takes the place of what was there."""
+    """The table as CSV, five digits of each number; called again, it takes the place of what was
+    there.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(table).to_csv(out, index=False, float_format="%.5g", lineterminator="\n")
 
 
 def show(table: pd.DataFrame | list[dict[str, Any]]) -> None:
     """The table on the screen."""
-    typer.echo(pd.DataFrame(table).to_string(index=False, float_format=lambda value: f"{value:,.4g}", na_rep=""))
+    typer.echo(
+        pd.DataFrame(table).to_string(
+            index=False, float_format=lambda value: f"{value:,.4g}", na_rep=""
+        )
+    )

@@ -2,10 +2,11 @@
 
     python benchmarks/generation.py --batch 1 --batch 32 --tokens 2000
 
-The model is the one of params.yaml as training would begin with it, its ids random: what is timed does not depend on what
-was learned. `remembering` is this project's own generation (lmlab.generation); `recomputing` reads the last tokens again
-for each new one, as many as the model's context. Recomputing is timed over fewer tokens, of full length, where it would
-take minutes. `first_milliseconds` is from a prompt of half a context to the first token. Writes
+The model is the one of params.yaml as training would begin with it, its ids random: what is timed
+does not depend on what was learned. `remembering` is this project's own generation
+(lmlab.generation); `recomputing` reads the last tokens again for each new one, as many as the
+model's context. Recomputing is timed over fewer tokens, of full length, where it would take
+minutes. `first_milliseconds` is from a prompt of half a context to the first token. Writes
 benchmarks/results/generation.csv.
 """
 
@@ -29,20 +30,28 @@ VOCABULARY = 65
 def remembering(model: LanguageModel, batch: int, tokens: int) -> float:
     """Tokens a second, all rows together."""
     if batch == 1:
-        return tokens / seconds(lambda: list(generation.sample_ids(model, [0], tokens, 1.0, seed=0)))
-    return batch * tokens / seconds(lambda: generation.sample_rows(model, batch, 0, tokens, 1.0, seed=0))
+        return tokens / seconds(
+            lambda: list(generation.sample_ids(model, [0], tokens, 1.0, seed=0))
+        )
+    return (
+        batch
+        * tokens
+        / seconds(lambda: generation.sample_rows(model, batch, 0, tokens, 1.0, seed=0))
+    )
 
 
 @torch.no_grad()
 def recomputing(model: LanguageModel, batch: int, tokens: int, timed: int) -> float:
-    """The same without a memory: the tokens up to the context's length as they are, then `timed` that stand for the rest."""
+    """The same without a memory: the tokens up to the context's length as they are, then `timed`
+    that stand for the rest.
+    """
     seen = torch.zeros(batch, 1, dtype=torch.long)
-    chance = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
 
     def add() -> None:
         nonlocal seen
         logits = model(seen[:, -model.context :])[:, -1].double()
-        seen = torch.cat((seen, torch.multinomial(logits.softmax(-1), 1, generator=chance)), dim=1)
+        seen = torch.cat((seen, torch.multinomial(logits.softmax(-1), 1, generator=rng)), dim=1)
 
     short = min(tokens, model.context)
     growing = short * seconds(add, short)
@@ -53,22 +62,29 @@ def recomputing(model: LanguageModel, batch: int, tokens: int, timed: int) -> fl
 
 def first(model: LanguageModel) -> float:
     """Seconds from a prompt to its first token."""
-    return seconds(lambda: next(generation.sample_ids(model, [0] * (model.context // 2), 1, 1.0, seed=0)))
+    return seconds(
+        lambda: next(generation.sample_ids(model, [0] * (model.context // 2), 1, 1.0, seed=0))
+    )
 
 
 def main(
     batch: Annotated[list[int], typer.Option(help="Texts that are written at once.")],
     tokens: Annotated[int, typer.Option(help="Length of each.")] = 2000,
-    timed: Annotated[int, typer.Option(help="Tokens of full length that are timed when recomputing.")] = 100,
+    timed: Annotated[
+        int, typer.Option(help="Tokens of full length that are timed when recomputing.")
+    ] = 100,
     model: Annotated[str, typer.Option(help="The model of params.yaml.")] = "transformer",
     threads: Annotated[int, typer.Option(help="Processor cores to use.")] = 1,
-    out: Annotated[Path, typer.Option(help="Where to write the table.")] = RESULTS / "generation.csv",
+    out: Annotated[Path, typer.Option(help="Where to write the table.")] = RESULTS
+    / "generation.csv",
 ) -> None:
     """Print and write tokens a second, and how many times faster a memory makes it."""
     use_device("cpu", threads)
     tree = changed(params.read(), {"train.model": model})
     torch.manual_seed(0)
-    made = models.build(registry.choose(tree, "models", model), VOCABULARY, tree["train"]["context"]).eval()
+    made = models.build(
+        registry.choose(tree, "models", model), VOCABULARY, tree["train"]["context"]
+    ).eval()
     first(made)  # the first call warms up
     latency = sorted(first(made) for _ in range(9))[4]
     rows: list[dict[str, Any]] = []

@@ -1,13 +1,16 @@
-"""What a training step costs as one size at a time is doubled, with the order of growth that is expected beside it.
+"""What a training step costs as one size at a time is doubled, with the order of growth that is
+expected beside it.
 
     python benchmarks/growth.py
 
-Every model is the one of params.yaml but for the size named; each size's values take turns, and medians are shown. The
-order is the exponent between the two largest values (of seconds, and of the peak memory of a step beyond the weights): 1
-where twice the size costs twice as much. Expected are the orders of what dominates once a size is large: products of
-matrices go with the square of the width and with one power of all else, attention's scores with the square of the
-context. Small models are below the order in width, as they wait for memory, and for Python, more than they compute. A
-corpus costs time to read, not to train on: of that the batch alone is timed. Writes benchmarks/results/growth.csv.
+Every model is the one of params.yaml but for the size named; each size's values take turns, and
+medians are shown. The order is the exponent between the two largest values (of seconds, and of the
+peak memory of a step beyond the weights): 1 where twice the size costs twice as much. Expected are
+the orders of what dominates once a size is large: products of matrices go with the square of the
+width and with one power of all else, attention's scores with the square of the context. Small
+models are below the order in width, as they wait for memory, and for Python, more than they
+compute. A corpus costs time to read, not to train on: of that the batch alone is timed. Writes
+benchmarks/results/growth.csv.
 """
 
 from collections.abc import Callable
@@ -37,19 +40,26 @@ SIZES: dict[str, tuple[str, list[int], float, float]] = {
     "depth": ("models.transformer.depth", [2, 4, 8], 1, 1),
     "context": ("train.context", [128, 512, 1024], 2, 1),
     "batch": ("train.batch", [4, 8, 16], 1, 1),
-    "vocabulary": ("", [1024, 4096, 16384], 1, 1),
+    "vocabulary_size": ("", [1024, 4096, 16384], 1, 1),
 }
 """Of each size: its key, values, and the expected orders of time and of memory."""
-FIXED = {"models.transformer.width": 128, "models.transformer.depth": 4, "train.context": 128, "train.batch": 8}
+FIXED = {
+    "models.transformer.width": 128,
+    "models.transformer.depth": 4,
+    "train.context": 128,
+    "train.batch": 8,
+}
 CORPUS = [20, 200, 2000]
 """Documents of the grammar of about 10 kB."""
 
 
-def step_of(tree: Tree, vocabulary: int) -> Callable[[], None]:
+def step_of(tree: Tree, vocabulary_size: int) -> Callable[[], None]:
     """A whole step on random ids: both passes and the optimizer's."""
     train = params.section(tree, "train", TrainParams)
-    train, run = stepping.begin(train, registry.choices(tree, "train", train), vocabulary, torch.device("cpu"))
-    tokens, targets = torch.randint(vocabulary, (2, train.batch, train.context))
+    train, run = stepping.begin(
+        train, registry.choices(tree, "train", train), vocabulary_size, torch.device("cpu")
+    )
+    tokens, targets = torch.randint(vocabulary_size, (2, train.batch, train.context))
 
     def step() -> None:
         torch.autograd.backward(next_token_loss(run.model(tokens), targets))
@@ -69,7 +79,11 @@ def batch_of(tree: Tree, folder: Path) -> Callable[[], object]:
 
 
 def rows_of(
-    size: str, values: list[int], works: list[Callable[[], object]], expected: tuple[float, float], turns: int
+    size: str,
+    values: list[int],
+    works: list[Callable[[], object]],
+    expected: tuple[float, float],
+    turns: int,
 ) -> list[dict[str, Any]]:
     """Each value's medians, and the order of growth between the last two."""
     found: list[list[float]] = [[] for _ in works]
@@ -78,10 +92,18 @@ def rows_of(
             taken = seconds(work)
             if turn:  # the first one warms up
                 times.append(taken)
-    took, memory = [median(times) for times in found], [peak_bytes(work, torch.device("cpu")) for work in works]
+    took, memory = (
+        [median(times) for times in found],
+        [peak_bytes(work, torch.device("cpu")) for work in works],
+    )
     rows = []
     for number, value in enumerate(values):
-        row = {"size": size, "value": value, "milliseconds": 1000 * took[number], "megabytes": memory[number] / 1e6}
+        row = {
+            "size": size,
+            "value": value,
+            "milliseconds": 1000 * took[number],
+            "megabytes": memory[number] / 1e6,
+        }
         if number == len(values) - 1:
             doublings = log2(values[-1] / values[-2])
             row |= {
@@ -96,7 +118,9 @@ def rows_of(
 
 def main(
     turns: Annotated[int, typer.Option(help="Steps of each that are timed.")] = 7,
-    values_of_each: Annotated[int, typer.Option(help="How many values of each size, from the smallest.")] = 3,
+    values_of_each: Annotated[
+        int, typer.Option(help="How many values of each size, from the smallest.")
+    ] = 3,
     threads: Annotated[int, typer.Option(help="Processor cores to use.")] = 1,
     out: Annotated[Path, typer.Option(help="Where to write the table.")] = RESULTS / "growth.csv",
 ) -> None:
@@ -106,12 +130,19 @@ def main(
     rows: list[dict[str, Any]] = []
     for size, (key, every, *expected) in SIZES.items():
         values = every[:values_of_each]
-        works = [step_of(changed(base, {key: value}), VOCABULARY) if key else step_of(base, value) for value in values]
+        works = [
+            step_of(changed(base, {key: value}), VOCABULARY) if key else step_of(base, value)
+            for value in values
+        ]
         rows += rows_of(size, values, works, (expected[0], expected[1]), turns)
     with TemporaryDirectory() as made:
         works = []
         for documents in CORPUS[:values_of_each]:
-            text = {"download.corpus": "grammar", "corpora.grammar.documents": documents, "corpora.grammar.sentences": 250}
+            text = {
+                "download.corpus": "grammar",
+                "corpora.grammar.documents": documents,
+                "corpora.grammar.sentences": 250,
+            }
             works.append(batch_of(changed(base, text), Path(made) / str(documents)))
         rows += rows_of("corpus", CORPUS[:values_of_each], works, (0, 0), 50 * turns)
     write(rows, out)

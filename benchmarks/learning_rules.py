@@ -1,10 +1,11 @@
-"""What one step of each learning rule costs beside plain backprop: time, and peak memory at several depths, in one run.
+"""What one step of each learning rule costs beside plain backprop: time, and peak memory at several
+depths, in one run.
 
     python benchmarks/learning_rules.py --depth 2 --depth 4 --depth 8
 
-Rule and backprop take turns on the same model and batch, so that a busy machine slows both; figures are ratios of medians.
-Memory is the most that is held at once beyond the weights. Options are those in params.yaml. Writes
-benchmarks/results/learning_rules.csv.
+Rule and backprop take turns on the same model and batch, so that a busy machine slows both; figures
+are ratios of medians. Memory is the most that is held at once beyond the weights. Options are those
+in params.yaml. Writes benchmarks/results/learning_rules.csv.
 """
 
 from pathlib import Path
@@ -26,12 +27,18 @@ from lmlab.model.models.base import next_token_loss
 VOCABULARY = 65
 
 
-def measure(name: str, depth: int, width: int, context: int, batch: int, repeats: int) -> dict[str, float]:
-    """Medians for one rule and for backprop: milliseconds and bytes of a call each, at one depth."""
+def measure(
+    name: str, depth: int, width: int, context: int, batch: int, repeats: int
+) -> dict[str, float]:
+    """Medians for one rule and for backprop: milliseconds and bytes of a call each, at one
+    depth.
+    """
     sizes = {"models.transformer.depth": depth, "models.transformer.width": width}
     tree = changed(params.read(), sizes)
     torch.manual_seed(0)
-    model = models.build(registry.choose(tree, "models", "transformer"), VOCABULARY, context).train()
+    model = models.build(
+        registry.choose(tree, "models", "transformer"), VOCABULARY, context
+    ).train()
     rule = registry.choose(tree, "learning_rules", name).build(model)
     tokens, targets = torch.randint(VOCABULARY, (2, batch, context))
 
@@ -40,7 +47,10 @@ def measure(name: str, depth: int, width: int, context: int, batch: int, repeats
 
     found: dict[str, list[float]] = {}
     for turn in range(1 + repeats):
-        for way, run in (("rule", lambda: rule.assign_gradients(model, tokens, targets)), ("backprop", backprop)):
+        for way, run in (
+            ("rule", lambda: rule.assign_gradients(model, tokens, targets)),
+            ("backprop", backprop),
+        ):
             for what, measured in (("seconds", seconds), ("bytes", peak_bytes)):
                 model.zero_grad()
                 rule.zero_grad()
@@ -57,28 +67,41 @@ def main(
     batch: Annotated[int, typer.Option(help="Windows in a batch.")] = 8,
     repeats: Annotated[int, typer.Option(help="Calls that are timed.")] = 5,
     threads: Annotated[int, typer.Option(help="Processor cores to use.")] = 1,
-    out: Annotated[Path, typer.Option(help="Where to write the table.")] = RESULTS / "learning_rules.csv",
+    out: Annotated[Path, typer.Option(help="Where to write the table.")] = RESULTS
+    / "learning_rules.csv",
 ) -> None:
     """Print and write each rule's time and memory as multiples of backprop's."""
     use_device("cpu", threads)
     rows = []
     memory = [f"memory at depth {blocks}" for blocks in depth]
-    typer.echo(f"{'':28}{'backprop, ms':>14}{'time':>8}  " + "".join(f"{title:>20}" for title in memory))
+    typer.echo(
+        f"{'':28}{'backprop, ms':>14}{'time':>8}  " + "".join(f"{title:>20}" for title in memory)
+    )
     for name in registry.names("learning_rules"):
         try:
             found = [measure(name, blocks, width, context, batch, repeats) for blocks in depth]
         except UserError as error:
             typer.echo(f"{name:28}{error}")
             continue
-        row: dict[str, float | str] = {"rule": name, "width": width, "context": context, "batch": batch}
+        row: dict[str, float | str] = {
+            "rule": name,
+            "width": width,
+            "context": context,
+            "batch": batch,
+        }
         row["backprop_milliseconds"] = 1000 * found[0]["backprop_seconds"]
         row["relative_time"] = found[0]["rule_seconds"] / found[0]["backprop_seconds"]
         for blocks, at in zip(depth, found, strict=True):
             row[f"relative_memory_depth_{blocks}"] = at["rule_bytes"] / at["backprop_bytes"]
             row[f"megabytes_depth_{blocks}"] = at["rule_bytes"] / 1e6
         rows.append(row)
-        cells = "".join(f"{at['rule_bytes'] / at['backprop_bytes']:10.2f} {at['rule_bytes'] / 1e6:6.1f} MB" for at in found)
-        typer.echo(f"{name:28}{row['backprop_milliseconds']:14.1f}{row['relative_time']:8.2f}  {cells}")
+        cells = "".join(
+            f"{at['rule_bytes'] / at['backprop_bytes']:10.2f} {at['rule_bytes'] / 1e6:6.1f} MB"
+            for at in found
+        )
+        typer.echo(
+            f"{name:28}{row['backprop_milliseconds']:14.1f}{row['relative_time']:8.2f}  {cells}"
+        )
     write(rows, out)
 
 

@@ -1,11 +1,13 @@
-"""Tokenizing and sharding of ever more text: seconds should grow with the text, and peak memory should not.
+"""Tokenizing and sharding of ever more text: seconds should grow with the text, and peak memory
+should not.
 
     python benchmarks/sharding.py --megabytes 10 --megabytes 100 --megabytes 1000
 
-The text is generated: files of a megabyte, whose words are drawn by Zipf's law from 200,000 made of random letters. Each of
-the three stages that see it runs in a process of its own, as in the pipeline, with workers of its own; memory is the most
-that any one of these processes held. Scratch files, about three times the text, go to the system's folder for them.
-Writes benchmarks/results/sharding.csv.
+The text is generated: files of a megabyte, whose words are drawn by Zipf's law from 200,000 made of
+random letters. Each of the three stages that see it runs in a process of its own, as in the
+pipeline, with workers of its own; memory is the most that any one of these processes held. Scratch
+files, about three times the text, go to the system's folder for them. Writes
+benchmarks/results/sharding.csv.
 """
 
 import json
@@ -33,15 +35,23 @@ WORDS, LONGEST_WORD, WORDS_IN_A_LINE = 200_000, 10, 12
 
 def write_text(megabytes: float, folder: Path) -> None:
     """Files of a megabyte or less."""
-    chance = np.random.default_rng(0)
-    letters = chance.choice(list(string.ascii_lowercase), (WORDS, LONGEST_WORD))
-    words = np.array(["".join(row[:length]) for row, length in zip(letters, chance.integers(2, 11, WORDS), strict=True)])
+    rng = np.random.default_rng(0)
+    letters = rng.choice(list(string.ascii_lowercase), (WORDS, LONGEST_WORD))
+    words = np.array(
+        [
+            "".join(row[:length])
+            for row, length in zip(letters, rng.integers(2, 11, WORDS), strict=True)
+        ]
+    )
     shares = 1 / np.arange(1, WORDS + 1)
     folder.mkdir()
     left, number = round(megabytes * 1e6), 0
     while left > 0:
-        drawn = chance.choice(words, 150_000, p=shares / shares.sum())
-        lines = (" ".join(drawn[at : at + WORDS_IN_A_LINE]) for at in range(0, len(drawn), WORDS_IN_A_LINE))
+        drawn = rng.choice(words, 150_000, p=shares / shares.sum())
+        lines = (
+            " ".join(drawn[at : at + WORDS_IN_A_LINE])
+            for at in range(0, len(drawn), WORDS_IN_A_LINE)
+        )
         text = "\n".join(lines)[: min(left, 1_000_000)]
         (folder / f"{number:05d}.txt").write_text(text)
         left, number = left - len(text), number + 1
@@ -49,7 +59,10 @@ def write_text(megabytes: float, folder: Path) -> None:
 
 def most_bytes() -> int:
     """The most memory that this process or one of its workers has held."""
-    most = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    most = max(
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
     return most if sys.platform == "darwin" else most * 1024  # bytes on macOS, kibibytes elsewhere
 
 
@@ -68,7 +81,9 @@ def alone(stage: Callable[[Tree, Path], object], tree: Tree, folder: Path) -> di
 
 def main(
     megabytes: Annotated[list[float], typer.Option(help="How much text.")],
-    name: Annotated[list[str] | None, typer.Option("--tokenizer", help="Of params.yaml; all if none is named.")] = None,
+    name: Annotated[
+        list[str] | None, typer.Option("--tokenizer", help="Of params.yaml; all if none is named.")
+    ] = None,
     processes: Annotated[int, typer.Option(help="How many work on shards at once.")] = 2,
     out: Annotated[Path, typer.Option(help="Where to write the table.")] = RESULTS / "sharding.csv",
 ) -> None:
@@ -78,18 +93,28 @@ def main(
         with TemporaryDirectory() as made:
             folder = Path(made)
             write_text(size, folder / "text")
-            changes: dict[str, Any] = {"download.corpus": "local", "corpora.local.files": str(folder / "text" / "*.txt")}
+            changes: dict[str, Any] = {
+                "download.corpus": "local",
+                "corpora.local.files": str(folder / "text" / "*.txt"),
+            }
             changes["shard.processes"] = processes
             plain = changed(params.read(), changes)
             found = alone(download, plain, folder)
             for number, chosen in enumerate(name or registry.names("tokenizers")):
                 tree = changed(plain, {"tokenizer.name": chosen})
                 stages = {"download": found} if number == 0 else {}
-                stages |= {"tokenizer": alone(fit_tokenizer, tree, folder), "shard": alone(shard, tree, folder)}
+                stages |= {
+                    "tokenizer": alone(fit_tokenizer, tree, folder),
+                    "shard": alone(shard, tree, folder),
+                }
                 manifest = json.loads((folder / "shards" / "manifest.json").read_text())
                 written = sum(split["bytes"] for split in manifest["splits"].values()) / 1e6
                 for stage, took in stages.items():
-                    row = {"stage": stage, "tokenizer": chosen if stage != "download" else "", "megabytes": written}
+                    row = {
+                        "stage": stage,
+                        "tokenizer": chosen if stage != "download" else "",
+                        "megabytes": written,
+                    }
                     rows.append({**row, **took, "megabytes_per_second": written / took["seconds"]})
                     typer.echo(
                         f"{stage:10} {row['tokenizer']:10}{written:10,.1f} MB of text"

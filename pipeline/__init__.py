@@ -1,7 +1,9 @@
-"""The stages of dvc.yaml, one module each: `python -m pipeline.train` reads params.yaml, calls lmlab, writes outputs.
+"""The stages of dvc.yaml, one module each: `python -m pipeline.train` reads params.yaml, calls
+lmlab, writes outputs.
 
-A queued or temporary experiment runs in a copy of the project while an editable install points at the original. So the
-`src` beside this folder goes first, and anything else that answers to `lmlab` is refused.
+A queued or temporary experiment runs in a copy of the project while an editable install points at
+the original. So the `src` beside this folder goes first, and anything else that answers to `lmlab`
+is refused.
 """
 
 import functools
@@ -21,7 +23,10 @@ import lmlab  # noqa: E402
 from lmlab.core import errors  # noqa: E402
 
 if not Path(lmlab.__file__).is_relative_to(ROOT):
-    raise ImportError(f"lmlab was imported from {lmlab.__file__}, not from {ROOT / 'src'}: run from the project's folder")
+    raise ImportError(
+        f"lmlab was imported from {lmlab.__file__}, not from {ROOT / 'src'}: run from the"
+        " project's folder"
+    )
 if multiprocessing.parent_process() is None:
     errors.take_over()
 
@@ -31,7 +36,8 @@ try:
     from lmlab.core import files, lifeline, params, registry
 except ModuleNotFoundError as missing:
     raise errors.UserError(
-        f"{sys.executable} lacks the package {missing.name}; run `source .venv/bin/activate` first (`make setup` makes it)"
+        f"{sys.executable} lacks the package {missing.name}; run `source .venv/bin/activate`"
+        " first (`make setup` makes it)"
     ) from None
 
 P = TypeVar("P", bound=params.Params)
@@ -50,11 +56,15 @@ def run_stage(command: Callable[..., dict[str, Any] | None]) -> None:
 
 
 def staged(command: Callable[..., dict[str, Any] | None]) -> Callable[..., None]:
-    """A stage's command with what belongs to every stage: check all params and folders first, and note the time.
+    """A stage's command with what belongs to every stage: check all params and folders first, and
+    note the time.
 
-    Modules that cannot change what the stage writes are loaded by name, so that they are none of its dependencies.
+    Modules that cannot change what the stage writes are loaded by name, so that they are none of
+    its dependencies.
     """
-    defaults = {name: value.default for name, value in inspect.signature(command).parameters.items()}
+    defaults = {
+        name: value.default for name, value in inspect.signature(command).parameters.items()
+    }
 
     @functools.wraps(command)
     def stage(**paths: Any) -> None:
@@ -66,11 +76,16 @@ def staged(command: Callable[..., dict[str, Any] | None]) -> Callable[..., None]
             files.check_folder(path.parent if path.suffix else path)
         import_module("lmlab.experiments.remarks").say(tree, name)
         if import_module("lmlab.experiments.runcache").restored():
-            print(f"{name}: this was done before on this machine: outputs taken from DVC's run-cache", flush=True)
+            print(
+                f"{name}: this was done before on this machine: outputs taken from DVC's run-cache",
+                flush=True,
+            )
             return
         facts = command(**paths) or {}
         import_module("lmlab.experiments.runcache").keep()
-        import_module("lmlab.experiments.timing").note(name, {"seconds": time.perf_counter() - started, **facts})
+        import_module("lmlab.experiments.timing").note(
+            name, {"seconds": time.perf_counter() - started, **facts}
+        )
 
     return stage
 

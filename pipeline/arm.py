@@ -13,7 +13,9 @@ def arm(
     study: Annotated[Path, typer.Argument(help="The study's folder.")],
     name: Annotated[str, typer.Argument(help="A block of `arms` in its params.yaml.")],
     corpus: Path = Path("data/corpus"),
-    quick: Annotated[bool, typer.Option(help="At the budget that the study's section `quick` gives.")] = False,
+    quick: Annotated[
+        bool, typer.Option(help="At the budget that the study's section `quick` gives.")
+    ] = False,
 ) -> None:
     """Sweep, then run all seeds at the best; write STUDY/points/NAME.json."""
     target = study / "points" / f"{name}.json"

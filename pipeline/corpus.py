@@ -1,4 +1,6 @@
-"""The corpus of a study that has its own: `python -m pipeline.corpus studies/scaling` (see studies/README.md)."""
+"""The corpus of a study that has its own: `python -m pipeline.corpus studies/scaling` (see
+studies/README.md).
+"""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +15,9 @@ def corpus(study: Annotated[Path, typer.Argument(help="The study's folder.")]) -
     """Write STUDY/corpus, as the study's changes to `download` and `corpora` say."""
     manifest = studies.build_corpus(studies.read(study), study / "corpus")
     for split, facts in manifest["splits"].items():
-        typer.echo(f"{study.name}: {split}: {facts['documents']:,} documents, {facts['bytes']:,} bytes")
+        typer.echo(
+            f"{study.name}: {split}: {facts['documents']:,} documents, {facts['bytes']:,} bytes"
+        )
 
 
 if __name__ == "__main__":

@@ -28,7 +28,9 @@ def evaluate(
     trained, saved = models.load(model, use_device(params.device, params.threads))
     library.check_model_fits(saved, split)
     chosen = measures.chosen(settings.read(), params.measures)
-    library.evaluate(params, chosen, trained, saved, split, fitted, corpus, log / "log.jsonl", results)
+    library.evaluate(
+        params, chosen, trained, saved, split, fitted, corpus, log / "log.jsonl", results
+    )
 
 
 if __name__ == "__main__":

@@ -16,11 +16,15 @@ def probe(
     snapshots: Path = Path("data/snapshots"),
     probes: Path = Path("data/probes"),
 ) -> dict[str, float]:
-    """Let the probes that `probe.probes` lists look at SNAPSHOTS with validation text of SHARDS; write PROBES."""
+    """Let the probes that `probe.probes` lists look at SNAPSHOTS with validation text of SHARDS;
+    write PROBES.
+    """
     values, _ = read_params("probe", ProbeParams)
     opened = open_shards(shards, tokenizer / "tokenizer.json")
     fitted = tokenizers.load(tokenizer / "tokenizer.json")
-    return probing.look(values, probing.chosen(params.read(), values), opened, fitted, snapshots, probes)
+    return probing.look(
+        values, probing.chosen(params.read(), values), opened, fitted, snapshots, probes
+    )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ from pipeline import read_params, run_stage
 
 
 def shard(
-    corpus: Path = Path("data/corpus"), tokenizer: Path = Path("data/tokenizer"), shards: Path = Path("data/shards")
+    corpus: Path = Path("data/corpus"),
+    tokenizer: Path = Path("data/tokenizer"),
+    shards: Path = Path("data/shards"),
 ) -> None:
     """Encode the documents in CORPUS with TOKENIZER and write SHARDS."""
     params, _ = read_params("shard", ShardParams)

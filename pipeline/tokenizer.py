@@ -1,4 +1,6 @@
-"""Stage `tokenizer`: fit the tokenizer to the train split alone, or take one that was fitted before."""
+"""Stage `tokenizer`: fit the tokenizer to the train split alone, or take one that was fitted
+before.
+"""
 
 from pathlib import Path
 
@@ -13,7 +15,8 @@ FEW_TOKENS = 4
 
 
 def tokenizer(corpus: Path = Path("data/corpus"), tokenizer: Path = Path("data/tokenizer")) -> None:
-    """Fit the tokenizer that `tokenizer.name` names to CORPUS/train.parquet; write tokenizer.json and report.json.
+    """Fit the tokenizer that `tokenizer.name` names to CORPUS/train.parquet; write tokenizer.json
+    and report.json.
 
     With a file in `tokenizer.from` nothing is fitted: it is the tokenizer.
     """
@@ -27,11 +30,17 @@ def tokenizer(corpus: Path = Path("data/corpus"), tokenizer: Path = Path("data/t
         write_json(made / "report.json", report)
     if params.given is not None:
         print(f"tokenizer: taken from {params.given}, nothing is fitted")
-    asked = report.get("vocabulary_asked", report["vocabulary"])
-    fewer = f" (of {asked:,}: the text has no more)" if asked > report["vocabulary"] else ""
-    print(f"tokenizer: vocabulary {report['vocabulary']:,}{fewer}, {report['bytes_per_token']:.3f} bytes per token")
+    asked = report.get("vocabulary_size_asked", report["vocabulary_size"])
+    fewer = f" (of {asked:,}: the text has no more)" if asked > report["vocabulary_size"] else ""
+    print(
+        f"tokenizer: vocabulary {report['vocabulary_size']:,}{fewer},"
+        f" {report['bytes_per_token']:.3f} bytes per token"
+    )
     if report["used"] <= FEW_TOKENS:
-        print(f"tokenizer: only {report['used']} different token(s) in the training text: there is next to nothing to learn")
+        print(
+            f"tokenizer: only {report['used']} different token(s) in the training text: there is"
+            " next to nothing to learn"
+        )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ def train(
     log: Path = Path("data/training"),
     snapshots: Path = Path("data/snapshots"),
 ) -> dict[str, Any]:
-    """Train on SHARDS; write the weights to MODEL, the training's log to LOG, what probes look at to SNAPSHOTS."""
+    """Train on SHARDS; write the weights to MODEL, the training's log to LOG, what probes look at
+    to SNAPSHOTS.
+    """
     params, parts = read_params("train", TrainParams)
     fitted = tokenizers.load(tokenizer / "tokenizer.json")
     opened = open_shards(shards, tokenizer / "tokenizer.json")

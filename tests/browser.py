@@ -1,4 +1,6 @@
-"""A real browser without a network, where one is installed (Debian: packages chromium and chromium-driver)."""
+"""A real browser without a network, where one is installed (Debian: packages chromium and
+chromium-driver).
+"""
 
 import json
 import shutil
@@ -10,14 +12,23 @@ from typing import Any
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--disable-quic", "--hide-scrollbars",
-)  # fmt: skip
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-quic",
+    "--hide-scrollbars",
+)
 
 
 @contextmanager
 def opened(page: Path, profile: Path, width: int, dark: bool = False) -> Iterator[Any]:
-    """A page as somebody sees it who has no network, on a screen of this width; it has drawn its charts."""
+    """A page as somebody sees it who has no network, on a screen of this width; it has drawn its
+    charts.
+    """
     from selenium import webdriver
     from selenium.webdriver.chrome.options import Options
     from selenium.webdriver.chrome.service import Service
@@ -38,14 +49,18 @@ def opened(page: Path, profile: Path, width: int, dark: bool = False) -> Iterato
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
         browser.get(page.resolve().as_uri())
-        WebDriverWait(browser, 120).until(lambda b: b.execute_script("return document.documentElement.dataset.drawn"))
+        WebDriverWait(browser, 120).until(
+            lambda b: b.execute_script("return document.documentElement.dataset.drawn")
+        )
         yield browser
     finally:
         browser.quit()
 
 
 def requests(browser: Any) -> set[str]:
-    """Addresses that the page asked for. (What the browser's own first tab shows is not the page's.)"""
+    """Addresses that the page asked for. (What the browser's own first tab shows is not the
+    page's.)
+    """
     events = (json.loads(entry["message"])["message"] for entry in browser.get_log("performance"))
     sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
     return {one["request"]["url"] for one in sent if one["documentURL"] == browser.current_url}
@@ -53,4 +68,8 @@ def requests(browser: Any) -> set[str]:
 
 def complaints(browser: Any) -> list[str]:
     """What the console has of errors and warnings."""
-    return [entry["message"] for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+    return [
+        entry["message"]
+        for entry in browser.get_log("browser")
+        if entry["level"] in ("SEVERE", "WARNING")
+    ]

@@ -1,4 +1,6 @@
-"""What several test files share: the project's own params, and small shards made by the project's own stages."""
+"""What several test files share: the project's own params, and small shards made by the project's
+own stages.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +18,8 @@ from lmlab.data.shards import Shards, open_shards
 from lmlab.data.tokenizers import base as tokenizers
 from lmlab.data.tokenizers.base import Tokenizer
 
-# the same examples on every run, none kept in the working directory, and no test that fails because a machine is slow
+# the same examples on every run, none kept in the working directory, and no test that fails because
+# a machine is slow
 settings.register_profile("lmlab", max_examples=50, derandomize=True, database=None, deadline=None)
 settings.load_profile("lmlab")
 
@@ -31,16 +34,31 @@ def tree() -> Tree:
 
 @pytest.fixture
 def corpus_of(tmp_path: Path) -> Callable[..., Path]:
-    """A factory: `corpus_of(train, validation, test)` writes a corpus folder; each argument is a text or a list of them."""
+    """A factory: `corpus_of(train, validation, test)` writes a corpus folder; each argument is a
+    text or a list of them.
+    """
 
-    def make(train: Texts, validation: Texts = "To be, or not to be.\n", test: Texts = (), name: str = "corpus") -> Path:
+    def make(
+        train: Texts,
+        validation: Texts = "To be, or not to be.\n",
+        test: Texts = (),
+        name: str = "corpus",
+    ) -> Path:
         folder = tmp_path / name
         folder.mkdir(parents=True)
         rows = []
         for split, texts in zip(documents.SPLITS, (train, validation, test), strict=True):
             for number, text in enumerate([texts] if isinstance(texts, str) else texts):
                 for part, start in enumerate(range(0, len(text), documents.PART_CHARACTERS)):
-                    rows.append((split, number, part, f"{split}-{number}", text[start : start + documents.PART_CHARACTERS]))
+                    rows.append(
+                        (
+                            split,
+                            number,
+                            part,
+                            f"{split}-{number}",
+                            text[start : start + documents.PART_CHARACTERS],
+                        )
+                    )
         write_splits(rows, folder)
         files.write_sums(folder)
         return folder
@@ -50,9 +68,11 @@ def corpus_of(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def shards_of(tmp_path: Path, tree: Tree, corpus_of: Callable[..., Path]) -> ShardsOf:
-    """A factory: `shards_of(train, validation, test, tokenizer="character")` gives verified Shards and their Tokenizer.
+    """A factory: `shards_of(train, validation, test, tokenizer="character")` gives verified Shards
+    and their Tokenizer.
 
-    Each text may be a list of texts, one a document. `megabytes` and `processes` are the section `shard`.
+    Each text may be a list of texts, one a document. `megabytes` and `processes` are the section
+    `shard`.
     """
     made = 0
 
@@ -69,7 +89,9 @@ def shards_of(tmp_path: Path, tree: Tree, corpus_of: Callable[..., Path]) -> Sha
         home = tmp_path / f"shards-of-{made}"
         corpus = corpus_of(train, validation, test, name=f"{home.name}/corpus")
         choice = registry.choose(tree, "tokenizers", tokenizer)
-        fitted = tokenizers.fit(choice, (text for _, _, text in documents.read_parts(corpus / "train.parquet")))
+        fitted = tokenizers.fit(
+            choice, (text for _, _, text in documents.read_parts(corpus / "train.parquet"))
+        )
         tokenizers.save(choice, fitted, home / "tokenizer" / "tokenizer.json")
         shard = sharding.ShardParams(megabytes=megabytes, processes=processes)
         sharding.build(shard, corpus, home / "tokenizer", home / "shards")

@@ -1,8 +1,9 @@
-"""A simulation of `lmlab compare`: equal variants, and unequal ones, whose runs diverge, fail or have no partner.
+"""A simulation of `lmlab compare`: equal variants, and unequal ones, whose runs diverge, fail or
+have no partner.
 
-The repository is pretended (`laboratory`), the rest is as a person would meet it. What happens to a run depends on how it
-went, which is the worst that can be: `python tests/equal_variants.py 200` prints what is said of variants that are equal,
-and of one that is better, for each kind of trouble.
+The repository is pretended (`laboratory`), the rest is as a person would meet it. What happens to a
+run depends on how it went, which is the worst that can be: `python tests/equal_variants.py 200`
+prints what is said of variants that are equal, and of one that is better, for each kind of trouble.
 """
 
 import sys
@@ -65,7 +66,9 @@ def diverging(ours_N: Values, theirs_N: Values, rng: np.random.Generator) -> Dra
 
 
 def diverging_alone(ours_N: Values, theirs_N: Values, rng: np.random.Generator) -> Drawn:
-    """The variant's bad runs diverged, the baseline's did not: so it is worse, and must not win by its survivors."""
+    """The variant's bad runs diverged, the baseline's did not: so it is worse, and must not win by
+    its survivors.
+    """
     drawn = Drawn()
     for seed, (ours, theirs) in enumerate(zip(ours_N.tolist(), theirs_N.tolist())):
         drawn.add("a", seed, bits(ours))
@@ -98,13 +101,18 @@ def unreached(ours_N: Values, theirs_N: Values, rng: np.random.Generator) -> Dra
     for seed, values in enumerate(zip(ours_N.tolist(), theirs_N.tolist())):
         for side, value in zip("ab", values):
             reached = value < 2 + SPREAD / 4
-            curve = {"tokens_to": {"2.5": 1000 * value}} if reached else {"tokens_to_more_than": {"2.5": 9000}}
+            curve = (
+                {"tokens_to": {"2.5": 1000 * value}}
+                if reached
+                else {"tokens_to_more_than": {"2.5": 9000}}
+            )
             drawn.add(side, seed, bits(value, learning_curve=curve))
     return drawn
 
 
 TROUBLES: dict[str, Trouble] = {
-    trouble.__name__: trouble for trouble in (untroubled, diverging, diverging_alone, vanishing, chosen, unreached)
+    trouble.__name__: trouble
+    for trouble in (untroubled, diverging, diverging_alone, vanishing, chosen, unreached)
 }
 
 
@@ -122,7 +130,9 @@ def words(trouble: str, seed: int, shift: float, folder: Path, seeds: int = SEED
 
 
 def main(draws: int) -> None:
-    """Print a line for each trouble: shares of the words for equal variants, and for a planted difference."""
+    """Print a line for each trouble: shares of the words for equal variants, and for a planted
+    difference.
+    """
     for trouble in TROUBLES:
         for shift, count in ((0.0, draws), (3.0, draws // 10)):
             started = time.perf_counter()
@@ -131,8 +141,14 @@ def main(draws: int) -> None:
                 with tempfile.TemporaryDirectory() as folder:
                     verdict = words(trouble, seed, shift, Path(folder))
                 told[verdict] = told.get(verdict, 0) + 1
-            shares = ", ".join(f"{verdict} {number / count:.3f}" for verdict, number in sorted(told.items()))
-            print(f"{trouble}, shift {shift:g}, {count} draws, {time.perf_counter() - started:.0f} s: {shares}", flush=True)
+            shares = ", ".join(
+                f"{verdict} {number / count:.3f}" for verdict, number in sorted(told.items())
+            )
+            print(
+                f"{trouble}, shift {shift:g}, {count} draws, {time.perf_counter() - started:.0f}"
+                f" s: {shares}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

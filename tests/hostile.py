@@ -4,8 +4,36 @@ from hypothesis import strategies as st
 
 any_text = st.text(st.characters(exclude_categories=["Cs"]))
 blanks = [" ", "  ", "\t", "\n", "\r\n", "\n\n", "\x85", "\u2028", "\u200b", "\ufeff"]
-words = ["a", "Aa", "don't", "'s", "'", "é", "e\u0301", "ß", "中文", "ش", "\u202e", "\u200d", "👩\u200d👧", "🇩🇪", "😀"]
-others = ["\0", "\x1f", "\ufffd", "\U0010ffff", "1", "12345", "٣", "-", "...", "<|endoftext|>", "<|document|>"]
+words = [
+    "a",
+    "Aa",
+    "don't",
+    "'s",
+    "'",
+    "é",
+    "e\u0301",
+    "ß",
+    "中文",
+    "ش",
+    "\u202e",
+    "\u200d",
+    "👩\u200d👧",
+    "🇩🇪",
+    "😀",
+]
+others = [
+    "\0",
+    "\x1f",
+    "\ufffd",
+    "\U0010ffff",
+    "1",
+    "12345",
+    "٣",
+    "-",
+    "...",
+    "<|endoftext|>",
+    "<|document|>",
+]
 mixtures = st.lists(st.sampled_from([*blanks, *words, *others]), max_size=40).map("".join)
 texts = st.one_of(any_text, mixtures)
 
@@ -23,5 +51,7 @@ LONG = {
     "nothing": "\0" * 100_000,
     "line ends": "\r\n\n\r " * 20_000,
     "spaces before letters": "  a" * 30_000,
-    "every plane": "".join(chr(point) for point in range(0, 0x110000, 11) if not 0xD800 <= point < 0xE000),
+    "every plane": "".join(
+        chr(point) for point in range(0, 0x110000, 11) if not 0xD800 <= point < 0xE000
+    ),
 }

@@ -1,4 +1,6 @@
-"""A repository in which runs are pretended: commits as DVC makes them of experiments, written at once by git fast-import."""
+"""A repository in which runs are pretended: commits as DVC makes them of experiments, written at
+once by git fast-import.
+"""
 
 import hashlib
 import json
@@ -78,7 +80,12 @@ class Pretended:
         status: dict[str, Any] = {"status": "finished"}
         if not self.measures:
             diverged = {"step": 3, "reason": "loss nan"}
-            status = {"status": "diverged", "diverged": diverged, "parameters": 5, "tokens_seen": 24}
+            status = {
+                "status": "diverged",
+                "diverged": diverged,
+                "parameters": 5,
+                "tokens_seen": 24,
+            }
         measures = json.dumps({**status, **self.measures})
         metrics = json.dumps(status)
         lock = LOCK.format(code=self.code, metrics=_md5(metrics), measures=_md5(measures))
@@ -93,7 +100,12 @@ class Pretended:
 
 def bits(value: float, **more: Any) -> dict[str, Any]:
     """The measures of a run that validation text costs so many bits per byte."""
-    return {"validation": {"bits_per_byte": value, "bytes": 100, "tokens": 100}, "window": 8, "stride": 4, **more}
+    return {
+        "validation": {"bits_per_byte": value, "bytes": 100, "tokens": 100},
+        "window": 8,
+        "stride": 4,
+        **more,
+    }
 
 
 def _md5(text: str) -> str:
@@ -125,21 +137,48 @@ class Laboratory:
         """Those in DVC's log of failed ones, or in its `stash` of queued ones."""
         if not runs:
             return
-        self._import([_commit(f"refs/pretended/{run.name}", {"params.yaml": run.contents()["params.yaml"]}) for run in runs])
+        self._import(
+            [
+                _commit(
+                    f"refs/pretended/{run.name}", {"params.yaml": run.contents()["params.yaml"]}
+                )
+                for run in runs
+            ]
+        )
         for run in runs:
             message = f"commit: dvc-exp:{self.head}:{self.head}:{run.name}"
             commit = self.git("rev-parse", f"refs/pretended/{run.name}")
             identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
-            self.git(*identity, "update-ref", "--create-reflog", "-m", message, f"refs/exps/celery/{log}", commit)
+            self.git(
+                *identity,
+                "update-ref",
+                "--create-reflog",
+                "-m",
+                message,
+                f"refs/exps/celery/{log}",
+                commit,
+            )
 
-    def begun(self, run: Pretended, status: int, exists: bool = True, location: str = "dvc-task") -> None:
-        """One that DVC has begun, as it keeps that in its own folder; outside the queue it never notes an end there."""
-        self._import([_commit(f"refs/pretended/{run.name}", {"params.yaml": run.contents()["params.yaml"]})])
+    def begun(
+        self, run: Pretended, status: int, exists: bool = True, location: str = "dvc-task"
+    ) -> None:
+        """One that DVC has begun, as it keeps that in its own folder; outside the queue it never
+        notes an end there.
+        """
+        self._import(
+            [_commit(f"refs/pretended/{run.name}", {"params.yaml": run.contents()["params.yaml"]})]
+        )
         commit = self.git("rev-parse", f"refs/pretended/{run.name}")
         folder = self.root / ".dvc/tmp/exps/run" / commit
         folder.mkdir(parents=True)
         where = str(self.root if exists else self.root / "gone")
-        record = {"baseline_rev": self.head, "root_dir": where, "name": run.name, "location": location, "status": status}
+        record = {
+            "baseline_rev": self.head,
+            "root_dir": where,
+            "name": run.name,
+            "location": location,
+            "status": status,
+        }
         record["result_hash"] = None
         (folder / f"{commit}.run").write_text(json.dumps(record))
 

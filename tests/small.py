@@ -1,4 +1,6 @@
-"""Every part of the project made small: its own params.yaml with a few numbers lowered, and ways to combine parts."""
+"""Every part of the project made small: its own params.yaml with a few numbers lowered, and ways to
+combine parts.
+"""
 
 import functools
 import os
@@ -22,17 +24,35 @@ from lmlab.model.models.base import LanguageModel
 torch.set_num_threads(1)
 
 PROJECT = Path(__file__).parent.parent
-COMPILES = shutil.which("g++") is not None and (Path(sysconfig.get_path("include")) / "Python.h").exists()
+COMPILES = (
+    shutil.which("g++") is not None and (Path(sysconfig.get_path("include")) / "Python.h").exists()
+)
 """Whether this machine has what `train.compile` needs."""
-needs_compiler = pytest.mark.skipif(not COMPILES, reason="no C++ compiler or no header files of Python")
+needs_compiler = pytest.mark.skipif(
+    not COMPILES, reason="no C++ compiler or no header files of Python"
+)
 ShardsOf = Callable[..., tuple[Shards, Tokenizer]]
 VOCABULARY, CONTEXT = 11, 8
 MISMATCHED = {("hybrid", "n_gram_table")}
 """A part and one that it cannot be built from, though it is of the kind that the part asks for."""
 LOWERED = {"depth": 2, "layers": 2, "width": 16, "heads": 2, "warmup": 3}
-LOWERED |= {"window": 5, "latent": 6, "position_width": 4, "buckets": 60, "row_width": 0, "longest": 4, "power": 0.0}
-PLAIN = {"models.transformer.embedding": "token", "train.optimizer": "adamw", "train.precision": "float32"}
-"""Parts that tests begin with, whatever the project's default is: identities are told best on the plainest."""
+LOWERED |= {
+    "window": 5,
+    "latent": 6,
+    "position_width": 4,
+    "buckets": 60,
+    "row_width": 0,
+    "longest": 4,
+    "power": 0.0,
+}
+PLAIN = {
+    "models.transformer.embedding": "token",
+    "train.optimizer": "adamw",
+    "train.precision": "float32",
+}
+"""Parts that tests begin with, whatever the project's default is: identities are told best on the
+plainest.
+"""
 
 
 DRAW = int(os.environ.get("LMLAB_DRAW", "16"))
@@ -40,19 +60,26 @@ DRAW = int(os.environ.get("LMLAB_DRAW", "16"))
 
 
 def drawn(*axes: Sequence[Any], rounds: int = 1) -> list[tuple[Any, ...]]:
-    """Some of the product of the axes, every value of every axis among them at least `rounds` times, by the seed DRAW."""
-    chance = random.Random(f"{DRAW} {rounds} {[len(axis) for axis in axes]}")
+    """Some of the product of the axes, every value of every axis among them at least `rounds`
+    times, by the seed DRAW.
+    """
+    rng = random.Random(f"{DRAW} {rounds} {[len(axis) for axis in axes]}")
     longest = max(map(len, axes))
     found: dict[tuple[int, ...], None] = {}
     for _ in range(rounds):
         columns = []
         for axis in axes:
             places = [
-                place for turn in range(-(-longest // len(axis))) for place in chance.sample(range(len(axis)), len(axis))
+                place
+                for turn in range(-(-longest // len(axis)))
+                for place in rng.sample(range(len(axis)), len(axis))
             ]
             columns.append(places[:longest])
         found |= dict.fromkeys(zip(*columns, strict=True))
-    return [tuple(axis[place] for axis, place in zip(axes, places, strict=True)) for places in sorted(found)]
+    return [
+        tuple(axis[place] for axis, place in zip(axes, places, strict=True))
+        for places in sorted(found)
+    ]
 
 
 @functools.cache
@@ -61,7 +88,9 @@ def _as_it_is() -> params.Tree:
 
 
 def tree(**changes: Any) -> dict[str, Any]:
-    """The project's params, lowered, with some options set to other values wherever a part has an option of that name."""
+    """The project's params, lowered, with some options set to other values wherever a part has an
+    option of that name.
+    """
 
     def lowered(node: Any) -> Any:
         if not isinstance(node, dict):
@@ -76,7 +105,9 @@ def tree(**changes: Any) -> dict[str, Any]:
 
 
 def variants(kind: str, **changes: Any) -> list[Choice]:
-    """Every part of a kind as params.yaml has it, and with each of the parts it is built from swapped for each other one."""
+    """Every part of a kind as params.yaml has it, and with each of the parts it is built from
+    swapped for each other one.
+    """
     lowered = tree(**changes)
     chosen = []
     for name in registry.names(kind):
@@ -94,7 +125,9 @@ def variants(kind: str, **changes: Any) -> list[Choice]:
 def with_inner(choice: Choice, **inner: Choice) -> Choice:
     """The same part built from other parts."""
     names = {key: other.name for key, other in inner.items()}
-    return Choice(choice.kind, choice.name, choice.options.model_copy(update=names), {**choice.inner, **inner})
+    return Choice(
+        choice.kind, choice.name, choice.options.model_copy(update=names), {**choice.inner, **inner}
+    )
 
 
 def title(choice: Choice) -> str:
@@ -102,15 +135,21 @@ def title(choice: Choice) -> str:
     return "-".join([choice.name, *(title(inner) for inner in choice.inner.values())])
 
 
-def model(choice: Choice, seed: int = 0, vocabulary: int = VOCABULARY, context: int = CONTEXT) -> LanguageModel:
+def model(
+    choice: Choice, seed: int = 0, vocabulary_size: int = VOCABULARY, context: int = CONTEXT
+) -> LanguageModel:
     """A model as training would begin with it."""
     torch.manual_seed(seed)
-    return models.build(choice, vocabulary, context)
+    return models.build(choice, vocabulary_size, context)
 
 
-def rough(choice: Choice, seed: int = 0, vocabulary: int = VOCABULARY, context: int = CONTEXT) -> LanguageModel:
-    """A model in double precision with weights so large that every part of it shows in the logits."""
-    made = model(choice, seed, vocabulary, context).double().eval()
+def rough(
+    choice: Choice, seed: int = 0, vocabulary_size: int = VOCABULARY, context: int = CONTEXT
+) -> LanguageModel:
+    """A model in double precision with weights so large that every part of it shows in the
+    logits.
+    """
+    made = model(choice, seed, vocabulary_size, context).double().eval()
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return made
@@ -122,6 +161,8 @@ def some_model(**changes: Any) -> Choice:
     return registry.choose(lowered, "models", lowered["train"]["model"])
 
 
-def tokens(batch: int, time: int, seed: int = 0, vocabulary: int = VOCABULARY) -> torch.Tensor:
+def tokens(batch: int, time: int, seed: int = 0, vocabulary_size: int = VOCABULARY) -> torch.Tensor:
     """Random ids of shape (batch, time)."""
-    return torch.randint(vocabulary, (batch, time), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        vocabulary_size, (batch, time), generator=torch.Generator().manual_seed(seed)
+    )

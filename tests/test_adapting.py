@@ -21,7 +21,14 @@ from lmlab.experiments import adapting
 from lmlab.experiments.adapting import Change
 
 corpus = test_training.corpus  # the fixture
-LOWERED = {**test_training.BASE, "steps": 40, "batch": 8, "context": 8, "documents": 4, "sentences": 10}
+LOWERED = {
+    **test_training.BASE,
+    "steps": 40,
+    "batch": 8,
+    "context": 8,
+    "documents": 4,
+    "sentences": 10,
+}
 
 
 @pytest.fixture
@@ -37,19 +44,23 @@ def data(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> Path:
 def adapted(
     data: Path, change: Change | None = None, steps: int = 12, within: float = 0.1, **changes: Any
 ) -> dict[str, Any]:
-    return adapting.adapt(small.tree(**{**LOWERED, **changes}), data, change or Change("", 0), steps, 4, within)
+    return adapting.adapt(
+        small.tree(**{**LOWERED, **changes}), data, change or Change("", 0), steps, 4, within
+    )
 
 
 def test_other_ids_leave_all_statistics_of_the_text_as_they_were(corpus: Corpus) -> None:
     shards, _ = corpus
     changed = adapting.renamed(shards, 0)
-    assert sorted(changed.names.tolist()) == list(range(shards.vocabulary))
-    assert changed.names[shards.document] == shards.document
+    assert sorted(changed.names.tolist()) == list(range(shards.vocabulary_size))
+    assert changed.names[shards.bos] == shards.bos
     old, new = (each.stream("train").astype(np.int64) for each in (shards, changed))
     assert (old != new).mean() > 0.5
     assert sorted(np.bincount(old).tolist()) == sorted(np.bincount(new).tolist())
     costs = [
-        references.NGram(stream, shards.document, shards.vocabulary, 4).nats(each.stream("validation"))
+        references.NGram(stream, shards.bos, shards.vocabulary_size, 4).nats(
+            each.stream("validation")
+        )
         for stream, each in ((old, shards), (new, changed))
     ]
     assert costs[0] == pytest.approx(costs[1])
@@ -69,7 +80,9 @@ def test_a_model_is_thrown_back_and_goes_on_from_its_own_weights(data: Path) -> 
     assert adapted(data) == found
 
 
-def test_a_change_that_changes_nothing_is_recovered_from_at_once(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_that_changes_nothing_is_recovered_from_at_once(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(adapting, "renamed", lambda shards, seed: shards)
     found = adapted(data, steps=4, within=0.0)
     assert found["at_once"] == found["before"]
@@ -77,7 +90,9 @@ def test_a_change_that_changes_nothing_is_recovered_from_at_once(data: Path, mon
     assert found["from_scratch"]["tokens_to_level"] is None
 
 
-def test_the_control_learns_other_ids_as_fast_as_it_would_the_old_ones(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_control_learns_other_ids_as_fast_as_it_would_the_old_ones(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     renamed = adapted(data, steps=24)["from_scratch"]["curve"]
     monkeypatch.setattr(adapting, "renamed", lambda shards, seed: shards)
     plain = adapted(data, steps=24)["from_scratch"]["curve"]
@@ -107,7 +122,9 @@ def test_the_command_tells_what_became_of_both_and_writes_it(
     monkeypatch.chdir(home)
     write_json(Path("params.json"), small.tree(**LOWERED))
     Path("params.json").rename("params.yaml")  # JSON is YAML
-    result = CliRunner().invoke(cli.app, ["adapt", "--steps", "8", "--every", "4", "--out", "found.json"])
+    result = CliRunner().invoke(
+        cli.app, ["adapt", "--steps", "8", "--every", "4", "--out", "found.json"]
+    )
     assert result.exit_code == 0, result.output
     found = json.loads(Path("found.json").read_text())
     assert f"before the change {found['before']:.4f} bits/byte" in result.output
@@ -116,7 +133,9 @@ def test_the_command_tells_what_became_of_both_and_writes_it(
 
 
 def test_a_run_that_diverges_ends_its_curve_there_and_that_is_said(data: Path) -> None:
-    found = adapted(data, learning_rate=1e38, clip=0.0)  # of the optimizer, after the change and from scratch alike
+    found = adapted(
+        data, learning_rate=1e38, clip=0.0
+    )  # of the optimizer, after the change and from scratch alike
     for name in ("adapted", "from_scratch"):
         assert found[name]["diverged"].startswith("diverged at step ")
         assert found[name]["tokens_to_level"] is None
@@ -131,5 +150,7 @@ def test_a_model_whose_own_training_diverged_cannot_go_on(corpus: Corpus, data: 
     test_training.train(corpus, "broken", **{**LOWERED, "learning_rate": 1e38, "clip": 0.0})
     shutil.rmtree(data / "model")
     Path("broken/model").rename(data / "model")
-    with pytest.raises(UserError, match=r"model cannot go on: its training diverged at step \d+: .*; try a lower"):
+    with pytest.raises(
+        UserError, match=r"model cannot go on: its training diverged at step \d+: .*; try a lower"
+    ):
         adapted(data, learning_rate=1e38, clip=0.0)

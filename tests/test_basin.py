@@ -11,7 +11,9 @@ from lmlab.experiments.studies.basin import basin
 
 
 @pytest.mark.parametrize(("steepness", "tolerance"), [(0.1, 0.1), (1.0, 0.1), (0.02, 0.05)])
-def test_a_parabola_over_the_logarithm_of_the_rate_is_as_wide_as_algebra_says(steepness: float, tolerance: float) -> None:
+def test_a_parabola_over_the_logarithm_of_the_rate_is_as_wide_as_algebra_says(
+    steepness: float, tolerance: float
+) -> None:
     octaves = np.linspace(-14, -2, 2401)
     found = basin((2**octaves).tolist(), (2 + steepness * (octaves + 7) ** 2).tolist(), tolerance)
     assert found.octaves == pytest.approx(2 * math.sqrt(tolerance / steepness), rel=1e-3)
@@ -52,7 +54,12 @@ def test_rates_beyond_a_hill_do_not_count() -> None:
 
 
 def test_what_is_no_sweep_is_refused() -> None:
-    for rates, losses in (([], []), ([0.0, 1.0], [1.0, 2.0]), ([1.0, 1.0], [1.0, 2.0]), ([1.0], [math.nan])):
+    for rates, losses in (
+        ([], []),
+        ([0.0, 1.0], [1.0, 2.0]),
+        ([1.0, 1.0], [1.0, 2.0]),
+        ([1.0], [math.nan]),
+    ):
         with pytest.raises(ValueError, match=r"basin needs|finite loss"):
             basin(rates, losses, 0.1)
 
@@ -65,7 +72,8 @@ def results(*rows: tuple[float, int, float, bool]) -> pd.DataFrame:
 def test_a_studys_summary_says_how_wide_each_arms_sweep_is() -> None:
     table = results((1, 0, 2.1, False), (2, 0, 2.0, True), (4, 0, 2.1, False), (2, 1, 9.0, True))
     (row,) = findings.summary(table, "").to_dict("records")
-    # the second seed ran at the best value alone, so it is left out: half an octave either side at 0.05
+    # the second seed ran at the best value alone, so it is left out: half an octave either side at
+    # 0.05
     assert row["basin_octaves"] == pytest.approx(1)
     assert row["basin_is_least"] is False
     (row,) = findings.summary(table[table["a.rate"] < 4], "").to_dict("records")
@@ -73,7 +81,9 @@ def test_a_studys_summary_says_how_wide_each_arms_sweep_is() -> None:
 
 
 def test_a_value_with_which_a_run_broke_down_is_outside() -> None:
-    found = findings.sweep_basin(results((1, 0, 2.0, True), (1, 1, 2.0, True), (2, 0, 2.0, False), (2, 1, math.nan, False)))
+    found = findings.sweep_basin(
+        results((1, 0, 2.0, True), (1, 1, 2.0, True), (2, 0, 2.0, False), (2, 1, math.nan, False))
+    )
     assert found is not None
     assert (found.high, found.open_above) == (1, False)
 

@@ -24,7 +24,9 @@ def small_row_groups(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def numbered(shards_of: ShardsOf, small_row_groups: None) -> Shards:
-    """1,000 different characters in one document and many row groups: each token occurs once, so its place is known."""
+    """1,000 different characters in one document and many row groups: each token occurs once, so
+    its place is known.
+    """
     shards, _ = shards_of("".join(map(chr, range(1000, 2000))))
     assert len(shards.row_groups("train")) > 4
     return shards
@@ -35,7 +37,9 @@ def windows(batches: Batches, steps: range) -> list[tuple[int, ...]]:
     found = []
     for step in steps:
         tokens, targets = batches.at(step)
-        found += [(*row.tolist(), int(target[-1])) for row, target in zip(tokens, targets, strict=True)]
+        found += [
+            (*row.tolist(), int(target[-1])) for row, target in zip(tokens, targets, strict=True)
+        ]
     return found
 
 
@@ -57,15 +61,23 @@ def test_targets_are_the_tokens_that_follow(numbered: Shards) -> None:
 
 @pytest.mark.parametrize("pool_tokens", [1, 300, LARGE])
 @pytest.mark.parametrize("context", [5, 200])
-def test_an_epoch_reads_almost_all_text_and_none_twice(numbered: Shards, context: int, pool_tokens: int) -> None:
+def test_an_epoch_reads_almost_all_text_and_none_twice(
+    numbered: Shards, context: int, pool_tokens: int
+) -> None:
     batches = Batches(numbered, batch=1, context=context, seed=3, pool_tokens=pool_tokens)
     start = 0
     for epoch in range(3):
         pools = batches._deal(epoch)
-        assert sorted(group for pool in pools for group in pool.groups) == sorted(numbered.row_groups("train"))
+        assert sorted(group for pool in pools for group in pool.groups) == sorted(
+            numbered.row_groups("train")
+        )
         assert all(pool.windows >= 1 for pool in pools)
         count = sum(pool.windows for pool in pools)
-        targets = Counter(token for window in windows(batches, range(start, start + count)) for token in window[1:])
+        targets = Counter(
+            token
+            for window in windows(batches, range(start, start + count))
+            for token in window[1:]
+        )
         assert set(targets.values()) == {1}
         assert len(targets) == count * context
         assert batches.tokens - count * context <= len(pools) * 2 * context
@@ -82,7 +94,9 @@ def test_pools_hold_what_they_should(numbered: Shards) -> None:
 
 
 @pytest.mark.parametrize("pool_tokens", [1, 300, LARGE])
-def test_a_step_does_not_depend_on_what_was_asked_before(numbered: Shards, pool_tokens: int) -> None:
+def test_a_step_does_not_depend_on_what_was_asked_before(
+    numbered: Shards, pool_tokens: int
+) -> None:
     steps = list(range(60))  # several epochs
     straight = Batches(numbered, batch=4, context=20, seed=0, pool_tokens=pool_tokens)
     expected = [straight.at(step) for step in steps]
@@ -103,7 +117,9 @@ def test_how_windows_are_batched_does_not_change_their_order(numbered: Shards) -
 
 def test_seeds_are_orders(numbered: Shards) -> None:
     def some(seed: int) -> list[tuple[int, ...]]:
-        return windows(Batches(numbered, batch=8, context=20, seed=seed, pool_tokens=LARGE), range(5))
+        return windows(
+            Batches(numbered, batch=8, context=20, seed=seed, pool_tokens=LARGE), range(5)
+        )
 
     assert some(0) == some(0)
     assert some(0) != some(1)
@@ -123,7 +139,7 @@ def test_epochs_differ(numbered: Shards) -> None:
 def test_the_shortest_texts_give_batches_too(shards_of: ShardsOf, context: int, batch: int) -> None:
     text = "".join(map(chr, range(100, 100 + 2 * context + 3)))
     for length in sorted({context, context + 1, 2 * context - 1, 2 * context, 2 * context + 1}):
-        shards, _ = shards_of(text[:length], "x")  # with the document token, length + 1
+        shards, _ = shards_of(text[:length], "x")  # with the BOS token, length + 1
         stream = shards.stream("train")
         every = {tuple(stream[i : i + context + 1].tolist()) for i in range(len(stream) - context)}
         for seed in range(4):
@@ -136,7 +152,9 @@ def test_the_shortest_texts_give_batches_too(shards_of: ShardsOf, context: int, 
 def test_every_place_of_a_short_text_is_reached_in_time(shards_of: ShardsOf) -> None:
     shards, _ = shards_of("abcdefghi", "x")  # 10 tokens with the document's
     read = windows(Batches(shards, batch=2, context=4, seed=0, pool_tokens=LARGE), range(50))
-    assert {token for window in read for token in window[1:]} == set(shards.stream("train")[1:].tolist())
+    assert {token for window in read for token in window[1:]} == set(
+        shards.stream("train")[1:].tolist()
+    )
 
 
 @pytest.mark.parametrize("length", [1, 3, 6])
@@ -146,7 +164,9 @@ def test_less_than_a_context_is_refused(shards_of: ShardsOf, length: int) -> Non
         Batches(shards, batch=1, context=7, seed=0, pool_tokens=LARGE)
 
 
-def test_a_pool_smaller_than_a_context_is_made_large_enough(shards_of: ShardsOf, small_row_groups: None) -> None:
+def test_a_pool_smaller_than_a_context_is_made_large_enough(
+    shards_of: ShardsOf, small_row_groups: None
+) -> None:
     # row groups of every length, also shorter than a context
     shards, _ = shards_of([chr(97 + number) * (number * 7) for number in range(1, 20)])
     assert min(group.length for group in shards.row_groups("train")) < 160
@@ -156,7 +176,9 @@ def test_a_pool_smaller_than_a_context_is_made_large_enough(shards_of: ShardsOf,
         batches.at(10)
 
 
-def test_row_groups_are_read_once_while_they_are_in_use(numbered: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_groups_are_read_once_while_they_are_in_use(
+    numbered: Shards, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reads: Counter[object] = Counter()
     read = Shards.read
 
@@ -172,7 +194,9 @@ def test_row_groups_are_read_once_while_they_are_in_use(numbered: Shards, monkey
     assert len(reads) == len(numbered.row_groups("train"))
 
 
-def test_a_single_row_group_is_read_once_for_all_epochs(shards_of: ShardsOf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_row_group_is_read_once_for_all_epochs(
+    shards_of: ShardsOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shards, _ = shards_of("some text " * 20)
     batches = Batches(shards, batch=4, context=20, seed=0, pool_tokens=LARGE)
     batches.at(0)

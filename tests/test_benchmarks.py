@@ -1,6 +1,7 @@
 """Benchmarks run, at a size where their figures mean nothing, and write the table they promise.
 
-All but pipeline.py, which takes minutes at any size and runs nothing that tests of the pipeline do not.
+All but pipeline.py, which takes minutes at any size and runs nothing that tests of the pipeline do
+not.
 """
 
 import importlib
@@ -27,7 +28,9 @@ TEXT = "the king that the queen sees sleeps.\n"
 
 @pytest.fixture(autouse=True)
 def where_a_person_stands(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """In the project's top folder, benchmarks/ on the path of imports as for a script there; torch is then as before."""
+    """In the project's top folder, benchmarks/ on the path of imports as for a script there; torch
+    is then as before.
+    """
     threads = torch.get_num_threads()
     monkeypatch.chdir(small.PROJECT)
     monkeypatch.syspath_prepend(str(FOLDER))
@@ -37,7 +40,9 @@ def where_a_person_stands(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def smaller(monkeypatch: pytest.MonkeyPatch, module: ModuleType, **changes: Any) -> None:
-    """The project's params as this module reads them, with options set wherever a part has one of that name."""
+    """The project's params as this module reads them, with options set wherever a part has one of
+    that name.
+    """
     lowered, read = small.tree(**changes), module.params.read
     monkeypatch.setattr(module.params, "read", lambda *path: read(*path) if path else lowered)
 
@@ -58,7 +63,9 @@ def benchmark(name: str) -> ModuleType:
 def test_generation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = benchmark("generation")
     smaller(monkeypatch, module, context=8)
-    found = table(tmp_path, module, "--batch", "1", "--batch", "3", "--tokens", "12", "--timed", "2")
+    found = table(
+        tmp_path, module, "--batch", "1", "--batch", "3", "--tokens", "12", "--timed", "2"
+    )
     assert found["batch"].tolist() == [1, 3]
     assert (found[["remembering", "recomputing", "ratio", "first_milliseconds"]] > 0).all(axis=None)
 
@@ -66,28 +73,69 @@ def test_generation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_growth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = benchmark("growth")
     smaller(monkeypatch, module, documents=2, sentences=20)
-    few = {"width": [16, 32], "depth": [1, 2], "context": [8, 16], "batch": [32, 64], "vocabulary": [64, 128]}
-    monkeypatch.setattr(module, "SIZES", {size: (key, few[size], *rest) for size, (key, _, *rest) in module.SIZES.items()})
-    fixed = {"models.transformer.width": 16, "models.transformer.depth": 2, "train.context": 16, "train.batch": 4}
+    few = {
+        "width": [16, 32],
+        "depth": [1, 2],
+        "context": [8, 16],
+        "batch": [32, 64],
+        "vocabulary_size": [64, 128],
+    }
+    monkeypatch.setattr(
+        module,
+        "SIZES",
+        {size: (key, few[size], *rest) for size, (key, _, *rest) in module.SIZES.items()},
+    )
+    fixed = {
+        "models.transformer.width": 16,
+        "models.transformer.depth": 2,
+        "train.context": 16,
+        "train.batch": 4,
+    }
     monkeypatch.setattr(module, "FIXED", fixed)
     monkeypatch.setattr(module, "CORPUS", [2, 4])
     found = table(tmp_path, module, "--turns", "1", "--values-of-each", "2")
-    assert set(found["size"]) == {"width", "depth", "context", "batch", "vocabulary", "corpus"}
+    assert set(found["size"]) == {"width", "depth", "context", "batch", "vocabulary_size", "corpus"}
     assert (found.groupby("size")["order"].count() == 1).all()
-    memory = found.set_index("size")["memory_order"].dropna()  # memory does not depend on how busy the machine is
+    memory = found.set_index("size")[
+        "memory_order"
+    ].dropna()  # memory does not depend on how busy the machine is
     assert memory["corpus"] == pytest.approx(0, abs=0.01)
-    assert 0.2 < memory["batch"] < 1.05  # what does not grow with it, gradients and the like, is there as well
+    assert (
+        0.2 < memory["batch"] < 1.05
+    )  # what does not grow with it, gradients and the like, is there as well
 
 
 def test_learning_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    some = ["backprop", *random.Random(small.DRAW).sample(sorted({*registry.names("learning_rules")} - {"backprop"}), 6)]
+    some = [
+        "backprop",
+        *random.Random(small.DRAW).sample(
+            sorted({*registry.names("learning_rules")} - {"backprop"}), 6
+        ),
+    ]
     names = registry.names
-    monkeypatch.setattr(registry, "names", lambda kind: some if kind == "learning_rules" else names(kind))
-    sizes = ["--depth", "1", "--depth", "2", "--width", "16", "--context", "16", "--batch", "2", "--repeats", "1"]
+    monkeypatch.setattr(
+        registry, "names", lambda kind: some if kind == "learning_rules" else names(kind)
+    )
+    sizes = [
+        "--depth",
+        "1",
+        "--depth",
+        "2",
+        "--width",
+        "16",
+        "--context",
+        "16",
+        "--batch",
+        "2",
+        "--repeats",
+        "1",
+    ]
     found = table(tmp_path, benchmark("learning_rules"), *sizes).set_index("rule")
     assert found.index.tolist() == some
     assert (found["relative_time"] > 0).all()
-    assert (found["megabytes_depth_1"] < found["megabytes_depth_2"]).loc["backprop"]  # it keeps what every block computed
+    assert (found["megabytes_depth_1"] < found["megabytes_depth_2"]).loc[
+        "backprop"
+    ]  # it keeps what every block computed
 
 
 def test_sharding(tmp_path: Path) -> None:
@@ -102,23 +150,41 @@ def test_sharding(tmp_path: Path) -> None:
 def test_throughput(compiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = benchmark("throughput")
     smaller(monkeypatch, module, corpus="grammar", documents=20, sentences=20)
-    monkeypatch.setitem(module.SHAPES, "narrow", {"width": 16, "depth": 1, "heads": 2, "context": 8, "batch": 2})
+    monkeypatch.setitem(
+        module.SHAPES, "narrow", {"width": 16, "depth": 1, "heads": 2, "context": 8, "batch": 2}
+    )
     monkeypatch.setattr(module, "PEAK_ROWS", 32)
-    monkeypatch.setattr(torch, "compile", lambda forward, **_: forward)  # what it makes is the matter of test_compiling.py
+    monkeypatch.setattr(
+        torch, "compile", lambda forward, **_: forward
+    )  # what it makes is the matter of test_compiling.py
     precisions = ["float32"] if compiled else ["float32", "bfloat16"]
     size = ["--turns", "1", "--steps", "1", "--threads", "1", *["--compiled"][: int(compiled)]]
-    found = table(tmp_path, module, "--shape", "narrow", *(f"--precision={name}" for name in precisions), *size)
+    found = table(
+        tmp_path,
+        module,
+        "--shape",
+        "narrow",
+        *(f"--precision={name}" for name in precisions),
+        *size,
+    )
     ours = ["ours", "ours, compiled"][: 1 + compiled]
     assert found["what"].tolist() == ["torch.nn", *ours * len(precisions)]
     assert found["precision"].tolist() == ["float32", *(name for name in precisions for _ in ours)]
     assert found["times_torch_nn"].iloc[0] == 1
-    assert (found[["tokens_per_second", "gigaflops", "share_of_peak", "bytes_per_token"]] > 0).all(axis=None)
+    assert (found[["tokens_per_second", "gigaflops", "share_of_peak", "bytes_per_token"]] > 0).all(
+        axis=None
+    )
 
 
 def small_recipes(monkeypatch: pytest.MonkeyPatch, steps: int) -> ModuleType:
     """The race, with every recipe a small transformer that is trained for so many steps."""
     module = benchmark("time_to_quality")
-    quick = {"train.steps": steps, "train.batch": 8, "train.context": 32, "optimizers.adamw.learning_rate": 0.01}
+    quick = {
+        "train.steps": steps,
+        "train.batch": 8,
+        "train.context": 32,
+        "optimizers.adamw.learning_rate": 0.01,
+    }
     monkeypatch.setattr(module.recipes, "read", lambda name: quick)
     smaller(monkeypatch, module, documents=20, sentences=20, stride=16)
     return module
@@ -126,15 +192,43 @@ def small_recipes(monkeypatch: pytest.MonkeyPatch, steps: int) -> ModuleType:
 
 def test_time_to_quality(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "text.txt").write_text(TEXT * 400)
-    given = ["--text", str(tmp_path / "text.txt"), "--recipe", "sprint", "--seeds", "1", "--threads", "1", "--target", "3"]
+    given = [
+        "--text",
+        str(tmp_path / "text.txt"),
+        "--recipe",
+        "sprint",
+        "--seeds",
+        "1",
+        "--threads",
+        "1",
+        "--target",
+        "3",
+    ]
     found = table(tmp_path, small_recipes(monkeypatch, steps=100), *given).set_index("recipe")
     assert found.index.tolist() == ["Kneser-Ney 7-gram", "sprint"]
     assert found.loc["sprint", "reached"]  # a text of one sentence
-    assert found.loc["Kneser-Ney 7-gram", "nats"] < found.loc["sprint", "mixed_nats"] < found.loc["sprint", "nats"]
+    assert (
+        found.loc["Kneser-Ney 7-gram", "nats"]
+        < found.loc["sprint", "mixed_nats"]
+        < found.loc["sprint", "nats"]
+    )
 
 
-def test_time_to_quality_of_several_corpora_in_several_precisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = ["--corpus", "grammar", "--corpus", "markov", "--recipe", "sprint", "--seeds", "1", "--threads", "1"]
+def test_time_to_quality_of_several_corpora_in_several_precisions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [
+        "--corpus",
+        "grammar",
+        "--corpus",
+        "markov",
+        "--recipe",
+        "sprint",
+        "--seeds",
+        "1",
+        "--threads",
+        "1",
+    ]
     module = small_recipes(monkeypatch, steps=20)
     found = table(tmp_path, module, *given, "--precision", "bfloat16", "--precision", "float32")
     assert found["corpus"].tolist() == ["grammar"] * 3 + ["markov"] * 3
@@ -144,9 +238,11 @@ def test_time_to_quality_of_several_corpora_in_several_precisions(tmp_path: Path
 
 
 def test_tokenizing(tmp_path: Path) -> None:
-    sizes = ["--corpus", "grammar", "--megabytes", "0.1", "--vocabulary", "300"]
+    sizes = ["--corpus", "grammar", "--megabytes", "0.1", "--vocabulary-size", "300"]
     found = table(tmp_path, benchmark("tokenizing"), *sizes)
     assert set(registry.names("tokenizers")) < set(found["tokenizer"])
-    ours, theirs = found.set_index("tokenizer").loc[["bpe", "tiktoken, our merges"], "bytes_per_token"]
+    ours, theirs = found.set_index("tokenizer").loc[
+        ["bpe", "tiktoken, our merges"], "bytes_per_token"
+    ]
     assert ours == pytest.approx(theirs, rel=0.05)  # the same merges over nearly the same pieces
     assert (found[["megabytes_per_second", "again"]] > 0).all(axis=None)

@@ -13,7 +13,9 @@ from lmlab.model.scoring import score
 
 ShardsOf = Callable[..., tuple[Shards, Tokenizer]]
 TEXT = [
-    f"The {animal} that we saw was {place} the old house." for animal in ("dog", "cat") for place in ("by", "under")
+    f"The {animal} that we saw was {place} the old house."
+    for animal in ("dog", "cat")
+    for place in ("by", "under")
 ] * 60
 
 
@@ -21,12 +23,16 @@ def table_of(corpus: tuple[Shards, Tokenizer]) -> tuple[float, object]:
     """What a model that knows nothing pays for validation, and the table of it."""
     shards, tokenizer = corpus
     stream = shards.stream("validation")
-    model = HandMade(lambda tokens: zeros(*tokens.shape, shards.vocabulary), shards.vocabulary, 16)
-    scored = score(model, stream, shards.document, 16, 8)
+    model = HandMade(
+        lambda tokens: zeros(*tokens.shape, shards.vocabulary_size), shards.vocabulary_size, 16
+    )
+    scored = score(model, stream, shards.bos, 16, 8)
     return scored.nats, blocks.table(scored, stream, tokenizer.token_bytes)
 
 
-def test_blocks_have_all_of_the_text_in_equal_parts_whatever_the_tokenizer(shards_of: ShardsOf) -> None:
+def test_blocks_have_all_of_the_text_in_equal_parts_whatever_the_tokenizer(
+    shards_of: ShardsOf,
+) -> None:
     tables = []
     for tokenizer in ("byte", "bpe"):
         corpus = shards_of(TEXT, TEXT, tokenizer=tokenizer)

@@ -27,7 +27,9 @@ def test_what_comes_out_is_ascii_and_every_change_is_counted(text: str) -> None:
     assert sum(int(row["count"]) for row in recorded.values()) == len(line_ends) + len(foreign)
     for character in foreign:
         assert recorded[f"U+{ord(character):04X}"]["became"] == to_ascii(character)
-    assert len(cleaned) == len(re.sub(r"\r\n?", "\n", text)) + sum(len(to_ascii(c)) - 1 for c in foreign)
+    assert len(cleaned) == len(re.sub(r"\r\n?", "\n", text)) + sum(
+        len(to_ascii(c)) - 1 for c in foreign
+    )
 
 
 @given(any_text)
@@ -47,11 +49,17 @@ def test_every_foreign_character_is_replaced_invisible_or_dropped(text: str) -> 
     joined = re.sub(r"\r\n?", "\n", text)
     assert losses.pop("characters") == len(joined)
     assert sum(losses.values()) == len([c for c in joined if not ALLOWED.fullmatch(c)])
-    assert losses["dropped"] == sum(fate(c) == "dropped" for c in joined if not ALLOWED.fullmatch(c))
-    assert sorted(cleaner.dropped()) == sorted({c for c in joined if not ALLOWED.fullmatch(c) and fate(c) == "dropped"})
+    assert losses["dropped"] == sum(
+        fate(c) == "dropped" for c in joined if not ALLOWED.fullmatch(c)
+    )
+    assert sorted(cleaner.dropped()) == sorted(
+        {c for c in joined if not ALLOWED.fullmatch(c) and fate(c) == "dropped"}
+    )
     for character in set(joined):
         if not ALLOWED.fullmatch(character) and fate(character) != "replaced":
-            assert fate(character) == "invisible" or not re.search("[a-zA-Z0-9]", to_ascii(character))
+            assert fate(character) == "invisible" or not re.search(
+                "[a-zA-Z0-9]", to_ascii(character)
+            )
 
 
 @given(any_text)
@@ -59,7 +67,12 @@ def test_without_the_policy_nothing_is_dropped(text: str) -> None:
     cleaner = Cleaner(ascii_only=False)
     cleaned = cleaner.clean(text)
     halves = sum(unicodedata.category(c) == "Cs" for c in text)
-    assert cleaner.losses() == {"characters": len(cleaned), "replaced": halves, "invisible": 0, "dropped": 0}
+    assert cleaner.losses() == {
+        "characters": len(cleaned),
+        "replaced": halves,
+        "invisible": 0,
+        "dropped": 0,
+    }
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
@@ -73,7 +86,9 @@ def test_without_the_policy_nothing_is_dropped(text: str) -> None:
         "Tiếng Việt rất đẹp, đường phố.\n",
     ],
 )
-def test_a_text_in_latin_letters_loses_nothing_however_its_accents_are_written(text: str, form: str) -> None:
+def test_a_text_in_latin_letters_loses_nothing_however_its_accents_are_written(
+    text: str, form: str
+) -> None:
     cleaner = Cleaner(ascii_only=True)
     composed = Cleaner(ascii_only=True)
     assert cleaner.clean(unicodedata.normalize(form, text)) == composed.clean(text)
@@ -92,7 +107,9 @@ def test_a_text_in_latin_letters_loses_nothing_however_its_accents_are_written(t
         ("well 😀👨‍👩‍👧 ❤️\n", 5, 15),  # joiners and the variation selector are seen by nobody
     ],
 )
-def test_what_a_text_loses_is_what_has_no_spelling(text: str, dropped: int, characters: int) -> None:
+def test_what_a_text_loses_is_what_has_no_spelling(
+    text: str, dropped: int, characters: int
+) -> None:
     cleaner = Cleaner(ascii_only=True)
     cleaner.clean(text)
     losses = cleaner.losses()
@@ -102,15 +119,31 @@ def test_what_a_text_loses_is_what_has_no_spelling(text: str, dropped: int, char
 @pytest.mark.parametrize(
     ("character", "expected"),
     [
-        ("é", "replaced"), ("\u201c", "replaced"), ("½", "replaced"), ("\xa0", "replaced"), ("\x0c", "replaced"),
-        ("\u0301", "invisible"), ("\xad", "invisible"), ("\ufeff", "invisible"), ("\u200d", "invisible"),
-        ("\ufe0f", "invisible"), ("中", "dropped"), ("😀", "dropped"), ("\x00", "dropped"), ("\x1b", "dropped"),
-        ("\x7f", "dropped"), ("\ud800", "dropped"), ("\ue000", "dropped"), ("й", "dropped"), ("¿", "dropped"),
+        ("é", "replaced"),
+        ("\u201c", "replaced"),
+        ("½", "replaced"),
+        ("\xa0", "replaced"),
+        ("\x0c", "replaced"),
+        ("\u0301", "invisible"),
+        ("\xad", "invisible"),
+        ("\ufeff", "invisible"),
+        ("\u200d", "invisible"),
+        ("\ufe0f", "invisible"),
+        ("中", "dropped"),
+        ("😀", "dropped"),
+        ("\x00", "dropped"),
+        ("\x1b", "dropped"),
+        ("\x7f", "dropped"),
+        ("\ud800", "dropped"),
+        ("\ue000", "dropped"),
+        ("й", "dropped"),
+        ("¿", "dropped"),
         ("㈱", "dropped"),  # spelled as "()": what it says is gone
         ("ﷺ", "dropped"),  # spelled as three spaces
-        ("⑴", "replaced"), ("\u05b0", "dropped"),  # a vowel of Hebrew, whose letter goes as well
+        ("⑴", "replaced"),
+        ("\u05b0", "dropped"),  # a vowel of Hebrew, whose letter goes as well
     ],
-)  # fmt: skip
+)
 def test_only_what_said_something_is_dropped(character: str, expected: str) -> None:
     assert fate(character) == expected
 
@@ -126,7 +159,9 @@ def test_plain_text_is_left_alone(text: str) -> None:
 def test_without_the_policy_only_line_ends_and_half_surrogates_change(text: str) -> None:
     cleaner = Cleaner(ascii_only=False)
     cleaned = cleaner.clean(text)
-    expected = "".join("\ufffd" if unicodedata.category(c) == "Cs" else c for c in re.sub(r"\r\n?", "\n", text))
+    expected = "".join(
+        "\ufffd" if unicodedata.category(c) == "Cs" else c for c in re.sub(r"\r\n?", "\n", text)
+    )
     assert cleaned == expected
     cleaned.encode("utf-8")
     for row in cleaner.record():
@@ -137,12 +172,33 @@ def test_without_the_policy_only_line_ends_and_half_surrogates_change(text: str)
 @pytest.mark.parametrize(
     ("character", "spelled"),
     [
-        ("é", "e"), ("Å", "A"), ("ß", "ss"), ("Æ", "AE"), ("ﬁ", "fi"), ("…", "..."), ("—", "--"), ("\u2013", "-"),
-        ("\u201c", '"'), ("\u2019", "'"), ("\u02bc", "'"), ("\xa0", " "), ("½", "1/2"), ("Ǿ", "O"), ("\x85", "\n"),
-        ("\u200b", ""), ("\ufeff", ""), ("中", ""), ("😀", ""), ("\x00", ""), ("\x7f", ""), ("\ud800", ""),
+        ("é", "e"),
+        ("Å", "A"),
+        ("ß", "ss"),
+        ("Æ", "AE"),
+        ("ﬁ", "fi"),
+        ("…", "..."),
+        ("—", "--"),
+        ("\u2013", "-"),
+        ("\u201c", '"'),
+        ("\u2019", "'"),
+        ("\u02bc", "'"),
+        ("\xa0", " "),
+        ("½", "1/2"),
+        ("Ǿ", "O"),
+        ("\x85", "\n"),
+        ("\u200b", ""),
+        ("\ufeff", ""),
+        ("中", ""),
+        ("😀", ""),
+        ("\x00", ""),
+        ("\x7f", ""),
+        ("\ud800", ""),
     ],
-)  # fmt: skip
-def test_a_character_is_spelled_with_the_same_meaning_or_dropped(character: str, spelled: str) -> None:
+)
+def test_a_character_is_spelled_with_the_same_meaning_or_dropped(
+    character: str, spelled: str
+) -> None:
     assert to_ascii(character) == spelled
 
 

@@ -26,7 +26,11 @@ run = CliRunner()
 
 
 @pytest.fixture
-def project(shards_of: Callable[..., tuple[Shards, Tokenizer]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(
+    shards_of: Callable[..., tuple[Shards, Tokenizer]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
     """A folder with a trained model and its tokenizer where the stages leave them."""
     shards, tokenizer = shards_of("When shall we three meet again?\n" * 20)
     monkeypatch.chdir(tmp_path)
@@ -34,8 +38,17 @@ def project(shards_of: Callable[..., tuple[Shards, Tokenizer]], tmp_path: Path, 
     Path("data").mkdir()
     made.rename("data/tokenizer")
     choice = small.some_model()
-    facts = {"tokenizer_sha256": sha256(Path("data/tokenizer/tokenizer.json")), "steps": 1, "tokens": 2}
-    models.save(Path("data/model"), choice, small.model(choice, vocabulary=tokenizer.vocabulary), facts)
+    facts = {
+        "tokenizer_sha256": sha256(Path("data/tokenizer/tokenizer.json")),
+        "steps": 1,
+        "tokens": 2,
+    }
+    models.save(
+        Path("data/model"),
+        choice,
+        small.model(choice, vocabulary_size=tokenizer.vocabulary_size),
+        facts,
+    )
     return tmp_path
 
 
@@ -58,7 +71,12 @@ def test_parts_lists_every_part_with_what_it_is() -> None:
 
 
 def test_a_broken_part_is_listed_as_such(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for file, text in (("base.py", ""), ("good.py", '"""Fine.\n\nMore."""'), ("bad.py", "def"), ("bare.py", "")):
+    for file, text in (
+        ("base.py", ""),
+        ("good.py", '"""Fine.\n\nMore."""'),
+        ("bad.py", "def"),
+        ("bare.py", ""),
+    ):
         (tmp_path / "model" / "models").mkdir(exist_ok=True, parents=True)
         (tmp_path / "model" / "models" / file).write_text(text)
     (tmp_path / "model" / "hollow").mkdir()
@@ -79,7 +97,10 @@ def test_sample_goes_on_from_the_prompt(project: Path) -> None:
     assert first.output.endswith("\n")
     assert run.invoke(cli.app, words).output == first.output
     assert run.invoke(cli.app, [*words[:-1], "4"]).output != first.output
-    greedy = [run.invoke(cli.app, ["sample", "--temperature", "0", "--seed", seed]).output for seed in "12"]
+    greedy = [
+        run.invoke(cli.app, ["sample", "--temperature", "0", "--seed", seed]).output
+        for seed in "12"
+    ]
     assert greedy[0] == greedy[1]
 
 
@@ -91,7 +112,9 @@ def test_sample_takes_a_prompt_that_is_no_text(project: Path) -> None:
 
 def test_sample_says_in_one_line_what_is_missing_or_does_not_fit(project: Path) -> None:
     assert "tokenizer.json is missing" in refusal("sample", "--tokenizer", "elsewhere")
-    assert "model.json is missing; run `dvc repro train`" in refusal("sample", "--model", "elsewhere")
+    assert "model.json is missing; run `dvc repro train`" in refusal(
+        "sample", "--model", "elsewhere"
+    )
     tokenizer = Path("data/tokenizer/tokenizer.json")
     tokenizer.write_text(tokenizer.read_text() + "\n")
     assert "was trained with another tokenizer" in refusal("sample")
@@ -106,7 +129,10 @@ def test_sample_has_nothing_from_a_run_that_diverged(project: Path) -> None:
     record.write_text(json.dumps({**saved, **diverged}))
     write_sums(record.parent)
     said = refusal("sample", "When")
-    assert "data/model has nothing to say: its training diverged at step 1,200: the loss is nan; try a lower" in said
+    assert (
+        "data/model has nothing to say: its training diverged at step 1,200: the loss is nan; try"
+        " a lower" in said
+    )
 
 
 def grow(*words: str, tokens: str = "5") -> list[str]:
@@ -115,7 +141,10 @@ def grow(*words: str, tokens: str = "5") -> list[str]:
 
 @pytest.mark.parametrize("name", ["character", "bpe", "word", "unigram"])
 def test_grow_adds_tokens_and_says_what_they_bring(
-    name: str, shards_of: Callable[..., tuple[Shards, Tokenizer]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    shards_of: Callable[..., tuple[Shards, Tokenizer]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shards, old = shards_of("When shall we three meet again?\n" * 20, tokenizer=name)
     monkeypatch.chdir(tmp_path)
@@ -127,10 +156,13 @@ def test_grow_adds_tokens_and_says_what_they_bring(
     assert result.exit_code == 0, result.output
     grown = tokenizers.load(Path("new/grown.json"))
     assert type(grown) is type(old)
-    assert grown.token_bytes[: old.vocabulary] == old.token_bytes
-    assert 0 < grown.vocabulary - old.vocabulary <= 5
+    assert grown.token_bytes[: old.vocabulary_size] == old.token_bytes
+    assert 0 < grown.vocabulary_size - old.vocabulary_size <= 5
     new = ["Größe zählt. " * 20, "Süße Größe\r\n" * 20]
-    assert f"vocabulary {old.vocabulary} + {grown.vocabulary - old.vocabulary} = {grown.vocabulary}\n" in result.output
+    assert (
+        f"vocabulary {old.vocabulary_size} + {grown.vocabulary_size - old.vocabulary_size} ="
+        f" {grown.vocabulary_size}\n" in result.output
+    )
     size = sum(len(text.encode()) for text in new)
     shares = [size / sum(len(made.encode(text)) for text in new) for made in (old, grown)]
     assert f"{shares[0]:.3f} before, {shares[1]:.3f} now" in result.output
@@ -160,7 +192,10 @@ def test_grow_says_in_one_line_what_is_wrong_and_writes_nothing(project: Path) -
     assert "--tokens" in result.output
 
 
-@pytest.mark.parametrize("wrong", [["--tokens", "0"], ["--temperature", "-1"], ["--temperature", "nan"], ["--seed", "-1"]])
+@pytest.mark.parametrize(
+    "wrong",
+    [["--tokens", "0"], ["--temperature", "-1"], ["--temperature", "nan"], ["--seed", "-1"]],
+)
 def test_sample_refuses_numbers_that_make_no_sense(project: Path, wrong: list[str]) -> None:
     result = run.invoke(cli.app, ["sample", *wrong])
     assert result.exit_code == 2
@@ -195,21 +230,41 @@ def test_summary_names_the_stage_that_has_not_run(project: Path) -> None:
 def outputs_of_a_run(folder: Path, found: Any) -> None:
     """What the stages leave, with `found` in measures.json."""
     outputs = {
-        "data/corpus/manifest.json": {"corpus": "grammar", "source": "made up", "splits": {"train": {"bytes": 1500}}},
-        "data/model/model.json": {"model": {"name": "mill"}, "parameters": 7, "context": 8, "tokens": 9000, "steps": 3},
+        "data/corpus/manifest.json": {
+            "corpus": "grammar",
+            "source": "made up",
+            "splits": {"train": {"bytes": 1500}},
+        },
+        "data/model/model.json": {
+            "model": {"name": "mill"},
+            "parameters": 7,
+            "context": 8,
+            "tokens": 9000,
+            "steps": 3,
+        },
         "results/measures.json": {"window": 8, "stride": 4, **found},
         **{f"data/timing/{stage}.json": {"seconds": 2.0} for stage in timing.STAGES},
-        "data/timing/train.json": {"seconds": 2.0, "tokens_per_second": 5000.0, "training_seconds": 1.8},
-    }  # fmt: skip
+        "data/timing/train.json": {
+            "seconds": 2.0,
+            "tokens_per_second": 5000.0,
+            "training_seconds": 1.8,
+        },
+    }
     for name, value in outputs.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(value))
-    (folder / "results/samples.md").write_text("# Samples\n\n~~~~~~text\n[bold]So it goes\n~~~~~~\n")
+    (folder / "results/samples.md").write_text(
+        "# Samples\n\n~~~~~~text\n[bold]So it goes\n~~~~~~\n"
+    )
 
 
-def test_summary_says_loudly_that_a_run_diverged_and_what_to_try(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    outputs_of_a_run(tmp_path, {"status": "diverged", "diverged": {"step": 12, "reason": "the loss is nan"}})
+def test_summary_says_loudly_that_a_run_diverged_and_what_to_try(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outputs_of_a_run(
+        tmp_path, {"status": "diverged", "diverged": {"step": 12, "reason": "the loss is nan"}}
+    )
     summary.show(tmp_path)
     shown = capsys.readouterr().out
     assert "THIS RUN DIVERGED at step 12: the loss is nan" in shown
@@ -220,10 +275,15 @@ def test_summary_says_loudly_that_a_run_diverged_and_what_to_try(tmp_path: Path,
     assert "lmlab sample" not in shown
 
 
-def test_summary_of_a_run_that_costs_nothing_divides_by_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_summary_of_a_run_that_costs_nothing_divides_by_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = {
         "validation": {"bits_per_byte": 0.0, "nats_per_token": 0.0},
-        "references": {"validation": {"uniform": 8.0, "unigram": 4.0, "kneser_ney": 3.0}, "kneser_ney_order": 5},
+        "references": {
+            "validation": {"uniform": 8.0, "unigram": 4.0, "kneser_ney": 3.0},
+            "kneser_ney_order": 5,
+        },
     }
     outputs_of_a_run(tmp_path, found)
     summary.show(tmp_path)
@@ -234,7 +294,9 @@ def test_summary_shows_what_came_out(tmp_path: Path, capsys: pytest.CaptureFixtu
     measures = {"bits_per_byte": 2.0, "nats_per_token": 1.5}
     nats = {"uniform": 8.0, "unigram": 4.0, "kneser_ney": 3.0}
     references = {"validation": nats, "kneser_ney_order": 5, "source_entropy": 1.9}
-    outputs_of_a_run(tmp_path, {"status": "finished", "validation": measures, "references": references})
+    outputs_of_a_run(
+        tmp_path, {"status": "finished", "validation": measures, "references": references}
+    )
     summary.show(tmp_path)
     shown = capsys.readouterr().out
     for said in (
@@ -251,7 +313,11 @@ def test_summary_shows_what_came_out(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_help_loads_nothing_heavy() -> None:
     code = "import sys, lmlab.cli; print(*sorted({name.split('.')[0] for name in sys.modules}))"
-    loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    loaded = set(
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.split()
+    )
     assert "lmlab" in loaded
     assert not loaded & {"torch", "numpy", "pandas", "pyarrow", "pydantic", "safetensors", "dvc"}
 
@@ -261,14 +327,20 @@ def test_what_is_not_the_users_fault_keeps_its_traceback() -> None:
     assert errors.explain(OSError(28, "No space left on device")) is not None
 
 
-def test_size_shows_what_params_yaml_comes_to(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_size_shows_what_params_yaml_comes_to(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("params.yaml", "dvc.yaml"):
         (tmp_path / name).write_text((small.PROJECT / name).read_text())
-    result = run.invoke(cli.app, ["size", "--vocabulary", "66"])
+    result = run.invoke(cli.app, ["size", "--vocabulary-size", "66"])
     assert result.exit_code == 0, result.output
     assert "width 128, 4 blocks, batches of 16 windows" in result.output
     assert "804,480 parameters" in result.output
     assert "is missing; run `dvc repro tokenizer`" in refusal("size")
-    (tmp_path / "params.yaml").write_text((small.PROJECT / "params.yaml").read_text().replace("depth: 4", "depth: 0"))
-    assert "models.transformer.depth should be greater than or equal to 1" in refusal("size", "--vocabulary", "66")
+    (tmp_path / "params.yaml").write_text(
+        (small.PROJECT / "params.yaml").read_text().replace("depth: 4", "depth: 0")
+    )
+    assert "models.transformer.depth should be greater than or equal to 1" in refusal(
+        "size", "--vocabulary-size", "66"
+    )

@@ -18,15 +18,23 @@ from lmlab.evaluation.probe import ProbeParams
 corpus = test_training.corpus  # a fixture
 
 
-def test_guesses_behind_the_last_block_are_the_models_own_and_attention_sums_to_one(corpus: Corpus) -> None:
+def test_guesses_behind_the_last_block_are_the_models_own_and_attention_sums_to_one(
+    corpus: Corpus,
+) -> None:
     shards, tokenizer = corpus
-    model = small.model(registry.choose(small.tree(), "models", "transformer"), vocabulary=tokenizer.vocabulary).eval()
-    found = close_up(model, tokenizer, shards.document, "the")
-    ids = [shards.document, *tokenizer.encode("the").tolist()][: model.context]
+    model = small.model(
+        registry.choose(small.tree(), "models", "transformer"),
+        vocabulary_size=tokenizer.vocabulary_size,
+    ).eval()
+    found = close_up(model, tokenizer, shards.bos, "the")
+    ids = [shards.bos, *tokenizer.encode("the").tolist()][: model.context]
     assert found["tokens"][0] == "start"
     assert len(found["tokens"]) == len(ids)
     best = model(torch.tensor([ids]))[0].softmax(-1).max(-1)
-    names = ["start" if i == shards.document else shown(tokenizer.token_bytes[i]) for i in best.indices.tolist()]
+    names = [
+        "start" if i == shards.bos else shown(tokenizer.token_bytes[i])
+        for i in best.indices.tolist()
+    ]
     assert found["lens"][-1][0] == names
     assert found["lens"][-1][1] == pytest.approx(best.values.tolist(), abs=1e-4)
     assert len(found["attention"]) == len(found["lens"]) == len(model.blocks)
@@ -34,13 +42,17 @@ def test_guesses_behind_the_last_block_are_the_models_own_and_attention_sums_to_
         assert heads
         for weights in heads:
             assert [sum(row) for row in weights] == pytest.approx([1.0] * len(ids), abs=0.01)
-            assert all(weight == 0 for place, row in enumerate(weights) for weight in row[place + 1 :])
+            assert all(
+                weight == 0 for place, row in enumerate(weights) for weight in row[place + 1 :]
+            )
 
 
 def test_long_texts_are_cut_and_signs_can_be_seen(corpus: Corpus) -> None:
     shards, tokenizer = corpus
-    model = small.model(registry.choose(small.tree(), "models", "lstm"), vocabulary=tokenizer.vocabulary).eval()
-    found = close_up(model, tokenizer, shards.document, "the " * 100)
+    model = small.model(
+        registry.choose(small.tree(), "models", "lstm"), vocabulary_size=tokenizer.vocabulary_size
+    ).eval()
+    found = close_up(model, tokenizer, shards.bos, "the " * 100)
     assert len(found["tokens"]) == min(model.context, MOST_TOKENS)
     assert found["attention"] == [[] for _ in model.blocks]  # it has none
     assert shown(b" a\n") == "␣a⏎"
@@ -51,8 +63,23 @@ def test_long_texts_are_cut_and_signs_can_be_seen(corpus: Corpus) -> None:
 def test_the_stage_writes_one_for_its_text_and_none_without(corpus: Corpus) -> None:
     test_training.train(corpus, "run")
     for text, there in (("the", True), ("", False)):
-        tree = {**small.tree(), "probe": {**small.tree()["probe"], "probes": [], "windows": 2, "threads": 1, "text": text}}
-        probing.look(section(tree, "probe", ProbeParams), {}, *corpus, Path("run/snapshots"), Path("run/probes"))
+        tree = {
+            **small.tree(),
+            "probe": {
+                **small.tree()["probe"],
+                "probes": [],
+                "windows": 2,
+                "threads": 1,
+                "text": text,
+            },
+        }
+        probing.look(
+            section(tree, "probe", ProbeParams),
+            {},
+            *corpus,
+            Path("run/snapshots"),
+            Path("run/probes"),
+        )
         assert Path("run/probes/close_up.json").exists() == there
         if there:
             assert read_json(Path("run/probes/close_up.json"), "probe")["tokens"][0] == "start"

@@ -15,7 +15,15 @@ from lmlab.data.collect import DownloadParams
 from lmlab.data.corpora.base import Corpus, Document
 from lmlab.data.documents import SPLITS
 
-TAIL = DownloadParams(corpus="here", ascii=True, most_dropped=0.02, split="tail", validation=0.1, test=0.05, split_seed=0)
+TAIL = DownloadParams(
+    corpus="here",
+    ascii=True,
+    most_dropped=0.02,
+    split="tail",
+    validation=0.1,
+    test=0.05,
+    split_seed=0,
+)
 WHOLE = TAIL.model_copy(update={"split": "document"})
 
 
@@ -25,7 +33,11 @@ class Here(Corpus):
     source = "a test"
     licence = "none"
 
-    def __init__(self, pieces: Sequence[Sequence[str] | BaseException], left_out: dict[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        pieces: Sequence[Sequence[str] | BaseException],
+        left_out: dict[str, int] | None = None,
+    ) -> None:
         self.pieces, self.left_out = pieces, left_out
 
     def documents(self) -> Iterator[Document]:
@@ -64,8 +76,8 @@ def prose(characters: int, seed: int = 0) -> str:
 
 
 def words(count: int, seed: int = 0) -> str:
-    chance = random.Random(seed)
-    return "".join(chance.choice(["to ", "be ", "or ", "not\n"]) for _ in range(count))
+    rng = random.Random(seed)
+    return "".join(rng.choice(["to ", "be ", "or ", "not\n"]) for _ in range(count))
 
 
 def test_the_ends_of_the_text_are_held_out_and_nothing_is_lost(tmp_path: Path) -> None:
@@ -105,11 +117,17 @@ def test_however_it_is_cut_the_text_is_whole(
             assert len(whole) < 5  # too small to be split
             return
     read = splits(tmp_path / "corpus")
-    assert "".join("".join(read[split].values()) for split in ("test", "train", "validation")) == whole
-    assert sum(row["count"] for row in manifest["cleaned"]) == len(re.findall("\r\n?", "\0".join(map("".join, pieces))))
+    assert (
+        "".join("".join(read[split].values()) for split in ("test", "train", "validation")) == whole
+    )
+    assert sum(row["count"] for row in manifest["cleaned"]) == len(
+        re.findall("\r\n?", "\0".join(map("".join, pieces)))
+    )
 
 
-def test_long_documents_come_in_parts_cut_behind_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_documents_come_in_parts_cut_behind_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(collecting, "PART_CHARACTERS", 100)
     text = words(2000) + "x" * 350 + "\n" + words(100)
     build(TAIL, tmp_path / "corpus", [text[:1234], text[1234:]])
@@ -124,13 +142,22 @@ def test_the_manifest_says_what_cleaning_changed(tmp_path: Path) -> None:
         {"character": "\r\n", "code_point": "U+000D U+000A", "became": "\n", "count": 1},
         {"character": "é", "code_point": "U+00E9", "became": "e", "count": 1},
     ]
-    assert (manifest["corpus"], manifest["source"], manifest["licence"], manifest["fact"]) == ("here", "a test", "none", 1)
+    assert (manifest["corpus"], manifest["source"], manifest["licence"], manifest["fact"]) == (
+        "here",
+        "a test",
+        "none",
+        1,
+    )
 
 
 def told(capsys: pytest.CaptureFixture[str]) -> list[str]:
     """The lines about the text, without those on progress."""
     lines = capsys.readouterr().out.splitlines()
-    return [line for line in lines if not re.match("download: (cleaning|splitting|comparing splits):", line)]
+    return [
+        line
+        for line in lines
+        if not re.match("download: (cleaning|splitting|comparing splits):", line)
+    ]
 
 
 def test_what_cleaning_did_and_what_splits_share_is_said_even_where_it_is_nothing(
@@ -139,7 +166,8 @@ def test_what_cleaning_did_and_what_splits_share_is_said_even_where_it_is_nothin
     build(TAIL, tmp_path / "corpus", [prose(3000)])
     assert told(capsys) == [
         "download: of 3,000 characters, cleaning dropped 0 (0 %) and replaced 0 (0 %)",
-        "download: also in train: 0 documents and 0 % of validation, 0 documents and 0 % of test (equal documents;"
+        "download: also in train: 0 documents and 0 % of validation, 0 documents and 0 % of test"
+        " (equal documents;"
         " characters in equal runs of 64 or more)",
     ]
 
@@ -147,15 +175,28 @@ def test_what_cleaning_did_and_what_splits_share_is_said_even_where_it_is_nothin
 def test_what_was_dropped_replaced_emptied_and_left_out_is_counted_and_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    texts = [[prose(3000)], ["é\r", "\nsoft\xadly 😀"], ["中\n文"], [], ["", ""], ["\ufeff"], [" \n"]]
+    texts = [
+        [prose(3000)],
+        ["é\r", "\nsoft\xadly 😀"],
+        ["中\n文"],
+        [],
+        ["", ""],
+        ["\ufeff"],
+        [" \n"],
+    ]
     corpus = Here(texts, {"rows without text (null)": 1234})
     manifest = collecting.build(TAIL, corpus, tmp_path / "corpus")
     assert manifest["cleaning"] == {
-        "characters": 3000 + 11 + 3 + 1 + 2, "replaced": 1, "invisible": 2, "dropped": 3, "emptied_documents": 2,
-    }  # fmt: skip
+        "characters": 3000 + 11 + 3 + 1 + 2,
+        "replaced": 1,
+        "invisible": 2,
+        "dropped": 3,
+        "emptied_documents": 2,
+    }
     assert manifest["left_out"] == {"rows without text (null)": 1234, "empty documents": 2}
     assert told(capsys)[:2] == [
-        "download: of 3,017 characters, cleaning dropped 3 (0.10 %) and replaced 1 (0.03 %); 2 accents and invisible"
+        "download: of 3,017 characters, cleaning dropped 3 (0.10 %) and replaced 1 (0.03 %); 2"
+        " accents and invisible"
         " characters went too; it left nothing but white space of 2 document(s)",
         "download: left out: rows without text (null): 1,234; empty documents: 2",
     ]
@@ -172,18 +213,26 @@ def test_as_much_may_be_dropped_as_params_allow(tmp_path: Path, most: float) -> 
         with pytest.raises(UserError, match=rf"download.most_dropped \({most}\)"):
             build(params, tmp_path / "corpus", kept, ["中" * (dropped + 1)])
         assert manifest == build(params, tmp_path / "corpus", kept, ["中" * dropped])
-    free = build(params.model_copy(update={"ascii": False}), tmp_path / "corpus", kept, ["中" * 3000])
+    free = build(
+        params.model_copy(update={"ascii": False}), tmp_path / "corpus", kept, ["中" * 3000]
+    )
     assert (free["cleaning"]["dropped"], free["cleaning"]["replaced"]) == (0, 0)
 
 
-def test_the_same_text_in_two_splits_is_counted_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_text_in_two_splits_is_counted_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     texts = [[prose(200, seed)] for seed in [7, *range(8), 7, 8, 8, 4]]
     params = TAIL.model_copy(update={"validation": 4 / 13, "test": 1.5 / 13})
     manifest = build(params, tmp_path / "corpus", *texts)
     nothing = {"documents": 0, "characters": 0}
     # test has 7 and half of 0; train the rest of 0, then 1 to 7; validation 7, 8, 8, 4
     assert manifest["equal_documents"] == {
-        "within": {"train": nothing, "validation": {"documents": 1, "characters": 200}, "test": nothing},
+        "within": {
+            "train": nothing,
+            "validation": {"documents": 1, "characters": 200},
+            "test": nothing,
+        },
         "across": {
             "validation in train": {"documents": 2, "characters": 400},
             "test in train": {"documents": 1, "characters": 200},
@@ -197,9 +246,11 @@ def test_the_same_text_in_two_splits_is_counted_and_said(tmp_path: Path, capsys:
     }
     assert told(capsys)[1:] == [
         "download: copies of an earlier document of the same split: 1 in validation",
-        "download: also in train: 2 documents and 50.00 % of validation, 1 documents and 66.67 % of test (equal documents;"
+        "download: also in train: 2 documents and 50.00 % of validation, 1 documents and 66.67 %"
+        " of test (equal documents;"
         " characters in equal runs of 64 or more); 1 documents of test are in validation",
-        "download: much of validation and test stands in train word for word: a loss there says how well that is known",
+        "download: much of validation and test stands in train word for word: a loss there says"
+        " how well that is known",
     ]
 
 
@@ -218,18 +269,29 @@ def test_a_text_of_a_handful_of_characters_is_called_that(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, different: int
 ) -> None:
     manifest = build(TAIL, tmp_path / "corpus", [text * 300])
-    assert {split: facts["different_characters"] for split, facts in manifest["splits"].items()} == dict.fromkeys(
-        SPLITS, different
-    )
+    assert {
+        split: facts["different_characters"] for split, facts in manifest["splits"].items()
+    } == dict.fromkeys(SPLITS, different)
     lines = [line for line in told(capsys) if "different character" in line]
-    expected = [f"download: {split} has only {different} different character(s): " for split in SPLITS]
-    assert [line[: len(start)] for line, start in zip(lines, expected, strict=different < 5)] == expected[: len(lines)]
+    expected = [
+        f"download: {split} has only {different} different character(s): " for split in SPLITS
+    ]
+    assert [
+        line[: len(start)] for line, start in zip(lines, expected, strict=different < 5)
+    ] == expected[: len(lines)]
     assert len(lines) == (3 if different < 5 else 0)
 
 
 @pytest.mark.parametrize(
     ("count", "whole", "said"),
-    [(0, 5, "0 %"), (0, 0, "0 %"), (5, 5, "100 %"), (1, 10**9, "0.01 %"), (10**9 - 1, 10**9, "99.99 %"), (1, 8, "12.50 %")],
+    [
+        (0, 5, "0 %"),
+        (0, 0, "0 %"),
+        (5, 5, "100 %"),
+        (1, 10**9, "0.01 %"),
+        (10**9 - 1, 10**9, "99.99 %"),
+        (1, 8, "12.50 %"),
+    ],
 )
 def test_a_share_is_never_rounded_to_nothing_or_all(count: int, whole: int, said: str) -> None:
     assert corpus_summary.share(count, whole) == said
@@ -268,7 +330,9 @@ def test_few_documents_give_each_split_one_and_train_the_largest(
 ) -> None:
     texts = [[chr(97 + number) * length] for number, length in enumerate(lengths)]
     for validation, test in ((0.1, 0.05), (0.01, 0.01), (0.6, 0.3)):
-        params = WHOLE.model_copy(update={"split_seed": seed, "validation": validation, "test": test})
+        params = WHOLE.model_copy(
+            update={"split_seed": seed, "validation": validation, "test": test}
+        )
         build(params, tmp_path / "corpus", *texts)
         read = splits(tmp_path / "corpus")
         assert all(read[split] for split in SPLITS)
@@ -282,7 +346,9 @@ def test_no_test_split_leaves_the_rest(tmp_path: Path, params: DownloadParams) -
     assert manifest["splits"]["test"]["documents"] == 0
     read = splits(tmp_path / "corpus")
     assert read["test"] == {}
-    assert sum(len(text) for split in SPLITS for text in read[split].values()) == sum(len(text) for (text,) in texts)
+    assert sum(len(text) for split in SPLITS for text in read[split].values()) == sum(
+        len(text) for (text,) in texts
+    )
 
 
 def test_the_same_text_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -291,7 +357,13 @@ def test_the_same_text_gives_the_same_bytes(tmp_path: Path) -> None:
         build(params, tmp_path / "one", *texts)
         build(params, tmp_path / "two", *texts)
         names = [path.name for path in sorted((tmp_path / "one").iterdir())]
-        assert names == ["SHA256SUMS", "manifest.json", "test.parquet", "train.parquet", "validation.parquet"]
+        assert names == [
+            "SHA256SUMS",
+            "manifest.json",
+            "test.parquet",
+            "train.parquet",
+            "validation.parquet",
+        ]
         for name in names:
             assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
@@ -301,7 +373,11 @@ def test_the_same_text_gives_the_same_bytes(tmp_path: Path) -> None:
     [
         (TAIL, [], "the corpus here is empty"),
         (TAIL, [[], [""], ["\u00ad"]], "the corpus here is empty.*left out: empty documents: 2$"),
-        (TAIL, [["fine\n" * 50], ["中" * 6]], r"download.ascii: true drops 6 \(2.34 %\) of 256 characters.*中.*false"),
+        (
+            TAIL,
+            [["fine\n" * 50], ["中" * 6]],
+            r"download.ascii: true drops 6 \(2.34 %\) of 256 characters.*中.*false",
+        ),
         (TAIL, [["中"]], r"download.ascii: true drops 1 \(100 %\) of 1 characters"),
         (TAIL, [["a"]], "too small to be split"),
         (WHOLE, [["one document only\n" * 50]], "1 different document.*download.split: tail"),
@@ -310,19 +386,31 @@ def test_the_same_text_gives_the_same_bytes(tmp_path: Path) -> None:
         (TAIL, [["fine\n" * 50], KeyboardInterrupt("Ctrl-C")], "Ctrl-C"),
     ],
 )
-def test_an_error_leaves_what_was_there(tmp_path: Path, params: DownloadParams, pieces: Any, hint: str) -> None:
+def test_an_error_leaves_what_was_there(
+    tmp_path: Path, params: DownloadParams, pieces: Any, hint: str
+) -> None:
     folder = tmp_path / "corpus"
     folder.mkdir()
     (folder / "old").write_text("kept")
     with pytest.raises((UserError, KeyboardInterrupt), match=hint):
-        collecting.build(params, Here([list(p) if isinstance(p, list) else p for p in pieces]), folder)
+        collecting.build(
+            params, Here([list(p) if isinstance(p, list) else p for p in pieces]), folder
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
     assert [path.name for path in folder.iterdir()] == ["old"]
 
 
 def test_splits_that_leave_nothing_to_train_on_are_refused() -> None:
     with pytest.raises(ValueError, match="leave nothing to train on"):
-        DownloadParams(corpus="here", ascii=True, most_dropped=0.02, split="tail", validation=0.6, test=0.4, split_seed=0)
+        DownloadParams(
+            corpus="here",
+            ascii=True,
+            most_dropped=0.02,
+            split="tail",
+            validation=0.6,
+            test=0.4,
+            split_seed=0,
+        )
 
 
 def test_a_damaged_or_missing_split_is_named(tmp_path: Path) -> None:
@@ -332,7 +420,14 @@ def test_a_damaged_or_missing_split_is_named(tmp_path: Path) -> None:
     build(TAIL, tmp_path / "corpus", [words(5000)])
     whole = path.read_bytes()
     middle = len(whole) // 2
-    for spoilt in (whole[:middle], whole[:middle] + bytes(200) + whole[middle + 200 :], b"", b"PAR1 and no more"):
+    for spoilt in (
+        whole[:middle],
+        whole[:middle] + bytes(200) + whole[middle + 200 :],
+        b"",
+        b"PAR1 and no more",
+    ):
         path.write_bytes(spoilt)
-        with pytest.raises(UserError, match=r"train\.parquet is damaged; run `dvc repro --force download`"):
+        with pytest.raises(
+            UserError, match=r"train\.parquet is damaged; run `dvc repro --force download`"
+        ):
             list(documents.read_parts(path))

@@ -1,4 +1,6 @@
-"""Any combination of parts trains, or is refused before it starts, in one line that says why: drawn, as all are too many."""
+"""Any combination of parts trains, or is refused before it starts, in one line that says why:
+drawn, as all are too many.
+"""
 
 import itertools
 import math
@@ -22,9 +24,14 @@ from lmlab.training.step import Diverged, TrainParams
 SEEDS = range(300)
 VOCABULARY, CONTEXT = 12, 8
 SMALL = {
-    "train.context": CONTEXT, "train.batch": 4, "train.steps": 3, "train.threads": 1, "evaluate.stride": 4,
-    "learning_rules.node_perturbation.samples": 1, "learning_rules.activity_forward_gradient.samples": 1,
-}  # fmt: skip
+    "train.context": CONTEXT,
+    "train.batch": 4,
+    "train.steps": 3,
+    "train.threads": 1,
+    "evaluate.stride": 4,
+    "learning_rules.node_perturbation.samples": 1,
+    "learning_rules.activity_forward_gradient.samples": 1,
+}
 POPULATIONS = {"population": 2, "directions": 2, "chunk": 3, "state": 4, "kernel": 3}
 
 
@@ -42,7 +49,7 @@ SLOTS = [key for key, kind in CHOOSERS.items() if kind == "interventions"]
 ALSO: dict[str, list[Any]] = {
     "models.transformer.tied": [False, True],
     "models.transformer.dropout": [0.0, 0.2],
-    "models.transformer.logit_cap": [0.0, 5.0],
+    "models.transformer.logit_soft_cap": [0.0, 5.0],
     "layers.embedding.n_gram.row_width": [0, 4],
     "layers.embedding.n_gram.dropout": [0.0, 0.3],
     "layers.residual.hyper.dynamic": [False, True],
@@ -52,25 +59,33 @@ ALSO: dict[str, list[Any]] = {
     "learning_rules.activity_forward_gradient.maps_at_once": [0, 1],
     "learning_rules.synthetic_gradients.targets": [False, True],
     "train.precision": ["float32", "float32", "bfloat16"],
-    "train.accumulate": [1, 1, 2],
+    "train.gradient_accumulation": [1, 1, 2],
 }
 """Further choices that decide what works with what, each at one of its values."""
 
 
 def drawn(seed: int) -> dict[str, Any]:
-    """A combination: each part at random, more often than not a transformer and not all interventions at once."""
-    chance = Random(seed)
-    values: dict[str, Any] = {key: chance.choice(registry.names(kind)) for key, kind in CHOOSERS.items()}
-    values |= {key: chance.choice(among) for key, among in ALSO.items()}
-    if chance.random() < 0.4:
+    """A combination: each part at random, more often than not a transformer and not all
+    interventions at once.
+    """
+    rng = Random(seed)
+    values: dict[str, Any] = {
+        key: rng.choice(registry.names(kind)) for key, kind in CHOOSERS.items()
+    }
+    values |= {key: rng.choice(among) for key, among in ALSO.items()}
+    if rng.random() < 0.4:
         values["train.model"] = "transformer"
-    values |= {slot: "absent" for slot in SLOTS if chance.random() < 0.4}
-    if chance.random() < 0.5:
+    values |= {slot: "identity" for slot in SLOTS if rng.random() < 0.4}
+    if rng.random() < 0.5:
         values["train.parametrisation"] = "standard"
     if values["train.optimizer"] == "schedule_free":
         values["train.schedule"] = "constant"
-    if chance.random() < 0.1:
-        values |= {"train.step_in_backward": True, "train.clip": 0.0, "train.accumulate": 1}
+    if rng.random() < 0.1:
+        values |= {
+            "train.step_in_backward": True,
+            "train.clip": 0.0,
+            "train.gradient_accumulation": 1,
+        }
     return values
 
 
@@ -78,7 +93,7 @@ class Fixed:
     """The same random batch at every step."""
 
     def __init__(self, batch: int) -> None:
-        both = small.tokens(batch, CONTEXT + 1, vocabulary=VOCABULARY - 1)
+        both = small.tokens(batch, CONTEXT + 1, vocabulary_size=VOCABULARY - 1)
         self.tokens, self.targets = both[:, :-1].contiguous(), both[:, 1:].contiguous()
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
@@ -117,30 +132,44 @@ def outcomes() -> dict[int, str]:
         except Diverged:
             pass
         except Exception as fault:
-            raise AssertionError(f"accepted, but then {type(fault).__name__}: {fault}, with {values}") from fault
+            raise AssertionError(
+                f"accepted, but then {type(fault).__name__}: {fault}, with {values}"
+            ) from fault
         found[seed] = ""
     return found
 
 
-def test_what_is_accepted_trains_and_what_is_refused_is_told_why_in_one_line(outcomes: dict[int, str]) -> None:
+def test_what_is_accepted_trains_and_what_is_refused_is_told_why_in_one_line(
+    outcomes: dict[int, str],
+) -> None:
     for seed, refused in outcomes.items():
         if not refused:
             continue
         values = drawn(seed)
         assert "\n" not in refused
         assert refused.startswith("params.yaml: ")
-        assert any(word in refused for word in ("; ", ", so ", ", or ")), f"no advice in {refused!r}"
+        assert any(word in refused for word in ("; ", ", so ", ", or ")), (
+            f"no advice in {refused!r}"
+        )
         named = refused.split(": ")[1].split(" ")[0]
-        chosen = {str(value) for value in values.values()} | {name for key in values for name in key.split(".")}
+        chosen = {str(value) for value in values.values()} | {
+            name for key in values for name in key.split(".")
+        }
         assert chosen & set(named.split(".")), f"{refused!r} names nothing that was chosen"
 
 
-def test_most_refusals_are_few_reasons_and_most_combinations_train(outcomes: dict[int, str]) -> None:
+def test_most_refusals_are_few_reasons_and_most_combinations_train(
+    outcomes: dict[int, str],
+) -> None:
     """A guard: refusing more than before would pass the test above."""
     trained = sum(not refused for refused in outcomes.values())
     assert trained > 0.45 * len(outcomes)
     reasons = Counter(
-        "backward pass" if "backward pass" in refused else "final gradients" if "step_in_backward" in refused else "other"
+        "backward pass"
+        if "backward pass" in refused
+        else "final gradients"
+        if "step_in_backward" in refused
+        else "other"
         for refused in outcomes.values()
         if refused
     )
@@ -149,6 +178,10 @@ def test_most_refusals_are_few_reasons_and_most_combinations_train(outcomes: dic
 
 def test_every_pair_of_a_rule_and_another_part_of_a_model_or_a_slot_is_likely_to_be_drawn() -> None:
     combinations = [drawn(seed) for seed in range(2000)]
-    for one, other in itertools.combinations(("train.learning_rule", "train.model", SLOTS[0], "train.optimizer"), 2):
+    for one, other in itertools.combinations(
+        ("train.learning_rule", "train.model", SLOTS[0], "train.optimizer"), 2
+    ):
         seen = {(values[one], values[other]) for values in combinations}
-        assert len(seen) > 0.95 * len(registry.names(CHOOSERS[one])) * len(registry.names(CHOOSERS[other]))
+        assert len(seen) > 0.95 * len(registry.names(CHOOSERS[one])) * len(
+            registry.names(CHOOSERS[other])
+        )

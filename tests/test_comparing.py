@@ -1,4 +1,6 @@
-"""`lmlab compare` over pretended runs: what diverged, failed, was measured otherwise or has no partner, and what is said."""
+"""`lmlab compare` over pretended runs: what diverged, failed, was measured otherwise or has no
+partner, and what is said.
+"""
 
 import csv
 import io
@@ -32,8 +34,12 @@ def lab(tmp_path: Path) -> Laboratory:
     return Laboratory(tmp_path / "laboratory")
 
 
-def runs(side: str, of_seed: Iterable[Any], changes: dict[str, Any] | None = None, first: int = 0) -> list[Pretended]:
-    """A run for each seed: of a number, its bits per byte; of None, one that diverged; of a dict, its measures."""
+def runs(
+    side: str, of_seed: Iterable[Any], changes: dict[str, Any] | None = None, first: int = 0
+) -> list[Pretended]:
+    """A run for each seed: of a number, its bits per byte; of None, one that diverged; of a dict,
+    its measures.
+    """
     found = []
     for seed, what in enumerate(of_seed, first):
         measures = {} if what is None else what if isinstance(what, dict) else bits(what)
@@ -51,7 +57,9 @@ def good(count: int = 8, first: int = 0) -> list[Pretended]:
     return runs("b", [GOOD + seed / 101 for seed in range(first, first + count)], LION, first)
 
 
-def compare(lab: Laboratory, *measures: str, alpha: float = 0.05, anytime: bool = False) -> Comparison:
+def compare(
+    lab: Laboratory, *measures: str, alpha: float = 0.05, anytime: bool = False
+) -> Comparison:
     """Of all there is, against the runs that are called a."""
     return comparing.compare(["*"], "a-*", measures, alpha, lab.root, anytime)
 
@@ -68,15 +76,23 @@ def printed(found: Comparison) -> str:
     return text.getvalue()
 
 
-# ------------------------------------------------------------------------------------------------------- what has no number
+# --------------------------------------------------------------------------------------------------
+# what has no number
 
 
 def test_runs_that_diverged_are_observations_and_are_counted(lab: Laboratory) -> None:
     lab.experiments([*base(12), *good(6), *runs("b", [None] * 6, LION, first=6)])
     found = compare(lab)
     one = verdict(found)
-    assert (one.words, one.pairs, one.broke_variant, one.broke_baseline) == ("no difference shown", 12, 6, 0)
-    assert all(math.isnan(value) for value in (one.variant_mean, one.difference, one.low, one.effect))
+    assert (one.words, one.pairs, one.broke_variant, one.broke_baseline) == (
+        "no difference shown",
+        12,
+        6,
+        0,
+    )
+    assert all(
+        math.isnan(value) for value in (one.variant_mean, one.difference, one.low, one.effect)
+    )
     text = printed(found)
     assert "6 of 12 of the variant diverged" in text
     assert "12 runs, 6 diverged" in text
@@ -91,7 +107,9 @@ def test_a_variant_whose_baseline_diverges_is_better_and_there_is_no_mean(lab: L
     assert math.isnan(one.difference)
 
 
-def test_what_failed_and_was_queued_again_from_another_commit_has_not_failed(lab: Laboratory) -> None:
+def test_what_failed_and_was_queued_again_from_another_commit_has_not_failed(
+    lab: Laboratory,
+) -> None:
     """But what only shares its name with a run that ended well has."""
     lab.unfinished([Pretended("again", 3, LION), Pretended("rate", 4, LION)])
     assert {task.name for task in unfinished(lab.root)} == {"again", "rate"}
@@ -108,16 +126,22 @@ def test_if_every_run_diverged_that_is_said(lab: Laboratory) -> None:
     assert "all runs diverged" in one.sentence
 
 
-def test_failed_queued_and_running_runs_are_named_beside_the_variant_they_are_of(lab: Laboratory) -> None:
+def test_failed_queued_and_running_runs_are_named_beside_the_variant_they_are_of(
+    lab: Laboratory,
+) -> None:
     lab.experiments([*base(), *good()])
-    lab.unfinished([Pretended("lost-8", 8, LION), Pretended("lost-9", 9, LION), Pretended("again", 3, LION)])
+    lab.unfinished(
+        [Pretended("lost-8", 8, LION), Pretended("lost-9", 9, LION), Pretended("again", 3, LION)]
+    )
     lab.unfinished([Pretended("waits", 10)], "stash")
     lab.begun(Pretended("runs", 11, LION), status=2)
     lab.begun(Pretended("killed", 12, LION), status=2, exists=False)
     lab.begun(Pretended("gone", 13, LION), status=1, exists=False, location="tempdir")
     lab.begun(Pretended("here", 14, LION), status=1, location="workspace")
     lab.experiments([Pretended("good", 0, {"train.optimizer": "sgd"}, bits(2.0))])
-    lab.begun(Pretended("good", 0, {"train.optimizer": "sgd"}), status=1, exists=False, location="tempdir")  # it ended well
+    lab.begun(
+        Pretended("good", 0, {"train.optimizer": "sgd"}), status=1, exists=False, location="tempdir"
+    )  # it ended well
     lab.unfinished([Pretended("other", 0, {"train.model": "min_gru"})], "failed")
     found = compare(lab)
     assert "good" not in [task.name for task in unfinished(lab.root)]
@@ -143,7 +167,9 @@ def test_too_many_failures_leave_a_verdict_unsettled_and_one_does_not(lab: Labor
 
 
 @pytest.mark.parametrize("worse", ["a", "b"])
-def test_bad_runs_without_a_partner_keep_seven_good_pairs_from_a_verdict(lab: Laboratory, worse: str) -> None:
+def test_bad_runs_without_a_partner_keep_seven_good_pairs_from_a_verdict(
+    lab: Laboratory, worse: str
+) -> None:
     lab.experiments([*base(7), *good(7), *runs("b", [1.5] * 5, LION, first=20)])
     found = comparing.compare(["*"], "a-*" if worse == "a" else "b-0", [], 0.05, lab.root)
     one = verdict(found)
@@ -154,7 +180,9 @@ def test_bad_runs_without_a_partner_keep_seven_good_pairs_from_a_verdict(lab: La
     assert lines[0].endswith("b-20, b-21, b-22, b-23 and 1 more")
 
 
-def test_that_runs_left_out_could_show_a_difference_is_said_where_none_is_shown(lab: Laboratory) -> None:
+def test_that_runs_left_out_could_show_a_difference_is_said_where_none_is_shown(
+    lab: Laboratory,
+) -> None:
     even = runs("b", [1 + seed / 100 + (-1) ** seed / 50 for seed in range(8)], LION)
     lab.experiments([*base(), *even, *runs("b", [5] * 8, LION, first=20)])
     one = verdict(compare(lab))
@@ -162,20 +190,27 @@ def test_that_runs_left_out_could_show_a_difference_is_said_where_none_is_shown(
     assert one.sentence.endswith("8 left out, which could have shown one")
 
 
-def test_a_seed_that_was_drawn_again_counts_once_and_other_results_are_named(lab: Laboratory) -> None:
+def test_a_seed_that_was_drawn_again_counts_once_and_other_results_are_named(
+    lab: Laboratory,
+) -> None:
     again = Pretended("z", 0, LION, bits(5.0))
     lab.experiments([*base(), *good(), again])
     found = compare(lab)
     assert verdict(found).pairs == 8
-    assert any("z has the params, seeds and code of b-0, yet other results" in note for note in found.notes)
+    assert any(
+        "z has the params, seeds and code of b-0, yet other results" in note for note in found.notes
+    )
     assert (
         verdict(found).sentence
-        == "unsettled (better in the 8 pairs, but not if of the 1 with several results others counted)"
+        == "unsettled (better in the 8 pairs, but not if of the 1 with several results others"
+        " counted)"
     )
 
 
 @pytest.mark.parametrize("name", ["bb", "Z"])
-def test_whichever_of_two_results_with_the_same_seeds_comes_first_decides_nothing(lab: Laboratory, name: str) -> None:
+def test_whichever_of_two_results_with_the_same_seeds_comes_first_decides_nothing(
+    lab: Laboratory, name: str
+) -> None:
     """Names do: experiments are read in their order."""
     bad = [replace(run, name=f"{name}-{run.seed}") for run in runs("b", [2.0] * 8, LION)]
     lab.experiments([*base(), *good(), *bad])
@@ -183,8 +218,13 @@ def test_whichever_of_two_results_with_the_same_seeds_comes_first_decides_nothin
     assert (one.words, one.pairs, one.several) == ("unsettled", 8, 8)
 
 
-def test_results_with_the_same_seeds_that_say_the_same_leave_a_verdict_as_it_is(lab: Laboratory) -> None:
-    nearly = [replace(run, name=f"n-{run.seed}") for run in runs("b", [GOOD + seed / 102 for seed in range(8)], LION)]
+def test_results_with_the_same_seeds_that_say_the_same_leave_a_verdict_as_it_is(
+    lab: Laboratory,
+) -> None:
+    nearly = [
+        replace(run, name=f"n-{run.seed}")
+        for run in runs("b", [GOOD + seed / 102 for seed in range(8)], LION)
+    ]
     lab.experiments([*base(), *good(), *nearly])
     one = verdict(compare(lab))
     assert (one.words, one.several) == ("better", 7)  # at seed 0 the two are equal
@@ -192,17 +232,24 @@ def test_results_with_the_same_seeds_that_say_the_same_leave_a_verdict_as_it_is(
 
 def test_a_number_that_is_not_finite_is_no_divergence(lab: Laboratory) -> None:
     perplexity = "validation.perplexity"
-    sides = [runs(side, [bits(1.0) for _ in range(8)], changes) for side, changes in (("a", {}), ("b", LION))]
+    sides = [
+        runs(side, [bits(1.0) for _ in range(8)], changes)
+        for side, changes in (("a", {}), ("b", LION))
+    ]
     for side, values in zip(sides, ([8.0] * 8, [math.inf] * 8)):
         for run, value in zip(side, values):
             run.measures["validation"]["perplexity"] = value
     lab.experiments([*sides[0], *sides[1]])
     found = compare(lab, perplexity)
-    assert verdict(found, perplexity).sentence == "worse; 8 of 8 of the variant have no finite number"
+    assert (
+        verdict(found, perplexity).sentence == "worse; 8 of 8 of the variant have no finite number"
+    )
     assert "diverged:" not in printed(found)
 
 
-@pytest.mark.parametrize("seeds", [{"train.seed": [1, 2]}, {"train.data_seed": [1]}, {"train.seed": {"a": 1}}])
+@pytest.mark.parametrize(
+    "seeds", [{"train.seed": [1, 2]}, {"train.data_seed": [1]}, {"train.seed": {"a": 1}}]
+)
 def test_a_seed_that_is_none_stops_nothing(lab: Laboratory, seeds: dict[str, Any]) -> None:
     lab.experiments([*base(), *good()])
     lab.unfinished([Pretended("odd", 0, {**LION, **seeds})])
@@ -220,7 +267,9 @@ def test_from_a_folder_below_the_project_one_is_sent_to_its_top(lab: Laboratory)
     lab.experiments([*base(), *good()])
     (lab.root / "below").mkdir()
     for names in ([], ["workspace"], ["a-0"]):
-        with pytest.raises(UserError, match=r"no params.yaml in .*below; run from the project's top folder"):
+        with pytest.raises(
+            UserError, match=r"no params.yaml in .*below; run from the project's top folder"
+        ):
             comparing.compare(names, "", [], 0.05, lab.root / "below")
 
 
@@ -231,14 +280,19 @@ def test_whatever_params_hold_a_line_is_a_line(lab: Laboratory) -> None:
     assert "two\\nlines\\x1b[31m" in text
 
 
-# ----------------------------------------------------------------------------------------------------------------- targets
+# --------------------------------------------------------------------------------------------------
+# targets
 
 TARGET = "learning_curve.tokens_to.2.5"
 
 
 def curve(**blocks: float) -> dict[str, Any]:
-    """The measures of a run with a target of 2.5 bits: `to`, `to_more_than`, `to_at_most` tokens, or nothing of it."""
-    return bits(1.0, learning_curve={f"tokens_{name}": {"2.5": value} for name, value in blocks.items()})
+    """The measures of a run with a target of 2.5 bits: `to`, `to_more_than`, `to_at_most` tokens,
+    or nothing of it.
+    """
+    return bits(
+        1.0, learning_curve={f"tokens_{name}": {"2.5": value} for name, value in blocks.items()}
+    )
 
 
 def test_a_target_that_was_never_reached_is_worse_than_any_that_was(lab: Laboratory) -> None:
@@ -251,7 +305,9 @@ def test_a_target_that_was_never_reached_is_worse_than_any_that_was(lab: Laborat
     assert math.isnan(one.difference)
 
 
-def test_a_target_that_the_first_validation_was_below_is_better_than_any_reached_later(lab: Laboratory) -> None:
+def test_a_target_that_the_first_validation_was_below_is_better_than_any_reached_later(
+    lab: Laboratory,
+) -> None:
     reached = [curve(to=100 + seed) for seed in range(8)]
     early = [curve(to_at_most=10)] * 8
     lab.experiments([*runs("a", reached), *runs("b", early, LION)])
@@ -272,42 +328,57 @@ def test_a_run_that_did_not_measure_a_target_is_left_out_with_its_name(lab: Labo
 def test_a_run_that_ended_before_the_other_reached_a_target_ranks_neither(lab: Laboratory) -> None:
     """Ten times shorter, it may have been the faster for all that is known."""
     lab.experiments(
-        [*runs("a", [curve(to=500.0 + seed) for seed in range(8)]), *runs("b", [curve(to_more_than=100)] * 8, LION)]
+        [
+            *runs("a", [curve(to=500.0 + seed) for seed in range(8)]),
+            *runs("b", [curve(to_more_than=100)] * 8, LION),
+        ]
     )
     found = compare(lab, TARGET)
     one = verdict(found, TARGET)
     assert (one.words, one.pairs, one.left_out) == ("too few seeds", 0, 8)
     (line,) = found.left_out["optimizer=lion"]
     assert line.startswith(
-        f"8 pairs whose one run ended short of a target before the other reached it ({TARGET}): a-0 and b-0,"
+        f"8 pairs whose one run ended short of a target before the other reached it ({TARGET}):"
+        " a-0 and b-0,"
     )
     assert line.endswith("and 4 more")
 
 
 def test_the_test_for_any_time_says_what_a_run_without_a_number_counts_for(lab: Laboratory) -> None:
     """It bets on signs and ranks nothing."""
-    lab.experiments([*base(12), *runs("b", [None, *(GOOD + seed / 101 for seed in range(1, 12))], LION)])
+    lab.experiments(
+        [*base(12), *runs("b", [None, *(GOOD + seed / 101 for seed in range(1, 12))], LION)]
+    )
     once, often = (printed(compare(lab, anytime=anytime)) for anytime in (False, True))
     assert "pairs are judged by ranks" in once
     assert "is worse than any that has a number" not in once
     assert "pairs are judged by ranks" not in often
-    assert "a run that diverged or never reached a target is worse than any that has a number" in often
+    assert (
+        "a run that diverged or never reached a target is worse than any that has a number" in often
+    )
 
 
-def test_where_there_is_one_variant_only_the_runs_of_other_commits_are_told(lab: Laboratory) -> None:
+def test_where_there_is_one_variant_only_the_runs_of_other_commits_are_told(
+    lab: Laboratory,
+) -> None:
     lab.experiments([*base(2), *good(3)])
     run = Pretended("after", 0, {}, bits(1.0))
     lab.workspace(run)
     lab.git("add", ".")
     lab.git("-c", "user.name=test", "-c", "user.email=test@example.org", "commit", "-qm", "another")
-    with pytest.raises(UserError, match="5 experiments that began from other commits, not read; name them to have them"):
+    with pytest.raises(
+        UserError,
+        match="5 experiments that began from other commits, not read; name them to have them",
+    ):
         comparing.compare([], "", [], 0.05, lab.root)
 
 
 def test_targets_of_older_results_are_told_by_the_validation_log(lab: Laboratory) -> None:
     def older(of_target: float | None, *losses: float) -> Pretended:
         tokens_to = {} if of_target is None else {"2.5": of_target}
-        table = "tokens,validation_bits_per_byte\n" + "".join(f"{at * 10},{loss}\n" for at, loss in enumerate(losses, 1))
+        table = "tokens,validation_bits_per_byte\n" + "".join(
+            f"{at * 10},{loss}\n" for at, loss in enumerate(losses, 1)
+        )
         measures = bits(1.0, learning_curve={"tokens": 30, "tokens_to": tokens_to})
         return Pretended("", 0, {}, measures, {"results/validation.csv": table})
 
@@ -323,7 +394,8 @@ def test_targets_of_older_results_are_told_by_the_validation_log(lab: Laboratory
     assert (one.pairs, one.unreached_variant, one.early_variant) == (8, 1, 1)
 
 
-# ------------------------------------------------------------------------------------------------ what decides a measure
+# ------------------------------------------------------------------------------------------------
+# what decides a measure
 
 
 MIXTURE = "n_gram_mixture.validation.bits_per_byte"
@@ -331,14 +403,22 @@ MEAN = "learning_curve.mean"
 
 
 def measured(seed: int, **changes: Any) -> Pretended:
-    """The variant's run with measures that have options, better than the baseline's in all of them."""
+    """The variant's run with measures that have options, better than the baseline's in all of
+    them.
+    """
     value = 0.8 + seed / 101
-    more = {"n_gram_mixture": {"validation": {"bits_per_byte": value}}, "learning_curve": {"mean": value}}
+    more = {
+        "n_gram_mixture": {"validation": {"bits_per_byte": value}},
+        "learning_curve": {"mean": value},
+    }
     return Pretended(f"b-{seed}", seed, LION | changes, bits(value, **more))
 
 
 def with_options(lab: Laboratory, of_seed: Callable[[int], dict[str, Any]]) -> Comparison:
-    more = {"n_gram_mixture": {"validation": {"bits_per_byte": 1.0}}, "learning_curve": {"mean": 1.0}}
+    more = {
+        "n_gram_mixture": {"validation": {"bits_per_byte": 1.0}},
+        "learning_curve": {"mean": 1.0},
+    }
     lab.experiments([*runs("a", [bits(1 + seed / 100, **more) for seed in range(9)])])
     lab.experiments([measured(seed, **of_seed(seed)) for seed in range(9)])
     return compare(lab, BITS, MIXTURE, MEAN)
@@ -384,23 +464,37 @@ def test_torch_the_windows_of_a_score_and_the_text_must_be_the_same(
 
 def test_over_another_corpus_there_is_no_verdict_but_on_costs(lab: Laboratory) -> None:
     other = {"download.corpus": "bible"}
-    lab.experiments(runs("a", [bits(1 + seed / 100) for seed in range(8)], {"download.corpus": "grammar"}))
+    lab.experiments(
+        runs("a", [bits(1 + seed / 100) for seed in range(8)], {"download.corpus": "grammar"})
+    )
     lab.experiments(runs("b", [bits(0.8)] * 8, other))
     one = verdict(compare(lab))
-    assert (one.words, one.reason) == ("no verdict", "it was not measured alike: download.corpus is grammar and bible")
+    assert (one.words, one.reason) == (
+        "no verdict",
+        "it was not measured alike: download.corpus is grammar and bible",
+    )
     (lines,) = compare(lab).unfair.values()
     assert "another text" in lines[0]
 
 
 def test_what_a_measure_says_of_itself_counts_whatever_the_params_say(lab: Laboratory) -> None:
-    """A measure that this code does not know, with an option that params.yaml of that day had under another name."""
+    """A measure that this code does not know, with an option that params.yaml of that day had under
+    another name.
+    """
 
     def of(value: float, order: int) -> dict[str, Any]:
-        about = {"less_is_better": ["cost"], "across_tokenizers": ["cost"], "options": {"order": order}}
+        about = {
+            "less_is_better": ["cost"],
+            "across_tokenizers": ["cost"],
+            "options": {"order": order},
+        }
         return bits(1.0, odd={"cost": value, "rate": value}, about={"odd": about})
 
     lab.experiments(
-        [*runs("a", [of(1 + seed / 9, 3) for seed in range(8)]), *runs("b", [of(seed / 9, 3) for seed in range(8)], LION)]
+        [
+            *runs("a", [of(1 + seed / 9, 3) for seed in range(8)]),
+            *runs("b", [of(seed / 9, 3) for seed in range(8)], LION),
+        ]
     )
     found = compare(lab, "odd.cost", "odd.rate")
     assert [one.words for one in found.verdicts] == ["better", "lower"]
@@ -409,12 +503,26 @@ def test_what_a_measure_says_of_itself_counts_whatever_the_params_say(lab: Labor
 
 
 PER_TOKEN = {
-    "validation.nats_per_token", "validation.perplexity", "validation.accuracy", "validation.calibration_error",
-    "character_classes.space", "induction.score", "minimal_pairs.mean", "blimp.mean", "context_gain.nats",
-    "learning_curve.tokens_to.2.5", "n_gram_mixture.validation.bits_per_byte", "generalisation_gap.gap.bits_per_byte",
+    "validation.nats_per_token",
+    "validation.perplexity",
+    "validation.accuracy",
+    "validation.calibration_error",
+    "character_classes.space",
+    "induction.score",
+    "minimal_pairs.mean",
+    "blimp.mean",
+    "context_gain.nats",
+    "learning_curve.tokens_to.2.5",
+    "n_gram_mixture.validation.bits_per_byte",
+    "generalisation_gap.gap.bits_per_byte",
     "novelty.generated.longest",
-}  # fmt: skip
-OF_TEXT = {BITS, "prequential.bits_per_byte", "entropy_gap.validation", "novelty.generated.copied.16"}
+}
+OF_TEXT = {
+    BITS,
+    "prequential.bits_per_byte",
+    "entropy_gap.validation",
+    "novelty.generated.copied.16",
+}
 
 
 def test_over_other_tokens_only_what_is_about_the_text_is_judged(lab: Laboratory) -> None:
@@ -442,7 +550,8 @@ def test_over_other_tokens_only_what_is_about_the_text_is_judged(lab: Laboratory
     }
 
 
-# ----------------------------------------------------------------------------------------------------- one primary measure
+# --------------------------------------------------------------------------------------------------
+# one primary measure
 
 
 def accurate(value: float, accuracy: float, error: float) -> dict[str, Any]:
@@ -472,7 +581,10 @@ def test_six_seeds_suffice_for_the_primary_measure_beside_secondary_ones(lab: La
 def test_the_verdict_comes_first_and_what_to_bear_in_mind_last(lab: Laboratory) -> None:
     lab.experiments([*base(), *good()])
     text = printed(compare(lab))
-    places = [text.index(part) for part in (f"{BITS}: better", "tuning:", "pairs   baseline", "Note: paired by")]
+    places = [
+        text.index(part)
+        for part in (f"{BITS}: better", "tuning:", "pairs   baseline", "Note: paired by")
+    ]
     assert places == sorted(places)
     assert "each interval holds by itself: four at once all held in 0.89 of cases" in text
     assert "only seeds vary here" in text
@@ -493,20 +605,35 @@ def test_how_many_more_seeds_are_needed_is_a_range(lab: Laboratory) -> None:
         (7, 2, 52, "about 2 to 52 more would be needed"),
         (1, 1, 1, "about 1 more would be needed"),
         (3, 0, 0, "about 3 more would be needed at the least"),
-        (90, 33, verdicts.MOST_NEEDED, "about 33 more would be needed at the least, and perhaps very many"),
-        (verdicts.MOST_NEEDED, verdicts.MOST_NEEDED, verdicts.MOST_NEEDED, "10,000 or more would be needed"),
+        (
+            90,
+            33,
+            verdicts.MOST_NEEDED,
+            "about 33 more would be needed at the least, and perhaps very many",
+        ),
+        (
+            verdicts.MOST_NEEDED,
+            verdicts.MOST_NEEDED,
+            verdicts.MOST_NEEDED,
+            "10,000 or more would be needed",
+        ),
     ],
 )
-def test_how_many_more_seeds_in_words(lab: Laboratory, needed: int, low: int, high: int, said: str) -> None:
+def test_how_many_more_seeds_in_words(
+    lab: Laboratory, needed: int, low: int, high: int, said: str
+) -> None:
     lab.experiments([*base(5), *runs("b", [0.9, 1.0, 0.95, 0.97, 0.93], LION)])
     one = replace(verdict(compare(lab)), needed=needed, needed_low=low, needed_high=high)
     assert one.sentence == f"too few seeds ({said})"
 
 
-# --------------------------------------------------------------------------------------------------------- looking again
+# --------------------------------------------------------------------------------------------------
+# looking again
 
 
-def test_a_comparison_that_was_looked_at_before_with_other_seeds_is_called_that(lab: Laboratory) -> None:
+def test_a_comparison_that_was_looked_at_before_with_other_seeds_is_called_that(
+    lab: Laboratory,
+) -> None:
     lab.experiments([*base(20), *good(6)])
     assert compare(lab).looked == {}
     assert compare(lab).looked == {}  # the same seeds: no other look
@@ -533,37 +660,51 @@ def test_the_test_for_any_time_needs_seven_pairs_and_says_nothing_of_looks(lab: 
     assert "betting on signs, valid whenever you look" in text
 
 
-# ---------------------------------------------------------------------------------------------------- how much was tried
+# --------------------------------------------------------------------------------------------------
+# how much was tried
 
 
-def test_what_was_tried_of_each_stands_beside_the_verdict_with_the_expected_best(lab: Laboratory) -> None:
+def test_what_was_tried_of_each_stands_beside_the_verdict_with_the_expected_best(
+    lab: Laboratory,
+) -> None:
     lab.experiments([*base(), *good()])
     swept = [("lion", 0.01, 0.7), ("lion", 0.02, 1.4), ("lion", 0.03, None), ("adamw", 0.5, 2.0)]
     for number, (optimizer, rate, value) in enumerate(swept):
         changes = {"train.optimizer": optimizer, f"optimizers.{optimizer}.learning_rate": rate}
-        lab.experiments([Pretended(f"trial-{number}", 0, changes, {} if value is None else bits(value))])
+        lab.experiments(
+            [Pretended(f"trial-{number}", 0, changes, {} if value is None else bits(value))]
+        )
     (tuning,) = comparing.compare(["a-*", "b-*"], "a-0", [], 0.05, lab.root).tuning.values()
     assert (tuning.variant, tuning.baseline, tuning.together) == (4, 2, False)
-    # two of the four drawn: 0.7, 0.9347 (the mean of b), 1.4 and, of what diverged, the worst number again, so 1.4;
-    # the least of two drawn with replacement is each with probability 7/16, 5/16, 3/16, 1/16
+    # two of the four drawn: 0.7, 0.9347 (the mean of b), 1.4 and, of what diverged, the worst
+    # number again, so 1.4; the least of two drawn with replacement is each with probability 7/16,
+    # 5/16, 3/16, 1/16
     mean = float(np.mean([GOOD + seed / 101 for seed in range(8)]))
     assert tuning.best_variant == pytest.approx((7 * 0.7 + 5 * mean + 4 * 1.4) / 16)
     ours = float(np.mean([1 + seed / 100 for seed in range(8)]))
     assert tuning.best_baseline == pytest.approx((3 * ours + 2.0) / 4)
-    assert "4 configurations of its parts run, 2 of the baseline's; at 2 each the best is expected at" in tuning.sentence
+    assert (
+        "4 configurations of its parts run, 2 of the baseline's; at 2 each the best is expected at"
+        in tuning.sentence
+    )
 
 
 def test_values_of_one_choice_of_parts_are_tried_together(lab: Laboratory) -> None:
     rates = {"optimizers.adamw.learning_rate": 0.1}
     lab.experiments(
-        [*base(), *runs("b", [0.9] * 8, rates), Pretended("more", 0, {"optimizers.adamw.learning_rate": 0.2}, bits(2))]
+        [
+            *base(),
+            *runs("b", [0.9] * 8, rates),
+            Pretended("more", 0, {"optimizers.adamw.learning_rate": 0.2}, bits(2)),
+        ]
     )
     (tuning, _) = compare(lab).tuning.values()
     assert (tuning.together, tuning.variant) == (True, 3)
     assert "both are among 3 configurations of the same parts" in tuning.sentence
 
 
-# ------------------------------------------------------------------------------------------- what the text itself allows
+# ------------------------------------------------------------------------------------------- what
+# the text itself allows
 
 
 def blocks(of_block: Sequence[float]) -> dict[str, str]:
@@ -578,7 +719,10 @@ def test_the_error_from_sampling_the_text_is_that_of_paired_blocks(lab: Laborato
     lab.experiments(
         [
             Pretended(f"{side}-{seed}", seed, changes, bits(value), blocks(nats_B))
-            for side, changes, value, nats_B in (("a", {}, 2.0, level_B), ("b", LION, 1.9, level_B - better_B))
+            for side, changes, value, nats_B in (
+                ("a", {}, 2.0, level_B),
+                ("b", LION, 1.9, level_B - better_B),
+            )
             for seed in range(6)
         ]
     )
@@ -588,7 +732,8 @@ def test_the_error_from_sampling_the_text_is_that_of_paired_blocks(lab: Laborato
     assert text.level == pytest.approx((level_B - better_B).std(ddof=1) / 10 / 10 / math.log(2))
 
 
-# ------------------------------------------------------------------------------------------------------------ for machines
+# --------------------------------------------------------------------------------------------------
+# for machines
 
 
 def test_json_and_csv_carry_all_of_it(lab: Laboratory) -> None:
@@ -601,10 +746,20 @@ def test_json_and_csv_carry_all_of_it(lab: Laboratory) -> None:
     assert any("lost" in line for line in variant["left_out"])
     assert variant["tuning"]["variant"] == 1
     (told,) = variant["verdicts"]
-    assert (told["words"], told["broke_variant"], told["left_out"], told["role"]) == (verdict(found).words, 1, 2, "primary")
+    assert (told["words"], told["broke_variant"], told["left_out"], told["role"]) == (
+        verdict(found).words,
+        1,
+        2,
+        "primary",
+    )
     assert told["variant_mean"] is None
     (row,) = csv.DictReader(io.StringIO(comparing.as_csv(found)))
-    assert (row["broke_variant"], row["left_out"], row["variant_mean"], row["tried_variant"]) == ("1", "2", "", "1")
+    assert (row["broke_variant"], row["left_out"], row["variant_mean"], row["tried_variant"]) == (
+        "1",
+        "2",
+        "",
+        "1",
+    )
     assert "lost" in row["left_out_runs"]
 
 
@@ -614,12 +769,17 @@ def test_a_measure_that_nobody_has_is_refused_unless_everything_diverged(lab: La
         compare(lab, "validation.bits_per_bite")
 
 
-# ------------------------------------------------------------------------------------------------------------ simulation
+# --------------------------------------------------------------------------------------------------
+# simulation
 
 
-@pytest.mark.parametrize("trouble", [name for name in equal_variants.TROUBLES if name != "untroubled"])
+@pytest.mark.parametrize(
+    "trouble", [name for name in equal_variants.TROUBLES if name != "untroubled"]
+)
 def test_equal_variants_are_not_told_apart_by_what_went_wrong(trouble: str, tmp_path: Path) -> None:
-    """That would happen in most draws if runs without a number, a result or a partner did not count."""
+    """That would happen in most draws if runs without a number, a result or a partner did not
+    count.
+    """
     for seed in range(2):
         words = equal_variants.words(trouble, seed, 0.0, tmp_path / str(seed))
         assert words != "better" if trouble == "diverging_alone" else words not in SHOWN

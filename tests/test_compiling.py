@@ -1,4 +1,6 @@
-"""Compiled passes give the gradients of the model as it is written, the same bytes each time, or one line on why not."""
+"""Compiled passes give the gradients of the model as it is written, the same bytes each time, or
+one line on why not.
+"""
 
 import subprocess
 import sys
@@ -42,7 +44,11 @@ def gradients(run: stepping.Run, params: TrainParams) -> dict[str, torch.Tensor]
     run.model.train()
     with run.passes:
         run.rule.assign_gradients(run.model, tokens_BT, tokens_BT.roll(-1, 1))
-    return {name: parameter.grad for name, parameter in run.model.named_parameters() if parameter.grad is not None}
+    return {
+        name: parameter.grad
+        for name, parameter in run.model.named_parameters()
+        if parameter.grad is not None
+    }
 
 
 @small.needs_compiler
@@ -51,25 +57,32 @@ def gradients(run: stepping.Run, params: TrainParams) -> dict[str, torch.Tensor]
     [
         {"embedding": "n_gram", "row_width": 4, "dropout": 0.3},
         {"feed_forward": "mixture_of_experts", "intervention": "sign_gradients"},
-        {"model": "min_gru", "accumulate": 2},
+        {"model": "min_gru", "gradient_accumulation": 2},
     ],
     ids=lambda changes: " ".join(changes),
 )
-def test_compiled_passes_give_the_gradients_that_the_model_as_written_gives(changes: dict[str, Any]) -> None:
+def test_compiled_passes_give_the_gradients_that_the_model_as_written_gives(
+    changes: dict[str, Any],
+) -> None:
     torch.compiler.reset()
     counters["graph_break"].clear()
     found = []
     for compile_ in (False, True):
         tree = small.tree(**{**BASE, "depth": 1, "layers": 1, **changes, "compile": compile_})
         params = section(tree, "train", TrainParams)
-        params, run = stepping.begin(params, registry.choices(tree, "train", params), 11, torch.device("cpu"))
+        params, run = stepping.begin(
+            params, registry.choices(tree, "train", params), 11, torch.device("cpu")
+        )
         found.append(gradients(run, params))
         assert (type(run.passes) is Compiled) == compile_
         assert "forward" not in vars(run.model)  # outside of training it is as written
     written, compiled = found
     torch.testing.assert_close(compiled, written, rtol=1e-4, atol=1e-6)
-    assert any(not torch.equal(compiled[name], written[name]) for name in written)  # or nothing was compiled
-    # experts are given as many tokens as choose them, which no graph foresees; all else is one graph
+    assert any(
+        not torch.equal(compiled[name], written[name]) for name in written
+    )  # or nothing was compiled
+    # experts are given as many tokens as choose them, which no graph foresees; all else is one
+    # graph
     assert bool(counters["graph_break"]) == ("mixture_of_experts" in changes.values())
 
 
@@ -83,8 +96,13 @@ def test_compiled_passes_give_the_gradients_that_the_model_as_written_gives(chan
     ],
     ids=lambda changes: " ".join(changes.values()),
 )
-def test_a_rule_that_goes_inside_the_model_is_not_compiled(corpus: Corpus, changes: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=f"train.compile needs a rule .* and .*{next(iter(changes.values()))}.* goes inside"):
+def test_a_rule_that_goes_inside_the_model_is_not_compiled(
+    corpus: Corpus, changes: dict[str, Any]
+) -> None:
+    with pytest.raises(
+        UserError,
+        match=f"train.compile needs a rule .* and .*{next(iter(changes.values()))}.* goes inside",
+    ):
         train(corpus, "refused", compile=True, **changes)
 
 
@@ -106,7 +124,8 @@ from pathlib import Path
 from lmlab.compiling import Compiled, failures_told
 from lmlab.errors import take_over
 
-for place in sorted(Path(sys.argv[1]).iterdir()):  # torch is imported once; each tries in a process of its own
+# torch is imported once; each tries in a process of its own
+for place in sorted(Path(sys.argv[1]).iterdir()):
     if (child := os.fork()) == 0:
         os.dup2(os.open(place / "stderr", os.O_CREAT | os.O_WRONLY), 2)
         os.environ |= {"PATH": str(place), "TORCHINDUCTOR_CACHE_DIR": str(place / "cache")}
@@ -125,9 +144,16 @@ def test_a_machine_that_cannot_compile_is_told_in_one_line(tmp_path: Path) -> No
         if complaint:
             compiler = tmp_path / str(number) / "g++"
             says = f'echo "{complaint}" >&2\nexit 1\n'
-            compiler.write_text(f'#!/bin/sh\ntest "$1" = --version && echo "g++ 12" && exit\n{says}')
+            compiler.write_text(
+                f'#!/bin/sh\ntest "$1" = --version && echo "g++ 12" && exit\n{says}'
+            )
             compiler.chmod(0o755)
-    subprocess.run([sys.executable, "-c", COMPILED_GELU, str(tmp_path)], capture_output=True, timeout=300, check=True)
+    subprocess.run(
+        [sys.executable, "-c", COMPILED_GELU, str(tmp_path)],
+        capture_output=True,
+        timeout=300,
+        check=True,
+    )
     for number, (complaint, told) in enumerate(COMPLAINTS.items()):
         assert (tmp_path / str(number) / "code").read_text() == "2", complaint
         [line] = (tmp_path / str(number) / "stderr").read_text().splitlines()

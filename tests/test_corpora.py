@@ -62,7 +62,10 @@ def test_a_play_becomes_its_speeches() -> None:
 
 
 def test_a_bible_is_read_from_source_that_is_never_run() -> None:
-    source = "raise SystemExit\nimport nowhere\nbible = Bible(Version.X, r'''\\1:1\\In the\\2:13\\beginning\\.''', {})\n"
+    source = (
+        "raise SystemExit\nimport nowhere\nbible = Bible(Version.X, r'''\\1:1\\In"
+        " the\\2:13\\beginning\\.''', {})\n"
+    )
     assert bible.second_argument(source) == "\\1:1\\In the\\2:13\\beginning\\."
     with pytest.raises(UserError, match="does not hold the text"):
         bible.second_argument("bible = Bible(1)\nother = Bible(1, 2)\n")
@@ -70,13 +73,16 @@ def test_a_bible_is_read_from_source_that_is_never_run() -> None:
 
 def test_a_bible_is_cleaned() -> None:
     assert (
-        bible.clean("\\1:1\\ In the [old]\\2:13\\beginning,    God`s\\ word.\n\n") == "In the old beginning, God's word.\n"
+        bible.clean("\\1:1\\ In the [old]\\2:13\\beginning,    God`s\\ word.\n\n")
+        == "In the old beginning, God's word.\n"
     )
 
 
 def test_stories_are_cut_at_their_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "stories.txt"
-    path.write_text("\nOne day.\n\nThe end.\n<|endoftext|>\n\n<|endoftext|>\nTwo.\n<|endoftext|>\nThree\n")
+    path.write_text(
+        "\nOne day.\n\nThe end.\n<|endoftext|>\n\n<|endoftext|>\nTwo.\n<|endoftext|>\nThree\n"
+    )
     monkeypatch.setattr("lmlab.data.fetching.url", lambda *_: path)
     assert texts(TinyStories(StoryOptions(file="valid"))) == {
         "story-0": "One day.\n\nThe end.\n",
@@ -88,7 +94,9 @@ def test_stories_are_cut_at_their_ends(tmp_path: Path, monkeypatch: pytest.Monke
 # ------------------------------------------------------------------ local files
 
 
-def local_files(files: Path | str | list[str], column: str = "text", skip_missing: bool = False) -> local.Local:
+def local_files(
+    files: Path | str | list[str], column: str = "text", skip_missing: bool = False
+) -> local.Local:
     named = files if isinstance(files, list) else str(files)
     return local.Local(local.Options(files=named, column=column, skip_missing=skip_missing))
 
@@ -116,13 +124,24 @@ def test_text_files_are_documents_in_the_order_of_their_paths(tmp_path: Path) ->
     (tmp_path / "a.TXT").write_text("\ufeffone", encoding="utf-8")
     (tmp_path / "deep" / "c.txt").write_text("")
     (tmp_path / "deep" / "README.md").write_text("# a text as well")
-    (tmp_path / "e.v2.txt.gz").write_bytes(gzip.compress(b"packed ") + gzip.compress("é\r".encode()))
+    (tmp_path / "e.v2.txt.gz").write_bytes(
+        gzip.compress(b"packed ") + gzip.compress("é\r".encode())
+    )
     (tmp_path / "f.MD.GZ").write_bytes(gzip.compress("\ufeff# packed".encode()))
     (tmp_path / "d.txt").mkdir()
     expected = {
-        "a": "one", "b": "two\r\nlines é", "README": "# a text as well", "c": "", "e.v2": "packed é\r", "f": "# packed",
-    }  # fmt: skip
-    for pattern in (tmp_path / "**" / "*", tmp_path, [str(tmp_path / "**" / "*"), str(tmp_path), str(tmp_path / "b.txt")]):
+        "a": "one",
+        "b": "two\r\nlines é",
+        "README": "# a text as well",
+        "c": "",
+        "e.v2": "packed é\r",
+        "f": "# packed",
+    }
+    for pattern in (
+        tmp_path / "**" / "*",
+        tmp_path,
+        [str(tmp_path / "**" / "*"), str(tmp_path), str(tmp_path / "b.txt")],
+    ):
         assert list(read(pattern).items()) == list(expected.items())
     assert local_files(tmp_path).facts()["left_out"] == {"folders that are named like files": 1}
 
@@ -166,7 +185,10 @@ def test_jsonl_and_parquet_give_a_document_a_row(tmp_path: Path) -> None:
     rows = ["one\n", "", "zwei \u2028 é"]
     lines = "\n\n".join(json.dumps({"id": 1, "body": row}, ensure_ascii=False) for row in rows)
     (tmp_path / "a.jsonl").write_text("\ufeff" + lines, encoding="utf-8")
-    pq.write_table(pa.table({"id": [1, 2, 3], "body": pa.array(rows).dictionary_encode()}), tmp_path / "b.parquet")
+    pq.write_table(
+        pa.table({"id": [1, 2, 3], "body": pa.array(rows).dictionary_encode()}),
+        tmp_path / "b.parquet",
+    )
     (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
     assert read(tmp_path / "*", "body") == {
         **{f"a-{2 * number + 1}": row for number, row in enumerate(rows)},
@@ -186,25 +208,42 @@ def test_jsonl_and_parquet_give_a_document_a_row(tmp_path: Path) -> None:
     ],
     ids=lambda column: str(column.type),
 )
-def test_a_column_of_text_is_read_however_parquet_keeps_it(tmp_path: Path, column: pa.Array) -> None:
+def test_a_column_of_text_is_read_however_parquet_keeps_it(
+    tmp_path: Path, column: pa.Array
+) -> None:
     pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
     assert list(read(tmp_path / "a.parquet").values()) == ["one", "zwei é"]
-    pq.write_table(pa.table({"in": pa.StructArray.from_arrays([column], ["side"])}), tmp_path / "a.parquet")
+    pq.write_table(
+        pa.table({"in": pa.StructArray.from_arrays([column], ["side"])}), tmp_path / "a.parquet"
+    )
     assert list(read(tmp_path / "a.parquet", "in.side").values()) == ["one", "zwei é"]
 
 
 def test_a_dotted_name_leads_into_what_is_nested(tmp_path: Path) -> None:
-    rows = [{"meta": {"text": f"in {n}", "more": {"text": f"deep {n}"}}, "a.b": {"c.d": f"dots {n}"}} for n in range(3)]
+    rows = [
+        {"meta": {"text": f"in {n}", "more": {"text": f"deep {n}"}}, "a.b": {"c.d": f"dots {n}"}}
+        for n in range(3)
+    ]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     for file in ("a.jsonl", "a.parquet"):
         assert list(read(tmp_path / file, "meta.text").values()) == ["in 0", "in 1", "in 2"]
-        assert list(read(tmp_path / file, "meta.more.text").values()) == ["deep 0", "deep 1", "deep 2"]
+        assert list(read(tmp_path / file, "meta.more.text").values()) == [
+            "deep 0",
+            "deep 1",
+            "deep 2",
+        ]
         assert list(read(tmp_path / file, "a.b.c.d").values()) == ["dots 0", "dots 1", "dots 2"]
         for wrong in ("meta.txt", "meta.text.more", "a.b.c", ".", ""):
-            assert re.search(f"no (key|column) '{re.escape(wrong)}'; it has .*meta", refused(tmp_path / file, wrong))
+            assert re.search(
+                f"no (key|column) '{re.escape(wrong)}'; it has .*meta",
+                refused(tmp_path / file, wrong),
+            )
     (tmp_path / "b.jsonl").write_text('{"meta.text": "as it stands", "meta": {"text": "within"}}')
-    pq.write_table(pa.table({"meta": [{"text": "within"}], "meta.text": ["as it stands"]}), tmp_path / "b.parquet")
+    pq.write_table(
+        pa.table({"meta": [{"text": "within"}], "meta.text": ["as it stands"]}),
+        tmp_path / "b.parquet",
+    )
     for file in ("b.jsonl", "b.parquet"):
         assert list(read(tmp_path / file, "meta.text").values()) == ["as it stands"]
 
@@ -216,13 +255,18 @@ def test_a_pattern_that_matches_nothing_is_named(tmp_path: Path) -> None:
     assert "corpora.local.files: no file matches an empty list" in refused([])
 
 
-def test_a_pattern_that_matches_nothing_beside_others_and_a_file_without_a_row_are_counted(tmp_path: Path) -> None:
+def test_a_pattern_that_matches_nothing_beside_others_and_a_file_without_a_row_are_counted(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / "b.jsonl").write_text("\n\n")
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "c.parquet")
     corpus = local_files([str(tmp_path / "*"), str(tmp_path / "nowhere*")])
     assert list(texts(corpus).values()) == ["text"]
-    assert corpus.facts()["left_out"] == {"patterns that match nothing": 1, "files without a row": 2}
+    assert corpus.facts()["left_out"] == {
+        "patterns that match nothing": 1,
+        "files without a row": 2,
+    }
 
 
 # ------------------------------------------------------------------ rows without text
@@ -235,7 +279,10 @@ NO_TEXT = {
     '{"text": false}': ("'text' is not text but true or false", "true or false"),
     '{"text": ["x"]}': ("'text' is not text but a list", "a list"),
     '{"text": {"x": "x"}}': ("'text' is not text but an object", "an object"),
-    '{"other": "x", "Text": ""}': ("the object has no key 'text'; it has other, Text", "no such key"),
+    '{"other": "x", "Text": ""}': (
+        "the object has no key 'text'; it has other, Text",
+        "no such key",
+    ),
     "{}": ("the object has no key 'text'; it has none", "no such key"),
     '["text"]': ("not a JSON object with the key 'text', but a list", "no JSON object"),
     "null": ("not a JSON object with the key 'text', but null", "no JSON object"),
@@ -244,18 +291,26 @@ NO_TEXT = {
 
 
 @pytest.mark.parametrize(("row", "told"), NO_TEXT.items(), ids=[row[:30] for row in NO_TEXT])
-def test_a_row_of_jsonl_without_text_is_named_or_counted(tmp_path: Path, row: str, told: tuple[str, str]) -> None:
+def test_a_row_of_jsonl_without_text_is_named_or_counted(
+    tmp_path: Path, row: str, told: tuple[str, str]
+) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(f'{{"text": "one"}}\n{row}\n{{"text": "two"}}\n{row}\n')
     message, reason = told
-    assert refused(path) == f"{path}, line 2: {message}; to leave out rows without text set corpora.local.skip_missing: true"
+    assert (
+        refused(path) == f"{path}, line 2: {message}; to leave out rows without text set"
+        " corpora.local.skip_missing: true"
+    )
     assert skipped(path) == (["one", "two"], {f"rows without text ({reason})": 2})
 
 
 def test_nulls_in_parquet_are_named_or_counted(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     long = ["x"] * 300
-    for column in (pa.array([*long, None, "y", None]), pa.array([*long, None, "y", None]).dictionary_encode()):
+    for column in (
+        pa.array([*long, None, "y", None]),
+        pa.array([*long, None, "y", None]).dictionary_encode(),
+    ):
         pq.write_table(pa.table({"text": column}), path)
         assert f"{path}, row 301: 'text' is null" in refused(path)
         assert skipped(path) == ([*long, "y"], {"rows without text (null)": 2})
@@ -281,18 +336,30 @@ def test_what_is_counted_belongs_to_one_reading(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "column",
     [
-        pa.array([1]), pa.array([["x"]]), pa.array([{"a": "x"}]), pa.array([[{"a": "x"}]]),
-        pa.array([b"abcd"], pa.binary(4)), pa.array([1]).dictionary_encode(), pa.array([0], pa.timestamp("ms")),
+        pa.array([1]),
+        pa.array([["x"]]),
+        pa.array([{"a": "x"}]),
+        pa.array([[{"a": "x"}]]),
+        pa.array([b"abcd"], pa.binary(4)),
+        pa.array([1]).dictionary_encode(),
+        pa.array([0], pa.timestamp("ms")),
         pa.array([[("a", "b")]], pa.map_(pa.string(), pa.string())),
     ],
     ids=lambda column: str(column.type),
-)  # fmt: skip
-def test_a_column_that_is_no_text_is_refused_with_those_that_are(tmp_path: Path, column: pa.Array) -> None:
-    pq.write_table(pa.table({"text": column, "body": ["x"], "meta": [{"n": 1, "inner": "x"}]}), tmp_path / "a.parquet")
+)
+def test_a_column_that_is_no_text_is_refused_with_those_that_are(
+    tmp_path: Path, column: pa.Array
+) -> None:
+    pq.write_table(
+        pa.table({"text": column, "body": ["x"], "meta": [{"n": 1, "inner": "x"}]}),
+        tmp_path / "a.parquet",
+    )
     for skip_missing in (False, True):
         message = refused(tmp_path / "a.parquet", skip_missing=skip_missing)
         assert "the column 'text' is not text but " in message
-        assert re.search(r"corpora.local.column to one that is: (text.a, )?body, meta.inner$", message)
+        assert re.search(
+            r"corpora.local.column to one that is: (text.a, )?body, meta.inner$", message
+        )
 
 
 def test_a_parquet_file_without_the_column_or_with_two_is_refused(tmp_path: Path) -> None:
@@ -300,14 +367,19 @@ def test_a_parquet_file_without_the_column_or_with_two_is_refused(tmp_path: Path
     assert "no column 'text'; it has id, body" in refused(tmp_path / "a.parquet")
     pq.write_table(pa.table({f"c{number}": [1] for number in range(300)}), tmp_path / "a.parquet")
     assert refused(tmp_path / "a.parquet").endswith("c18, c19 and 280 more")
-    pq.write_table(pa.Table.from_arrays([pa.array(["x"]), pa.array(["y"])], names=["text", "text"]), tmp_path / "a.parquet")
+    pq.write_table(
+        pa.Table.from_arrays([pa.array(["x"]), pa.array(["y"])], names=["text", "text"]),
+        tmp_path / "a.parquet",
+    )
     assert "has 2 columns named 'text'" in refused(tmp_path / "a.parquet")
     pq.write_table(pa.table({}), tmp_path / "a.parquet")
     assert "no column 'text'; it has none" in refused(tmp_path / "a.parquet")
 
 
 def test_bytes_that_are_no_text_are_named_by_their_row(tmp_path: Path) -> None:
-    bad = pa.StringArray.from_buffers(2, pa.array([0, 2, 5], pa.int32()).buffers()[1], pa.py_buffer(b"okn\xe9e"))
+    bad = pa.StringArray.from_buffers(
+        2, pa.array([0, 2, 5], pa.int32()).buffers()[1], pa.py_buffer(b"okn\xe9e")
+    )
     for column in (pa.array([b"ok", b"n\xe9e"]), bad):
         pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
         for skip_missing in (False, True):
@@ -315,7 +387,8 @@ def test_bytes_that_are_no_text_are_named_by_their_row(tmp_path: Path) -> None:
             assert "a.parquet, row 2: 'text' is not UTF-8 (byte 0xe9)" in message
 
 
-# ------------------------------------------------------------------ files that are not what they should be
+# ------------------------------------------------------------------ files that are not what they
+# should be
 
 
 def encoded(text: str, encoding: str) -> bytes:
@@ -326,12 +399,21 @@ NOT_UTF8 = {
     "latin-1": (b"caf\xe9 au lait", "(byte 0xe9); find out its encoding"),
     "windows-1251": (encoded("Съешь же ещё. ", "cp1251"), "(byte 0xd1); find out its encoding"),
     "gb18030": (encoded("中文文本。\n", "gb18030"), "(byte 0xd6); find out its encoding"),
-    "cut short": ("né".encode() * 9000 + b"\xc3", "at its end: it is cut short in the middle of a character"),
+    "cut short": (
+        "né".encode() * 9000 + b"\xc3",
+        "at its end: it is cut short in the middle of a character",
+    ),
     "utf-16": (encoded("hello é\n", "utf-16"), "`iconv -f utf-16 -t utf-8"),
     "utf-16 big": (b"\xfe\xff" + encoded("hello é\n", "utf-16be"), "`iconv -f utf-16 -t utf-8"),
     "utf-32": (encoded("hello é\n", "utf-32"), "`iconv -f utf-32 -t utf-8"),
-    "utf-16 unmarked": (encoded("hello\n", "utf-16le"), "without a byte order mark; convert it with `iconv -f utf-16le"),
-    "utf-16 unmarked big": (encoded("hello\n", "utf-16be"), "without a byte order mark; convert it with `iconv -f utf-16be"),
+    "utf-16 unmarked": (
+        encoded("hello\n", "utf-16le"),
+        "without a byte order mark; convert it with `iconv -f utf-16le",
+    ),
+    "utf-16 unmarked big": (
+        encoded("hello\n", "utf-16be"),
+        "without a byte order mark; convert it with `iconv -f utf-16be",
+    ),
     "utf-16 unmarked Russian": (encoded("Съешь же ещё.\n", "utf-16le"), "`iconv -f utf-16le"),
     "utf-16 unmarked Chinese": (encoded("你好。世界天地玄黄\n", "utf-16be"), "`iconv -f utf-16be"),
     "binary": (random.Random(0).randbytes(9000), "seems to be binary"),
@@ -370,7 +452,9 @@ def test_a_zero_byte_here_and_there_is_text(tmp_path: Path) -> None:
 
 
 def packed(content: bytes) -> bytes:
-    """By gzip without the time of day, which would end in the test's name: every worker collects the same."""
+    """By gzip without the time of day, which would end in the test's name: every worker collects
+    the same.
+    """
     return gzip.compress(content, mtime=0)
 
 
@@ -382,11 +466,23 @@ def packed(content: bytes) -> bytes:
         ("a.parquet.gz", packed(b"PAR1"), "only files that end in"),
         ("a.jsonl", b'{"text": "ok"}\n{"text": "cut', "line 2: not a JSON object"),
         ("a.jsonl", b'{"text": "first", "text": "second"}', "line 1: the key 'text' stands twice"),
-        ("a.jsonl", b'{"text": "ok"}\n{"text": "ok", "meta": {"a": 1, "a": 2}}', "line 2: the key 'a' stands twice"),
+        (
+            "a.jsonl",
+            b'{"text": "ok"}\n{"text": "ok", "meta": {"a": 1, "a": 2}}',
+            "line 2: the key 'a' stands twice",
+        ),
         ("a.jsonl", b"[\n", "line 1: not a JSON object"),
         ("a.jsonl", b'{"text": "a\0b"}', "line 1: not a JSON object"),
-        ("a.jsonl", b'{"text": "ok"}\n' + b"[" * 200_000 + b"]" * 200_000, "line 2: nested too deeply"),
-        ("a.jsonl", b'{"text": "ok", "x": ' + b'{"x":' * 200_000 + b"1" + b"}" * 200_001, "line 1: nested too deeply"),
+        (
+            "a.jsonl",
+            b'{"text": "ok"}\n' + b"[" * 200_000 + b"]" * 200_000,
+            "line 2: nested too deeply",
+        ),
+        (
+            "a.jsonl",
+            b'{"text": "ok", "x": ' + b'{"x":' * 200_000 + b"1" + b"}" * 200_001,
+            "line 1: nested too deeply",
+        ),
         ("a.parquet", b"this is no Parquet", "not a Parquet file"),
         ("a.parquet", b"", "not a Parquet file"),
         ("a.parquet", b"PAR1" + b"\xff" * 60 + b"\x20\0\0\0PAR1", "not a Parquet file"),
@@ -397,7 +493,9 @@ def packed(content: bytes) -> bytes:
         ("a.jsonl.gz", packed(b'{"text": "ok"}\n' * 9999)[:-40], "is cut short"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes, hint: str) -> None:
+def test_a_file_that_cannot_be_read_is_named(
+    tmp_path: Path, name: str, content: bytes, hint: str
+) -> None:
     (tmp_path / name).write_bytes(content)
     message = refused(tmp_path / name)
     assert message.startswith(str(tmp_path / name))
@@ -405,7 +503,9 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content:
 
 
 def test_numbers_of_many_digits_beside_the_text_do_no_harm(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"id": ' + "1" * 5000 + ', "text": "one", "x": 1e999}\n\ufeff{"text": "two"}\n')
+    (tmp_path / "a.jsonl").write_text(
+        '{"id": ' + "1" * 5000 + ', "text": "one", "x": 1e999}\n\ufeff{"text": "two"}\n'
+    )
     assert list(read(tmp_path).values()) == ["one", "two"]
 
 
@@ -413,7 +513,11 @@ def test_numbers_of_many_digits_beside_the_text_do_no_harm(tmp_path: Path) -> No
 def test_damaged_parquet_is_told_in_one_line(tmp_path: Path, seed: int) -> None:
     path = tmp_path / "a.parquet"
     rows = [f"row {number}\n" for number in range(600)]
-    pq.write_table(pa.table({"id": range(600), "text": rows, "in": [{"t": row} for row in rows]}), path, row_group_size=200)
+    pq.write_table(
+        pa.table({"id": range(600), "text": rows, "in": [{"t": row} for row in rows]}),
+        path,
+        row_group_size=200,
+    )
     whole = path.read_bytes()
     chance = random.Random(seed)
     refusals = 0
@@ -440,7 +544,14 @@ def test_the_facts_name_every_file_with_its_hash(tmp_path: Path) -> None:
 
 
 def markov(**options: object) -> Markov:
-    given = {"order": 2, "letters": 4, "concentration": 0.3, "documents": 200, "characters": 500, "seed": 0}
+    given = {
+        "order": 2,
+        "letters": 4,
+        "concentration": 0.3,
+        "documents": 200,
+        "characters": 500,
+        "seed": 0,
+    }
     return Markov(MarkovOptions(**{**given, **options}))  # type: ignore[arg-type]
 
 
@@ -460,7 +571,9 @@ def probability(source: Markov, text: str) -> float:
 
 @pytest.mark.parametrize("order", [0, 1, 2, 3])
 @pytest.mark.parametrize("concentration", [0.001, 0.3, 100.0])
-def test_markov_entropy_is_that_of_the_distribution_over_all_texts(order: int, concentration: float) -> None:
+def test_markov_entropy_is_that_of_the_distribution_over_all_texts(
+    order: int, concentration: float
+) -> None:
     source = markov(order=order, letters=3, concentration=concentration, characters=7)
     every_text = ["".join(letters) for letters in itertools.product(ALPHABET[:3], repeat=7)]
     chances = np.array([probability(source, text) for text in every_text])
@@ -493,7 +606,9 @@ def test_markov_start_is_left_as_it_is_by_a_step() -> None:
     pairs: Counter[str] = Counter()
     for text in texts(source).values():
         pairs.update([text[:1], "~" + text[-1:]])
-    first, last = np.array([[pairs[mark + letter] for letter in ALPHABET[:5]] for mark in ("", "~")]) / 200
+    first, last = (
+        np.array([[pairs[mark + letter] for letter in ALPHABET[:5]] for mark in ("", "~")]) / 200
+    )
     share = source.start.reshape(5, -1).sum(axis=1)
     assert np.abs(first - share).max() < 0.15
     assert np.abs(last - share).max() < 0.15
@@ -506,24 +621,38 @@ def test_markov_seeds_are_other_sources_and_the_same_seed_the_same_text() -> Non
 
 
 def test_markov_refuses_what_is_too_large() -> None:
-    for options in ({"order": 9, "letters": 8}, {"order": 10**6}, {"order": 5, "characters": 4, "letters": 2}):
+    for options in (
+        {"order": 9, "letters": 8},
+        {"order": 10**6},
+        {"order": 5, "characters": 4, "letters": 2},
+    ):
         with pytest.raises(ValueError, match="order"):
             markov(**options)
 
 
-def grammar(relative_clause: float = 0.3, documents: int = 20, sentences: int = 100, seed: int = 0) -> Grammar:
-    return Grammar(GrammarOptions(documents=documents, sentences=sentences, relative_clause=relative_clause, seed=seed))
+def grammar(
+    relative_clause: float = 0.3, documents: int = 20, sentences: int = 100, seed: int = 0
+) -> Grammar:
+    return Grammar(
+        GrammarOptions(
+            documents=documents, sentences=sentences, relative_clause=relative_clause, seed=seed
+        )
+    )
 
 
 class Derivations:
-    """Every way the rules give a text: how many there are, and their summed probability (top down, remembering)."""
+    """Every way the rules give a text: how many there are, and their summed probability (top down,
+    remembering).
+    """
 
     def __init__(self, source: Grammar, text: str) -> None:
         self.rules, self.text = source.rules, text
         self.known: dict[tuple[str, int], list[tuple[int, int, float]]] = {}
 
     def of(self, symbol: str, start: int) -> list[tuple[int, int, float]]:
-        """(end, number of derivations, probability) for each end that `symbol` reaches from `start`."""
+        """(end, number of derivations, probability) for each end that `symbol` reaches from
+        `start`.
+        """
         if symbol not in self.rules:
             return [(start + len(symbol), 1, 1.0)] if self.text.startswith(symbol, start) else []
         if (symbol, start) not in self.known:
@@ -547,12 +676,16 @@ class Derivations:
 
     def whole(self) -> tuple[int, float]:
         """How many derivations the whole text has as a sentence, and its probability."""
-        found = [(count, share) for end, count, share in self.of("TEXT", 0) if end == len(self.text)]
+        found = [
+            (count, share) for end, count, share in self.of("TEXT", 0) if end == len(self.text)
+        ]
         return sum(count for count, _ in found), sum(share for _, share in found)
 
 
 @pytest.mark.parametrize("relative_clause", [0.0, 0.3, 0.5])
-def test_grammar_sentences_have_one_derivation_and_cost_what_the_entropy_says(relative_clause: float) -> None:
+def test_grammar_sentences_have_one_derivation_and_cost_what_the_entropy_says(
+    relative_clause: float,
+) -> None:
     source = grammar(relative_clause)
     sentences = "".join(texts(source).values()).splitlines(keepends=True)
     assert len(sentences) == 2000

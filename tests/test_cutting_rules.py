@@ -1,4 +1,6 @@
-"""Learning rules that replace what flows backward at a cut: what each is exactly, and what it must not be."""
+"""Learning rules that replace what flows backward at a cut: what each is exactly, and what it must
+not be.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,22 +22,24 @@ from lmlab.training.learning_rules.base import LearningRule
 from lmlab.training.learning_rules.block_local import similarity_loss
 from lmlab.training.optimizers.base import joined, parameter_groups
 
-UNTIED = [*small.variants("models"), small.some_model(dropout=0.2, logit_cap=3.0)]
+UNTIED = [*small.variants("models"), small.some_model(dropout=0.2, logit_soft_cap=3.0)]
 MODELS = [*UNTIED, small.some_model(tied=True)]
 every_model = pytest.mark.parametrize("choice", MODELS, ids=small.title)
 
 
 class Chain(LanguageModel):
-    """Linear maps alone, without norms or residual connections: the gradient at each is the error times a matrix."""
+    """Linear maps alone, without norms or residual connections: the gradient at each is the error
+    times a matrix.
+    """
 
     def __init__(self, width: int = 6, layers: int = 3) -> None:
         super().__init__()
-        self.vocabulary, self.context, self.width = VOCABULARY, CONTEXT, width
+        self.vocabulary_size, self.context, self.width = VOCABULARY, CONTEXT, width
         self.embedding = nn.Embedding(VOCABULARY, width)
         self.blocks = nn.ModuleList(Layer(width) for _ in range(layers))
         self.readout = nn.Linear(width, VOCABULARY, bias=False)
 
-    def embed(self, tokens_BT: Tensor, memory: Any = None) -> Tensor:
+    def embed(self, tokens_BT: Tensor, cache: Any = None) -> Tensor:
         return self.embedding(tokens_BT)
 
     def head(self, x_BTD: Tensor) -> Tensor:
@@ -49,7 +53,7 @@ class Layer(nn.Module):
         super().__init__()
         self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
 
-    def forward(self, x_BTD: Tensor, memory: Any = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, cache: Any = None) -> Tensor:
         return self.down(self.up(x_BTD))
 
 
@@ -72,7 +76,9 @@ def named(model: LanguageModel, found: list[Tensor]) -> dict[str, Tensor]:
     return dict(zip([name for name, _ in model.named_parameters()], found, strict=True))
 
 
-def moved(rule: LearningRule, model: LanguageModel, become: Callable[[Tensor], Tensor]) -> LearningRule:
+def moved(
+    rule: LearningRule, model: LanguageModel, become: Callable[[Tensor], Tensor]
+) -> LearningRule:
     """The rule with its state for each linear map made from that map's weight."""
     state = rule.state_dict()
     for name, weight in linear_weights(model).items():
@@ -90,7 +96,11 @@ def same(ours: list[Tensor], theirs: list[Tensor]) -> bool:
 @every_model
 @pytest.mark.parametrize(
     ("name", "become"),
-    [("feedback_alignment", Tensor.clone), ("sign_symmetry", Tensor.abs), ("kolen_pollack", Tensor.clone)],
+    [
+        ("feedback_alignment", Tensor.clone),
+        ("sign_symmetry", Tensor.abs),
+        ("kolen_pollack", Tensor.clone),
+    ],
 )
 def test_with_the_forward_weights_as_feedback_it_is_backprop_bit_for_bit(
     name: str, become: Callable[[Tensor], Tensor], choice: Choice
@@ -107,12 +117,16 @@ def true_gradients_by_chance(model: LanguageModel) -> list[Tensor]:
 @pytest.mark.parametrize("name", ["feedback_alignment", "sign_symmetry"])
 def test_in_lower_precision_too_the_forward_weights_as_feedback_give_backprop(name: str) -> None:
     model = small.model(small.some_model()).train()
-    rule = moved(rule_for(name, model), model, Tensor.abs if name == "sign_symmetry" else Tensor.clone)
+    rule = moved(
+        rule_for(name, model), model, Tensor.abs if name == "sign_symmetry" else Tensor.clone
+    )
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert same(by(rule, model), true_gradients_by_chance(model))
 
 
-@pytest.mark.parametrize("name", ["feedback_alignment", "sign_symmetry", "kolen_pollack", "weight_mirror"])
+@pytest.mark.parametrize(
+    "name", ["feedback_alignment", "sign_symmetry", "kolen_pollack", "weight_mirror"]
+)
 def test_other_feedback_changes_all_gradients_but_the_readouts(name: str) -> None:
     model = small.rough(small.some_model())
     one, other = (named(model, by(rule_for(name, model, seed=seed), model)) for seed in (1, 2))
@@ -131,17 +145,24 @@ def test_feedback_is_drawn_as_large_as_the_weights_are() -> None:
         for name, weight in linear_weights(model).items():
             feedback = rule.get_buffer(key(name))
             assert feedback.std().item() == pytest.approx(scale * weight.std().item(), rel=0.1)
-            assert abs(nn.functional.cosine_similarity(feedback.flatten(), weight.flatten(), dim=0)) < 0.1
+            assert (
+                abs(nn.functional.cosine_similarity(feedback.flatten(), weight.flatten(), dim=0))
+                < 0.1
+            )
 
 
 @pytest.mark.parametrize("name", ["feedback_alignment", "backprop"])
 def test_in_a_chain_a_gradient_depends_on_the_weights_above_by_backprop_alone(name: str) -> None:
-    """The middle weights are turned in a way that the layer above undoes: forward nothing changes."""
+    """The middle weights are turned in a way that the layer above undoes: forward nothing
+    changes.
+    """
     model = chain()
     rule = rule_for(name, model)
     before = named(model, by(rule, model))
     middle = model.blocks[1]
-    turn = torch.linalg.qr(torch.randn(12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(3)))[0]
+    turn = torch.linalg.qr(
+        torch.randn(12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    )[0]
     with torch.no_grad():
         middle.up.weight.copy_(turn @ middle.up.weight)
         middle.up.bias.copy_(turn @ middle.up.bias)
@@ -150,9 +171,13 @@ def test_in_a_chain_a_gradient_depends_on_the_weights_above_by_backprop_alone(na
     torch.testing.assert_close(after["readout.weight"], before["readout.weight"])
     turned = after["blocks.1.up.weight"]
     expected = before["blocks.1.up.weight"]
-    torch.testing.assert_close(turned, expected if name == "feedback_alignment" else turn @ expected)
+    torch.testing.assert_close(
+        turned, expected if name == "feedback_alignment" else turn @ expected
+    )
     with pytest.raises(AssertionError):
-        torch.testing.assert_close(turned, turn @ expected if name == "feedback_alignment" else expected)
+        torch.testing.assert_close(
+            turned, turn @ expected if name == "feedback_alignment" else expected
+        )
 
 
 def test_the_signs_are_those_that_the_weights_have_now() -> None:
@@ -170,15 +195,21 @@ def test_uniform_magnitudes_are_all_the_mean_of_the_weights() -> None:
     model = small.model(small.some_model())
     rule = rule_for("sign_symmetry", model, magnitudes="uniform")
     for name, weight in linear_weights(model).items():
-        assert torch.equal(rule.get_buffer(key(name)), torch.full_like(weight, weight.abs().mean().item()))
+        assert torch.equal(
+            rule.get_buffer(key(name)), torch.full_like(weight, weight.abs().mean().item())
+        )
 
 
 # ------------------------------------------------------------------ frozen
 
 
-@pytest.mark.parametrize("choice", [choice for choice in UNTIED if choice.name != "n_gram_table"], ids=small.title)
+@pytest.mark.parametrize(
+    "choice", [choice for choice in UNTIED if choice.name != "n_gram_table"], ids=small.title
+)
 @pytest.mark.parametrize("embedding", [False, True])
-def test_frozen_gives_the_head_its_exact_gradient_and_the_blocks_none(embedding: bool, choice: Choice) -> None:
+def test_frozen_gives_the_head_its_exact_gradient_and_the_blocks_none(
+    embedding: bool, choice: Choice
+) -> None:
     model = small.rough(choice).train()
     exact = named(model, true_gradients_by_chance(model))
     rule = rule_for("frozen", model, embedding=embedding)
@@ -206,11 +237,14 @@ def test_frozen_teaches_a_tied_readout_what_the_head_says_or_with_the_embedding_
     assert not torch.equal(named(model, alone)["embedding.tokens.weight"], tied)
 
 
-# ------------------------------------------------------------------ errors sent to where they are used
+# ------------------------------------------------------------------ errors sent to where they are
+# used
 
 
 def below(model: LanguageModel) -> list[Tensor]:
-    """What the error at the logits is multiplied with to be the gradient: at the embedding, above each block, and inside."""
+    """What the error at the logits is multiplied with to be the gradient: at the embedding, above
+    each block, and inside.
+    """
     product = model.readout.weight.detach()
     products = [product]
     for block in reversed(model.blocks):
@@ -246,7 +280,9 @@ def test_macro_feedback_through_the_product_of_the_layers_above_is_backprop_in_a
 def test_micro_feedback_through_the_product_of_the_layers_above_is_backprop_in_a_chain() -> None:
     model = chain()
     rule = rule_for("direct_feedback_micro", model)
-    names = [f"blocks.{number}.{layer}.weight" for number in range(3) for layer in ("up", "down")] + ["readout.weight"]
+    names = [
+        f"blocks.{number}.{layer}.weight" for number in range(3) for layer in ("up", "down")
+    ] + ["readout.weight"]
     for name, product in zip(names, below(model), strict=True):
         rule.get_buffer(key(name)).copy_(product)
     for ours, exact in zip(by(rule, model), true_gradients(model, *batch()), strict=True):
@@ -275,7 +311,9 @@ def test_other_direct_feedback_changes_what_is_below_the_head_alone(name: str) -
     model = small.rough(small.some_model())
     one, other = (named(model, by(rule_for(name, model, seed=seed), model)) for seed in (1, 2))
     exact = named(model, true_gradients(model, *batch()))
-    head = {"readout.weight"} | ({n for n in exact if n.startswith("final_norm")} if name.endswith("macro") else set())
+    head = {"readout.weight"} | (
+        {n for n in exact if n.startswith("final_norm")} if name.endswith("macro") else set()
+    )
     for parameter, gradient in exact.items():
         assert torch.equal(one[parameter], gradient) == (parameter in head)
         assert torch.equal(one[parameter], other[parameter]) == (parameter in head)
@@ -283,8 +321,12 @@ def test_other_direct_feedback_changes_what_is_below_the_head_alone(name: str) -
 
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("normalised", [False, True])
-def test_with_macro_feedback_a_block_is_taught_by_its_input_and_the_error_alone(shared: bool, normalised: bool) -> None:
-    """So the blocks may be taught in any order: here the lowest first, each by itself, with a norm for autograd to pass."""
+def test_with_macro_feedback_a_block_is_taught_by_its_input_and_the_error_alone(
+    shared: bool, normalised: bool
+) -> None:
+    """So the blocks may be taught in any order: here the lowest first, each by itself, with a norm
+    for autograd to pass.
+    """
     model = small.rough(small.some_model(depth=3))
     rule = rule_for("direct_feedback_macro", model, shared=shared, normalised=normalised)
     found = named(model, by(rule, model))
@@ -293,7 +335,9 @@ def test_with_macro_feedback_a_block_is_taught_by_its_input_and_the_error_alone(
     for block in model.blocks:
         stream.append(block(stream[-1].detach()))
     logits = model.head(stream[-1].detach())
-    error = (logits.softmax(-1) - nn.functional.one_hot(targets, VOCABULARY)).detach() / targets.numel()
+    error = (
+        logits.softmax(-1) - nn.functional.one_hot(targets, VOCABULARY)
+    ).detach() / targets.numel()
     feedback = dict(rule.named_buffers())
     assert len(feedback) == (1 if shared else len(stream))
     for number, s_BTS in enumerate(stream):
@@ -321,22 +365,31 @@ def test_through_a_norm_macro_feedback_never_says_to_shrink_or_grow() -> None:
     rule.assign_gradients(model, *batch())
     ((x_BTD, gradient_BTD),) = arrived
     assert gradient_BTD.norm() > 0
-    assert float((x_BTD * gradient_BTD).sum(-1).abs().max()) < 1e-5 * float(x_BTD.norm() * gradient_BTD.norm())
+    assert float((x_BTD * gradient_BTD).sum(-1).abs().max()) < 1e-5 * float(
+        x_BTD.norm() * gradient_BTD.norm()
+    )
 
 
 @pytest.mark.parametrize(
     ("choice", "culprit"),
     [
         (next(choice for choice in MODELS if choice.name == "lstm"), "from_last"),
-        (next(choice for choice in MODELS if "mixture_of_experts" in small.title(choice)), "router"),
+        (
+            next(choice for choice in MODELS if "mixture_of_experts" in small.title(choice)),
+            "router",
+        ),
     ],
     ids=["lstm", "mixture of experts"],
 )
-def test_micro_feedback_refuses_maps_that_do_not_see_all_tokens(choice: Choice, culprit: str) -> None:
+def test_micro_feedback_refuses_maps_that_do_not_see_all_tokens(
+    choice: Choice, culprit: str
+) -> None:
     for device in ("cpu", "meta"):
         with torch.device(device):
             model = models.build(choice, VOCABULARY, CONTEXT)
-        with pytest.raises(UserError, match=rf"train.learning_rule: direct_feedback_micro .*{culprit}"):
+        with pytest.raises(
+            UserError, match=rf"train.learning_rule: direct_feedback_micro .*{culprit}"
+        ):
             rule_for("direct_feedback_micro", model)
 
 
@@ -348,7 +401,9 @@ def test_rules_that_need_a_head_refuse_a_model_without_one(name: str) -> None:
 
 
 class Shifted(nn.Module):
-    """A convolution of two positions that gives the earlier no weight: a linear map, but for where its input lies."""
+    """A convolution of two positions that gives the earlier no weight: a linear map, but for where
+    its input lies.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -356,8 +411,8 @@ class Shifted(nn.Module):
         with torch.no_grad():
             self.mix.weight[:, :, 0] = 0
 
-    def forward(self, x_BTD: Tensor, memory: Any = None) -> Tensor:
-        return self.mix(with_past(x_BTD, memory, 1).transpose(1, 2)).transpose(1, 2)
+    def forward(self, x_BTD: Tensor, cache: Any = None) -> Tensor:
+        return self.mix(with_past(x_BTD, cache, 1).transpose(1, 2)).transpose(1, 2)
 
 
 def test_micro_feedback_reaches_the_positions_that_a_convolution_reads() -> None:
@@ -365,7 +420,9 @@ def test_micro_feedback_reaches_the_positions_that_a_convolution_reads() -> None
     model.blocks = nn.ModuleList([Shifted(6).double()])
     rule = rule_for("direct_feedback_micro", model)
     rule.get_buffer("readout/weight").copy_(model.readout.weight.detach())
-    rule.get_buffer("blocks/0/mix/weight").copy_((model.readout.weight @ model.blocks[0].mix.weight[:, :, 1]).detach())
+    rule.get_buffer("blocks/0/mix/weight").copy_(
+        (model.readout.weight @ model.blocks[0].mix.weight[:, :, 1]).detach()
+    )
     for ours, exact in zip(by(rule, model), true_gradients(model, *batch()), strict=True):
         torch.testing.assert_close(ours, exact, rtol=1e-12, atol=1e-15)
 
@@ -373,7 +430,9 @@ def test_micro_feedback_reaches_the_positions_that_a_convolution_reads() -> None
 # ------------------------------------------------------------------ feedback that learns
 
 
-def optimizer_of(name: str, model: LanguageModel, rule: LearningRule, **changes: Any) -> torch.optim.Optimizer:
+def optimizer_of(
+    name: str, model: LanguageModel, rule: LearningRule, **changes: Any
+) -> torch.optim.Optimizer:
     """As training builds it, the model's parameters and the rule's own together."""
     groups = joined(parameter_groups(model), rule.own_groups(model))
     return registry.choose(small.tree(**changes), "optimizers", name).build(groups)
@@ -387,7 +446,9 @@ def differences(model: LanguageModel, rule: LearningRule) -> dict[str, float]:
     }
 
 
-def steps(count: int, model: LanguageModel, rule: LearningRule, optimizer: torch.optim.Optimizer) -> None:
+def steps(
+    count: int, model: LanguageModel, rule: LearningRule, optimizer: torch.optim.Optimizer
+) -> None:
     for _ in range(count):
         rule.assign_gradients(model, *batch())
         optimizer.step()
@@ -398,7 +459,14 @@ def test_kolen_pollacks_difference_shrinks_by_the_rate_times_its_decay_a_step() 
     model = small.rough(small.some_model())
     rule = rule_for("kolen_pollack", model, decay=0.2)
     optimizer = optimizer_of(
-        "sgd", model, rule, decay="decoupled", weight_decay=0.0, learning_rate=0.05, momentum=0.0, nesterov=False
+        "sgd",
+        model,
+        rule,
+        decay="decoupled",
+        weight_decay=0.0,
+        learning_rate=0.05,
+        momentum=0.0,
+        nesterov=False,
     )
     at_first = differences(model, rule)
     steps(5, model, rule, optimizer)
@@ -411,7 +479,9 @@ def test_kolen_pollacks_difference_shrinks_as_the_optimizer_decays_matrices(name
     """And stays as it was in the readout, which optimizers do not decay."""
     model = small.rough(small.some_model())
     rule = rule_for("kolen_pollack", model, decay=0.0)
-    optimizer = optimizer_of(name, model, rule, decay="decoupled", weight_decay=0.2, learning_rate=0.05)
+    optimizer = optimizer_of(
+        name, model, rule, decay="decoupled", weight_decay=0.2, learning_rate=0.05
+    )
     at_first, readout = differences(model, rule), model.readout.weight.detach().clone()
     steps(5, model, rule, optimizer)
     for weight, norm in differences(model, rule).items():
@@ -464,7 +534,10 @@ def test_forward_and_feedback_weights_come_to_agree_in_training() -> None:
 
 
 def test_a_mirror_shows_each_map_its_own_weights_in_the_size_of_rate_over_decay() -> None:
-    choices = [registry.choose(small.tree(), "models", name) for name in ("state_space", "convolution", "transformer")]
+    choices = [
+        registry.choose(small.tree(), "models", name)
+        for name in ("state_space", "convolution", "transformer")
+    ]
     for choice in choices:
         model = small.rough(choice)
         rule = rule_for("weight_mirror", model, samples=4000, rate=0.1, decay=0.2, every=1)
@@ -472,7 +545,9 @@ def test_a_mirror_shows_each_map_its_own_weights_in_the_size_of_rate_over_decay(
             rule._mirror(model)  # type: ignore[operator]
         for name, weight in linear_weights(model).items():
             feedback = rule.get_buffer(key(name))
-            assert nn.functional.cosine_similarity(feedback.flatten(), weight.flatten(), dim=0) > 0.99
+            assert (
+                nn.functional.cosine_similarity(feedback.flatten(), weight.flatten(), dim=0) > 0.99
+            )
             assert (feedback.norm() / weight.norm()).item() == pytest.approx(0.5, rel=0.02)
 
 
@@ -497,22 +572,36 @@ def local_losses(rule: LearningRule, model: LanguageModel) -> list[Tensor]:
     for number, block in enumerate(model.blocks[:-1]):
         x_BTD = block(x_BTD)
         normalised = nn.functional.rms_norm(x_BTD, x_BTD.shape[-1:])
-        losses.append(next_token_loss(normalised @ rule.get_parameter(f"heads.weights.{number}").T, targets))
+        losses.append(
+            next_token_loss(normalised @ rule.get_parameter(f"heads.weights.{number}").T, targets)
+        )
     return [*losses, next_token_loss(model.head(model.blocks[-1](x_BTD)), targets)]
 
 
 def block_of(name: str) -> int:
     """Of a parameter by its name; the embedding counts to block 0, the head to none."""
-    return int(name.split(".")[1]) if name.startswith("blocks.") else 0 if name.startswith("embedding") else -1
+    return (
+        int(name.split(".")[1])
+        if name.startswith("blocks.")
+        else 0
+        if name.startswith("embedding")
+        else -1
+    )
 
 
-LOCAL = [("block_local", {"similarity": 0.0}), ("block_local", {"similarity": 0.5}), ("interlocking", {"span": 2}),
-         ("synthetic_gradients", {})]  # fmt: skip
+LOCAL = [
+    ("block_local", {"similarity": 0.0}),
+    ("block_local", {"similarity": 0.5}),
+    ("interlocking", {"span": 2}),
+    ("synthetic_gradients", {}),
+]
 
 
 @pytest.mark.parametrize(("name", "changes"), LOCAL)
 @pytest.mark.parametrize("other", registry.names("models"))
-def test_one_block_alone_learns_by_backprop_bit_for_bit(name: str, changes: dict[str, Any], other: str) -> None:
+def test_one_block_alone_learns_by_backprop_bit_for_bit(
+    name: str, changes: dict[str, Any], other: str
+) -> None:
     model = small.rough(registry.choose(small.tree(depth=1, layers=1), "models", other)).train()
     assert len(model.blocks) == 1
     rule = rule_for(name, model, **changes)
@@ -522,7 +611,9 @@ def test_one_block_alone_learns_by_backprop_bit_for_bit(name: str, changes: dict
 
 @pytest.mark.parametrize("span", [1, 2, 3])
 def test_a_local_loss_teaches_the_blocks_of_its_span_and_none_below(span: int) -> None:
-    """Each parameter's gradient is the sum of those of the losses at most span - 1 blocks above it."""
+    """Each parameter's gradient is the sum of those of the losses at most span - 1 blocks above
+    it.
+    """
     model = small.rough(small.some_model(depth=4))
     rule = rule_for("interlocking", model, span=span)
     found = named(model, by(rule, model))
@@ -549,7 +640,10 @@ def test_with_a_span_of_all_blocks_it_is_backprop_from_the_sum_of_all_losses(res
 
 def test_interlocking_with_span_one_is_block_local_without_similarity_bit_for_bit() -> None:
     model = small.rough(small.some_model(depth=3))
-    one, other = rule_for("interlocking", model, span=1), rule_for("block_local", model, similarity=0.0)
+    one, other = (
+        rule_for("interlocking", model, span=1),
+        rule_for("block_local", model, similarity=0.0),
+    )
     assert same(by(one, model), by(other, model))
     assert same(gradients(one), gradients(other))
     assert not same(by(rule_for("interlocking", model, span=2), model), by(other, model))
@@ -573,7 +667,9 @@ def test_no_gradient_crosses_a_block(similarity: float) -> None:
 def test_similarities_are_correlations_and_their_loss_the_mean_square_of_the_difference() -> None:
     _, targets = batch(2)
     targets_BTV = nn.functional.one_hot(targets, VOCABULARY).double()
-    s_BTS = torch.randn(2, CONTEXT, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    s_BTS = torch.randn(
+        2, CONTEXT, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     squares = [
         (torch.corrcoef(of_stream) - torch.corrcoef(of_targets)).square()
         for of_stream, of_targets in zip(s_BTS, targets_BTV, strict=True)
@@ -598,8 +694,12 @@ def test_with_the_true_gradient_for_a_guess_it_is_backprop_bit_for_bit(choice: C
         s_BTS.retain_grad()
     next_token_loss(model.head(stream[-1]), targets).backward()
     exact = gradients(model)
-    tokens_in_batch = targets.numel()  # a power of two: multiplied and divided, numbers stay as they were
-    rule.predict = lambda number, s_BTS, targets_BT: (tokens_in_batch * stream[number].grad).requires_grad_()  # type: ignore
+    tokens_in_batch = (
+        targets.numel()
+    )  # a power of two: multiplied and divided, numbers stay as they were
+    rule.predict = lambda number, s_BTS, targets_BT: (
+        tokens_in_batch * stream[number].grad
+    ).requires_grad_()  # type: ignore
     assert same(by(rule, model), exact)
 
 
@@ -617,13 +717,20 @@ def test_at_first_guesses_are_zero_and_only_the_last_block_and_the_head_learn() 
 def test_guesses_come_to_point_along_the_gradient() -> None:
     model = small.model(small.some_model())
     rule = rule_for("synthetic_gradients", model)
-    optimizer = torch.optim.Adam(rule.parameters(), lr=0.01)  # the model stays, so that there is one thing to learn
+    optimizer = torch.optim.Adam(
+        rule.parameters(), lr=0.01
+    )  # the model stays, so that there is one thing to learn
     steps(150, model, rule, optimizer)
     tokens, targets = batch()
     s_BTS = model.blocks[0](model.embed(tokens)).detach().requires_grad_()
     next_token_loss(model.head(model.blocks[1](s_BTS)), targets).backward()
     predict: Callable[..., Tensor] = rule.predict  # type: ignore[assignment]
-    assert nn.functional.cosine_similarity(predict(1, s_BTS, targets).flatten(), s_BTS.grad.flatten(), dim=0) > 0.9
+    assert (
+        nn.functional.cosine_similarity(
+            predict(1, s_BTS, targets).flatten(), s_BTS.grad.flatten(), dim=0
+        )
+        > 0.9
+    )
 
 
 def test_guesses_across_the_stream_have_no_part_along_it() -> None:

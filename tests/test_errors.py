@@ -1,4 +1,6 @@
-"""What a person can get wrong ends in one line and an exit code, faults of the program in a traceback."""
+"""What a person can get wrong ends in one line and an exit code, faults of the program in a
+traceback.
+"""
 
 import errno
 import subprocess
@@ -14,9 +16,14 @@ def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run Python code in a process of its own that has handed its errors over."""
     # as in a terminal: a shell's background jobs, and so what they start, ignore Ctrl-C
     heed = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)"
-    program = f"{heed}\nfrom lmlab import errors\nerrors.take_over()\n{code}"
+    program = f"{heed}\nfrom lmlab.core import errors\nerrors.take_over()\n{code}"
     return subprocess.run(
-        [sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", program],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
 
 
@@ -31,12 +38,19 @@ def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
         (OSError(errno.EROFS, "Read-only file system", "fi\nle"), 2),
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", ".a.partial", None, "a"), 2),
         (MemoryError(), 2),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"), 2),
+        (
+            RuntimeError(
+                "DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"
+            ),
+            2,
+        ),
         (UserError("a name\nof two lines\r"), 2),
         (KeyboardInterrupt(), 130),
     ],
 )
-def test_what_a_user_can_mend_is_one_line(error: BaseException, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_user_can_mend_is_one_line(
+    error: BaseException, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     def fail() -> None:
         raise error
 
@@ -68,7 +82,9 @@ def test_ctrl_c_within_an_import_ends_at_once_and_elsewhere_can_be_handled(tmp_p
     assert run(swallow.format(interrupt), tmp_path).stdout == "went on\n"
 
 
-@pytest.mark.parametrize(("what", "said"), [("folder", "a file should be there"), ("none", "it is missing")])
+@pytest.mark.parametrize(
+    ("what", "said"), [("folder", "a file should be there"), ("none", "it is missing")]
+)
 def test_what_the_system_refuses_names_the_file_and_what_to_do(
     what: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -60,7 +60,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     with Server() as running:
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread = threading.Thread(
+            target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        )
         thread.start()
         yield running
         running.shutdown()
@@ -146,7 +148,10 @@ def test_a_refusal_names_its_status(server: Server, cache: Path) -> None:
 def test_two_at_once_do_not_spoil_each_others_download(server: Server, cache: Path) -> None:
     paths: list[Path] = []
     threads = [
-        threading.Thread(target=lambda: paths.append(fetching.url(server.address, DIGEST, "file.bin"))) for _ in range(4)
+        threading.Thread(
+            target=lambda: paths.append(fetching.url(server.address, DIGEST, "file.bin"))
+        )
+        for _ in range(4)
     ]
     for thread in threads:
         thread.start()
@@ -164,8 +169,14 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, str]:
     path = index / "some_text-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("some_text/play.md", "To be, or not to be")
-        archive.writestr("some_text-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: some-text\nVersion: 1.0\n")
-        archive.writestr("some_text-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(
+            "some_text-1.0.dist-info/METADATA",
+            "Metadata-Version: 2.1\nName: some-text\nVersion: 1.0\n",
+        )
+        archive.writestr(
+            "some_text-1.0.dist-info/WHEEL",
+            "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
         archive.writestr("some_text-1.0.dist-info/RECORD", "")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(index))
@@ -180,7 +191,9 @@ def test_a_package_is_fetched_verified_and_kept(wheel: tuple[Path, str], cache: 
     assert fetching.package("some-text", "1.0", digest) == kept
 
 
-def test_a_package_with_another_hash_is_refused_with_both(wheel: tuple[Path, str], cache: Path) -> None:
+def test_a_package_with_another_hash_is_refused_with_both(
+    wheel: tuple[Path, str], cache: Path
+) -> None:
     _, digest = wheel
     with pytest.raises(UserError) as caught:
         fetching.package("some-text", "1.0", DIGEST)
@@ -189,7 +202,9 @@ def test_a_package_with_another_hash_is_refused_with_both(wheel: tuple[Path, str
     assert list(cache.iterdir()) == []
 
 
-def test_a_package_that_is_not_there_is_told_in_one_line(wheel: tuple[Path, str], cache: Path) -> None:
+def test_a_package_that_is_not_there_is_told_in_one_line(
+    wheel: tuple[Path, str], cache: Path
+) -> None:
     with pytest.raises(UserError, match=r"other==1\.0 could not be fetched .*markov") as caught:
         fetching.package("other", "1.0", DIGEST)
     assert "\n" not in str(caught.value)

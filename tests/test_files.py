@@ -1,4 +1,6 @@
-"""Files that are there whole or not at all: what stands in their place, and what was changed since, is told in one line."""
+"""Files that are there whole or not at all: what stands in their place, and what was changed since,
+is told in one line.
+"""
 
 import json
 import os
@@ -9,7 +11,17 @@ import pytest
 from small import PROJECT
 
 from lmlab.core.errors import UserError
-from lmlab.core.files import check_folder, checked, output, read_json, seal, vouched, whole_folder, write_json, write_sums
+from lmlab.core.files import (
+    check_folder,
+    checked,
+    output,
+    read_json,
+    seal,
+    vouched,
+    whole_folder,
+    write_json,
+    write_sums,
+)
 from lmlab.experiments.compare.run import as_it_lies
 
 
@@ -56,7 +68,9 @@ def test_what_is_missing_is_told_with_where_to_go(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(UserError, match=rf"in the project's top folder, {top}, which this is not"):
         read_json(Path("data/a.json"), made_by="train")
     (top / "dvc.yaml").unlink()
-    with pytest.raises(UserError, match=r"in the project's top folder which this is not: it has no dvc.yaml"):
+    with pytest.raises(
+        UserError, match=r"in the project's top folder which this is not: it has no dvc.yaml"
+    ):
         checked(Path("data/a"), made_by="train")
 
 
@@ -66,14 +80,18 @@ def test_a_sealed_file_is_what_was_written_or_refused(spoil: str) -> None:
     write_json(Path("a.json"), seal(value))
     assert read_json(Path("a.json"), made_by="arm") == value
     text = Path("a.json").read_text(encoding="utf-8")
-    Path("a.json").write_text(text.replace("1.5", "1.4") if spoil == "flip" else text[:-20], encoding="utf-8")
+    Path("a.json").write_text(
+        text.replace("1.5", "1.4") if spoil == "flip" else text[:-20], encoding="utf-8"
+    )
     with pytest.raises(UserError, match=r"^a.json is damaged"):
         read_json(Path("a.json"), made_by="arm")
     write_json(Path("b.json"), value)  # one without a seal
     assert read_json(Path("b.json"), made_by="arm") == value
 
 
-@pytest.mark.parametrize("name", ["results/metrics.json", "results/training.csv", "data/probes/probes.parquet"])
+@pytest.mark.parametrize(
+    "name", ["results/metrics.json", "results/training.csv", "data/probes/probes.parquet"]
+)
 @pytest.mark.parametrize("spoil", ["flip", "cut"])
 def test_what_a_report_reads_is_what_was_written_or_refused(name: str, spoil: str) -> None:
     Path("params.yaml").write_bytes((PROJECT / "params.yaml").read_bytes())
@@ -105,7 +123,9 @@ def test_what_a_report_reads_is_what_was_written_or_refused(name: str, spoil: st
         read()
 
 
-@pytest.mark.parametrize("spoil", ["pipe", "link to a pipe", "folder", "nothing", "below a file", "another file"])
+@pytest.mark.parametrize(
+    "spoil", ["pipe", "link to a pipe", "folder", "nothing", "below a file", "another file"]
+)
 def test_nothing_but_a_file_of_its_kind_is_written_over(spoil: str) -> None:
     target = Path("out.json")
     if spoil == "pipe":
@@ -133,6 +153,12 @@ def test_what_a_link_leads_to_is_written_where_a_person_named_the_link() -> None
     Path("there").mkdir()
     Path("link.json").symlink_to("there/it.json")
     write_json(output(Path("link.json"), ".json"), 1)
-    assert (Path("link.json").is_symlink(), Path("there/it.json").read_text().strip()) == (True, "1")
+    assert (Path("link.json").is_symlink(), Path("there/it.json").read_text().strip()) == (
+        True,
+        "1",
+    )
     write_json(Path("link.json"), 2)  # a stage's output, which may be a link into DVC's cache
-    assert (Path("link.json").is_symlink(), Path("there/it.json").read_text().strip()) == (False, "1")
+    assert (Path("link.json").is_symlink(), Path("there/it.json").read_text().strip()) == (
+        False,
+        "1",
+    )

@@ -1,4 +1,6 @@
-"""The sealed test split: what `lmlab final` reads, that it is counted and committed, what is refused before it is opened."""
+"""The sealed test split: what `lmlab final` reads, that it is counted and committed, what is
+refused before it is opened.
+"""
 
 import csv
 import hashlib
@@ -29,11 +31,21 @@ from lmlab.model.scoring import bits_per_byte, score
 
 TEXT = "".join(f"{number} times {number} is {number * number}.\n" for number in range(60))
 BASE = {
-    "stride": 5, "ngram_order": 3, "prompts": [], "sample_tokens": 0, "threads": 1, "measures": [], "context": 8,
-}  # fmt: skip
+    "stride": 5,
+    "ngram_order": 3,
+    "prompts": [],
+    "sample_tokens": 0,
+    "threads": 1,
+    "measures": [],
+    "context": 8,
+}
 SAVED = {
-    "status": "finished", "steps": 1, "tokens": 99, "precision": "float32", "size": {"forward_operations_per_token": 10},
-}  # fmt: skip
+    "status": "finished",
+    "steps": 1,
+    "tokens": 99,
+    "precision": "float32",
+    "size": {"forward_flops_per_token": 10},
+}
 STAGE = """\
   {name}:
     cmd: python -m pipeline.{name}
@@ -44,7 +56,9 @@ ITEM = "    - path: {path}\n      hash: md5\n      md5: {md5}\n      size: 1\n"
 
 
 class Lab:
-    """A repository with a finished run in it, made of few bytes; what DVC would have done is done by hand."""
+    """A repository with a finished run in it, made of few bytes; what DVC would have done is done
+    by hand.
+    """
 
     def __init__(self, root: Path, corpus: tuple[Shards, Tokenizer]) -> None:
         self.root, self.corpus = root, corpus
@@ -58,7 +72,9 @@ class Lab:
         self.git("config", "user.email", "test@example.org")
 
     def git(self, *words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=self.root, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            ["git", *words], cwd=self.root, capture_output=True, text=True, check=True
+        )
         return done.stdout.strip()
 
     def write(self, seed: int = 0, saved: dict[str, Any] | None = None, **changes: Any) -> None:
@@ -70,7 +86,9 @@ class Lab:
         shutil.rmtree(data, ignore_errors=True)
         for name in ("tokenizer", "shards"):
             shutil.copytree(shards.folder.parent / name, data / name)
-        model = small.model(small.some_model(**changes), seed=seed, vocabulary=shards.vocabulary)
+        model = small.model(
+            small.some_model(**changes), seed=seed, vocabulary_size=shards.vocabulary_size
+        )
         record = {**SAVED, "tokenizer_sha256": shards.manifest["tokenizer_sha256"], **(saved or {})}
         models.save(data / "model", small.some_model(**changes), model, record)
         write_json(data / "corpus" / "manifest.json", {})
@@ -81,11 +99,23 @@ class Lab:
             write_sums(data / folder)
         values = params.section(tree, "evaluate", EvaluateParams)
         told = json.loads((data / "model" / "model.json").read_text())
-        results.evaluate(values, {}, model.eval(), told, *self.corpus, data / "corpus", log, self.root / "results")
+        results.evaluate(
+            values,
+            {},
+            model.eval(),
+            told,
+            *self.corpus,
+            data / "corpus",
+            log,
+            self.root / "results",
+        )
         self.lock()
 
     def lock(self) -> None:
-        outs = {f"data/{name}": self.keep(self.root / "data" / name) for name in ("tokenizer", "shards", "model")}
+        outs = {
+            f"data/{name}": self.keep(self.root / "data" / name)
+            for name in ("tokenizer", "shards", "model")
+        }
         written = {
             f"results/{path.name}": hashlib.md5(path.read_bytes()).hexdigest()
             for path in (self.root / "results").glob("*.json")
@@ -113,7 +143,9 @@ class Lab:
         return self.git("rev-parse", "HEAD")
 
     def experiment(self, name: str, **run: Any) -> None:
-        """A finished experiment that began from HEAD, whose files are in the cache alone; the workspace stays HEAD's."""
+        """A finished experiment that began from HEAD, whose files are in the cache alone; the
+        workspace stays HEAD's.
+        """
         head, data = self.git("rev-parse", "HEAD"), self.root / "data"
         shutil.copytree(data, self.root / ".dvc" / "tmp" / "data")
         self.write(**run)
@@ -136,10 +168,20 @@ def items(paths: dict[str, str]) -> str:
 
 
 @pytest.fixture
-def lab(shards_of: Callable[..., tuple[Shards, Tokenizer]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
+def lab(
+    shards_of: Callable[..., tuple[Shards, Tokenizer]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Lab:
     for name in ("DVC_SITE_CACHE_DIR", "DVC_GLOBAL_CONFIG_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "dvc"))
-    for name in ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL", "EMAIL"):
+    for name in (
+        "GIT_AUTHOR_NAME",
+        "GIT_AUTHOR_EMAIL",
+        "GIT_COMMITTER_NAME",
+        "GIT_COMMITTER_EMAIL",
+        "EMAIL",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
@@ -155,26 +197,34 @@ def lab(shards_of: Callable[..., tuple[Shards, Tokenizer]], tmp_path: Path, monk
 def expected(lab: Lab, seed: int) -> float:
     """The test split's cost, by another way."""
     shards, _ = lab.corpus
-    model = small.model(small.some_model(), seed=seed, vocabulary=shards.vocabulary)
-    scored = score(model, shards.stream("test"), shards.document, 8, 5)
+    model = small.model(small.some_model(), seed=seed, vocabulary_size=shards.vocabulary_size)
+    scored = score(model, shards.stream("test"), shards.bos, 8, 5)
     return bits_per_byte(scored.nats, len("12 times 12 is 144.\nand 3."))
 
 
-# --------------------------------------------------------------------------------------------------- what is read and kept
+# --------------------------------------------------------------------------------------------------
+# what is read and kept
 
 
 def test_the_test_split_costs_what_the_runs_own_model_says_beside_references(lab: Lab) -> None:
     opening = lab.final()
     assert opening.bits_per_byte == pytest.approx(expected(lab, 0))
     shards, _ = lab.corpus
-    uniform = math.log2(shards.vocabulary - 1) * shards.count("test", "tokens") / shards.count("test", "bytes")
+    uniform = (
+        math.log2(shards.vocabulary_size - 1)
+        * shards.count("test", "tokens")
+        / shards.count("test", "bytes")
+    )
     assert opening.uniform == pytest.approx(uniform)
     assert opening.kneser_ney < opening.unigram
     assert (opening.opened, opening.runs, opening.source_entropy) == (1, 1, None)
     assert opening.commit == lab.git("rev-parse", "HEAD~1")[:10]  # what the workspace began from
     (row,) = lab.rows()
     assert float(row["bits_per_byte"]) == opening.bits_per_byte
-    assert row["weights_sha256"] == json.loads(Path("data/model/model.json").read_text())["weights_sha256"]
+    assert (
+        row["weights_sha256"]
+        == json.loads(Path("data/model/model.json").read_text())["weights_sha256"]
+    )
 
 
 def test_an_experiment_is_read_from_the_cache_with_its_own_options(lab: Lab) -> None:
@@ -187,7 +237,11 @@ def test_an_experiment_is_read_from_the_cache_with_its_own_options(lab: Lab) -> 
     assert narrow.weights_sha256 == other.weights_sha256
     assert lab.final("HEAD").bits_per_byte == pytest.approx(expected(lab, 0))
     assert [row["run"] for row in lab.rows()] == ["other", "narrow", "HEAD"]
-    assert [(row["opened"], row["runs"]) for row in lab.rows()] == [("1", "1"), ("2", "1"), ("3", "2")]
+    assert [(row["opened"], row["runs"]) for row in lab.rows()] == [
+        ("1", "1"),
+        ("2", "1"),
+        ("3", "2"),
+    ]
 
 
 def test_opening_it_again_for_the_same_weights_counts_and_gives_the_same_numbers(lab: Lab) -> None:
@@ -203,13 +257,18 @@ def test_only_the_count_is_committed_whatever_else_is_staged_or_changed(lab: Lab
     Path(".gitignore").write_text("/data/\n# edited\n")
     lab.final()
     assert lab.git("show", "--name-only", "--format=", "HEAD") == openings.FILE
-    assert lab.git("log", "-1", "--format=%s") == "Test split opened for the 1st time, for 1 run: workspace"
+    assert (
+        lab.git("log", "-1", "--format=%s")
+        == "Test split opened for the 1st time, for 1 run: workspace"
+    )
     status = lab.git("status", "--short").splitlines()
     assert [line.split() for line in status] == [["M", ".gitignore"], ["A", "staged.txt"]]
 
 
 def test_rows_that_were_taken_away_come_back_and_count(lab: Lab) -> None:
-    """By a reset, another branch, a checkout of the file, or an edit: what Git has seen is counted."""
+    """By a reset, another branch, a checkout of the file, or an edit: what Git has seen is
+    counted.
+    """
     before = lab.git("rev-parse", "HEAD")
     lab.final()
     lab.git("reset", "-q", "--hard", before)
@@ -227,13 +286,17 @@ def test_another_text_has_a_count_of_its_own_and_another_tokenizer_has_not(
     lab: Lab, shards_of: Callable[..., tuple[Shards, Tokenizer]]
 ) -> None:
     first = lab.final()
-    lab.corpus = shards_of(TEXT, "7 times 8 is 56.\n", ["12 times 12 is 144.\n", "and 3."], tokenizer="byte")
+    lab.corpus = shards_of(
+        TEXT, "7 times 8 is 56.\n", ["12 times 12 is 144.\n", "and 3."], tokenizer="byte"
+    )
     lab.write()
     lab.commit()
     bytewise = lab.final()
     assert bytewise.test_sha256 == first.test_sha256
     assert (bytewise.opened, bytewise.runs) == (2, 2)
-    lab.corpus = shards_of(TEXT, "7 times 8 is 56.\n", ["12 times 12 is 144.\nand 3."])  # in one document
+    lab.corpus = shards_of(
+        TEXT, "7 times 8 is 56.\n", ["12 times 12 is 144.\nand 3."]
+    )  # in one document
     lab.write()
     lab.commit()
     assert lab.final().opened == 1
@@ -244,30 +307,50 @@ def test_experiments_that_began_from_head_are_still_its_own_after_a_count(lab: L
     lab.final("other")
     assert [run.name for run in runs.gather([], lab.root)[0]] == ["HEAD", "workspace", "other"]
     lab.experiment("later", seed=4)
-    assert {run.name for run in runs.gather([], lab.root)[0]} == {"HEAD", "workspace", "later", "other"}
+    assert {run.name for run in runs.gather([], lab.root)[0]} == {
+        "HEAD",
+        "workspace",
+        "later",
+        "other",
+    }
     assert {run.name for run in runs.siblings("HEAD", lab.root)} == {"HEAD", "later", "other"}
 
 
 def test_the_command_says_what_it_read_and_how_often_that_was_done(lab: Lab) -> None:
     lab.experiment("other", seed=3)
     runner = CliRunner()
-    assert "opened for the 1st time, for 1 run (" in runner.invoke(cli.app, ["final", "other"]).output
+    assert (
+        "opened for the 1st time, for 1 run (" in runner.invoke(cli.app, ["final", "other"]).output
+    )
     said = runner.invoke(cli.app, ["final", "workspace"])
     assert said.exit_code == 0, said.output
     assert f"this model {expected(lab, 0):.4f}" in " ".join(said.output.split())
     assert "Kneser-Ney 3-gram" in said.output
-    assert "test split of this text: opened for the 2nd time, for 2 runs (kept in results/final.csv" in said.output
+    assert (
+        "test split of this text: opened for the 2nd time, for 2 runs (kept in results/final.csv"
+        in said.output
+    )
 
 
 @pytest.mark.parametrize(
     ("number", "said"),
-    [(1, "1st"), (2, "2nd"), (3, "3rd"), (4, "4th"), (11, "11th"), (12, "12th"), (21, "21st"), (112, "112th")],
+    [
+        (1, "1st"),
+        (2, "2nd"),
+        (3, "3rd"),
+        (4, "4th"),
+        (11, "11th"),
+        (12, "12th"),
+        (21, "21st"),
+        (112, "112th"),
+    ],
 )
 def test_ordinals(number: int, said: str) -> None:
     assert openings.ordinal(number) == said
 
 
-# -------------------------------------------------------------------------------------------------------- what is refused
+# --------------------------------------------------------------------------------------------------
+# what is refused
 
 
 def refused(lab: Lab, name: str, *said: str) -> None:
@@ -305,7 +388,9 @@ def test_a_run_that_diverged_has_no_model_to_score(lab: Lab) -> None:
     refused(lab, "broken", "broken diverged at step 12: the loss is nan", "no model to score")
 
 
-def test_a_text_without_a_test_split_is_refused(lab: Lab, shards_of: Callable[..., tuple[Shards, Tokenizer]]) -> None:
+def test_a_text_without_a_test_split_is_refused(
+    lab: Lab, shards_of: Callable[..., tuple[Shards, Tokenizer]]
+) -> None:
     lab.corpus = shards_of(TEXT, "7 times 8 is 56.\n", ())
     lab.write()
     lab.commit()
@@ -332,7 +417,7 @@ def test_damaged_files_and_weights_of_another_run_are_refused(lab: Lab) -> None:
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     refused(lab, "workspace", "workspace: data/model/weights.safetensors is damaged")
     weights.write_bytes(whole)
-    other = small.model(small.some_model(), seed=9, vocabulary=lab.corpus[0].vocabulary)
+    other = small.model(small.some_model(), seed=9, vocabulary_size=lab.corpus[0].vocabulary_size)
     record = {**SAVED, "tokenizer_sha256": lab.corpus[0].manifest["tokenizer_sha256"]}
     models.save(Path("data/model"), small.some_model(), other, record)
     refused(lab, "workspace", "data/model is not the model that results/measures.json tells of")
@@ -362,7 +447,11 @@ def test_without_a_git_identity_nothing_is_opened(lab: Lab) -> None:
 
 
 def test_in_the_middle_of_a_merge_or_another_operation_nothing_is_opened(lab: Lab) -> None:
-    for name, what in (("MERGE_HEAD", "a merge"), ("CHERRY_PICK_HEAD", "a cherry-pick"), ("REVERT_HEAD", "a revert")):
+    for name, what in (
+        ("MERGE_HEAD", "a merge"),
+        ("CHERRY_PICK_HEAD", "a cherry-pick"),
+        ("REVERT_HEAD", "a revert"),
+    ):
         path = lab.root / ".git" / name
         path.write_text(lab.git("rev-parse", "HEAD") + "\n")
         refused(lab, "workspace", f"{what} is under way", "git status")

@@ -10,7 +10,16 @@ import pytest
 
 from lmlab.experiments.studies import findings, studies
 
-COLUMNS = ["arm", "a.rate", "at_best", "seed", "validation_bits_per_byte", "tokens", "step_seconds", "step_bytes"]
+COLUMNS = [
+    "arm",
+    "a.rate",
+    "at_best",
+    "seed",
+    "validation_bits_per_byte",
+    "tokens",
+    "step_seconds",
+    "step_bytes",
+]
 
 
 def table(*rows: tuple[Any, ...]) -> pd.DataFrame:
@@ -26,10 +35,14 @@ def test_the_interval_is_students_over_seeds_at_the_best_value() -> None:
             ("one", 0.9, False, 0, 1.0, 10, 9.0, 9),
         ),
         "one",
-    )  # fmt: skip
+    )
     (row,) = made.to_dict("records")
-    half = 4.302652729911275 * 0.2 / sqrt(3)  # Student's quantile for two degrees of freedom, from a printed table
-    assert (row["bits_per_byte"], row["low"], row["high"]) == pytest.approx((2.2, 2.2 - half, 2.2 + half))
+    half = (
+        4.302652729911275 * 0.2 / sqrt(3)
+    )  # Student's quantile for two degrees of freedom, from a printed table
+    assert (row["bits_per_byte"], row["low"], row["high"]) == pytest.approx(
+        (2.2, 2.2 - half, 2.2 + half)
+    )
     assert (row["seeds"], row["a.rate"], row["step_seconds"]) == (3, 0.1, 2.0)
 
 
@@ -43,7 +56,7 @@ def test_there_is_no_mean_over_runs_of_which_one_diverged_and_their_number_is_to
             ("all", 0.1, True, 1, 3.2, 10, 3.0, 5),
         ),
         "all",
-    )  # fmt: skip
+    )
     assert made["arm"].tolist()[0] == "all"  # and the survivor of another arm is not the best
     rows = made.set_index("arm")
     assert rows.loc[["half", "none"], ["bits_per_byte", "low", "high"]].isna().all(axis=None)
@@ -53,17 +66,24 @@ def test_there_is_no_mean_over_runs_of_which_one_diverged_and_their_number_is_to
 
 def test_arms_come_in_order_and_cost_is_beside_the_reference() -> None:
     made = findings.summary(
-        table(("dear", 0.1, True, 0, 3.0, 10, 6.0, 50), ("plain", 0.2, True, 0, 2.0, 10, 2.0, 100)), "plain"
+        table(("dear", 0.1, True, 0, 3.0, 10, 6.0, 50), ("plain", 0.2, True, 0, 2.0, 10, 2.0, 100)),
+        "plain",
     )
     assert made["arm"].tolist() == ["plain", "dear"]
     assert made["relative_seconds"].tolist() == [1.0, 3.0]
     assert made["relative_bytes"].tolist() == [1.0, 0.5]
     assert made["low"].isna().all()  # one seed says nothing of others
-    assert "relative_seconds" not in findings.summary(table(("a", 0.1, True, 0, 3.0, 10, 6.0, 50)), "not there")
+    assert "relative_seconds" not in findings.summary(
+        table(("a", 0.1, True, 0, 3.0, 10, 6.0, 50)), "not there"
+    )
 
 
 def point(seed: int, bits: float, rate: float = 0.1, **more: Any) -> dict[str, Any]:
-    measured = {"validation": {"bits_per_byte": bits, "nats_per_token": bits}, "steps": 4, "tokens": 40}
+    measured = {
+        "validation": {"bits_per_byte": bits, "nats_per_token": bits},
+        "steps": 4,
+        "tokens": 40,
+    }
     return {"at": {"a.rate": rate}, "seed": seed, **measured, "training_seconds": 2.0, **more}
 
 
@@ -85,7 +105,7 @@ def test_curves_and_angles_are_means_over_the_seeds_at_the_best_value_alone() ->
 def test_what_a_study_found_is_written_the_same_each_time(tmp_path: Path) -> None:
     shared = {
         "changes": {},
-        "operations": 0.0,
+        "flops": 0.0,
         "sweep_seeds": [0],
         "seeds": [0, 1],
         "processes": 1,
@@ -93,20 +113,37 @@ def test_what_a_study_found_is_written_the_same_each_time(tmp_path: Path) -> Non
         "sweep": {},
     }
     arms = {"one": {"changes": {}, "sweep": {}}, "two": {"changes": {}, "sweep": {}}}
-    (tmp_path / "params.yaml").write_text(json.dumps({"study": {**shared, "reference": "one"}, "arms": arms}))
+    (tmp_path / "params.yaml").write_text(
+        json.dumps({"study": {**shared, "reference": "one"}, "arms": arms})
+    )
     (tmp_path / "points").mkdir()
     for number, name in enumerate(arms, start=2):
-        cost = {"step_seconds": 1.0 * number, "step_bytes": 10 * number, "angle": [[0, 0.5], [40, 0.6]]}
-        points = [point(seed, number + 0.1 * seed, training=[[2, 3.0], [4, 2.0]], **cost) for seed in (0, 1)]
+        cost = {
+            "step_seconds": 1.0 * number,
+            "step_bytes": 10 * number,
+            "angle": [[0, 0.5], [40, 0.6]],
+        }
+        points = [
+            point(seed, number + 0.1 * seed, training=[[2, 3.0], [4, 2.0]], **cost)
+            for seed in (0, 1)
+        ]
         made = {"arm": name, "best": {"a.rate": 0.1}, "points": points}
         (tmp_path / "points" / f"{name}.json").write_text(json.dumps(made))
     findings.write(studies.read(tmp_path), tmp_path)
-    written = {path.name: path.read_bytes() for path in tmp_path.rglob("*.*") if path.parent.name != "points"}
+    written = {
+        path.name: path.read_bytes()
+        for path in tmp_path.rglob("*.*")
+        if path.parent.name != "points"
+    }
     charts = {"final.svg", "loss_by_tokens.svg", "loss_by_seconds.svg", "angle.svg", "cost.svg"}
     assert set(written) == {"params.yaml", "results.csv", "summary.csv", *charts}
     for chart in charts:
         assert written[chart].startswith(b"<svg")
         assert all(f">{name}<".encode() in written[chart] for name in arms), chart
     findings.write(studies.read(tmp_path), tmp_path)
-    again = {path.name: path.read_bytes() for path in tmp_path.rglob("*.*") if path.parent.name != "points"}
+    again = {
+        path.name: path.read_bytes()
+        for path in tmp_path.rglob("*.*")
+        if path.parent.name != "points"
+    }
     assert again == written

@@ -1,4 +1,6 @@
-"""A rule's own parameters that have to move as the model's do: whatever is done to the leader's step is done to theirs."""
+"""A rule's own parameters that have to move as the model's do: whatever is done to the leader's
+step is done to theirs.
+"""
 
 from typing import Any
 
@@ -18,13 +20,22 @@ from lmlab.training.step import Run, TrainParams
 INTERVENTIONS = registry.names("interventions")
 OPTIMIZERS = ["sgd", "adamw", "lion", "muon", "soap"]
 STRONG = {
-    "interventions.layer_rates.factor": 0.5, "interventions.global_clipping.limit": 0.05,
-    "interventions.sample_clipping.limit": 0.1, "interventions.layer_clipping.limit": 0.01,
-    "interventions.gradient_noise.deviation": 0.1, "interventions.delayed_gradients.delay": 1,
-    "train.context": CONTEXT, "train.batch": 4, "train.precision": "float32", "train.clip": 0.05, "train.steps": 9,
-    "models.transformer.width": 8, "schedules.constant.warmup": 0,
-    "optimizers.adamw.learning_rate": 0.05, "optimizers.sgd.learning_rate": 0.05,
-}  # fmt: skip
+    "interventions.layer_rates.factor": 0.5,
+    "interventions.global_clipping.limit": 0.05,
+    "interventions.sample_clipping.limit": 0.1,
+    "interventions.layer_clipping.limit": 0.01,
+    "interventions.gradient_noise.sigma": 0.1,
+    "interventions.delayed_gradients.delay": 1,
+    "train.context": CONTEXT,
+    "train.batch": 4,
+    "train.precision": "float32",
+    "train.clip": 0.05,
+    "train.steps": 9,
+    "models.transformer.width": 8,
+    "schedules.constant.warmup": 0,
+    "optimizers.adamw.learning_rate": 0.05,
+    "optimizers.sgd.learning_rate": 0.05,
+}
 
 
 class Fixed:
@@ -53,21 +64,35 @@ def began(rule: str, slots: dict[str, str], **values: Any) -> tuple[TrainParams,
 def pairs(run: Run) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
     """Leader and follower, by the leader's name."""
     weights, own = dict(run.model.named_parameters()), dict(run.rule.named_parameters())
-    return {leader: (weights[leader], own[follower]) for follower, leader in run.rule.leaders(run.model).items()}
+    return {
+        leader: (weights[leader], own[follower])
+        for follower, leader in run.rule.leaders(run.model).items()
+    }
 
 
 def drift(run: Run, params: TrainParams, schedule: Any, steps: int = 4) -> float:
-    """How far leader - follower ends from where its group's decay alone would have brought it, as a share; at the worst."""
-    apart = {name: (leader - follower).detach().clone() for name, (leader, follower) in pairs(run).items()}
+    """How far leader - follower ends from where its group's decay alone would have brought it, as a
+    share; at the worst.
+    """
+    apart = {
+        name: (leader - follower).detach().clone()
+        for name, (leader, follower) in pairs(run).items()
+    }
     before = [parameter.detach().clone() for parameter in run.model.parameters()]
 
     def decayed(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        of = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
+        of = {
+            id(parameter): group
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
         for name, (leader, follower) in pairs(run).items():
             assert (leader.grad is None) == (follower.grad is None), name
             if leader.grad is not None:
                 group = of[id(leader)]
-                rate = group.get("base_lr", group["lr"])  # where rates follow the width, decay does not
+                rate = group.get(
+                    "base_lr", group["lr"]
+                )  # where rates follow the width, decay does not
                 apart[name] *= 1 - rate * group["decay"]
 
     run.optimizer.register_step_pre_hook(decayed)
@@ -81,8 +106,16 @@ def drift(run: Run, params: TrainParams, schedule: Any, steps: int = 4) -> float
     )
 
 
-LED = [name for name in registry.names("learning_rules") if not refusal(name, small.model(small.some_model()))]
-LED = [name for name in LED if rule_for(name, small.model(small.some_model())).leaders(small.model(small.some_model()))]
+LED = [
+    name
+    for name in registry.names("learning_rules")
+    if not refusal(name, small.model(small.some_model()))
+]
+LED = [
+    name
+    for name in LED
+    if rule_for(name, small.model(small.some_model())).leaders(small.model(small.some_model()))
+]
 
 
 def test_what_is_tried_here_is_every_rule_with_followers() -> None:
@@ -91,8 +124,11 @@ def test_what_is_tried_here_is_every_rule_with_followers() -> None:
 
 @pytest.mark.parametrize("rule", LED)
 @pytest.mark.parametrize("intervention", INTERVENTIONS)
-def test_leader_and_follower_stay_as_far_apart_whatever_edits_the_step(rule: str, intervention: str) -> None:
-    """Under every intervention, another beside it, rates by block and by maximal update, decay, clip and pieces.
+def test_leader_and_follower_stay_as_far_apart_whatever_edits_the_step(
+    rule: str, intervention: str
+) -> None:
+    """Under every intervention, another beside it, rates by block and by maximal update, decay,
+    clip and pieces.
 
     Slots, neighbour, optimizer and the rest go round with the intervention's number.
     """
@@ -104,7 +140,9 @@ def test_leader_and_follower_stay_as_far_apart_whatever_edits_the_step(rule: str
         "models.transformer.tied": tied,
         "train.parametrisation": "standard" if tied else "maximal_update",
         "train.optimizer": OPTIMIZERS[number % len(OPTIMIZERS)],
-        "train.accumulate": 1 + number % 2,
+        "train.gradient_accumulation": 1 + number % 2,
     }
-    params, run, schedule = began(rule, dict(zip(KEYS, three[first:] + three[:first], strict=True)), **values)
+    params, run, schedule = began(
+        rule, dict(zip(KEYS, three[first:] + three[:first], strict=True)), **values
+    )
     assert drift(run, params, schedule) < 1e-9

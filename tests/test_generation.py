@@ -21,7 +21,9 @@ def model() -> LanguageModel:
     return small.rough(small.some_model())
 
 
-def test_temperature_zero_takes_the_likeliest_token_of_the_full_forward_pass(model: LanguageModel) -> None:
+def test_temperature_zero_takes_the_likeliest_token_of_the_full_forward_pass(
+    model: LanguageModel,
+) -> None:
     seen = [3, 1, 4]
     for chosen in sample_ids(model, list(seen), CONTEXT - len(seen), 0, seed=0):
         assert chosen == int(model(torch.tensor([seen]))[0, -1].argmax())
@@ -44,7 +46,9 @@ def test_the_seed_alone_decides(model: LanguageModel) -> None:
     assert list(sample_ids(model, [0], 30, 1.0, seed=2)) != one
     torch.set_rng_state(before)
     list(sample_ids(model, [0], 3, 1.0, seed=1))
-    assert torch.equal(torch.get_rng_state(), before)  # so a sample changes nothing of a training run
+    assert torch.equal(
+        torch.get_rng_state(), before
+    )  # so a sample changes nothing of a training run
 
 
 def test_a_low_temperature_comes_down_to_the_likeliest(model: LanguageModel) -> None:
@@ -66,12 +70,16 @@ def test_generation_leaves_the_mode_as_it_was_also_when_it_is_left_early(trainin
     for _ in sample_ids(model, [0], 10, 1.0, seed=0):
         break
     assert model.training == training
-    assert list(sample_ids(model, [0], 10, 1.0, seed=0)) == list(sample_ids(model, [0], 10, 1.0, seed=0))
+    assert list(sample_ids(model, [0], 10, 1.0, seed=0)) == list(
+        sample_ids(model, [0], 10, 1.0, seed=0)
+    )
     assert model.training == training
 
 
 @pytest.mark.parametrize("temperature", [0, 1.0])
-def test_a_model_that_has_broken_down_is_not_sampled_from(model: LanguageModel, temperature: float) -> None:
+def test_a_model_that_has_broken_down_is_not_sampled_from(
+    model: LanguageModel, temperature: float
+) -> None:
     model.readout.weight.data[2] = float("nan")
     with pytest.raises(FloatingPointError):
         next(sample_ids(model, [0], 1, temperature, seed=0))
@@ -83,15 +91,21 @@ def test_a_model_that_has_broken_down_is_not_sampled_from(model: LanguageModel, 
 def text_of(ids: list[int], tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is shown of a model that says `ids`, piece by piece."""
 
-    def says(model: LanguageModel, prompt: list[int], count: int, temperature: float, seed: int) -> Iterator[int]:
+    def says(
+        model: LanguageModel, prompt: list[int], count: int, temperature: float, seed: int
+    ) -> Iterator[int]:
         yield from ids[:count]
 
     monkeypatch.setattr(generation, "sample_ids", says)
     return list(sample_text(None, tokenizer, "", 1000, 1.0, 0))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("text", ["naïve Café, 5 €, \U0001f600!", "äöü" * 20, "plain", "", "ends in a \ufffd"])
-def test_a_character_of_several_bytes_is_never_shown_in_halves(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "text", ["naïve Café, 5 €, \U0001f600!", "äöü" * 20, "plain", "", "ends in a \ufffd"]
+)
+def test_a_character_of_several_bytes_is_never_shown_in_halves(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tokenizer = Byte()
     pieces = text_of(tokenizer.encode(text).tolist(), tokenizer, monkeypatch)
     assert "".join(pieces) == text
@@ -99,7 +113,9 @@ def test_a_character_of_several_bytes_is_never_shown_in_halves(text: str, monkey
 
 
 @pytest.mark.parametrize("known", ["a", "ab", "abcdefgh"])
-def test_a_character_that_is_spelled_out_is_shown_when_it_is_whole(known: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_character_that_is_spelled_out_is_shown_when_it_is_whole(
+    known: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tokenizer = Character(sorted(known))
     text = "aé\U0001f600a€"
     assert text_of(tokenizer.encode(text).tolist(), tokenizer, monkeypatch) == list(text)
@@ -108,19 +124,22 @@ def test_a_character_that_is_spelled_out_is_shown_when_it_is_whole(known: str, m
 def test_bytes_that_are_no_text_are_shown_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = Byte()
     assert "".join(text_of([0xFF] * 100 + [65], tokenizer, monkeypatch)) == "\ufffd" * 100 + "A"
-    assert "".join(text_of([65, 0xC3], tokenizer, monkeypatch)) == "A\ufffd"  # cut off by the number of tokens
+    assert (
+        "".join(text_of([65, 0xC3], tokenizer, monkeypatch)) == "A\ufffd"
+    )  # cut off by the number of tokens
 
 
 def test_text_ends_where_a_document_does(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = Byte()
-    assert "".join(text_of([65, 66, tokenizer.document, 67], tokenizer, monkeypatch)) == "AB"
-    assert text_of([tokenizer.document], tokenizer, monkeypatch) == []
+    assert "".join(text_of([65, 66, tokenizer.bos, 67], tokenizer, monkeypatch)) == "AB"
+    assert text_of([tokenizer.bos], tokenizer, monkeypatch) == []
 
 
 def test_whatever_a_model_says_can_be_written_down() -> None:
-    # two known characters are spelled in base 3, so a random model often spells code points that are no characters
+    # two known characters are spelled in base 3, so a random model often spells code points that
+    # are no characters
     tokenizer = Character(["a", "b"])
-    model = small.model(small.some_model(), vocabulary=tokenizer.vocabulary)
+    model = small.model(small.some_model(), vocabulary_size=tokenizer.vocabulary_size)
     for seed in range(5):
         pieces = list(sample_text(model, tokenizer, "é", 300, 1.0, seed))
         "".join(pieces).encode("utf-8")
@@ -137,13 +156,16 @@ def test_a_prompt_begins_a_document(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = Byte()
     for prompt in ("AB", ""):
         list(sample_text(None, tokenizer, prompt, 1, 1.0, 0))  # type: ignore[arg-type]
-    assert asked == [[tokenizer.document, 65, 66], [tokenizer.document]]
+    assert asked == [[tokenizer.bos, 65, 66], [tokenizer.bos]]
 
 
 def test_several_texts_at_once_are_drawn_as_one_is() -> None:
     model = small.rough(small.some_model(dropout=0.5)).train()
     alone = list(generation.sample_ids(model, [3], 20, 0, seed=1))
-    assert generation.sample_rows(model, 2, 3, 20, 0, seed=5).tolist() == [alone, alone]  # the likeliest, beyond the context
+    assert generation.sample_rows(model, 2, 3, 20, 0, seed=5).tolist() == [
+        alone,
+        alone,
+    ]  # the likeliest, beyond the context
     drawn = generation.sample_rows(model, 3, 3, 20, 1.0, seed=5)
     assert torch.equal(drawn, generation.sample_rows(model, 3, 3, 20, 1.0, seed=5))
     assert len({tuple(row) for row in drawn.tolist()}) == 3
@@ -151,4 +173,6 @@ def test_several_texts_at_once_are_drawn_as_one_is() -> None:
     with torch.no_grad():
         shares = model.eval()(torch.tensor([[3]]))[0, -1].softmax(-1)
     first = generation.sample_rows(model, 4000, 3, 1, 1.0, seed=0)[:, 0]
-    assert torch.allclose(torch.bincount(first, minlength=small.VOCABULARY) / 4000, shares.float(), atol=0.03)
+    assert torch.allclose(
+        torch.bincount(first, minlength=small.VOCABULARY) / 4000, shares.float(), atol=0.03
+    )

@@ -47,7 +47,9 @@ patterns = st.lists(steps, min_size=1, max_size=4).map("/".join)
 
 @settings(max_examples=150)
 @given(trees, patterns)
-def test_without_links_a_glob_finds_what_the_standard_library_finds(paths: list[str], pattern: str) -> None:
+def test_without_links_a_glob_finds_what_the_standard_library_finds(
+    paths: list[str], pattern: str
+) -> None:
     with tempfile.TemporaryDirectory() as top:
         folder = Path(top, "1/2/3/4")  # so deep that no pattern leads out of it
         folder.mkdir(parents=True)
@@ -60,7 +62,11 @@ def _find_as_the_standard_library_does(folder: Path, paths: list[str], pattern: 
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             if not (folder / path).exists():
                 (folder / path).write_text("x")
-    expected = {Path(match) for match in glob.glob(str(folder / pattern), recursive=True) if Path(match).is_file()}
+    expected = {
+        Path(match)
+        for match in glob.glob(str(folder / pattern), recursive=True)
+        if Path(match).is_file()
+    }
     real = {path.resolve() for path in expected}
     if os.path.isdir(folder / pattern):
         return  # a folder is another kind of pattern
@@ -79,7 +85,9 @@ def test_a_link_that_leads_back_ends(tmp_path: Path, target: str) -> None:
     write(tmp_path / "loop", "a.txt", "deep/b.txt", "deep/er/c.txt")
     for number in range(40):  # each would multiply the names of a file by that of the others
         os.symlink(target, tmp_path / "loop" / f"{number:02}")
-        os.symlink("../../" if number % 2 else "..", tmp_path / "loop" / "deep" / "er" / f"{number:02}")
+        os.symlink(
+            "../../" if number % 2 else "..", tmp_path / "loop" / "deep" / "er" / f"{number:02}"
+        )
     for pattern in ("loop/**/*.txt", "**/*.txt", "loop", "**/**/*.txt", "loop/**"):
         files, passed_over = find(pattern)
         assert files == ["loop/a.txt", "loop/deep/b.txt", "loop/deep/er/c.txt"], pattern
@@ -103,10 +111,24 @@ def test_every_file_is_found_once_by_its_own_name(tmp_path: Path) -> None:
 
 
 def test_in_a_folder_the_kinds_asked_for_are_read_and_others_counted(tmp_path: Path) -> None:
-    write(tmp_path, "f/a.TXT", "f/b.md.gz", "f/c.csv", "f/d/e.csv", "f/d/none", "f/.hidden.txt", "f/.git/x.txt", "f/g.тхт")
+    write(
+        tmp_path,
+        "f/a.TXT",
+        "f/b.md.gz",
+        "f/c.csv",
+        "f/d/e.csv",
+        "f/d/none",
+        "f/.hidden.txt",
+        "f/.git/x.txt",
+        "f/g.тхт",
+    )
     (tmp_path / "f" / "folder.txt").mkdir()
     files = ["f/a.TXT", "f/b.md.gz"]
-    others = {"files that end in .csv": 2, "files that end in .\\u0442\\u0445\\u0442": 1, "files without a suffix": 1}
+    others = {
+        "files that end in .csv": 2,
+        "files that end in .\\u0442\\u0445\\u0442": 1,
+        "files without a suffix": 1,
+    }
     for folder in ("f", "f/", tmp_path / "f"):
         found, passed_over = find(folder)
         assert [os.path.relpath(path) for path in found] == files
@@ -125,7 +147,17 @@ def test_names_that_look_like_patterns_are_names_first(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "pattern",
-    ["", "nowhere/*.txt", "*.txt/*.txt", "a\0b", "x" * 300, "x" * 5000, "x" * 300 + "/*.txt", "[*.txt", "~nobody/*"],
+    [
+        "",
+        "nowhere/*.txt",
+        "*.txt/*.txt",
+        "a\0b",
+        "x" * 300,
+        "x" * 5000,
+        "x" * 300 + "/*.txt",
+        "[*.txt",
+        "~nobody/*",
+    ],
 )
 def test_what_matches_nothing_is_empty_whatever_it_is(pattern: str) -> None:
     assert find(pattern) == ([], {globs.NO_MATCH: 1} if pattern else {})
@@ -134,7 +166,11 @@ def test_what_matches_nothing_is_empty_whatever_it_is(pattern: str) -> None:
 def test_what_is_no_file_is_refused_and_named(tmp_path: Path) -> None:
     folder = tmp_path / "f"
     write(folder, "fine.txt")
-    for name, target in {"broken.txt": "nowhere", "itself.txt": "itself.txt", "in/two.txt": "../in/two.txt/x"}.items():
+    for name, target in {
+        "broken.txt": "nowhere",
+        "itself.txt": "itself.txt",
+        "in/two.txt": "../in/two.txt/x",
+    }.items():
         (folder / name).parent.mkdir(exist_ok=True)
         os.symlink(target, folder / name)
         for pattern in ("f", "f/**/*.txt", f"f/{name}"):

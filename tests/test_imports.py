@@ -1,4 +1,6 @@
-"""Imports point one way: a room imports from rooms below it, and inside a room there is no circle."""
+"""Imports point one way: a room imports from rooms below it, and inside a room there is no
+circle.
+"""
 
 import ast
 import graphlib
@@ -10,7 +12,10 @@ LADDER = ["core", "data", "model", "training", "evaluation", "experiments", "cli
 
 
 def modules() -> dict[str, Path]:
-    return {".".join(path.relative_to(SOURCES).with_suffix("").parts): path for path in SOURCES.rglob("*.py")}
+    return {
+        ".".join(path.relative_to(SOURCES).with_suffix("").parts): path
+        for path in SOURCES.rglob("*.py")
+    }
 
 
 def imported(path: Path) -> set[str]:
@@ -47,7 +52,9 @@ def test_imports_go_down_the_ladder() -> None:
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    graphlib.TopologicalSorter({module: imported(path) - {module} for module, path in modules().items()}).prepare()
+    graphlib.TopologicalSorter(
+        {module: imported(path) - {module} for module, path in modules().items()}
+    ).prepare()
 
 
 def test_nothing_reads_pickles() -> None:

@@ -1,4 +1,6 @@
-"""Tests of the Kneser-Ney model against its definition, in exact fractions and plain dictionaries."""
+"""Tests of the Kneser-Ney model against its definition, in exact fractions and plain
+dictionaries.
+"""
 
 from collections import Counter, defaultdict
 from fractions import Fraction
@@ -17,21 +19,23 @@ TextModel = tuple[list[int], int]
 
 @st.composite
 def texts(draw: st.DrawFn) -> TextModel:
-    vocabulary = draw(st.integers(1, 3))
-    return draw(st.lists(st.integers(0, vocabulary - 1), min_size=1, max_size=60)), vocabulary
+    vocabulary_size = draw(st.integers(1, 3))
+    return draw(
+        st.lists(st.integers(0, vocabulary_size - 1), min_size=1, max_size=60)
+    ), vocabulary_size
 
 
-def skewed_ids(seed: int, size: int, vocabulary: int) -> npt.NDArray[np.int64]:
+def skewed_ids(seed: int, size: int, vocabulary_size: int) -> npt.NDArray[np.int64]:
     """Random ids with a few frequent and many rare ones, so that counts 1, 2, 3 and 4 all occur."""
-    weights = 1.0 / np.arange(1, vocabulary + 1) ** 1.3
-    return np.random.default_rng(seed).choice(vocabulary, size=size, p=weights / weights.sum())
+    weights = 1.0 / np.arange(1, vocabulary_size + 1) ** 1.3
+    return np.random.default_rng(seed).choice(vocabulary_size, size=size, p=weights / weights.sum())
 
 
 class Definition:
     """The formulas read literally: one dictionary per order, exact fractions, no shared code."""
 
-    def __init__(self, text: list[int], vocabulary: int, order: int) -> None:
-        self.vocabulary = vocabulary
+    def __init__(self, text: list[int], vocabulary_size: int, order: int) -> None:
+        self.vocabulary_size = vocabulary_size
         self.counts: list[dict[tuple[int, ...], int]] = []
         self.discounts: list[list[Fraction]] = []
         self.estimated: list[bool] = []
@@ -49,14 +53,20 @@ class Definition:
             estimates = []
             if n[1] and n[2] and n[3]:
                 y = Fraction(n[1], n[1] + 2 * n[2])
-                estimates = [count - (count + 1) * y * n[count + 1] / n[count] for count in (1, 2, 3)]
+                estimates = [
+                    count - (count + 1) * y * n[count + 1] / n[count] for count in (1, 2, 3)
+                ]
             self.estimated.append(bool(estimates) and all(estimate > 0 for estimate in estimates))
             self.discounts.append([Fraction(0), *(estimates if self.estimated[-1] else fallback)])
 
     def probability(self, token: int, context: tuple[int, ...]) -> Fraction:
-        lower = Fraction(1, self.vocabulary) if not context else self.probability(token, context[1:])
+        lower = (
+            Fraction(1, self.vocabulary_size)
+            if not context
+            else self.probability(token, context[1:])
+        )
         counts, discounts = self.counts[len(context)], self.discounts[len(context)]
-        followers = [counts.get((*context, other), 0) for other in range(self.vocabulary)]
+        followers = [counts.get((*context, other), 0) for other in range(self.vocabulary_size)]
         if sum(followers) == 0:
             return lower
         removed = sum(discounts[min(count, 3)] for count in followers)
@@ -72,12 +82,14 @@ def definition_nats(model: Definition, text: list[int], order: int) -> list[floa
 
 @settings(max_examples=60, deadline=None)
 @given(text=texts(), order=st.integers(1, 4))
-def test_every_conditional_distribution_is_positive_and_sums_to_one(text: TextModel, order: int) -> None:
-    ids, vocabulary = text
-    model = KneserNey(np.array(ids), vocabulary, order)
+def test_every_conditional_distribution_is_positive_and_sums_to_one(
+    text: TextModel, order: int
+) -> None:
+    ids, vocabulary_size = text
+    model = KneserNey(np.array(ids), vocabulary_size, order)
     for length in range(order):
-        for context in product(range(vocabulary), repeat=length):
-            last = [model.nats(np.array([*context, token]))[-1] for token in range(vocabulary)]
+        for context in product(range(vocabulary_size), repeat=length):
+            last = [model.nats(np.array([*context, token]))[-1] for token in range(vocabulary_size)]
             assert np.all(np.isfinite(last))
             assert np.exp(-np.array(last)).sum() == pytest.approx(1.0, abs=1e-12)
 
@@ -94,21 +106,23 @@ def test_sums_to_one_where_the_discounts_are_estimated(order: int) -> None:
 
 def test_worked_by_hand() -> None:
     # Training text 0 0 1, order 2, vocabulary 3. Too few counts for estimates: discounts 1/2 and 1.
-    # Left extensions: 0 has {start, 0}, 1 has {0}. p(0) = 1/3 + 1/2 * 1/3, p(1) = 1/6 + 1/6, p(2) = 1/6.
-    # After 0, which was followed by 0 once and by 1 once: p(w | 0) = (1/2) / 2 if seen, + 1/2 p(w).
-    # Nothing followed 1 and 2 never occurred, so both leave p(w) as it is.
+    # Left extensions: 0 has {start, 0}, 1 has {0}. p(0) = 1/3 + 1/2 * 1/3, p(1) = 1/6 + 1/6, p(2) =
+    # 1/6. After 0, which was followed by 0 once and by 1 once: p(w | 0) = (1/2) / 2 if seen, + 1/2
+    # p(w). Nothing followed 1 and 2 never occurred, so both leave p(w) as it is.
     model = KneserNey(np.array([0, 0, 1]), 3, 2)
     expected = [1 / 2, 1 / 2, 5 / 12, 1 / 6, 1 / 3, 1 / 2, 1 / 12]
-    np.testing.assert_allclose(np.exp(-model.nats(np.array([0, 0, 1, 2, 1, 0, 2]))), expected, rtol=1e-14)
+    np.testing.assert_allclose(
+        np.exp(-model.nats(np.array([0, 0, 1, 2, 1, 0, 2]))), expected, rtol=1e-14
+    )
 
 
 @settings(max_examples=60, deadline=None)
 @given(text=texts(), order=st.integers(1, 5), data=st.data())
 def test_agrees_with_the_definition(text: TextModel, order: int, data: st.DataObject) -> None:
-    ids, vocabulary = text
-    scored = data.draw(st.lists(st.integers(0, vocabulary - 1), max_size=20))
-    nats = KneserNey(np.array(ids), vocabulary, order).nats(np.array(scored, dtype=np.int64))
-    expected = definition_nats(Definition(ids, vocabulary, order), scored, order)
+    ids, vocabulary_size = text
+    scored = data.draw(st.lists(st.integers(0, vocabulary_size - 1), max_size=20))
+    nats = KneserNey(np.array(ids), vocabulary_size, order).nats(np.array(scored, dtype=np.int64))
+    expected = definition_nats(Definition(ids, vocabulary_size, order), scored, order)
     np.testing.assert_allclose(nats, expected, rtol=1e-10, atol=1e-12)
 
 
@@ -118,7 +132,9 @@ def test_agrees_with_the_definition_where_the_discounts_are_estimated(order: int
     definition = Definition(train.tolist(), 30, order)
     assert any(definition.estimated)
     nats = KneserNey(train.astype(np.uint8), 30, order).nats(scored.astype(np.uint16))
-    np.testing.assert_allclose(nats, definition_nats(definition, scored.tolist(), order), rtol=1e-10)
+    np.testing.assert_allclose(
+        nats, definition_nats(definition, scored.tolist(), order), rtol=1e-10
+    )
 
 
 def test_order_one_on_uniform_data_is_uniform() -> None:
@@ -149,11 +165,16 @@ def test_refuses_what_it_cannot_fit() -> None:
     ids = np.array([0, 1])
     with pytest.raises(TypeError):
         KneserNey(np.array([0.0, 1.0]), 2, 2)
-    for tokens, vocabulary, order in (
-        (ids, 1, 2), (-ids, 2, 2), (ids[:0], 2, 2), (ids[None], 2, 2), (ids, 0, 2), (ids, 2, 0)
-    ):  # fmt: skip
+    for tokens, vocabulary_size, order in (
+        (ids, 1, 2),
+        (-ids, 2, 2),
+        (ids[:0], 2, 2),
+        (ids[None], 2, 2),
+        (ids, 0, 2),
+        (ids, 2, 0),
+    ):
         with pytest.raises(ValueError, match=r"at least 1|empty|1-D|must lie in"):
-            KneserNey(tokens, vocabulary, order)
+            KneserNey(tokens, vocabulary_size, order)
     for unknown in (-1, 2):
         with pytest.raises(ValueError, match="must lie in"):
             KneserNey(ids, 2, 2).nats(np.array([unknown]))

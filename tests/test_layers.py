@@ -12,9 +12,9 @@ from lmlab.core import registry
 from lmlab.core.errors import UserError
 from lmlab.core.registry import Choice
 from lmlab.model.layers.attention.base import Attention, Values, attend, head_count
+from lmlab.model.layers.cache import Cache
 from lmlab.model.layers.embedding.base import Embedding
 from lmlab.model.layers.feed_forward.base import FeedForward
-from lmlab.model.layers.memory import Memory
 from lmlab.model.layers.position.base import Position
 
 WIDTH, HEADS, CONTEXT = 16, 2, 8
@@ -28,9 +28,13 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def attention(name: str, position: Position, context: int = CONTEXT, **changes: object) -> Attention:
+def attention(
+    name: str, position: Position, context: int = CONTEXT, **changes: object
+) -> Attention:
     torch.manual_seed(0)
-    built: Attention = choice("layers.attention", name, **changes).build(WIDTH, context, position).double()
+    built: Attention = (
+        choice("layers.attention", name, **changes).build(WIDTH, context, position).double()
+    )
     for parameter in built.parameters():
         nn.init.normal_(parameter, std=0.5)
     return built
@@ -57,9 +61,21 @@ def test_every_position_tells_the_order_in_one_way_but_for_the_one_that_is_none(
     ways = {}
     for name in registry.names("layers.position"):
         place = position(name)
-        changes = {"embed": place.embed(x_BTD, 1) is not x_BTD, "rotate": place.rotate(x_BHTK, 1) is not x_BHTK}
-        ways[name] = [way for way, does in {**changes, "bias": place.bias(HEADS, 2, 3) is not None}.items() if does]
-    assert ways == {"absent": [], "alibi": ["bias"], "learned": ["embed"], "rotary": ["rotate"]}
+        changes = {
+            "embed": place.embed(x_BTD, 1) is not x_BTD,
+            "rotate": place.rotate(x_BHTK, 1) is not x_BHTK,
+        }
+        ways[name] = [
+            way
+            for way, does in {**changes, "bias": place.bias(HEADS, 2, 3) is not None}.items()
+            if does
+        ]
+    assert ways == {
+        "no_position": [],
+        "alibi": ["bias"],
+        "learned": ["embed"],
+        "rotary": ["rotate"],
+    }
 
 
 ROTATE = ["rotary"]
@@ -123,7 +139,9 @@ def test_alibi_takes_off_the_distance_at_a_slope_of_its_own_in_each_head() -> No
     assert bias.shape == (4, 2, 5)
     for head, slope in enumerate((1 / 4, 1 / 16, 1 / 64, 1 / 256)):
         for query, at in enumerate((3, 4)):
-            assert bias[head, query, : at + 1].tolist() == [-slope * (at - key) for key in range(at + 1)]
+            assert bias[head, query, : at + 1].tolist() == [
+                -slope * (at - key) for key in range(at + 1)
+            ]
 
 
 # ---------------------------------------------------------------- normalisations
@@ -139,7 +157,9 @@ def test_a_normalisation_takes_each_position_alone(name: str) -> None:
     assert torch.isfinite(norm(torch.zeros_like(x_BTD))).all()
 
 
-@pytest.mark.parametrize("name", sorted({*registry.names("layers.normalisation")} - {"absent", "dynamic_tanh"}))
+@pytest.mark.parametrize(
+    "name", sorted({*registry.names("layers.normalisation")} - {"identity", "dynamic_tanh"})
+)
 def test_a_normalisation_forgets_the_scale(name: str) -> None:
     norm = choice("layers.normalisation", name).build(WIDTH).double()
     x_BTD = 100 * numbers(2, 5, WIDTH)
@@ -183,7 +203,11 @@ def test_a_feed_forward_layer_takes_each_position_alone(name: str) -> None:
     whole = layer(x_BTD)
     assert whole.shape == x_BTD.shape
     torch.testing.assert_close(layer(x_BTD[1:, 2:3]), whole[1:, 2:3])
-    writers = [module.out for module in layer.modules() if isinstance(module, FeedForward) and module.out is not None]
+    writers = [
+        module.out
+        for module in layer.modules()
+        if isinstance(module, FeedForward) and module.out is not None
+    ]
     assert writers
     for writer in writers:
         writer.weight.data.zero_()
@@ -207,7 +231,9 @@ def test_feed_forward_layers_are_their_formulas(name: str) -> None:
 
 def experts(**changes: object) -> nn.Module:
     torch.manual_seed(0)
-    built: nn.Module = choice("layers.feed_forward", "mixture_of_experts", **changes).build(WIDTH).double()
+    built: nn.Module = (
+        choice("layers.feed_forward", "mixture_of_experts", **changes).build(WIDTH).double()
+    )
     for parameter in built.parameters():
         nn.init.normal_(parameter, std=0.5)
     return built
@@ -231,7 +257,9 @@ def test_a_mixture_is_its_definition_in_training_and_after(active: int) -> None:
             shares = torch.softmax(mixture.router.weight @ x_BTD[b, t], dim=0)
             for expert in shares.argsort(descending=True)[:active].tolist():
                 used.add(expert)
-                expected[b, t] += shares[expert] * mixture.experts[expert](x_BTD[b : b + 1, t : t + 1])[0, 0]
+                expected[b, t] += (
+                    shares[expert] * mixture.experts[expert](x_BTD[b : b + 1, t : t + 1])[0, 0]
+                )
     assert len(used) > 1  # or nothing of the routing would be seen
     torch.testing.assert_close(mixture.train()(x_BTD), expected)
     torch.testing.assert_close(mixture.eval()(x_BTD), expected)
@@ -247,14 +275,20 @@ def test_a_mixture_is_causal_to_rounding_in_training_and_to_the_bit_after(traini
         sent.add(tuple(mixture.router(x_BTD[0, 20:]).argmax(dim=-1).tolist()))
         if not seed:
             before = mixture(x_BTD)[:, :20]
-        torch.testing.assert_close(mixture(x_BTD)[:, :20], before, rtol=1e-13 * training, atol=1e-14 * training)
+        torch.testing.assert_close(
+            mixture(x_BTD)[:, :20], before, rtol=1e-13 * training, atol=1e-14 * training
+        )
     assert len(sent) == 5
 
 
-def test_the_penalty_is_one_when_experts_are_used_alike_and_their_number_when_one_does_all() -> None:
+def test_the_penalty_is_one_when_experts_are_used_alike_and_their_number_when_one_does_all() -> (
+    None
+):
     mixture = experts(experts=4)
     alike = mixture.penalty(torch.full((8, 4), 0.25), torch.arange(8)[:, None] % 4)
-    alone = mixture.penalty(torch.eye(4)[torch.zeros(8, dtype=torch.long)], torch.zeros(8, 1, dtype=torch.long))
+    alone = mixture.penalty(
+        torch.eye(4)[torch.zeros(8, dtype=torch.long)], torch.zeros(8, 1, dtype=torch.long)
+    )
     assert (alike.item(), alone.item()) == pytest.approx((1.0, 4.0))
 
 
@@ -281,7 +315,9 @@ def test_balance_spreads_tokens_over_experts_that_a_router_would_leave_idle() ->
     mixture.router.weight.data[2] += 0.5
 
     def busiest() -> float:
-        return mixture.router(x_BTD).argmax(-1).flatten().bincount(minlength=4).max().item() / (8 * 32)
+        return mixture.router(x_BTD).argmax(-1).flatten().bincount(minlength=4).max().item() / (
+            8 * 32
+        )
 
     assert busiest() > 0.95
     optimizer = torch.optim.AdamW(mixture.router.parameters(), lr=0.01)
@@ -293,16 +329,20 @@ def test_balance_spreads_tokens_over_experts_that_a_router_would_leave_idle() ->
 
 
 def test_more_active_experts_than_there_are_are_refused() -> None:
-    with pytest.raises(UserError, match=r"mixture_of_experts\.active \(5\) is more than there are experts \(4\)"):
+    with pytest.raises(
+        UserError, match=r"mixture_of_experts\.active \(5\) is more than there are experts \(4\)"
+    ):
         experts(experts=4, active=5)
 
 
 # ---------------------------------------------------------------- embeddings
 
 
-def embedding(name: str, vocabulary: int = 7, **changes: object) -> Embedding:
+def embedding(name: str, vocabulary_size: int = 7, **changes: object) -> Embedding:
     torch.manual_seed(0)
-    built: Embedding = choice("layers.embedding", name, **changes).build(vocabulary, WIDTH).double()
+    built: Embedding = (
+        choice("layers.embedding", name, **changes).build(vocabulary_size, WIDTH).double()
+    )
     return built
 
 
@@ -310,25 +350,29 @@ def embedding(name: str, vocabulary: int = 7, **changes: object) -> Embedding:
 @pytest.mark.parametrize("buckets", [20, 10**6])
 def test_an_embedding_read_in_pieces_is_that_read_at_once(name: str, buckets: int) -> None:
     embed = embedding(name, buckets=buckets)
-    tokens = small.tokens(2, 12, vocabulary=7)
-    memory = Memory()
-    pieces = [embed(tokens[:, start:end], memory) for start, end in ((0, 1), (1, 2), (2, 7), (7, 12))]
+    tokens = small.tokens(2, 12, vocabulary_size=7)
+    cache = Cache()
+    pieces = [
+        embed(tokens[:, start:end], cache) for start, end in ((0, 1), (1, 2), (2, 7), (7, 12))
+    ]
     assert torch.equal(torch.cat(pieces, dim=1), embed(tokens))
-    assert all(tensor.shape[1] <= 8 for tensor in memory.tensors.values())
+    assert all(tensor.shape[1] <= 8 for tensor in cache.tensors.values())
 
 
 def test_narrow_rows_read_in_pieces_are_those_read_at_once() -> None:
     embed = embedding("n_gram", row_width=3)
-    tokens = small.tokens(2, 12, vocabulary=7)
-    memory = Memory()
-    pieces = [embed(tokens[:, start:end], memory) for start, end in ((0, 1), (1, 2), (2, 7), (7, 12))]
+    tokens = small.tokens(2, 12, vocabulary_size=7)
+    cache = Cache()
+    pieces = [
+        embed(tokens[:, start:end], cache) for start, end in ((0, 1), (1, 2), (2, 7), (7, 12))
+    ]
     assert torch.allclose(torch.cat(pieces, dim=1), embed(tokens), rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("row_width", [0, 3])
 def test_an_n_gram_embedding_sees_its_longest_n_gram_and_no_further(row_width: int) -> None:
     embed = embedding("n_gram", longest=3, buckets=10**6, row_width=row_width)
-    tokens = small.tokens(1, 9, vocabulary=7)
+    tokens = small.tokens(1, 9, vocabulary_size=7)
     before = embed(tokens)
     tokens[0, 4] = (tokens[0, 4] + 1) % 7
     changed = (embed(tokens) != before).any(-1)[0].tolist()
@@ -336,15 +380,18 @@ def test_an_n_gram_embedding_sees_its_longest_n_gram_and_no_further(row_width: i
 
 
 def test_with_rows_enough_every_n_gram_has_its_own() -> None:
-    embed = embedding("n_gram", vocabulary=4, longest=3, buckets=10**6)
-    assert [table.num_embeddings for table in embed.tables] == [25, 125]  # a beginning of the text is a fifth token
+    embed = embedding("n_gram", vocabulary_size=4, longest=3, buckets=10**6)
+    assert [table.num_embeddings for table in embed.tables] == [
+        25,
+        125,
+    ]  # a beginning of the text is a fifth token
     every = torch.cartesian_prod(*[torch.arange(5)] * 3)
     rows = embed._rows(every, 1)[-1][:, 0]
     assert sorted(rows.tolist()) == list(range(125))
 
 
 def test_without_rows_enough_n_grams_spread_evenly_over_those_there_are() -> None:
-    embed = embedding("n_gram", vocabulary=30, longest=3, buckets=101)
+    embed = embedding("n_gram", vocabulary_size=30, longest=3, buckets=101)
     every = torch.cartesian_prod(*[torch.arange(31)] * 3)
     counts = embed._rows(every, 1)[-1][:, 0].bincount(minlength=101)
     expected = 31**3 / 101
@@ -357,12 +404,12 @@ def test_an_n_gram_embedding_with_empty_tables_is_the_plain_one() -> None:
     more.tokens.load_state_dict(plain.tokens.state_dict())
     for table in more.tables:
         nn.init.zeros_(table.weight)
-    tokens = small.tokens(2, 9, vocabulary=7)
+    tokens = small.tokens(2, 9, vocabulary_size=7)
     assert torch.equal(more(tokens), plain(tokens))
 
 
 def test_narrow_rows_stand_side_by_side_and_are_widened_to_the_model() -> None:
-    embed = embedding("n_gram", vocabulary=4, longest=3, buckets=10**6, row_width=2)
+    embed = embedding("n_gram", vocabulary_size=4, longest=3, buckets=10**6, row_width=2)
     assert [table.embedding_dim for table in embed.tables] == [2, 2]
     tokens = torch.tensor([[1, 3, 2]])
     pair, triple = embed.tables[0].weight[3 * 5 + 2], embed.tables[1].weight[(1 * 5 + 3) * 5 + 2]
@@ -371,9 +418,12 @@ def test_narrow_rows_stand_side_by_side_and_are_widened_to_the_model() -> None:
 
 
 def test_dropout_of_n_grams_leaves_out_whole_rows_in_training_alone() -> None:
-    embed = embedding("n_gram", vocabulary=7, longest=2, buckets=10**6, dropout=0.25)
-    tokens = small.tokens(50, 20, vocabulary=7)
-    plain, row = embed.eval()(tokens), embed.tables[0](embed._rows(nn.functional.pad(tokens, (1, 0), value=7), 20)[0])
+    embed = embedding("n_gram", vocabulary_size=7, longest=2, buckets=10**6, dropout=0.25)
+    tokens = small.tokens(50, 20, vocabulary_size=7)
+    plain, row = (
+        embed.eval()(tokens),
+        embed.tables[0](embed._rows(nn.functional.pad(tokens, (1, 0), value=7), 20)[0]),
+    )
     torch.manual_seed(0)
     seen = embed.train()(tokens) - embed.tokens(tokens)
     left_out = (seen == 0).all(-1)
@@ -382,7 +432,8 @@ def test_dropout_of_n_grams_leaves_out_whole_rows_in_training_alone() -> None:
     assert torch.equal(embed.eval()(tokens), plain)
 
 
-# ---------------------------------------------------------------- placements and residual connections
+# ---------------------------------------------------------------- placements and residual
+# connections
 
 
 def connection(name: str, place: int = 0, placement: str = "pre", **changes: object) -> nn.Module:
@@ -415,7 +466,9 @@ def test_placements_are_their_formulas(placement: str, formula: Any) -> None:
 
 @pytest.mark.parametrize("placement", registry.names("layers.placement"))
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_one_stream_of_hyper_connections_is_the_plain_connection(placement: str, dynamic: bool) -> None:
+def test_one_stream_of_hyper_connections_is_the_plain_connection(
+    placement: str, dynamic: bool
+) -> None:
     x_BTD, weight = numbers(2, 5, WIDTH), numbers(WIDTH, WIDTH, seed=1)
     plain = connection("plain", 3, placement)
     hyper = connection("hyper", 3, placement, streams=1, dynamic=dynamic)
@@ -439,12 +492,17 @@ def test_hyper_connections_are_their_definition() -> None:
     for t in range(4):
         h = streams[0, t].view(3, WIDTH)
         centred = h - h.mean(-1, keepdim=True)
-        said = torch.tanh(centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() @ join.by_token.T)
+        said = torch.tanh(
+            centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() @ join.by_token.T
+        )
         read = join.read + join.strength[0] * said[:, 0]
         write = join.write + join.strength[1] * said[:, 4]
         answer = torch.tanh(norm_of(read @ h) @ weight)
         for i in range(3):
-            mixed = sum((join.mix.view(3, 3)[i, j] + join.strength[0] * said[j, 1 + i]) * h[j] for j in range(3))
+            mixed = sum(
+                (join.mix.view(3, 3)[i, j] + join.strength[0] * said[j, 1 + i]) * h[j]
+                for j in range(3)
+            )
             torch.testing.assert_close(made[0, t].view(3, WIDTH)[i], mixed + write[i] * answer)
 
 
@@ -470,7 +528,9 @@ def test_the_value_residual_mixes_the_first_values_into_later_ones_and_carries_t
     assert torch.equal(seen[0], one)
     torch.testing.assert_close(seen[1], 0.25 * other + 2.0 * one)
     assert later.close(stream).shape == x_BTD.shape
-    assert not [*first.parameters()][1:]  # the gain of its norm alone: there is nothing to mix in yet
+    assert not [*first.parameters()][
+        1:
+    ]  # the gain of its norm alone: there is nothing to mix in yet
 
 
 # ---------------------------------------------------------------- attention
@@ -478,33 +538,39 @@ def test_the_value_residual_mixes_the_first_values_into_later_ones_and_carries_t
 
 @pytest.mark.parametrize("name", registry.names("layers.attention"))
 @pytest.mark.parametrize("place", registry.names("layers.position"))
-def test_attention_with_a_memory_sees_as_far_as_it_says_and_no_further(name: str, place: str) -> None:
+def test_attention_with_a_memory_sees_as_far_as_it_says_and_no_further(
+    name: str, place: str
+) -> None:
     if (name, place) == ("linear", "alibi"):
         pytest.skip("refused: it has no scores to add to")
     layer = attention(name, position(place))
     x_BTD = numbers(2, 3 * CONTEXT, WIDTH)
-    memory = Memory()
+    cache = Cache()
     for at in range(x_BTD.shape[1]):
-        stepped = layer(x_BTD[:, at : at + 1], memory)
-        memory.seen += 1
-        seen = x_BTD[:, max(0, at + 1 - layer.sight) if layer.sight else 0 : at + 1]
+        stepped = layer(x_BTD[:, at : at + 1], cache)
+        cache.seen += 1
+        seen = x_BTD[
+            :, max(0, at + 1 - layer.receptive_field) if layer.receptive_field else 0 : at + 1
+        ]
         torch.testing.assert_close(stepped[:, -1], layer(seen, None)[:, -1], rtol=0, atol=1e-10)
-    kept = {key: tensor.numel() for key, tensor in memory.tensors.items()}
-    layer(x_BTD[:, :1], memory)
-    assert {key: tensor.numel() for key, tensor in memory.tensors.items()} == kept  # it does not grow for ever
+    kept = {key: tensor.numel() for key, tensor in cache.tensors.items()}
+    layer(x_BTD[:, :1], cache)
+    assert {
+        key: tensor.numel() for key, tensor in cache.tensors.items()
+    } == kept  # it does not grow for ever
 
 
 @pytest.mark.parametrize("name", registry.names("layers.attention"))
 def test_attention_reads_many_tokens_at_once_after_a_memory(name: str) -> None:
     layer = attention(name, position("rotary"))
     x_BTD = numbers(2, CONTEXT, WIDTH)
-    memory = Memory()
+    cache = Cache()
     outputs = []
     for start, end in ((0, 3), (3, 4), (4, CONTEXT)):
-        outputs.append(layer(x_BTD[:, start:end], memory))
-        memory.seen += end - start
+        outputs.append(layer(x_BTD[:, start:end], cache))
+        cache.seen += end - start
     torch.testing.assert_close(torch.cat(outputs, dim=1), layer(x_BTD, None), rtol=0, atol=1e-10)
-    assert torch.isfinite(layer(numbers(2, 3 * CONTEXT, WIDTH), memory)).all()
+    assert torch.isfinite(layer(numbers(2, 3 * CONTEXT, WIDTH), cache)).all()
 
 
 @pytest.mark.parametrize("name", ["multi_head", "grouped_query", "sliding_window"])
@@ -512,7 +578,7 @@ def test_attention_reads_many_tokens_at_once_after_a_memory(name: str) -> None:
 @pytest.mark.parametrize("normalise", [True, False])
 def test_multi_head_attention_is_its_definition(name: str, epsilon: float, normalise: bool) -> None:
     more = {"grouped_query": {"groups": HEADS}, "sliding_window": {"window": 6}}.get(name, {})
-    layer = attention(name, position("absent"), normalise_queries_and_keys=normalise, epsilon=epsilon, **more)
+    layer = attention(name, position("no_position"), qk_norm=normalise, epsilon=epsilon, **more)
     x_BTD = numbers(1, 6, WIDTH)
     queries, keys, values = (x_BTD[0] @ layer.queries_keys_values.weight.T).chunk(3, dim=-1)
     size = WIDTH // HEADS
@@ -532,10 +598,14 @@ def test_multi_head_attention_is_its_definition(name: str, epsilon: float, norma
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("before", [0, 2])
-def test_attention_in_bfloat16_has_the_gradients_of_the_exact_one(window: int | None, biased: bool, before: int) -> None:
+def test_attention_in_bfloat16_has_the_gradients_of_the_exact_one(
+    window: int | None, biased: bool, before: int
+) -> None:
     batch, heads, time, width = 2, 3, 7, 4
-    exact = [numbers(batch, heads, length, width, seed=seed).bfloat16().double().requires_grad_()
-             for seed, length in enumerate((time, before + time, before + time))]  # fmt: skip
+    exact = [
+        numbers(batch, heads, length, width, seed=seed).bfloat16().double().requires_grad_()
+        for seed, length in enumerate((time, before + time, before + time))
+    ]
     rounded = [tensor.detach().bfloat16().requires_grad_() for tensor in exact]
     bias = numbers(heads, time, before + time, seed=3).bfloat16() if biased else None
     direction = numbers(batch, heads, time, width, seed=4).bfloat16()
@@ -595,7 +665,7 @@ def test_groups_that_do_not_divide_the_heads_are_refused() -> None:
 
 @pytest.mark.parametrize("epsilon", [1e-5, 0.3])
 def test_latent_attention_is_its_definition(epsilon: float) -> None:
-    layer = attention("latent", position("absent"), epsilon=epsilon)
+    layer = attention("latent", position("no_position"), epsilon=epsilon)
     x_TD = numbers(6, WIDTH)
     latent = x_TD @ layer.down.weight[:6].T
     latent = latent / latent.square().mean(-1, keepdim=True).add(epsilon).sqrt()
@@ -607,20 +677,24 @@ def test_latent_attention_is_its_definition(epsilon: float) -> None:
         of_head = slice(8 * head, 8 * head + 8)
         for at in range(6):
             key = torch.cat((keys[: at + 1, of_head], place[: at + 1]), dim=-1)
-            weights = torch.softmax(key @ queries[at, 12 * head : 12 * head + 12] / math.sqrt(12), dim=0)
+            weights = torch.softmax(
+                key @ queries[at, 12 * head : 12 * head + 12] / math.sqrt(12), dim=0
+            )
             mixed[at, of_head] = weights @ values[: at + 1, of_head]
     torch.testing.assert_close(layer(x_TD[None])[0], mixed @ layer.out.weight.T)
 
 
 def test_latent_attention_remembers_one_small_vector_a_token() -> None:
-    memory = Memory()
-    attention("latent", position("rotary"))(numbers(1, 5, WIDTH), memory)
-    assert sum(tensor.shape[-1] for tensor in memory.tensors.values()) == 6 + 4  # of 32 for keys and values
+    cache = Cache()
+    attention("latent", position("rotary"))(numbers(1, 5, WIDTH), cache)
+    assert (
+        sum(tensor.shape[-1] for tensor in cache.tensors.values()) == 6 + 4
+    )  # of 32 for keys and values
 
 
 @pytest.mark.parametrize("time", [1, 5, 64, 65, 150])
 def test_linear_attention_is_its_definition_at_any_length(time: int) -> None:
-    layer = attention("linear", position("absent"))
+    layer = attention("linear", position("no_position"))
     x_TD = numbers(time, WIDTH)
     queries, keys, values = (x_TD @ layer.queries_keys_values.weight.T).chunk(3, dim=-1)
     queries, keys = (torch.where(x > 0, x + 1, x.exp()) for x in (queries, keys))
@@ -635,13 +709,15 @@ def test_linear_attention_is_its_definition_at_any_length(time: int) -> None:
 def test_linear_attention_in_single_precision_is_the_same_step_by_step() -> None:
     layer = attention("linear", position("rotary")).float()
     x_BTD = numbers(1, 150, WIDTH).float()
-    memory = Memory()
+    cache = Cache()
     steps = []
     for at in range(150):
-        steps.append(layer(x_BTD[:, at : at + 1], memory))
-        memory.seen += 1
+        steps.append(layer(x_BTD[:, at : at + 1], cache))
+        cache.seen += 1
     whole = layer(x_BTD)
-    torch.testing.assert_close(torch.cat(steps, dim=1), whole, rtol=0, atol=1e-5 * whole.abs().max().item())
+    torch.testing.assert_close(
+        torch.cat(steps, dim=1), whole, rtol=0, atol=1e-5 * whole.abs().max().item()
+    )
 
 
 @pytest.mark.parametrize("name", registry.names("layers.attention"))
@@ -651,12 +727,17 @@ def test_values_may_be_changed_before_they_are_mixed(name: str) -> None:
     same, none = layer(x_BTD, None, lambda v: v), layer(x_BTD, None, torch.zeros_like)
     torch.testing.assert_close(same, layer(x_BTD))
     assert not none.any()
-    memory, steps = Memory(), []
+    cache, steps = Cache(), []
     for at in range(CONTEXT):
-        steps.append(layer(x_BTD[:, at : at + 1], memory, lambda v: 2 * v))
-        memory.seen += 1
-    sight = layer.sight or CONTEXT
-    torch.testing.assert_close(torch.cat(steps, dim=1)[:, :sight], 2 * same[:, :sight], rtol=0, atol=1e-10)
+        steps.append(layer(x_BTD[:, at : at + 1], cache, lambda v: 2 * v))
+        cache.seen += 1
+    receptive_field = layer.receptive_field or CONTEXT
+    torch.testing.assert_close(
+        torch.cat(steps, dim=1)[:, :receptive_field],
+        2 * same[:, :receptive_field],
+        rtol=0,
+        atol=1e-10,
+    )
 
 
 @pytest.mark.parametrize("width", [2, 16, 64, 96, 128, 192, 320, 384, 1024])
@@ -668,19 +749,23 @@ def test_the_number_of_heads_can_be_left_to_the_width(width: int) -> None:
 
 @pytest.mark.parametrize("normalise", [True, False])
 def test_normalised_queries_and_keys_have_no_scale(normalise: bool) -> None:
-    layer = attention("multi_head", position("rotary"), normalise_queries_and_keys=normalise)
+    layer = attention("multi_head", position("rotary"), qk_norm=normalise)
     x_BTD = numbers(2, CONTEXT, WIDTH)
     before = layer(x_BTD, None)
-    layer.queries_keys_values.weight.data[: 2 * WIDTH] *= 3  # the rows of queries and keys, not of values
+    layer.queries_keys_values.weight.data[: 2 * WIDTH] *= (
+        3  # the rows of queries and keys, not of values
+    )
     same = torch.allclose(layer(x_BTD, None), before, rtol=0, atol=1e-4)  # but for the epsilon
     assert same == normalise
 
 
 @pytest.mark.parametrize("name", registry.names("layers.attention"))
 def test_attention_adds_the_bias_of_its_position_or_refuses_it(name: str) -> None:
-    plain = attention(name, position("absent"))
-    if plain.sight is None:
-        with pytest.raises(UserError, match=r"^params.yaml: models\.transformer\.position: .* keeps no scores"):
+    plain = attention(name, position("no_position"))
+    if plain.receptive_field is None:
+        with pytest.raises(
+            UserError, match=r"^params.yaml: models\.transformer\.position: .* keeps no scores"
+        ):
             attention(name, position("alibi"))
         return
     sloped = attention(name, position("alibi"))
@@ -693,10 +778,16 @@ def test_attention_adds_the_bias_of_its_position_or_refuses_it(name: str) -> Non
     assert torch.equal(sloped(changed, None)[:, :5], whole[:, :5])
 
 
-@pytest.mark.parametrize(("width", "heads"), [(16, 3), (16, 16), (16, 40), (18, 6), (10, 4), (2, 2), (15, 3), (15, 4)])
+@pytest.mark.parametrize(
+    ("width", "heads"), [(16, 3), (16, 16), (16, 40), (18, 6), (10, 4), (2, 2), (15, 3), (15, 4)]
+)
 def test_heads_that_do_not_fit_are_refused_with_a_number_that_works(width: int, heads: int) -> None:
-    with pytest.raises(UserError, match=r"layers\.attention\.multi_head\.heads: \d+ heads do not divide") as refused:
-        choice("layers.attention", "multi_head", heads=heads).build(width, CONTEXT, position("rotary"))
+    with pytest.raises(
+        UserError, match=r"layers\.attention\.multi_head\.heads: \d+ heads do not divide"
+    ) as refused:
+        choice("layers.attention", "multi_head", heads=heads).build(
+            width, CONTEXT, position("rotary")
+        )
     message = str(refused.value)
     assert "\n" not in message
     if width % 2:

@@ -66,16 +66,29 @@ def test_a_rule_changes_nothing_of_the_model_but_its_gradients(name: str) -> Non
     model = small.rough(small.some_model()).train()
     weights = {key: value.clone() for key, value in model.state_dict().items()}
     tokens, targets = batch()
-    modes, doings = [module.training for module in model.modules()], [vars(module).copy() for module in model.modules()]
+    modes, doings = (
+        [module.training for module in model.modules()],
+        [vars(module).copy() for module in model.modules()],
+    )
     assign(name, model, tokens, targets)
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
     assert [module.training for module in model.modules()] == modes
-    assert [vars(module).keys() for module in model.modules()] == [of_module.keys() for of_module in doings]
+    assert [vars(module).keys() for module in model.modules()] == [
+        of_module.keys() for of_module in doings
+    ]
     assert all(p.requires_grad and p.is_leaf for p in model.parameters())
-    assert all(torch.equal(one, other) for one, other in zip((tokens, targets), batch(), strict=True))
-    hooks: list[Any] = [hook for module in model.modules() for hook in (module._forward_hooks, module._backward_hooks)]
+    assert all(
+        torch.equal(one, other) for one, other in zip((tokens, targets), batch(), strict=True)
+    )
+    hooks: list[Any] = [
+        hook
+        for module in model.modules()
+        for hook in (module._forward_hooks, module._backward_hooks)
+    ]
     assert not any(hooks)
-    torch.testing.assert_close(model(tokens), small.rough(small.some_model()).train()(tokens), rtol=0, atol=0)
+    torch.testing.assert_close(
+        model(tokens), small.rough(small.some_model()).train()(tokens), rtol=0, atol=0
+    )
 
 
 @every_rule
@@ -96,7 +109,9 @@ def test_a_rule_keeps_neither_the_model_nor_its_weights(name: str) -> None:
         rule.assign_gradients(model, *batch())
         weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
         assert not any(isinstance(module, LanguageModel) for module in rule.modules())
-        assert not weights & {value.untyped_storage().data_ptr() for value in rule.state_dict().values()}
+        assert not weights & {
+            value.untyped_storage().data_ptr() for value in rule.state_dict().values()
+        }
 
 
 @every_rule
@@ -118,7 +133,11 @@ def test_a_rule_resumed_with_its_state_goes_on_bit_for_bit(name: str) -> None:
         model.zero_grad()
         torch.manual_seed(3)
         of_rule.assign_gradients(model, *batch())
-        return gradients(model) + gradients(of_rule) + [value.clone() for value in of_rule.state_dict().values()]
+        return (
+            gradients(model)
+            + gradients(of_rule)
+            + [value.clone() for value in of_rule.state_dict().values()]
+        )
 
     for one, other in zip(next_step(rule), next_step(resumed), strict=True):
         assert torch.equal(one, other)
@@ -136,7 +155,9 @@ def test_a_rules_own_parameters_are_each_in_one_group(name: str) -> None:
 
 @every_rule
 def test_a_rule_overfits_one_batch_or_says_why_not(name: str) -> None:
-    """At a rate so high that few steps are enough, falling in the last 20: in all of those it has to know the batch."""
+    """At a rate so high that few steps are enough, falling in the last 20: in all of those it has
+    to know the batch.
+    """
     model = small.model(small.some_model())
     rule = rule_for(name, model)
     groups = joined(parameter_groups(model), rule.own_groups(model))
@@ -151,7 +172,9 @@ def test_a_rule_overfits_one_batch_or_says_why_not(name: str) -> None:
         falling.step()
         optimizer.zero_grad()
     assert learned != bool(rule.short_of_one_batch), rule.short_of_one_batch
-    assert all(value.is_contiguous() for value in rule.state_dict().values())  # as a checkpoint gives them back
+    assert all(
+        value.is_contiguous() for value in rule.state_dict().values()
+    )  # as a checkpoint gives them back
 
 
 @every_rule
@@ -172,7 +195,9 @@ def test_a_rule_teaches_every_model_or_refuses_it_by_name(name: str, other: str)
 
 
 @every_rule
-def test_a_rule_teaches_every_row_of_a_table_that_the_batch_uses_also_the_one_all_tokens_share(name: str) -> None:
+def test_a_rule_teaches_every_row_of_a_table_that_the_batch_uses_also_the_one_all_tokens_share(
+    name: str,
+) -> None:
     model = small.rough(registry.choose(small.tree(), "models", "n_gram_table")).train()
     if refusal(name, model):
         return
@@ -210,10 +235,10 @@ def test_backprop_is_the_slope_of_the_loss() -> None:
     model = small.rough(small.some_model())
     tokens, targets = batch()
     assign("backprop", model, tokens, targets)
-    step, chance = 1e-6, torch.Generator().manual_seed(0)
+    step, rng = 1e-6, torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         assert parameter.grad is not None
-        for index in torch.randint(parameter.numel(), (3,), generator=chance).tolist():
+        for index in torch.randint(parameter.numel(), (3,), generator=rng).tolist():
             with torch.no_grad():
                 flat, losses = parameter.view(-1), []
                 before = flat[index].item()
@@ -229,7 +254,10 @@ def test_backprop_of_micro_batches_adds_up_to_that_of_the_whole() -> None:
     whole, pieces = small.rough(small.some_model()), small.rough(small.some_model())
     tokens, targets = batch(6)
     loss = assign("backprop", whole, tokens, targets)
-    losses = [assign("backprop", pieces, *piece) for piece in zip(tokens.chunk(3), targets.chunk(3), strict=True)]
+    losses = [
+        assign("backprop", pieces, *piece)
+        for piece in zip(tokens.chunk(3), targets.chunk(3), strict=True)
+    ]
     torch.testing.assert_close(torch.stack(losses).mean(), loss)
     for of_pieces, of_whole in zip(gradients(pieces), gradients(whole), strict=True):
         torch.testing.assert_close(of_pieces / 3, of_whole)

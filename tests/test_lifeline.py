@@ -10,7 +10,7 @@ import pytest
 
 CHILD = """
 import pathlib, sys, time
-from lmlab import lifeline
+from lmlab.core import lifeline
 lifeline.stop_with_parent()
 pathlib.Path(sys.argv[1]).write_text(str(__import__("os").getpid()))
 time.sleep(120)
@@ -31,7 +31,8 @@ def test_a_child_stops_when_its_parent_is_killed(tmp_path: Path, started_by: str
     pid_file, script = tmp_path / "pid", tmp_path / "child.py"
     script.write_text(CHILD)
     parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, started_by, str(script), str(pid_file)], stderr=subprocess.DEVNULL
+        [sys.executable, "-c", PARENT, started_by, str(script), str(pid_file)],
+        stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 30
     while not (pid_file.exists() and pid_file.read_text()):

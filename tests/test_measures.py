@@ -50,9 +50,17 @@ SENTENCES = "".join(
     for thing in ("house", "tree", "wall")
 )
 LOWERED = {
-    "late": 5, "early": 2, "positions": 3, "texts": 3, "tokens": 40, "sequences": 4, "windows": 8, "lengths": [2, 4],
-    "targets": [3.0, 2.5], "pairs": 30,
-}  # fmt: skip
+    "late": 5,
+    "early": 2,
+    "positions": 3,
+    "texts": 3,
+    "tokens": 40,
+    "sequences": 4,
+    "windows": 8,
+    "lengths": [2, 4],
+    "targets": [3.0, 2.5],
+    "pairs": 30,
+}
 
 
 @pytest.fixture
@@ -65,24 +73,47 @@ def blimp(tmp_path: Path) -> Path:
         ("two", "agreement", "The cat sleeps.", "The cat sleep."),
         ("three", "order", "We saw the cat.", "We saw cat the."),
     ):
-        line = {"sentence_good": good, "sentence_bad": bad, "field": "syntax", "linguistics_term": term, "UID": name}
+        line = {
+            "sentence_good": good,
+            "sentence_bad": bad,
+            "field": "syntax",
+            "linguistics_term": term,
+            "UID": name,
+        }
         (folder / f"{name}.jsonl").write_text((json.dumps(line) + "\n") * 3)
     return folder
 
 
 def trained(
-    shards_of: ShardsOf, train: Any = SENTENCES, validation: Any = SENTENCES, model: LanguageModel | None = None, **more: Any
+    shards_of: ShardsOf,
+    train: Any = SENTENCES,
+    validation: Any = SENTENCES,
+    model: LanguageModel | None = None,
+    **more: Any,
 ) -> Trained:
-    """A run over some text. `more` are keyword arguments of `shards_of`, fields of Trained, or `context`."""
+    """A run over some text. `more` are keyword arguments of `shards_of`, fields of Trained, or
+    `context`.
+    """
     texts = {key: more.pop(key) for key in ("test", "tokenizer") if key in more}
     shards, tokenizer = shards_of(train, validation, **texts)
     if model is None:
-        model = small.model(small.some_model(), vocabulary=shards.vocabulary, context=more.pop("context", 8))
+        model = small.model(
+            small.some_model(),
+            vocabulary_size=shards.vocabulary_size,
+            context=more.pop("context", 8),
+        )
     stride = more.pop("stride", 4)
     splits = [split for split in ("validation", "test") if shards.count(split, "tokens")]
-    scores = {split: score(model, shards.stream(split), shards.document, model.context, stride) for split in splits}
+    scores = {
+        split: score(model, shards.stream(split), shards.bos, model.context, stride)
+        for split in splits
+    }
     order = Batches(shards, 1, model.context, 0, 1000)
-    saved = {"size": {"forward_operations_per_token": 7, "batch": 2}, "data_seed": 0, "pool_tokens": order.pool_tokens}
+    saved = {
+        "size": {"forward_flops_per_token": 7, "batch": 2},
+        "data_seed": 0,
+        "pool_tokens": order.pool_tokens,
+    }
     log: list[dict[str, Any]] = []
     for step in (2, 4, 6):
         seen = {"step": step, "tokens": step * 2 * model.context}
@@ -90,7 +121,15 @@ def trained(
         log.append({**seen, "validation_nats": 3.0, "validation_bits_per_byte": 4 - step / 3})
     fields = {"saved": saved, "manifest": {"entropy_bits_per_byte": 1.0}, "log": log, **more}
     corpus = shards.folder.parent / "corpus"
-    return Trained(model, shards=shards, tokenizer=tokenizer, corpus=corpus, scores=scores, stride=stride, **fields)
+    return Trained(
+        model,
+        shards=shards,
+        tokenizer=tokenizer,
+        corpus=corpus,
+        scores=scores,
+        stride=stride,
+        **fields,
+    )
 
 
 def measured(name: str, run: Trained, **options: Any) -> Any:
@@ -98,8 +137,10 @@ def measured(name: str, run: Trained, **options: Any) -> Any:
     return registry.choose(tree, "measures", name).build().measure(run)
 
 
-def uniform(vocabulary: int, context: int = 8) -> HandMade:
-    return HandMade(lambda tokens: torch.zeros(*tokens.shape, vocabulary), vocabulary, context)
+def uniform(vocabulary_size: int, context: int = 8) -> HandMade:
+    return HandMade(
+        lambda tokens: torch.zeros(*tokens.shape, vocabulary_size), vocabulary_size, context
+    )
 
 
 # ---------------------------------------------------------------- what every measure keeps
@@ -109,7 +150,9 @@ def uniform(vocabulary: int, context: int = 8) -> HandMade:
 def test_a_measure_says_what_decides_it_and_results_without_that_are_read_alike(
     name: str, shards_of: ShardsOf, blimp: Path
 ) -> None:
-    """The records that evaluate writes, and what is taken to hold of results that were made before it did."""
+    """The records that evaluate writes, and what is taken to hold of results that were made before
+    it did.
+    """
     run = trained(shards_of)
     choice = registry.choose(small.tree(**LOWERED, folder=str(blimp)), "measures", name)
     told = About.model_validate(json.loads(json.dumps(about({name: choice}, run)))[name])
@@ -120,7 +163,9 @@ def test_a_measure_says_what_decides_it_and_results_without_that_are_read_alike(
         key: set(values) for key, values in older.decided_by.items()
     }
     options = choice.options.model_dump()
-    assert told.options == {key: options[key] for key in options if key not in meaning.NOT_DECIDING.get(name, ())}
+    assert told.options == {
+        key: options[key] for key in options if key not in meaning.NOT_DECIDING.get(name, ())
+    }
     known = {"window": 8, "stride": 4, "validated_at": [32.0, 96.0, 3.0]}
     for values in told.decided_by.values():
         assert values == {key: known.get(key) for key in values}
@@ -131,9 +176,21 @@ def test_every_number_that_has_a_direction_or_is_a_fact_is_one_that_the_measure_
     name: str, shards_of: ShardsOf, blimp: Path
 ) -> None:
     """So that no pattern is misspelt."""
-    numbers = [key for key, _ in flat(measured(name, trained(shards_of), folder=str(blimp), targets=[8 / 3, 1.0, 3.5]))]
-    declared = type(registry.choose(small.tree(**LOWERED, folder=str(blimp)), "measures", name).build())
-    for pattern in (*declared.less_is_better, *declared.more_is_better, *declared.facts, *declared.across_tokenizers):
+    numbers = [
+        key
+        for key, _ in flat(
+            measured(name, trained(shards_of), folder=str(blimp), targets=[8 / 3, 1.0, 3.5])
+        )
+    ]
+    declared = type(
+        registry.choose(small.tree(**LOWERED, folder=str(blimp)), "measures", name).build()
+    )
+    for pattern in (
+        *declared.less_is_better,
+        *declared.more_is_better,
+        *declared.facts,
+        *declared.across_tokenizers,
+    ):
         assert any(fnmatchcase(number, pattern) for number in numbers), pattern
     assert not any(
         fnmatchcase(number, better) and fnmatchcase(number, fact)
@@ -151,12 +208,12 @@ def test_a_measure_gives_the_same_finite_numbers_twice_and_leaves_the_model_and_
     run = trained(shards_of, test=SENTENCES[:300], tokenizer=tokenizer)
     before = {key: value.clone() for key, value in run.model.state_dict().items()}
     modes = [module.training for module in run.model.modules()]
-    chance, numpy_chance = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index, union-attr]
+    rng, numpy_chance = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index, union-attr]
     numbers = measured(name, run, folder=str(blimp))
     assert dict(flat(numbers))
     assert all(math.isfinite(value) for _, value in flat(numbers))
     assert json.loads(json.dumps(numbers)) == numbers
-    assert torch.equal(torch.get_rng_state(), chance)
+    assert torch.equal(torch.get_rng_state(), rng)
     assert (np.random.get_state()[1] == numpy_chance).all()  # type: ignore[index]
     assert all(torch.equal(value, before[key]) for key, value in run.model.state_dict().items())
     assert [module.training for module in run.model.modules()] == modes
@@ -176,16 +233,29 @@ def test_a_text_too_small_or_odd_is_measured_or_left_out_with_a_reason(
     taken, left_out = take(chosen(tree, [name]), run)
     assert len(taken) + len(left_out) == 1
     assert all(math.isfinite(value) for numbers in taken.values() for _, value in flat(numbers))
-    assert all(line.startswith(f"{name}: ") and "\n" not in line and len(line) > len(name) + 10 for line in left_out)
+    assert all(
+        line.startswith(f"{name}: ") and "\n" not in line and len(line) > len(name) + 10
+        for line in left_out
+    )
 
 
 @pytest.mark.parametrize("model", registry.names("models"))
 def test_the_default_measures_suit_every_model(model: str, shards_of: ShardsOf) -> None:
     run = trained(shards_of)
-    tree = small.tree(**{key: LOWERED[key] for key in ("texts", "tokens", "sequences", "windows", "pairs")})
-    made = small.model(registry.choose(tree, "models", model), vocabulary=run.shards.vocabulary, context=16)
-    taken, left_out = take(chosen(tree, tree["evaluate"]["measures"]), trained(shards_of, model=made))
-    assert {line.split(":")[0] for line in left_out} == {"context_gain"}  # which looks as far as position 127
+    tree = small.tree(
+        **{key: LOWERED[key] for key in ("texts", "tokens", "sequences", "windows", "pairs")}
+    )
+    made = small.model(
+        registry.choose(tree, "models", model),
+        vocabulary_size=run.shards.vocabulary_size,
+        context=16,
+    )
+    taken, left_out = take(
+        chosen(tree, tree["evaluate"]["measures"]), trained(shards_of, model=made)
+    )
+    assert {line.split(":")[0] for line in left_out} == {
+        "context_gain"
+    }  # which looks as far as position 127
     assert set(taken) == set(tree["evaluate"]["measures"]) - {"context_gain"}
 
 
@@ -204,7 +274,9 @@ def test_no_measure_has_the_name_of_what_evaluate_writes_anyway() -> None:
     assert others.isdisjoint(MEASURES)
 
 
-def test_the_measures_of_params_yaml_are_checked_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_measures_of_params_yaml_are_checked_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.chdir(small.PROJECT)
     tree = small.tree()
 
@@ -246,27 +318,40 @@ def test_a_target_is_reached_where_a_line_over_the_logarithm_of_tokens_crosses_i
 
 def test_the_mean_over_a_curve_that_is_straight_over_the_logarithm_is_its_middle() -> None:
     assert mean_over_logarithm([1.0, 10.0, 100.0], [3.0, 2.0, 1.0]) == pytest.approx(2)
-    assert mean_over_logarithm([1.0, 10.0, 10_000.0], [3.0, 3.0, 1.0]) == pytest.approx((3 + 3 * 2) / 4)
+    assert mean_over_logarithm([1.0, 10.0, 10_000.0], [3.0, 3.0, 1.0]) == pytest.approx(
+        (3 + 3 * 2) / 4
+    )
 
 
-def test_tokens_and_operations_to_a_target_are_those_of_the_log(shards_of: ShardsOf) -> None:
+def test_tokens_and_flops_to_a_target_are_those_of_the_log(shards_of: ShardsOf) -> None:
     run = trained(shards_of)  # bits: 10/3, 8/3, 2 after 32, 64, 96 tokens
     found = measured("learning_curve", run, targets=[8 / 3, 1.0, 3.5])
-    assert found["tokens_to"] == {str(8 / 3): pytest.approx(64)}  # 1 is never reached, 3.5 nobody knows when
-    assert found["operations_to"] == {str(8 / 3): pytest.approx(3 * 7 * 64)}
-    assert (found["tokens"], found["operations"]) == (96, 3 * 7 * 96)
+    assert found["tokens_to"] == {
+        str(8 / 3): pytest.approx(64)
+    }  # 1 is never reached, 3.5 nobody knows when
+    assert found["flops_to"] == {str(8 / 3): pytest.approx(3 * 7 * 64)}
+    assert (found["tokens"], found["flops"]) == (96, 3 * 7 * 96)
     assert (found["tokens_to_more_than"], found["tokens_to_at_most"]) == ({"1.0": 96}, {"3.5": 32})
-    assert found["operations_to_more_than"] == {"1.0": 3 * 7 * 96}
+    assert found["flops_to_more_than"] == {"1.0": 3 * 7 * 96}
 
 
 # ---------------------------------------------------------------- prequential
 
 
-@given(losses=st.lists(st.floats(0.5, 9), min_size=1, max_size=40), every=st.integers(1, 7), steps=st.integers(0, 50))
-def test_the_sum_of_the_losses_is_rebuilt_from_a_log_of_means(losses: list[float], every: int, steps: int) -> None:
+@given(
+    losses=st.lists(st.floats(0.5, 9), min_size=1, max_size=40),
+    every=st.integers(1, 7),
+    steps=st.integers(0, 50),
+)
+def test_the_sum_of_the_losses_is_rebuilt_from_a_log_of_means(
+    losses: list[float], every: int, steps: int
+) -> None:
     ends = sorted({*range(every, len(losses), every), len(losses)})
     starts = [0, *ends[:-1]]
-    rows = [(end, sum(losses[start:end]) / (end - start)) for start, end in zip(starts, ends, strict=True)]
+    rows = [
+        (end, sum(losses[start:end]) / (end - start))
+        for start, end in zip(starts, ends, strict=True)
+    ]
     whole = steps in (0, *ends) or steps > len(losses)
     seen, total = first_pass(rows, steps)
     assert seen == min(steps, len(losses))
@@ -275,25 +360,35 @@ def test_the_sum_of_the_losses_is_rebuilt_from_a_log_of_means(losses: list[float
     assert total <= sum(losses) + 1e-9
 
 
-def test_a_run_of_less_than_a_pass_pays_for_the_rest_with_its_final_model(shards_of: ShardsOf) -> None:
+def test_a_run_of_less_than_a_pass_pays_for_the_rest_with_its_final_model(
+    shards_of: ShardsOf,
+) -> None:
     run = trained(shards_of)
     order = Batches(run.shards, 1, 8, 0, run.saved["pool_tokens"])
     found = measured("prequential", run, windows=10_000)
-    learning = (4 + 3 + 2) * 2 * 2 * 8 / math.log(2)  # three rows of two steps, two windows of eight tokens each
+    learning = (
+        (4 + 3 + 2) * 2 * 2 * 8 / math.log(2)
+    )  # three rows of two steps, two windows of eight tokens each
     assert found["learning"]["bits"] == pytest.approx(learning)
     windows = [order.at(number) for number in range(12, order.first_pass)]
     with torch.no_grad():
-        rest = sum(float(next_token_loss(run.model(tokens), targets)) * 8 for tokens, targets in windows) / math.log(2)
+        rest = sum(
+            float(next_token_loss(run.model(tokens), targets)) * 8 for tokens, targets in windows
+        ) / math.log(2)
     assert found["rest"]["bits"] == pytest.approx(rest)
     assert found["bits"] == pytest.approx(learning + rest)
-    assert found["bytes"] == pytest.approx(order.first_pass * 8 * len(SENTENCES) / (len(SENTENCES) + 1))
+    assert found["bytes"] == pytest.approx(
+        order.first_pass * 8 * len(SENTENCES) / (len(SENTENCES) + 1)
+    )
     assert found["bits_per_byte"] == pytest.approx(found["bits"] / found["bytes"])
 
 
 def test_only_the_first_pass_counts(shards_of: ShardsOf) -> None:
     run = trained(shards_of)
     windows = Batches(run.shards, 1, 8, 0, run.saved["pool_tokens"]).first_pass
-    log = [{"step": step, "train_nats": math.log(2)} for step in range(1, 2 * windows)]  # a bit for each token
+    log = [
+        {"step": step, "train_nats": math.log(2)} for step in range(1, 2 * windows)
+    ]  # a bit for each token
     found = measured("prequential", trained(shards_of, log=log))
     assert "rest" not in found
     assert found["bits"] == pytest.approx(windows * 8)
@@ -305,7 +400,9 @@ def test_windows_before_any_text_comes_again_are_all_different(shards_of: Shards
     order = Batches(shards, 1, 8, 3, 1000)
     first = {tuple(order.at(number)[0][0].tolist()) for number in range(order.first_pass)}
     assert sum(len(window) for window in [first]) <= order.first_pass
-    starts = [number for number in range(len(text) - 8) if tuple(text[number : number + 8]) in first]
+    starts = [
+        number for number in range(len(text) - 8) if tuple(text[number : number + 8]) in first
+    ]
     assert order.first_pass in ((len(text) - 1) // 8, (len(text) - 1) // 8 - 1)
     assert len(starts) >= order.first_pass
 
@@ -316,23 +413,29 @@ def test_windows_before_any_text_comes_again_are_all_different(shards_of: Shards
 def test_without_anything_learned_by_heart_the_same_text_has_no_gap(shards_of: ShardsOf) -> None:
     run = trained(shards_of, SENTENCES, SENTENCES, stride=8)
     found = measured("generalisation_gap", run, tokens=10**6)
-    assert found["gap"]["nats_per_token"] == pytest.approx(0, abs=0.01)  # but for the first window and stretches' ends
+    assert found["gap"]["nats_per_token"] == pytest.approx(
+        0, abs=0.01
+    )  # but for the first window and stretches' ends
     assert found["train"]["tokens"] <= len(SENTENCES)
-    uniformly = measured("generalisation_gap", trained(shards_of, model=uniform(run.shards.vocabulary)))
+    uniformly = measured(
+        "generalisation_gap", trained(shards_of, model=uniform(run.shards.vocabulary_size))
+    )
     assert uniformly["gap"]["nats_per_token"] == pytest.approx(0)
-    assert uniformly["train"]["nats_per_token"] == pytest.approx(math.log(run.shards.vocabulary))
+    assert uniformly["train"]["nats_per_token"] == pytest.approx(
+        math.log(run.shards.vocabulary_size)
+    )
 
 
 def test_the_gap_is_what_knowing_the_train_split_is_worth(shards_of: ShardsOf) -> None:
     shards, _ = shards_of("a" * 400, "b" * 50)
 
     def only_a(tokens: Tensor) -> Tensor:
-        return torch.tensor([3.0, *[0.0] * (shards.vocabulary - 1)]).expand(*tokens.shape, -1)
+        return torch.tensor([3.0, *[0.0] * (shards.vocabulary_size - 1)]).expand(*tokens.shape, -1)
 
-    run = trained(shards_of, "a" * 400, "b" * 50, HandMade(only_a, shards.vocabulary, 8))
+    run = trained(shards_of, "a" * 400, "b" * 50, HandMade(only_a, shards.vocabulary_size, 8))
     found = measured("generalisation_gap", run)
     validation = run.scores["validation"].nats_per_token
-    train = -math.log(math.exp(3) / (math.exp(3) + shards.vocabulary - 1))
+    train = -math.log(math.exp(3) / (math.exp(3) + shards.vocabulary_size - 1))
     assert found["train"]["nats_per_token"] == pytest.approx(train)
     assert found["gap"]["nats_per_token"] == pytest.approx(validation - train)
     assert found["train"]["bits_per_byte"] == pytest.approx(train / math.log(2))
@@ -341,29 +444,39 @@ def test_the_gap_is_what_knowing_the_train_split_is_worth(shards_of: ShardsOf) -
 # ---------------------------------------------------------------- context_gain and induction
 
 
-def test_context_gain_is_the_loss_at_early_positions_minus_that_at_late_ones(shards_of: ShardsOf) -> None:
+def test_context_gain_is_the_loss_at_early_positions_minus_that_at_late_ones(
+    shards_of: ShardsOf,
+) -> None:
     shards, _ = shards_of(SENTENCES)
 
-    def surer_and_surer(tokens: Tensor) -> Tensor:  # of whatever is right, by the position in the window
-        logits = torch.zeros(*tokens.shape, shards.vocabulary)
+    def surer_and_surer(
+        tokens: Tensor,
+    ) -> Tensor:  # of whatever is right, by the position in the window
+        logits = torch.zeros(*tokens.shape, shards.vocabulary_size)
         positions = torch.arange(1, tokens.shape[1] + 1, dtype=torch.float)
-        return logits - positions[None, :, None] * (torch.arange(shards.vocabulary) == shards.document)
+        return logits - positions[None, :, None] * (
+            torch.arange(shards.vocabulary_size) == shards.bos
+        )
 
-    run = trained(shards_of, model=HandMade(surer_and_surer, shards.vocabulary, 8))
+    run = trained(shards_of, model=HandMade(surer_and_surer, shards.vocabulary_size, 8))
     known = run.scores["validation"]
     found = measured("context_gain", run, early=2, late=6, positions=2)
-    early, late = ((known.nats_at / known.tokens_at)[band].mean() for band in (slice(1, 3), slice(5, 7)))
+    early, late = (
+        (known.nats_at / known.tokens_at)[band].mean() for band in (slice(1, 3), slice(5, 7))
+    )
     assert found["nats"] == pytest.approx(early - late)
     assert found["nats"] > 0
     with pytest.raises(DoesNotApply, match="as far as position 9, and the window ends at 8"):
         measured("context_gain", run, late=7, positions=3)
 
 
-def copier(vocabulary: int, context: int) -> HandMade:
-    """Sure of what came after the last token's earlier occurrence; without one, nothing is likelier than another."""
+def copier(vocabulary_size: int, context: int) -> HandMade:
+    """Sure of what came after the last token's earlier occurrence; without one, nothing is likelier
+    than another.
+    """
 
     def copy(tokens_BT: Tensor) -> Tensor:
-        logits = torch.zeros(*tokens_BT.shape, vocabulary)
+        logits = torch.zeros(*tokens_BT.shape, vocabulary_size)
         for row, tokens in enumerate(tokens_BT.tolist()):
             for at, token in enumerate(tokens):
                 if token in tokens[:at]:
@@ -371,16 +484,18 @@ def copier(vocabulary: int, context: int) -> HandMade:
                     logits[row, at, tokens[earlier + 1]] = 1000
         return logits
 
-    return HandMade(copy, vocabulary, context)
+    return HandMade(copy, vocabulary_size, context)
 
 
 @pytest.mark.parametrize("context", [4, 7, 16, 200])
-def test_a_perfect_copier_scores_one_and_a_uniform_model_zero(shards_of: ShardsOf, context: int) -> None:
-    vocabulary = shards_of(SENTENCES)[0].vocabulary
-    copied = measured("induction", trained(shards_of, model=copier(vocabulary, context)))
+def test_a_perfect_copier_scores_one_and_a_uniform_model_zero(
+    shards_of: ShardsOf, context: int
+) -> None:
+    vocabulary_size = shards_of(SENTENCES)[0].vocabulary_size
+    copied = measured("induction", trained(shards_of, model=copier(vocabulary_size, context)))
     assert copied["score"] == pytest.approx(1)
-    assert copied["first_nats"] == pytest.approx(math.log(vocabulary))
-    blind = measured("induction", trained(shards_of, model=uniform(vocabulary, context)))
+    assert copied["first_nats"] == pytest.approx(math.log(vocabulary_size))
+    blind = measured("induction", trained(shards_of, model=uniform(vocabulary_size, context)))
     assert blind["score"] == pytest.approx(0)
     assert blind["period"] == min((context + 1) // 2, len(set(SENTENCES)))
 
@@ -388,10 +503,12 @@ def test_a_perfect_copier_scores_one_and_a_uniform_model_zero(shards_of: ShardsO
 # ---------------------------------------------------------------- novelty
 
 
-@given(chance=st.randoms(use_true_random=False), letters=st.sampled_from([1, 2, 5, 26]))
-def test_copies_are_those_that_searching_finds(chance: Random, letters: int) -> None:
+@given(rng=st.randoms(use_true_random=False), letters=st.sampled_from([1, 2, 5, 26]))
+def test_copies_are_those_that_searching_finds(rng: Random, letters: int) -> None:
     def some(most: int) -> str:
-        return "".join(chance.choice(string.ascii_lowercase[:letters]) for _ in range(chance.randrange(most)))
+        return "".join(
+            rng.choice(string.ascii_lowercase[:letters]) for _ in range(rng.randrange(most))
+        )
 
     others = [some(200) for _ in range(3)]
     texts = [some(30), some(30), f"Ω{others[0][3:130]}€", ""]
@@ -400,11 +517,16 @@ def test_copies_are_those_that_searching_finds(chance: Random, letters: int) -> 
         length: [text[at : at + length] for text in texts for at in range(len(text) - length + 1)]
         for length in range(1, 131)
     }
-    found = {length: [any(piece in other for other in others) for piece in pieces] for length, pieces in there.items()}
+    found = {
+        length: [any(piece in other for other in others) for piece in pieces]
+        for length, pieces in there.items()
+    }
     for length in (1, 2, 3, 8, 13, 14, 29, 30, 31, 60, 61, 62, 63, 64, 100, 124, 127, 128):
         if found[length]:
             assert copies.share(length) == pytest.approx(np.mean(found[length]))
-    assert copies.longest() == max((length for length, hits in found.items() if any(hits)), default=0)
+    assert copies.longest() == max(
+        (length for length, hits in found.items() if any(hits)), default=0
+    )
 
 
 def test_a_model_that_recites_is_told_from_one_that_does_not(shards_of: ShardsOf) -> None:
@@ -412,10 +534,10 @@ def test_a_model_that_recites_is_told_from_one_that_does_not(shards_of: ShardsOf
     shards, _ = shards_of(text)
 
     def recites(tokens: Tensor) -> Tensor:
-        following = torch.where(tokens == shards.document, 0, (tokens + 1) % 26)
-        return 100.0 * nn.functional.one_hot(following, shards.vocabulary)
+        following = torch.where(tokens == shards.bos, 0, (tokens + 1) % 26)
+        return 100.0 * nn.functional.one_hot(following, shards.vocabulary_size)
 
-    run = trained(shards_of, text, "mnopqrst" * 40, HandMade(recites, shards.vocabulary, 8))
+    run = trained(shards_of, text, "mnopqrst" * 40, HandMade(recites, shards.vocabulary_size, 8))
     found = measured("novelty", run, lengths=[5, 20], texts=2, tokens=50)
     assert found["generated"] == {"copied": {"5": 1.0, "20": 1.0}, "longest_copy": 50}
     assert found["validation"]["longest_copy"] == 8
@@ -425,7 +547,9 @@ def test_a_model_that_recites_is_told_from_one_that_does_not(shards_of: ShardsOf
 
 
 def test_as_many_characters_of_validation_are_searched_for(shards_of: ShardsOf) -> None:
-    found = measured("novelty", trained(shards_of, validation="To be or not."), lengths=[2], tokens=30)
+    found = measured(
+        "novelty", trained(shards_of, validation="To be or not."), lengths=[2], tokens=30
+    )
     assert 10 <= found["characters"] <= 13
 
 
@@ -433,35 +557,57 @@ def test_as_many_characters_of_validation_are_searched_for(shards_of: ShardsOf) 
 
 
 def test_a_tie_scores_one_half() -> None:
-    assert accuracy([1.0, 2.0, 3.0, 4.0], [2.0, 2.0, 3.0 + 1e-9, 1.0]) == pytest.approx((1 + 0.5 + 0.5 + 0) / 4)
+    assert accuracy([1.0, 2.0, 3.0, 4.0], [2.0, 2.0, 3.0 + 1e-9, 1.0]) == pytest.approx(
+        (1 + 0.5 + 0.5 + 0) / 4
+    )
 
 
 @pytest.mark.parametrize("context", [4, 9, 200])
-def test_a_text_costs_what_its_tokens_do_however_long_it_is(shards_of: ShardsOf, context: int) -> None:
+def test_a_text_costs_what_its_tokens_do_however_long_it_is(
+    shards_of: ShardsOf, context: int
+) -> None:
     shards, tokenizer = shards_of(SENTENCES)
-    model = small.rough(small.some_model(), vocabulary=shards.vocabulary, context=context)
+    model = small.rough(small.some_model(), vocabulary_size=shards.vocabulary_size, context=context)
     texts = ["The dog.", "", "The cat that we follow.", "x", "is it"]
     nats, lengths = text_nats(model, tokenizer, texts)
     assert lengths.tolist()[:3] == [8, 0, 23]
     for text, found in zip(texts, nats, strict=True):
-        ids = np.array([shards.document, *tokenizer.encode(text).tolist()], dtype=np.uint8)
-        alone = score(model, ids, shards.document, context, max(1, context // 2)).nats if text else 0.0
+        ids = np.array([shards.bos, *tokenizer.encode(text).tolist()], dtype=np.uint8)
+        alone = score(model, ids, shards.bos, context, max(1, context // 2)).nats if text else 0.0
         assert found == pytest.approx(alone, rel=1e-5)
 
 
-def test_texts_that_fit_are_read_together(shards_of: ShardsOf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_that_fit_are_read_together(
+    shards_of: ShardsOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shards, tokenizer = shards_of(SENTENCES)
-    model = small.rough(small.some_model(), vocabulary=shards.vocabulary, context=16)
+    model = small.rough(small.some_model(), vocabulary_size=shards.vocabulary_size, context=16)
     passes: list[tuple[int, int]] = []
     model.register_forward_pre_hook(lambda _, given: passes.append(tuple(given[0].shape)))
     monkeypatch.setattr(pairs_module, "TOKENS_AT_ONCE", 15)
     text_nats(model, tokenizer, ["The dog", "behind", "th", "The cat", "a"])
-    assert passes == [(2, 2), (2, 7), (1, 7)]  # by their lengths: 1 and 2, for three of 6 would be 18; 6 and 7; and 7
+    assert passes == [
+        (2, 2),
+        (2, 7),
+        (1, 7),
+    ]  # by their lengths: 1 and 2, for three of 6 would be 18; 6 and 7; and 7
 
 
-def all_pairs(shards_of: ShardsOf, train: Any, validation: Any, corpus: str = "grammar", seed: int = 0) -> dict[str, Any]:
+def all_pairs(
+    shards_of: ShardsOf, train: Any, validation: Any, corpus: str = "grammar", seed: int = 0
+) -> dict[str, Any]:
     shards, tokenizer = shards_of(train, validation)
-    run = Trained(uniform(1), {}, shards, tokenizer, shards.folder.parent / "corpus", {"corpus": corpus}, [], {}, 4)
+    run = Trained(
+        uniform(1),
+        {},
+        shards,
+        tokenizer,
+        shards.folder.parent / "corpus",
+        {"corpus": corpus},
+        [],
+        {},
+        4,
+    )
     return minimal_pairs.MinimalPairs(minimal_pairs.Options(pairs=200, seed=seed)).pairs(run)
 
 
@@ -480,12 +626,22 @@ def test_both_sides_of_a_pair_differ_and_have_the_same_length(shards_of: ShardsO
 def test_the_kinds_of_pairs_are_what_they_say(shards_of: ShardsOf) -> None:
     one = "I fear the man, and he is not at home."
     found = [all_pairs(shards_of, one, one, "", seed) for seed in range(20)]
-    bad = {kind: {pair.bad[0] for pairs in found for pair in pairs[kind]} for kind in minimal_pairs.KINDS}
-    assert bad["repeated_word"] == {"I fear the the, and he is not at home.", "I fear the man, and he he not at home."}
+    bad = {
+        kind: {pair.bad[0] for pairs in found for pair in pairs[kind]}
+        for kind in minimal_pairs.KINDS
+    }
+    assert bad["repeated_word"] == {
+        "I fear the the, and he is not at home.",
+        "I fear the man, and he he not at home.",
+    }
     assert bad["misplaced_punctuation"] == {"I fear the man ,and he is not at home."}
     assert bad["agreement"] == {"I fear the man, and he am not at home."}
-    assert bad["misspelt_word"] == {one.replace("fear", "fera"), one.replace("fear", "faer"), one.replace("home", "hoem"),
-                                    one.replace("home", "hmoe")}  # fmt: skip
+    assert bad["misspelt_word"] == {
+        one.replace("fear", "fera"),
+        one.replace("fear", "faer"),
+        one.replace("home", "hoem"),
+        one.replace("home", "hmoe"),
+    }
     assert one.replace("he is", "is he") in bad["swapped_words"]
     assert {len(sentence) for sentence in bad["swapped_words"]} == {len(one)}
 
@@ -493,17 +649,40 @@ def test_the_kinds_of_pairs_are_what_they_say(shards_of: ShardsOf) -> None:
 def test_no_wrong_sentence_nor_what_is_wrong_in_it_stands_in_the_training_text(
     shards_of: ShardsOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Texts of so few words that what is wrong comes up by itself, at all edges, across what is read in one piece."""
+    """Texts of so few words that what is wrong comes up by itself, at all edges, across what is
+    read in one piece.
+    """
     monkeypatch.setattr(documents, "PART_CHARACTERS", 300)
     monkeypatch.setattr(minimal_pairs, "CHARACTERS", 1500)
-    chance = Random(5)
-    words = ["he", "is", "am", "it", "was", "are", "form", "from", "the", "dog", "dogs", "sleep", "sleeps", "that", "see"]
+    rng = Random(5)
+    words = [
+        "he",
+        "is",
+        "am",
+        "it",
+        "was",
+        "are",
+        "form",
+        "from",
+        "the",
+        "dog",
+        "dogs",
+        "sleep",
+        "sleeps",
+        "that",
+        "see",
+    ]
 
     def text(lines: int) -> str:
         drawn = []
         for _ in range(lines):
-            said = [chance.choice(words) + chance.choice(["", "", "", ",", "'", " ,", "\n", ".", ". "]) for _ in range(7)]
-            drawn.append(chance.choice(["", "'", "x"]) + " ".join(said).capitalize() + chance.choice(".!? ") + "\n")
+            said = [
+                rng.choice(words) + rng.choice(["", "", "", ",", "'", " ,", "\n", ".", ". "])
+                for _ in range(7)
+            ]
+            drawn.append(
+                rng.choice(["", "'", "x"]) + " ".join(said).capitalize() + rng.choice(".!? ") + "\n"
+            )
         return "".join(drawn)
 
     kept: Counter[str] = Counter()
@@ -517,23 +696,40 @@ def test_no_wrong_sentence_nor_what_is_wrong_in_it_stands_in_the_training_text(
                     assert not {line.strip("\n") for line in pair.bad} & {*train.split("\n")}
                     continue
                 assert pair.bad[0] not in train
-                wrong = difference(pair, {"repeated_word": 2, "agreement": 2, "misplaced_punctuation": 1}.get(kind, 0))
+                wrong = difference(
+                    pair,
+                    {"repeated_word": 2, "agreement": 2, "misplaced_punctuation": 1}.get(kind, 0),
+                )
                 ended = "(?=[a-z])" if kind == "misplaced_punctuation" else r"(?!\w)"
-                assert not re.search(rf"(?<!\w){re.escape(wrong)}{ended}", train, re.IGNORECASE), (kind, wrong)
+                assert not re.search(rf"(?<!\w){re.escape(wrong)}{ended}", train, re.IGNORECASE), (
+                    kind,
+                    wrong,
+                )
     assert all(kept[kind] > 5 for kind in kept if kind != "agreement"), kept
 
 
 def difference(pair: minimal_pairs.Pair, before: int) -> str:
-    """The words of the wrong side from the first to the last that is not in its place, and some pieces before."""
+    """The words of the wrong side from the first to the last that is not in its place, and some
+    pieces before.
+    """
     good, bad = (re.findall(r"[\w']+|[^\w']+", side[0]) for side in pair)
     first = next(at for at, (one, other) in enumerate(zip(good, bad, strict=False)) if one != other)
-    last = next(at for at, (one, other) in enumerate(zip(good[::-1], bad[::-1], strict=False)) if one != other)
+    last = next(
+        at
+        for at, (one, other) in enumerate(zip(good[::-1], bad[::-1], strict=False))
+        if one != other
+    )
     return "".join(bad[first - before : len(bad) - last]).strip("' ")
 
 
 def test_the_grammars_pairs_are_right_and_wrong_by_the_grammar_itself(shards_of: ShardsOf) -> None:
-    """A parser of the grammar's subjects and verbs, of its own: every good side it accepts, every bad one it refuses."""
-    words = {symbol: {piece[0].strip() for _, piece in rules} for symbol, rules in grammar.rules(0.3).items()}
+    """A parser of the grammar's subjects and verbs, of its own: every good side it accepts, every
+    bad one it refuses.
+    """
+    words = {
+        symbol: {piece[0].strip() for _, piece in rules}
+        for symbol, rules in grammar.rules(0.3).items()
+    }
 
     def agrees(sentence: str) -> bool:
         taken = sentence.removesuffix(".\n").split()
@@ -555,11 +751,16 @@ def test_the_grammars_pairs_are_right_and_wrong_by_the_grammar_itself(shards_of:
 
 
 @pytest.mark.parametrize("tokenizer", ["character", "byte"])
-def test_a_model_to_which_all_texts_are_alike_gets_one_half_of_every_kind(shards_of: ShardsOf, tokenizer: str) -> None:
+def test_a_model_to_which_all_texts_are_alike_gets_one_half_of_every_kind(
+    shards_of: ShardsOf, tokenizer: str
+) -> None:
     shards, _ = shards_of(SENTENCES, tokenizer=tokenizer)
     run = trained(
-        shards_of, model=uniform(shards.vocabulary, 200), tokenizer=tokenizer, manifest={"corpus": "grammar"}
-    )  # fmt: skip
+        shards_of,
+        model=uniform(shards.vocabulary_size, 200),
+        tokenizer=tokenizer,
+        manifest={"corpus": "grammar"},
+    )
     found = measured("minimal_pairs", run)
     assert set(found["accuracy"]) == {*minimal_pairs.KINDS, *minimal_pairs.GRAMMAR}
     assert set(found["accuracy"].values()) == {0.5}
@@ -569,40 +770,55 @@ def test_a_model_to_which_all_texts_are_alike_gets_one_half_of_every_kind(shards
 def test_a_model_of_pairs_of_letters_knows_a_misplaced_comma(shards_of: ShardsOf) -> None:
     shards, tokenizer = shards_of(SENTENCES)
     ids = tokenizer.encode(SENTENCES)
-    counts = torch.ones(shards.vocabulary, shards.vocabulary)
+    counts = torch.ones(shards.vocabulary_size, shards.vocabulary_size)
     for before, after in zip(ids[:-1].tolist(), ids[1:].tolist(), strict=True):
         counts[before, after] += 1
-    bigram = HandMade(lambda tokens: counts.log()[tokens], shards.vocabulary, 100)
+    bigram = HandMade(lambda tokens: counts.log()[tokens], shards.vocabulary_size, 100)
     found = measured("minimal_pairs", trained(shards_of, model=bigram))["accuracy"]
     assert found["misplaced_punctuation"] == 1
     assert found["misspelt_word"] > 0.8
 
 
 def test_longer_spellings_are_told_apart_from_grammar(shards_of: ShardsOf) -> None:
-    """Over words, what is misspelt takes more tokens: a uniform model then gets pairs right that it knows nothing of."""
-    vocabulary = shards_of(SENTENCES, tokenizer="word")[0].vocabulary
-    found = measured("minimal_pairs", trained(shards_of, model=uniform(vocabulary, 200), tokenizer="word"))
+    """Over words, what is misspelt takes more tokens: a uniform model then gets pairs right that it
+    knows nothing of.
+    """
+    vocabulary_size = shards_of(SENTENCES, tokenizer="word")[0].vocabulary_size
+    found = measured(
+        "minimal_pairs", trained(shards_of, model=uniform(vocabulary_size, 200), tokenizer="word")
+    )
     assert found["by_length_alone"] == pytest.approx(found["mean"])
     assert found["accuracy"]["misspelt_word"] == 1
 
 
 def test_blimp_is_scored_by_phenomenon(shards_of: ShardsOf, blimp: Path) -> None:
     shards, tokenizer = shards_of(SENTENCES + "We saw.", tokenizer="byte")
-    run = trained(shards_of, model=uniform(shards.vocabulary, 100), tokenizer="byte")
+    run = trained(shards_of, model=uniform(shards.vocabulary_size, 100), tokenizer="byte")
     found = measured("blimp", run, folder=str(blimp), pairs=0)
     # to a uniform model the shorter sentence is the likelier: "sleep." and never "sleeps."
-    assert found == {"mean": 0.5, "by_length_alone": 0.5, "pairs": 9, "accuracy": {"agreement": 0.5, "order": 0.5}}
+    assert found == {
+        "mean": 0.5,
+        "by_length_alone": 0.5,
+        "pairs": 9,
+        "accuracy": {"agreement": 0.5, "order": 0.5},
+    }
     the = tokenizer.encode("t").tolist()[0]
 
-    def expects_no_t(tokens: Tensor) -> Tensor:  # so that "cat the" and "the cat" still cost the same
-        return -5.0 * (torch.arange(shards.vocabulary) == the).expand(*tokens.shape, -1)
+    def expects_no_t(
+        tokens: Tensor,
+    ) -> Tensor:  # so that "cat the" and "the cat" still cost the same
+        return -5.0 * (torch.arange(shards.vocabulary_size) == the).expand(*tokens.shape, -1)
 
-    run = trained(shards_of, model=HandMade(expects_no_t, shards.vocabulary, 100), tokenizer="byte")
+    run = trained(
+        shards_of, model=HandMade(expects_no_t, shards.vocabulary_size, 100), tokenizer="byte"
+    )
     assert measured("blimp", run, folder=str(blimp), pairs=2)["accuracy"]["order"] == 0.5
     assert measured("blimp", run, folder=str(blimp), pairs=2)["pairs"] == 6
 
 
-def test_files_that_are_not_blimps_are_refused_by_name(shards_of: ShardsOf, blimp: Path, tmp_path: Path) -> None:
+def test_files_that_are_not_blimps_are_refused_by_name(
+    shards_of: ShardsOf, blimp: Path, tmp_path: Path
+) -> None:
     (blimp / "two.jsonl").write_text('{"sentence_good": "x"}\n')
     with pytest.raises(UserError, match=r"two\.jsonl, line 1: no object with sentence_good"):
         measured("blimp", trained(shards_of), folder=str(blimp))
@@ -615,21 +831,25 @@ def test_files_that_are_not_blimps_are_refused_by_name(shards_of: ShardsOf, blim
 
 def test_half_of_each_probability_is_the_models_and_half_the_n_grams(shards_of: ShardsOf) -> None:
     text = "abcabcabd abcab"
-    vocabulary = shards_of(SENTENCES, text)[0].vocabulary
-    run = trained(shards_of, validation=text, model=uniform(vocabulary))
+    vocabulary_size = shards_of(SENTENCES, text)[0].vocabulary_size
+    run = trained(shards_of, validation=text, model=uniform(vocabulary_size))
     stream = run.shards.stream("validation")
-    counted = np.exp(-KneserNey(run.train, vocabulary, 3).nats(stream))[1:][stream[1:] != run.shards.document]
-    bits = -np.log2(0.5 / vocabulary + 0.5 * counted).sum() / len(text)
+    counted = np.exp(-KneserNey(run.train, vocabulary_size, 3).nats(stream))[1:][
+        stream[1:] != run.shards.bos
+    ]
+    bits = -np.log2(0.5 / vocabulary_size + 0.5 * counted).sum() / len(text)
     found = measured("n_gram_mixture", run, order=3)["validation"]
     assert found["bits_per_byte"] == pytest.approx(bits)
-    assert found["saved"] == pytest.approx(min(math.log2(vocabulary), -np.log2(counted).sum() / len(text)) - bits)
+    assert found["saved"] == pytest.approx(
+        min(math.log2(vocabulary_size), -np.log2(counted).sum() / len(text)) - bits
+    )
 
 
 def test_a_mixture_with_oneself_saves_nothing(shards_of: ShardsOf) -> None:
     shards, _ = shards_of(SENTENCES)
-    ids = np.arange(shards.vocabulary)
-    logits_V = torch.tensor(-KneserNey(shards.stream("train"), shards.vocabulary, 1).nats(ids))
-    unigram = HandMade(lambda tokens: logits_V.expand(*tokens.shape, -1), shards.vocabulary, 8)
+    ids = np.arange(shards.vocabulary_size)
+    logits_V = torch.tensor(-KneserNey(shards.stream("train"), shards.vocabulary_size, 1).nats(ids))
+    unigram = HandMade(lambda tokens: logits_V.expand(*tokens.shape, -1), shards.vocabulary_size, 8)
     found = measured("n_gram_mixture", trained(shards_of, model=unigram), order=1)["validation"]
     assert found["saved"] == pytest.approx(0, abs=1e-6)
 
@@ -640,16 +860,26 @@ def test_a_mixture_with_oneself_saves_nothing(shards_of: ShardsOf) -> None:
 def test_each_character_is_charged_to_its_class(shards_of: ShardsOf) -> None:
     text = "Ab c-d 12\n\té, it"
     shards, tokenizer = shards_of(text, text)
-    run = trained(shards_of, text, text, uniform(shards.vocabulary, 16))
-    rows = character_classes.table(run.scores["validation"], shards.stream("validation"), tokenizer.token_bytes)
+    run = trained(shards_of, text, text, uniform(shards.vocabulary_size, 16))
+    rows = character_classes.table(
+        run.scores["validation"], shards.stream("validation"), tokenizer.token_bytes
+    )
     found = rows.set_index("class")
     assert found["bytes"].to_dict() == {
-        "letter_at_word_start": 3, "letter_in_word": 2, "capital": 1, "digit": 2, "space": 4, "newline": 1, "punctuation": 2,
+        "letter_at_word_start": 3,
+        "letter_in_word": 2,
+        "capital": 1,
+        "digit": 2,
+        "space": 4,
+        "newline": 1,
+        "punctuation": 2,
         "other": 2,
-    }  # fmt: skip
-    a_token = math.log(shards.vocabulary)
+    }
+    a_token = math.log(shards.vocabulary_size)
     assert found["nats_per_byte"].drop("other").tolist() == pytest.approx([a_token] * 7)
-    assert found.loc["other", "nats_per_byte"] == pytest.approx(a_token / 2)  # one token of two bytes
+    assert found.loc["other", "nats_per_byte"] == pytest.approx(
+        a_token / 2
+    )  # one token of two bytes
     assert found["share_of_bytes"].sum() == pytest.approx(1)
     assert found["share_of_nats"].sum() == pytest.approx(1)
 
@@ -661,18 +891,25 @@ def test_a_token_of_several_characters_is_charged_to_its_first(shards_of: Shards
     rows = character_classes.table(run.scores["validation"], stream, token_bytes).set_index("class")
     pieces = [token_bytes[token] for token in stream.tolist() if token_bytes[token]]
     assert any(len(piece) > 2 for piece in pieces)
-    assert rows.loc["space", "bytes"] == sum(len(piece) for piece in pieces if piece.startswith(b" "))
+    assert rows.loc["space", "bytes"] == sum(
+        len(piece) for piece in pieces if piece.startswith(b" ")
+    )
     assert rows["nats"].sum() == pytest.approx(run.scores["validation"].nats)
     assert rows["bytes"].sum() == len(SENTENCES)
 
 
 def test_the_distance_to_the_entropy_of_the_source(shards_of: ShardsOf) -> None:
-    vocabulary = shards_of(SENTENCES)[0].vocabulary
-    run = trained(shards_of, test="The dog.", model=uniform(vocabulary), manifest={"entropy_bits_per_byte": 1.25})
+    vocabulary_size = shards_of(SENTENCES)[0].vocabulary_size
+    run = trained(
+        shards_of,
+        test="The dog.",
+        model=uniform(vocabulary_size),
+        manifest={"entropy_bits_per_byte": 1.25},
+    )
     found = measured("entropy_gap", run)
     assert found == {
-        "validation": pytest.approx(math.log2(vocabulary) - 1.25),
-        "test": pytest.approx(math.log2(vocabulary) - 1.25),
+        "validation": pytest.approx(math.log2(vocabulary_size) - 1.25),
+        "test": pytest.approx(math.log2(vocabulary_size) - 1.25),
     }
     with pytest.raises(DoesNotApply, match="not known"):
         measured("entropy_gap", trained(shards_of, manifest={}))
@@ -680,7 +917,10 @@ def test_the_distance_to_the_entropy_of_the_source(shards_of: ShardsOf) -> None:
 
 @pytest.mark.parametrize(("early", "late"), [(14, 1), (8, 8)])
 def test_late_comes_after_early(early: int, late: int) -> None:
-    with pytest.raises(UserError, match=rf"measures.context_gain.*late \({late}\) should come after early \({early}\)"):
+    with pytest.raises(
+        UserError,
+        match=rf"measures.context_gain.*late \({late}\) should come after early \({early}\)",
+    ):
         chosen(small.tree(early=early, late=late), ["context_gain"])
 
 

@@ -20,10 +20,16 @@ from lmlab.model.models.base import next_token_loss
 
 CPU = torch.device("cpu")
 every_model = pytest.mark.parametrize("choice", small.variants("models"), ids=small.title)
-SHORT_SIGHTED = [choice for choice in small.variants("models") if small.model(choice).sight is not None]
+LIMITED_FIELD = [
+    choice for choice in small.variants("models") if small.model(choice).receptive_field is not None
+]
 
 
-LARGER = [choice for choice in small.variants("models", width=48, layers=3, depth=3, buckets=300) if choice.name != "hybrid"]
+LARGER = [
+    choice
+    for choice in small.variants("models", width=48, layers=3, depth=3, buckets=300)
+    if choice.name != "hybrid"
+]
 
 
 @every_model
@@ -31,7 +37,7 @@ def test_logits_have_a_row_for_each_token_and_a_number_for_each_id(choice: Choic
     model = small.model(choice)
     for batch, time in ((1, 1), (3, CONTEXT), (2, 5)):
         assert model(small.tokens(batch, time)).shape == (batch, time, VOCABULARY)
-    assert (model.vocabulary, model.context) == (VOCABULARY, CONTEXT)
+    assert (model.vocabulary_size, model.context) == (VOCABULARY, CONTEXT)
 
 
 @every_model
@@ -40,21 +46,32 @@ def test_it_learns_in_lower_precision_too(choice: Choice) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = next_token_loss(model(small.tokens(2, CONTEXT)), small.tokens(2, CONTEXT, seed=1))
     loss.backward()
-    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in model.parameters())
-    exact = next_token_loss(small.model(choice).train()(small.tokens(2, CONTEXT)), small.tokens(2, CONTEXT, seed=1))
+    assert all(
+        parameter.grad is None or parameter.grad.isfinite().all()
+        for parameter in model.parameters()
+    )
+    exact = next_token_loss(
+        small.model(choice).train()(small.tokens(2, CONTEXT)), small.tokens(2, CONTEXT, seed=1)
+    )
     torch.testing.assert_close(loss, exact, rtol=0.02, atol=0.02)
 
 
 @every_model
-def test_nothing_in_lower_precision_is_done_the_slow_way(choice: Choice, recwarn: pytest.WarningsRecorder) -> None:
+def test_nothing_in_lower_precision_is_done_the_slow_way(
+    choice: Choice, recwarn: pytest.WarningsRecorder
+) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         small.model(choice).train()(small.tokens(2, CONTEXT))
-    assert not [str(warning.message) for warning in recwarn]  # torch warns where it has to mix precisions
+    assert not [
+        str(warning.message) for warning in recwarn
+    ]  # torch warns where it has to mix precisions
 
 
 @every_model
 @pytest.mark.parametrize("double", [True, False])
-def test_a_changed_token_leaves_the_logits_before_it_as_they_were(choice: Choice, double: bool) -> None:
+def test_a_changed_token_leaves_the_logits_before_it_as_they_were(
+    choice: Choice, double: bool
+) -> None:
     model = small.rough(choice).to(torch.float64 if double else torch.float32)
     before = small.tokens(2, CONTEXT)
     logits = model(before)
@@ -64,32 +81,40 @@ def test_a_changed_token_leaves_the_logits_before_it_as_they_were(choice: Choice
         changed = model(after)
         assert torch.equal(changed[:, :at], logits[:, :at])
         assert not torch.isclose(changed[:, at], logits[:, at]).all()
-        in_sight = model.sight is None or CONTEXT - at <= model.sight
-        assert torch.isclose(changed[:, -1], logits[:, -1]).all() != in_sight  # and counts to the end of its sight
+        in_field = model.receptive_field is None or CONTEXT - at <= model.receptive_field
+        assert (
+            torch.isclose(changed[:, -1], logits[:, -1]).all() != in_field
+        )  # and counts to the end of its sight
 
 
-@pytest.mark.parametrize("choice", SHORT_SIGHTED, ids=small.title)
+@pytest.mark.parametrize("choice", LIMITED_FIELD, ids=small.title)
 def test_a_token_is_seen_as_far_as_the_models_sight_and_no_farther(choice: Choice) -> None:
     model = small.rough(choice).float()
-    assert model.sight is not None
-    before = small.tokens(2, model.sight + 3)
+    assert model.receptive_field is not None
+    before = small.tokens(2, model.receptive_field + 3)
     after = before.clone()
     after[:, 0] = (after[:, 0] + 1) % VOCABULARY
     changed, logits = model(after), model(before)
-    assert not torch.isclose(changed[:, model.sight - 1], logits[:, model.sight - 1]).all()
-    assert torch.equal(changed[:, model.sight :], logits[:, model.sight :])
+    assert not torch.isclose(
+        changed[:, model.receptive_field - 1], logits[:, model.receptive_field - 1]
+    ).all()
+    assert torch.equal(changed[:, model.receptive_field :], logits[:, model.receptive_field :])
 
 
 @every_model
 @pytest.mark.parametrize("first", [1, 3, CONTEXT - 1])
-def test_reading_with_a_memory_gives_the_logits_of_reading_at_once(choice: Choice, first: int) -> None:
+def test_reading_with_a_memory_gives_the_logits_of_reading_at_once(
+    choice: Choice, first: int
+) -> None:
     model = small.rough(choice)
     tokens = small.tokens(2, CONTEXT)
-    memory = model.new_memory()
-    steps = [model(tokens[:, :first], memory)]
-    steps += [model(tokens[:, at : at + 1], memory) for at in range(first, CONTEXT)]
+    cache = model.new_cache()
+    steps = [model(tokens[:, :first], cache)]
+    steps += [model(tokens[:, at : at + 1], cache) for at in range(first, CONTEXT)]
     logits = model(tokens)
-    tolerance = 1e-9 * max(1.0, logits.abs().max().item())  # without a normalisation they may be millions
+    tolerance = 1e-9 * max(
+        1.0, logits.abs().max().item()
+    )  # without a normalisation they may be millions
     torch.testing.assert_close(torch.cat(steps, dim=1), logits, rtol=0, atol=tolerance)
 
 
@@ -97,22 +122,24 @@ def test_reading_with_a_memory_gives_the_logits_of_reading_at_once(choice: Choic
 def test_reading_goes_on_beyond_the_context(choice: Choice) -> None:
     model = small.rough(choice)
     tokens = small.tokens(2, 4 * CONTEXT)
-    memory = model.new_memory()
-    logits = [model(tokens[:, at : at + 1], memory) for at in range(tokens.shape[1])]
+    cache = model.new_cache()
+    logits = [model(tokens[:, at : at + 1], cache) for at in range(tokens.shape[1])]
     assert torch.isfinite(torch.cat(logits)).all()
-    assert memory[0].seen == tokens.shape[1]
-    assert torch.isfinite(model(tokens, memory)).all()  # more at once than a context holds
+    assert cache[0].seen == tokens.shape[1]
+    assert torch.isfinite(model(tokens, cache)).all()  # more at once than a context holds
 
 
 @every_model
 def test_a_memory_stops_growing(choice: Choice) -> None:
     model = small.rough(choice)
     tokens = small.tokens(2, 4 * CONTEXT)
-    memory = model.new_memory()
+    cache = model.new_cache()
     sizes = []
     for at in range(tokens.shape[1]):
-        model(tokens[:, at : at + 1], memory)
-        sizes.append(sum(tensor.numel() for of_block in memory for tensor in of_block.tensors.values()))
+        model(tokens[:, at : at + 1], cache)
+        sizes.append(
+            sum(tensor.numel() for of_block in cache for tensor in of_block.tensors.values())
+        )
     assert len(set(sizes[CONTEXT:])) == 1
 
 
@@ -135,20 +162,29 @@ def test_every_weight_the_logits_depend_on_is_one_of_the_models_parameters(choic
 @every_model
 def test_the_gradient_reaches_every_parameter(choice: Choice) -> None:
     model = small.rough(choice)
-    tokens, targets = small.tokens(64, CONTEXT), small.tokens(64, CONTEXT, seed=1)  # so many that no expert stays idle
+    tokens, targets = (
+        small.tokens(64, CONTEXT),
+        small.tokens(64, CONTEXT, seed=1),
+    )  # so many that no expert stays idle
     next_token_loss(model(tokens), targets).backward()
     untouched = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert not untouched
 
 
-def test_checking_params_and_sizes_draws_nothing_and_loads_no_compiler_whichever_the_model() -> None:
-    """Loading torch's compiler takes seconds, and a drawn number would change the weights of a run that follows."""
+def test_checking_params_and_sizes_draws_nothing_and_loads_no_compiler_whichever_the_model() -> (
+    None
+):
+    """Loading torch's compiler takes seconds, and a drawn number would change the weights of a run
+    that follows.
+    """
     script = """
 import sys, small, torch
-from lmlab import outline, parts, preflight
+from lmlab.core import registry
+from lmlab.experiments import preflight
+from lmlab.training import outline
 before = torch.get_rng_state()
 tree = small.tree()
-for name in parts.names("models"):
+for name in registry.names("models"):
     preflight.check({**tree, "train": {**tree["train"], "model": name}})
     assert "torch._dynamo" not in sys.modules, name
     assert torch.equal(torch.get_rng_state(), before), name
@@ -168,15 +204,21 @@ def test_the_seed_decides_the_first_weights(choice: Choice) -> None:
 
 @every_model
 def test_a_new_model_finds_every_token_about_equally_likely(choice: Choice) -> None:
-    loss = next_token_loss(small.model(choice)(small.tokens(16, CONTEXT)), small.tokens(16, CONTEXT, seed=1))
+    loss = next_token_loss(
+        small.model(choice)(small.tokens(16, CONTEXT)), small.tokens(16, CONTEXT, seed=1)
+    )
     assert loss.item() == pytest.approx(torch.tensor(VOCABULARY).log().item(), abs=0.1)
 
 
 @pytest.mark.parametrize("tied", [False, True])
 @every_model
-def test_saved_and_loaded_a_model_is_the_same_to_the_last_bit(choice: Choice, tied: bool, tmp_path: Path) -> None:
+def test_saved_and_loaded_a_model_is_the_same_to_the_last_bit(
+    choice: Choice, tied: bool, tmp_path: Path
+) -> None:
     if "tied" in type(choice.options).model_fields:
-        choice = Choice(choice.kind, choice.name, choice.options.model_copy(update={"tied": tied}), choice.inner)
+        choice = Choice(
+            choice.kind, choice.name, choice.options.model_copy(update={"tied": tied}), choice.inner
+        )
     model = small.model(choice)
     models.save(tmp_path / "model", choice, model, {"steps": 7})
     loaded, saved = models.load(tmp_path / "model", CPU)
@@ -197,7 +239,10 @@ def test_saved_and_loaded_a_model_is_the_same_to_the_last_bit(choice: Choice, ti
 def test_tied_weights_are_one_matrix_also_after_loading(tmp_path: Path) -> None:
     tied, untied = small.some_model(tied=True), small.some_model(tied=False)
     model = small.model(tied)
-    assert models.parameter_count(small.model(untied)) - models.parameter_count(model) == VOCABULARY * 16
+    assert (
+        models.parameter_count(small.model(untied)) - models.parameter_count(model)
+        == VOCABULARY * 16
+    )
     models.save(tmp_path / "model", tied, model, {})
     loaded, _ = models.load(tmp_path / "model", CPU)
     loaded.readout.weight.data += 1
@@ -205,7 +250,9 @@ def test_tied_weights_are_one_matrix_also_after_loading(tmp_path: Path) -> None:
 
 
 def test_a_cap_keeps_logits_in_bounds_and_at_infinity_changes_nothing() -> None:
-    plain, loose, tight = (small.rough(small.some_model(logit_cap=cap)) for cap in (0.0, 1e9, 2.0))
+    plain, loose, tight = (
+        small.rough(small.some_model(logit_soft_cap=cap)) for cap in (0.0, 1e9, 2.0)
+    )
     tokens = small.tokens(2, CONTEXT)
     logits = plain(tokens)
     assert logits.abs().max() > 2
@@ -238,7 +285,8 @@ def test_the_loss_is_the_mean_surprise_in_double_precision_where_the_model_is() 
     assert next_token_loss(logits.double(), targets).dtype == torch.float64
 
 
-# ---------------------------------------------------------------- what can be wrong with a saved model
+# ---------------------------------------------------------------- what can be wrong with a saved
+# model
 
 
 @pytest.fixture
@@ -265,7 +313,9 @@ def test_a_missing_file_is_named(folder: Path, file: str) -> None:
 
 
 @pytest.mark.parametrize("file", ["model.json", "weights.safetensors"])
-@pytest.mark.parametrize("spoil", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"\xff" * 300])
+@pytest.mark.parametrize(
+    "spoil", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"\xff" * 300]
+)
 def test_a_damaged_file_is_refused(folder: Path, file: str, spoil: object) -> None:
     path = folder / file
     path.write_bytes(spoil(path.read_bytes()))  # type: ignore[operator]
@@ -275,9 +325,9 @@ def test_a_damaged_file_is_refused(folder: Path, file: str, spoil: object) -> No
 @pytest.mark.parametrize(
     ("at", "value"),
     [
-        (["vocabulary"], 12),
-        (["vocabulary"], -1),
-        (["vocabulary"], "many"),
+        (["vocabulary_size"], 12),
+        (["vocabulary_size"], -1),
+        (["vocabulary_size"], "many"),
         (["model"], None),
         (["model", "name"], "transfromer"),
         (["model", "options", "width"], 32),
@@ -288,7 +338,9 @@ def test_a_damaged_file_is_refused(folder: Path, file: str, spoil: object) -> No
         (["model", "inner", "attention", "options", "heads"], 3),
     ],
 )
-def test_a_model_json_that_does_not_describe_the_weights_is_refused(folder: Path, at: list[str], value: object) -> None:
+def test_a_model_json_that_does_not_describe_the_weights_is_refused(
+    folder: Path, at: list[str], value: object
+) -> None:
     saved = json.loads((folder / "model.json").read_text())
     node = saved
     for key in at[:-1]:
@@ -328,19 +380,23 @@ OWN_INITIALISATION = {"state_space": ["convolution"]}
 
 
 @pytest.mark.parametrize("choice", LARGER, ids=small.title)
-def test_matrices_begin_normal_and_those_that_write_to_the_stream_smaller_with_depth(choice: Choice) -> None:
-    """Radford et al. 2019: standard deviation 0.02, divided by sqrt(2 layers) in the last map of each layer."""
-    model = small.model(choice, vocabulary=400)
+def test_matrices_begin_normal_and_those_that_write_to_the_stream_smaller_with_depth(
+    choice: Choice,
+) -> None:
+    """Radford et al. 2019: standard deviation 0.02, divided by sqrt(2 layers) in the last map of
+    each layer.
+    """
+    model = small.model(choice, vocabulary_size=400)
     written = 0
     for name, module in model.named_modules():
         own = name.rpartition(".")[2] in OWN_INITIALISATION.get(choice.name, [])
         if isinstance(module, torch.nn.Linear | torch.nn.Embedding | torch.nn.Conv1d) and not own:
             writes = name.rpartition(".")[2] == "out"
             written += writes
-            deviation = 0.02 / (2 * len(model.blocks)) ** 0.5 if writes else 0.02
+            sigma = 0.02 / (2 * len(model.blocks)) ** 0.5 if writes else 0.02
             found = module.weight.detach()
-            assert found.std().item() == pytest.approx(deviation, rel=4 / found.numel() ** 0.5), name
-            assert abs(found.mean().item()) < 5 * deviation / found.numel() ** 0.5, name
+            assert found.std().item() == pytest.approx(sigma, rel=4 / found.numel() ** 0.5), name
+            assert abs(found.mean().item()) < 5 * sigma / found.numel() ** 0.5, name
             if getattr(module, "bias", None) is not None and choice.name != "lstm":
                 assert not module.bias.any(), name
     assert written or choice.name in ("convolution", "lstm", "n_gram_table")

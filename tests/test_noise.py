@@ -1,4 +1,6 @@
-"""Noise by key: what is drawn at one site depends on nothing that is drawn elsewhere, nor on how the work is cut up."""
+"""Noise by key: what is drawn at one site depends on nothing that is drawn elsewhere, nor on how
+the work is cut up.
+"""
 
 import pytest
 import small
@@ -23,7 +25,12 @@ def test_the_same_key_and_site_give_the_same_numbers_and_any_other_others() -> N
 
     first = drawn((1, 2), "here")
     assert torch.equal(first, drawn((1, 2), "here"))
-    others = [drawn((1, 3), "here"), drawn((2, 2), "here"), drawn((1, 2), "there"), drawn((1,), "2", "here")]
+    others = [
+        drawn((1, 3), "here"),
+        drawn((2, 2), "here"),
+        drawn((1, 2), "there"),
+        drawn((1,), "2", "here"),
+    ]
     assert not any(torch.equal(first, other) for other in others)
     with noise.keyed(1, 2):
         noise.uniform(LIKE, "elsewhere")  # nothing here is a stream
@@ -82,17 +89,25 @@ def estimate(name: str, model: LanguageModel, **changes: object) -> Tensor:
 def test_directions_followed_in_pieces_are_those_followed_together(at_once: int) -> None:
     model = small.rough(small.some_model(dropout=0.3, width=8)).train()
     together = estimate("forward_gradient", model, directions=5, at_once=5)
-    torch.testing.assert_close(estimate("forward_gradient", model, directions=5, at_once=at_once), together)
+    torch.testing.assert_close(
+        estimate("forward_gradient", model, directions=5, at_once=at_once), together
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "size"),
     [
-        ("spsa", "directions"), ("forward_gradient", "directions"), ("evolution_strategies", "population"),
-        ("low_rank_evolution", "population"), ("node_perturbation", "samples"), ("activity_forward_gradient", "samples"),
+        ("spsa", "directions"),
+        ("forward_gradient", "directions"),
+        ("evolution_strategies", "population"),
+        ("low_rank_evolution", "population"),
+        ("node_perturbation", "samples"),
+        ("activity_forward_gradient", "samples"),
     ],
-)  # fmt: skip
-def test_a_member_draws_the_same_however_large_the_population(name: str, size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+)
+def test_a_member_draws_the_same_however_large_the_population(
+    name: str, size: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What two members draw is drawn by three as well, and more."""
     model = small.rough(small.some_model(width=8, depth=1)).train()
     seed, drawn = noise.seed, set[int]()
@@ -116,19 +131,28 @@ def test_a_member_draws_the_same_however_large_the_population(name: str, size: s
 @pytest.mark.parametrize("factor", [1.0, 0.5])
 def test_rates_by_block_draw_nothing_while_they_are_built(factor: float) -> None:
     made = []
-    for slot in ("absent", "layer_rates"):
-        _, run, _ = began("kolen_pollack", {KEYS[0]: slot}, **{"interventions.layer_rates.factor": factor})
-        made.append(([*run.model.state_dict().values(), *run.rule.state_dict().values()], torch.get_rng_state()))
-    (plain, chance), (rated, same_chance) = made
-    assert torch.equal(chance, same_chance)
+    for slot in ("identity", "layer_rates"):
+        _, run, _ = began(
+            "kolen_pollack", {KEYS[0]: slot}, **{"interventions.layer_rates.factor": factor}
+        )
+        made.append(
+            (
+                [*run.model.state_dict().values(), *run.rule.state_dict().values()],
+                torch.get_rng_state(),
+            )
+        )
+    (plain, rng), (rated, same_chance) = made
+    assert torch.equal(rng, same_chance)
     assert all(torch.equal(*pair) for pair in zip(plain, rated, strict=True))
 
 
 @pytest.mark.parametrize("name", registry.names("interventions"))
 def test_no_intervention_draws_while_it_is_built_nor_from_the_stream_in_a_step(name: str) -> None:
     states = []
-    for slot in ("absent", name):
-        params, run, schedule = began("backprop", {KEYS[1]: slot}, **{"models.transformer.dropout": 0.4})
+    for slot in ("identity", name):
+        params, run, schedule = began(
+            "backprop", {KEYS[1]: slot}, **{"models.transformer.dropout": 0.4}
+        )
         states.append(torch.get_rng_state())
         stepping.take_step(params, run, schedule, Fixed())  # type: ignore[arg-type]
         states.append(torch.get_rng_state())

@@ -18,19 +18,32 @@ from lmlab.core.registry import Choice
 from lmlab.model.models.base import LanguageModel, next_token_loss
 from lmlab.training import checkpoint
 from lmlab.training import cost as sizing
-from lmlab.training.optimizers.base import OptimizerOptions, add_caution, evaluation_weights, parameter_groups
+from lmlab.training.optimizers.base import (
+    OptimizerOptions,
+    add_caution,
+    evaluation_weights,
+    parameter_groups,
+)
 from lmlab.training.optimizers.muon import orthogonalised
 
 every_optimizer = pytest.mark.parametrize("name", registry.names("optimizers"))
-AVERAGING = [name for name in registry.names("optimizers") if hasattr(registry.find("optimizers", name)[0], "averages")]
+AVERAGING = [
+    name
+    for name in registry.names("optimizers")
+    if hasattr(registry.find("optimizers", name)[0], "averages")
+]
 
 
 def optimizer_for(name: str, model: LanguageModel, **changes: Any) -> torch.optim.Optimizer:
-    built: torch.optim.Optimizer = registry.choose(small.tree(**changes), "optimizers", name).build(parameter_groups(model))
+    built: torch.optim.Optimizer = registry.choose(small.tree(**changes), "optimizers", name).build(
+        parameter_groups(model)
+    )
     return built
 
 
-def learn(model: LanguageModel, optimizer: torch.optim.Optimizer, steps: int, first: int = 0) -> None:
+def learn(
+    model: LanguageModel, optimizer: torch.optim.Optimizer, steps: int, first: int = 0
+) -> None:
     for step in range(first, first + steps):
         both = small.tokens(4, CONTEXT + 1, seed=step)
         next_token_loss(model(both[:, :-1]), both[:, 1:]).backward()
@@ -42,17 +55,27 @@ def learn(model: LanguageModel, optimizer: torch.optim.Optimizer, steps: int, fi
 @pytest.mark.parametrize("choice", small.variants("models"), ids=small.title)
 def test_every_parameter_is_in_exactly_one_group(choice: Choice, tied: bool) -> None:
     if "tied" in type(choice.options).model_fields:
-        choice = Choice(choice.kind, choice.name, choice.options.model_copy(update={"tied": tied}), choice.inner)
+        choice = Choice(
+            choice.kind, choice.name, choice.options.model_copy(update={"tied": tied}), choice.inner
+        )
     model = small.model(choice)
     groups = parameter_groups(model)
     grouped = [id(parameter) for group in groups.values() for parameter in group]
     assert sorted(grouped) == sorted(id(parameter) for parameter in model.parameters())
     assert all(groups.values())
     if model.readout is not None:
-        shared = any(model.readout.weight is m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding))
+        shared = any(
+            model.readout.weight is m.weight
+            for m in model.modules()
+            if isinstance(m, torch.nn.Embedding)
+        )
         assert shared == (tied and "tied" in type(choice.options).model_fields)
-        assert id(model.readout.weight) in {id(p) for p in groups["embeddings" if shared else "readout"]}
-    assert all(parameter.ndim >= 2 for parameter in groups.get("matrices", []))  # 3 in a convolution
+        assert id(model.readout.weight) in {
+            id(p) for p in groups["embeddings" if shared else "readout"]
+        }
+    assert all(
+        parameter.ndim >= 2 for parameter in groups.get("matrices", [])
+    )  # 3 in a convolution
     assert all(parameter.ndim == 1 for parameter in groups.get("vectors", []))
 
 
@@ -76,9 +99,11 @@ def names_in(model: LanguageModel, group: str) -> set[str]:
 
 
 def random_gradients(model: LanguageModel, seed: int) -> None:
-    chance = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
-        parameter.grad = torch.randn(parameter.shape, generator=chance, dtype=torch.float64).to(parameter.dtype)
+        parameter.grad = torch.randn(parameter.shape, generator=rng, dtype=torch.float64).to(
+            parameter.dtype
+        )
 
 
 @every_optimizer
@@ -110,13 +135,18 @@ def test_its_groups_are_those_of_the_model_each_with_a_name_and_a_rate(name: str
     for group in optimizer.param_groups:
         assert [id(p) for p in group["params"]] == [id(p) for p in groups[group["name"]]]
         assert group["lr"] > 0
-    described = sizing.lines(sizing.describe(model, optimizer, batch=1, at_once=1, precision="float32"))
+    described = sizing.lines(
+        sizing.describe(model, optimizer, batch=1, at_once=1, precision="float32")
+    )
     lines = [line.removeprefix("group ") for line in described if line.startswith("group ")]
     assert [line.split(":")[0] for line in lines] == list(groups)
-    assert [line.endswith("weight decay 0.3") for line in lines] == [name == "matrices" for name in groups]
+    assert [line.endswith("weight decay 0.3") for line in lines] == [
+        name == "matrices" for name in groups
+    ]
     count = sum(parameter.numel() for parameter in groups["matrices"])
     assert (
-        f" {len(groups['matrices'])} tensors, {count:,} parameters, learning rate " in lines[list(groups).index("matrices")]
+        f" {len(groups['matrices'])} tensors, {count:,} parameters, learning rate "
+        in lines[list(groups).index("matrices")]
     )
 
 
@@ -129,7 +159,9 @@ def tensors_of(tree: Any) -> Iterator[Tensor]:
 
 
 @every_optimizer
-@pytest.mark.parametrize("changes", [{}, {"cautious": True}, *({"decay": decay} for decay in DECAYS)], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"cautious": True}, *({"decay": decay} for decay in DECAYS)], ids=str
+)
 def test_an_optimizer_saved_and_resumed_takes_the_same_steps_to_the_last_bit(
     name: str, changes: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -138,9 +170,13 @@ def test_an_optimizer_saved_and_resumed_takes_the_same_steps_to_the_last_bit(
     learn(model, optimizer, 3)
     checkpoint.save(tmp_path, {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
     learn(model, optimizer, 12, first=3)
-    state = [value for group in optimizer.state_dict()["state"].values() for value in tensors_of(group)]
+    state = [
+        value for group in optimizer.state_dict()["state"].values() for value in tensors_of(group)
+    ]
     assert state
-    assert all(value.is_contiguous() for value in state)  # as a checkpoint gives them back: sums depend on the order
+    assert all(
+        value.is_contiguous() for value in state
+    )  # as a checkpoint gives them back: sums depend on the order
 
     resumed = small.model(small.some_model(), seed=5)
     other = optimizer_for(name, resumed, **changes)
@@ -173,8 +209,14 @@ def test_in_double_precision_everything_it_keeps_is_double(name: str) -> None:
 
     def kept(node: Any) -> list[torch.Tensor]:
         if isinstance(node, dict | list):
-            return [tensor for inner in (node.values() if isinstance(node, dict) else node) for tensor in kept(inner)]
-        return [node] if isinstance(node, torch.Tensor) and node.ndim else []  # torch counts steps in single precision
+            return [
+                tensor
+                for inner in (node.values() if isinstance(node, dict) else node)
+                for tensor in kept(inner)
+            ]
+        return (
+            [node] if isinstance(node, torch.Tensor) and node.ndim else []
+        )  # torch counts steps in single precision
 
     state = kept(optimizer.state_dict()["state"])
     assert state
@@ -184,9 +226,16 @@ def test_in_double_precision_everything_it_keeps_is_double(name: str) -> None:
 
 @every_optimizer
 @pytest.mark.parametrize("decay", DECAYS)
-def test_at_rate_zero_nothing_moves_and_a_factor_of_zero_stops_one_group(name: str, decay: str) -> None:
+def test_at_rate_zero_nothing_moves_and_a_factor_of_zero_stops_one_group(
+    name: str, decay: str
+) -> None:
     model = small.model(small.some_model(normalisation="layer_norm"))
-    for stopped in [{"embeddings", "readout", "matrices", "vectors"}, {"matrices"}, {"vectors"}, {"embeddings"}]:
+    for stopped in [
+        {"embeddings", "readout", "matrices", "vectors"},
+        {"matrices"},
+        {"vectors"},
+        {"embeddings"},
+    ]:
         optimizer = optimizer_for(name, model, decay=decay, weight_decay=0.1)
         for group in optimizer.param_groups:
             group["lr"] *= 0.0 if group["name"] in stopped else 1.0
@@ -231,16 +280,22 @@ def test_weight_decay_moves_matrices_and_nothing_else(name: str, decay: str) -> 
     assert all(weights(model)[key].norm() < before[key].norm() for key in moved)
 
 
-# ---------------------------------------------------------------- weight decay and caution, on any optimizer
+# ---------------------------------------------------------------- weight decay and caution, on any
+# optimizer
 
 
 @every_optimizer
-@pytest.mark.parametrize(("decay", "factor"), [("decoupled", 1 - 0.5 * 0.25 * 0.2), ("independent", 1 - 0.25 * 0.2)])
+@pytest.mark.parametrize(
+    ("decay", "factor"), [("decoupled", 1 - 0.5 * 0.25 * 0.2), ("independent", 1 - 0.25 * 0.2)]
+)
 def test_decay_shrinks_a_weight_by_its_formula(name: str, decay: str, factor: float) -> None:
     model = small.model(small.some_model()).double()
     optimizer = optimizer_for(name, model, learning_rate=0.5, decay=decay, weight_decay=0.2)
     for group in optimizer.param_groups:
-        group["initial_lr"], group["lr"] = group["lr"], 0.25 * group["lr"]  # a quarter of the way up the warm-up
+        group["initial_lr"], group["lr"] = (
+            group["lr"],
+            0.25 * group["lr"],
+        )  # a quarter of the way up the warm-up
     before = weights(model)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -273,7 +328,9 @@ def with_caution(optimizer: torch.optim.Optimizer) -> None:
 
 
 def test_caution_drops_the_steps_against_the_gradient_and_lengthens_the_others() -> None:
-    """One weight's momentum still goes the wrong way: it stays, and the three others go 4/3 as far."""
+    """One weight's momentum still goes the wrong way: it stays, and the three others go 4/3 as
+    far.
+    """
     weight = torch.nn.Parameter(torch.zeros(4, dtype=torch.float64))
     optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.5)
     with_caution(optimizer)
@@ -283,11 +340,15 @@ def test_caution_drops_the_steps_against_the_gradient_and_lengthens_the_others()
     weight.grad = torch.tensor([1.0, 1.0, 1.0, -0.25], dtype=torch.float64)
     optimizer.step()
     moved = -0.1 * 1.5 * 4 / 3
-    torch.testing.assert_close(weight.detach(), torch.tensor([moved, moved, moved, 0.0], dtype=torch.float64) - 0.1)
+    torch.testing.assert_close(
+        weight.detach(), torch.tensor([moved, moved, moved, 0.0], dtype=torch.float64) - 0.1
+    )
 
 
 def test_caution_changes_no_bit_where_every_step_goes_down_the_gradient() -> None:
-    """Plain gradient descent never goes up, so its cautious form is itself, also over weights of all sizes."""
+    """Plain gradient descent never goes up, so its cautious form is itself, also over weights of
+    all sizes.
+    """
     plain, cautious = (torch.nn.Parameter(10.0 ** torch.linspace(-9, 3, 500)) for _ in range(2))
     optimizers = [torch.optim.SGD([weight], lr=0.1) for weight in (plain, cautious)]
     with_caution(optimizers[1])
@@ -301,14 +362,20 @@ def test_caution_changes_no_bit_where_every_step_goes_down_the_gradient() -> Non
 
 @pytest.mark.parametrize("decay", ["decoupled", "independent"])
 @pytest.mark.parametrize("name", sorted({*registry.names("optimizers")} - {*AVERAGING}))
-def test_caution_moves_no_weight_against_its_gradient_and_leaves_decay_alone(name: str, decay: str) -> None:
+def test_caution_moves_no_weight_against_its_gradient_and_leaves_decay_alone(
+    name: str, decay: str
+) -> None:
     model = small.model(small.some_model()).double()
-    optimizer = optimizer_for(name, model, cautious=True, decay=decay, weight_decay=0.1, learning_rate=0.01)
+    optimizer = optimizer_for(
+        name, model, cautious=True, decay=decay, weight_decay=0.1, learning_rate=0.01
+    )
     held_back = 0
     for step in range(6):
         random_gradients(model, step)
         before = weights(model)
-        gradients = {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
+        gradients = {
+            key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None
+        }
         optimizer.step()
         factor = 1 - 0.1 * (0.01 if decay == "decoupled" else 1)
         matrices = names_in(model, "matrices")
@@ -328,10 +395,15 @@ def test_adamws_weights_are_those_of_torch_to_the_last_bit() -> None:
     optimizers = [
         optimizer_for("adamw", ours, learning_rate=0.01, weight_decay=0.1),
         torch.optim.AdamW(
-            [{"params": group, "weight_decay": 0.1 if name == "matrices" else 0.0} for name, group in groups.items()],
-            lr=0.01, betas=(0.9, 0.99), fused=True,
+            [
+                {"params": group, "weight_decay": 0.1 if name == "matrices" else 0.0}
+                for name, group in groups.items()
+            ],
+            lr=0.01,
+            betas=(0.9, 0.99),
+            fused=True,
         ),
-    ]  # fmt: skip
+    ]
     for step in range(30):
         for model, optimizer in zip((ours, theirs), optimizers, strict=True):
             for group in optimizer.param_groups:
@@ -344,11 +416,14 @@ def test_adamw_is_its_formula() -> None:
     model = small.model(small.some_model()).double()
     optimizer = optimizer_for("adamw", model, learning_rate=0.01, weight_decay=0.1)
     decayed = {id(parameter) for parameter in parameter_groups(model)["matrices"]}
-    expected = [(p.detach().clone(), torch.zeros_like(p), torch.zeros_like(p), id(p) in decayed) for p in model.parameters()]
-    chance = torch.Generator().manual_seed(0)
+    expected = [
+        (p.detach().clone(), torch.zeros_like(p), torch.zeros_like(p), id(p) in decayed)
+        for p in model.parameters()
+    ]
+    rng = torch.Generator().manual_seed(0)
     for step in (1, 2, 3):
         for place, parameter in enumerate(model.parameters()):
-            gradient = torch.randn(parameter.shape, generator=chance, dtype=torch.float64)
+            gradient = torch.randn(parameter.shape, generator=rng, dtype=torch.float64)
             parameter.grad = gradient.clone()
             weight, mean, square, decays = expected[place]
             weight = weight * (1 - 0.01 * 0.1) if decays else weight
@@ -363,7 +438,9 @@ def test_adamw_is_its_formula() -> None:
 @pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
 def test_sgd_is_its_formula(momentum: float, nesterov: bool) -> None:
     model = small.model(small.some_model()).double()
-    optimizer = optimizer_for("sgd", model, learning_rate=0.1, weight_decay=0.0, momentum=momentum, nesterov=nesterov)
+    optimizer = optimizer_for(
+        "sgd", model, learning_rate=0.1, weight_decay=0.0, momentum=momentum, nesterov=nesterov
+    )
     expected = weights(model)
     sums = {key: torch.zeros_like(weight) for key, weight in expected.items()}
     for step in range(4):
@@ -371,20 +448,26 @@ def test_sgd_is_its_formula(momentum: float, nesterov: bool) -> None:
         for key, parameter in model.named_parameters():
             assert parameter.grad is not None
             sums[key] = momentum * sums[key] + parameter.grad
-            expected[key] -= 0.1 * (parameter.grad + momentum * sums[key] if nesterov else sums[key])
+            expected[key] -= 0.1 * (
+                parameter.grad + momentum * sums[key] if nesterov else sums[key]
+            )
         optimizer.step()
     for key, now in weights(model).items():
         torch.testing.assert_close(now, expected[key], rtol=0, atol=1e-12)
 
 
 def test_nesterovs_form_without_momentum_is_refused() -> None:
-    with pytest.raises(UserError, match=r"optimizers\.sgd: nesterov: true needs a momentum above 0"):
+    with pytest.raises(
+        UserError, match=r"optimizers\.sgd: nesterov: true needs a momentum above 0"
+    ):
         registry.choose(small.tree(momentum=0.0, nesterov=True), "optimizers", "sgd")
 
 
 def test_lion_without_memory_is_sign_descent() -> None:
     model = small.model(small.some_model()).double()
-    optimizer = optimizer_for("lion", model, learning_rate=0.25, beta1=0.0, beta2=0.0, weight_decay=0.0)
+    optimizer = optimizer_for(
+        "lion", model, learning_rate=0.25, beta1=0.0, beta2=0.0, weight_decay=0.0
+    )
     for step in range(3):
         before = weights(model)
         random_gradients(model, step)
@@ -397,7 +480,9 @@ def test_lion_without_memory_is_sign_descent() -> None:
 def test_lion_is_that_of_the_library() -> None:
     ours, theirs = (small.model(small.some_model()).double() for _ in range(2))
     one = optimizer_for("lion", ours, learning_rate=0.01, beta1=0.9, beta2=0.99, weight_decay=0.0)
-    other = pytorch_optimizer.Lion(theirs.parameters(), lr=0.01, betas=(0.9, 0.99), weight_decay=0.0)
+    other = pytorch_optimizer.Lion(
+        theirs.parameters(), lr=0.01, betas=(0.9, 0.99), weight_decay=0.0
+    )
     for step in range(8):
         random_gradients(ours, step)
         random_gradients(theirs, step)
@@ -407,17 +492,29 @@ def test_lion_is_that_of_the_library() -> None:
         torch.testing.assert_close(now, weights(theirs)[key], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("scale", "theirs"), [("by_shape", "original"), ("as_adam", "match_rms_adamw")])
+@pytest.mark.parametrize(
+    ("scale", "theirs"), [("by_shape", "original"), ("as_adam", "match_rms_adamw")]
+)
 def test_muon_is_torchs_on_matrices_and_its_adamw_elsewhere(
     scale: str, theirs: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.Tensor, "bfloat16", lambda self: self.clone())  # torch's would round to three digits
-    model, other = (small.model(small.some_model(normalisation="layer_norm")).double() for _ in range(2))
+    monkeypatch.setattr(
+        torch.Tensor, "bfloat16", lambda self: self.clone()
+    )  # torch's would round to three digits
+    model, other = (
+        small.model(small.some_model(normalisation="layer_norm")).double() for _ in range(2)
+    )
     rates = {"learning_rate": 0.02, "adam_learning_rate": 0.003}
-    ours = optimizer_for("muon", model, **rates, scale=scale, momentum=0.95, nesterov=True, weight_decay=0.1)
+    ours = optimizer_for(
+        "muon", model, **rates, scale=scale, momentum=0.95, nesterov=True, weight_decay=0.1
+    )
     groups = parameter_groups(other)
-    rest = [parameter for name, group in groups.items() if name != "matrices" for parameter in group]
-    muon = torch.optim.Muon(groups["matrices"], lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn=theirs)
+    rest = [
+        parameter for name, group in groups.items() if name != "matrices" for parameter in group
+    ]
+    muon = torch.optim.Muon(
+        groups["matrices"], lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn=theirs
+    )
     adam = torch.optim.AdamW(rest, lr=0.003, betas=(0.9, 0.99), weight_decay=0.0)
     for step in range(6):
         random_gradients(model, step)
@@ -429,15 +526,21 @@ def test_muon_is_torchs_on_matrices_and_its_adamw_elsewhere(
 
 
 @pytest.mark.parametrize("shape", [(40, 40), (20, 80), (80, 20), (1, 30), (300, 7)])
-def test_newton_schulz_brings_singular_values_near_one_and_keeps_the_directions(shape: tuple[int, int]) -> None:
-    chance = torch.Generator().manual_seed(0)
-    matrices = 10.0 ** torch.arange(-3.0, 3.0).view(6, 1, 1) * torch.randn(6, *shape, generator=chance)
+def test_newton_schulz_brings_singular_values_near_one_and_keeps_the_directions(
+    shape: tuple[int, int],
+) -> None:
+    rng = torch.Generator().manual_seed(0)
+    matrices = 10.0 ** torch.arange(-3.0, 3.0).view(6, 1, 1) * torch.randn(6, *shape, generator=rng)
     made = orthogonalised(matrices, 5)
     values = torch.linalg.svdvals(made.double())
     left, before, right = torch.linalg.svd(matrices.double(), full_matrices=False)
     middle = left.mT @ made.double() @ right.mT
-    torch.testing.assert_close(middle, torch.diag_embed(middle.diagonal(dim1=1, dim2=2)), rtol=0, atol=1e-4)
-    ample = before > 0.02 * torch.linalg.matrix_norm(matrices.double()).unsqueeze(1)  # five steps lift no less to 1
+    torch.testing.assert_close(
+        middle, torch.diag_embed(middle.diagonal(dim1=1, dim2=2)), rtol=0, atol=1e-4
+    )
+    ample = before > 0.02 * torch.linalg.matrix_norm(matrices.double()).unsqueeze(
+        1
+    )  # five steps lift no less to 1
     assert ample.float().mean() > 0.9
     assert values.max() < 1.2026  # the polynomial's highest point, and below its lowest
     assert middle.diagonal(dim1=1, dim2=2)[ample].min() > 0.6818
@@ -446,24 +549,32 @@ def test_newton_schulz_brings_singular_values_near_one_and_keeps_the_directions(
 @pytest.mark.parametrize("decades", [0, 3, 6, 12])
 @pytest.mark.parametrize("steps", [3, 5, 8])
 def test_newton_schulz_by_the_gram_matrix_is_the_plain_iteration(decades: int, steps: int) -> None:
-    """However unequal the singular values are: squared, most of them are below what single precision tells apart."""
-    chance = torch.Generator().manual_seed(0)
-    left, right = (torch.linalg.qr(torch.randn(n, n, generator=chance).double())[0] for n in (32, 128))
+    """However unequal the singular values are: squared, most of them are below what single
+    precision tells apart.
+    """
+    rng = torch.Generator().manual_seed(0)
+    left, right = (torch.linalg.qr(torch.randn(n, n, generator=rng).double())[0] for n in (32, 128))
     matrix = (left * torch.logspace(0, -decades, 32).double()) @ right[:32]
     plain = matrix / torch.linalg.matrix_norm(matrix)
     for _ in range(steps):
         gram = plain @ plain.mT
         plain = 3.4445 * plain - 4.7750 * gram @ plain + 2.0315 * gram @ gram @ plain
-    torch.testing.assert_close(orthogonalised(matrix.unsqueeze(0), steps)[0], plain, rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        orthogonalised(matrix.unsqueeze(0), steps)[0], plain, rtol=0, atol=1e-9
+    )
     single = orthogonalised(matrix.float().unsqueeze(0), steps)[0]
     torch.testing.assert_close(single.double(), plain, rtol=0, atol=3e-4 if steps <= 5 else 3e-3)
 
 
-def test_muon_steps_of_a_stack_are_those_of_its_matrices_alone_and_a_convolution_is_a_matrix() -> None:
-    chance = torch.Generator().manual_seed(0)
-    stack = torch.randn(3, 6, 20, generator=chance, dtype=torch.float64)
+def test_muon_steps_of_a_stack_are_those_of_its_matrices_alone_and_a_convolution_is_a_matrix() -> (
+    None
+):
+    rng = torch.Generator().manual_seed(0)
+    stack = torch.randn(3, 6, 20, generator=rng, dtype=torch.float64)
     for matrix, together in zip(stack, orthogonalised(stack, 5), strict=True):
-        torch.testing.assert_close(orthogonalised(matrix.unsqueeze(0), 5)[0], together, rtol=0, atol=1e-13)
+        torch.testing.assert_close(
+            orthogonalised(matrix.unsqueeze(0), 5)[0], together, rtol=0, atol=1e-13
+        )
     flat, deep = (torch.nn.Parameter(stack[0].reshape(shape)) for shape in [(6, 20), (6, 4, 5)])
     choice = registry.choose(small.tree(), "optimizers", "muon")
     for parameter in (flat, deep):
@@ -474,7 +585,9 @@ def test_muon_steps_of_a_stack_are_those_of_its_matrices_alone_and_a_convolution
 
 
 def test_schedule_free_averages_exactly() -> None:
-    """The mean of the bases weighted by squared rates; at an even rate the plain mean (Defazio et al. 2024)."""
+    """The mean of the bases weighted by squared rates; at an even rate the plain mean (Defazio et
+    al. 2024).
+    """
     model = small.model(small.some_model()).double()
     for rates in ([0.01] * 9, [0.001, 0.002, 0.003, 0.004, 0.004, 0.0]):
         optimizer = optimizer_for("schedule_free", model, weight_decay=0.1)
@@ -483,7 +596,9 @@ def test_schedule_free_averages_exactly() -> None:
             for group in optimizer.param_groups:
                 group["lr"] = rate
             learn(model, optimizer, 1, first=step)
-            bases.append([optimizer.state[parameter]["base"].clone() for parameter in model.parameters()])
+            bases.append(
+                [optimizer.state[parameter]["base"].clone() for parameter in model.parameters()]
+            )
         shares = torch.tensor(rates, dtype=torch.float64) ** 2
         shares /= shares.sum()
         training = weights(model)
@@ -491,15 +606,21 @@ def test_schedule_free_averages_exactly() -> None:
             evaluated = weights(model)
         assert same(weights(model), training)
         for place, key in enumerate(training):
-            mean = torch.einsum("s,s...->...", shares, torch.stack([of_step[place] for of_step in bases]))
+            mean = torch.einsum(
+                "s,s...->...", shares, torch.stack([of_step[place] for of_step in bases])
+            )
             torch.testing.assert_close(evaluated[key], mean, rtol=0, atol=1e-13)
-            torch.testing.assert_close(training[key], 0.1 * bases[-1][place] + 0.9 * mean, rtol=0, atol=1e-13)
+            torch.testing.assert_close(
+                training[key], 0.1 * bases[-1][place] + 0.9 * mean, rtol=0, atol=1e-13
+            )
             assert not torch.equal(evaluated[key], training[key])
 
 
 def test_schedule_free_with_gradients_at_the_base_is_adamw_without_momentum() -> None:
     models = [small.model(small.some_model()) for _ in range(2)]
-    free = optimizer_for("schedule_free", models[0], interpolation=0.0, learning_rate=0.01, weight_decay=0.1)
+    free = optimizer_for(
+        "schedule_free", models[0], interpolation=0.0, learning_rate=0.01, weight_decay=0.1
+    )
     adam = optimizer_for("adamw", models[1], beta1=0.0, learning_rate=0.01, weight_decay=0.1)
     learn(models[0], free, 8)
     learn(models[1], adam, 8)
@@ -547,7 +668,9 @@ def test_cautious_schedule_free_moves_no_base_against_its_gradient() -> None:
 
 
 @every_optimizer
-def test_only_an_optimizer_that_averages_is_evaluated_at_other_weights_than_it_trains(name: str) -> None:
+def test_only_an_optimizer_that_averages_is_evaluated_at_other_weights_than_it_trains(
+    name: str,
+) -> None:
     model = small.model(small.some_model())
     optimizer = optimizer_for(name, model)
     with evaluation_weights(optimizer):
@@ -570,24 +693,35 @@ def test_weights_come_back_after_an_evaluation_that_fails() -> None:
 
 
 def square_matrices(count: int = 2, side: int = 9) -> list[torch.nn.Parameter]:
-    chance = torch.Generator().manual_seed(0)
-    return [torch.nn.Parameter(torch.randn(side, side, generator=chance, dtype=torch.float64)) for _ in range(count)]
+    rng = torch.Generator().manual_seed(0)
+    return [
+        torch.nn.Parameter(torch.randn(side, side, generator=rng, dtype=torch.float64))
+        for _ in range(count)
+    ]
 
 
 def soap_for(matrices: list[torch.nn.Parameter], **changes: Any) -> torch.optim.Optimizer:
-    built: torch.optim.Optimizer = registry.choose(small.tree(**changes), "optimizers", "soap").build({"matrices": matrices})
+    built: torch.optim.Optimizer = registry.choose(
+        small.tree(**changes), "optimizers", "soap"
+    ).build({"matrices": matrices})
     return built
 
 
 def test_soap_in_the_identity_basis_is_adam() -> None:
     ours, theirs = square_matrices(), square_matrices()
-    rates = {"learning_rate": 0.01, "weight_decay": 0.0, "beta1": 0.9, "beta2": 0.99, "refresh": 1000}
+    rates = {
+        "learning_rate": 0.01,
+        "weight_decay": 0.0,
+        "beta1": 0.9,
+        "beta2": 0.99,
+        "refresh": 1000,
+    }
     soap = soap_for(ours, **rates)
     adam = torch.optim.Adam(theirs, lr=0.01, betas=(0.9, 0.99))
-    chance = torch.Generator().manual_seed(1)
+    rng = torch.Generator().manual_seed(1)
     for step in range(6):
         for one, other in zip(ours, theirs, strict=True):
-            one.grad = torch.randn(one.shape, generator=chance, dtype=torch.float64)
+            one.grad = torch.randn(one.shape, generator=rng, dtype=torch.float64)
             other.grad = one.grad.clone()
         soap.step()
         if step == 0:  # the first gradient only sets the bases
@@ -625,12 +759,14 @@ def test_soap_without_memory_steps_along_the_polar_factor_as_shampoo_does() -> N
 
 
 def test_soap_finds_bases_of_gradients_that_few_tokens_made() -> None:
-    """Those have rank 1, and of a rectified layer's many numbers are 0: there single precision may find no eigenvectors."""
+    """Those have rank 1, and of a rectified layer's many numbers are 0: there single precision may
+    find no eigenvectors.
+    """
     for seed in range(70):
-        chance = torch.Generator().manual_seed(seed)
+        rng = torch.Generator().manual_seed(seed)
         matrix = torch.nn.Parameter(torch.zeros(32, 128))
-        hidden = torch.randn(1, 128, generator=chance).relu().square() / 100
-        gradient = torch.randn(32, 1, generator=chance) / 100 @ hidden
+        hidden = torch.randn(1, 128, generator=rng).relu().square() / 100
+        gradient = torch.randn(32, 1, generator=rng) / 100 @ hidden
         soap = soap_for([matrix], weight_decay=0.0)
         for _ in range(2):
             matrix.grad = gradient.clone()
@@ -647,33 +783,55 @@ def test_soap_turned_by_any_rotation_steps_alike() -> None:
     rotation = torch.linalg.qr(square_matrices(3)[2].detach()).Q
     optimizers = [soap_for(matrices, weight_decay=0.0, refresh=2) for matrices in (plain, turned)]
     starts = [matrices[0].detach().clone() for matrices in (plain, turned)]
-    chance = torch.Generator().manual_seed(1)
+    rng = torch.Generator().manual_seed(1)
     for _ in range(7):
-        plain[0].grad = torch.randn(9, 9, generator=chance, dtype=torch.float64)
+        plain[0].grad = torch.randn(9, 9, generator=rng, dtype=torch.float64)
         turned[0].grad = rotation @ plain[0].grad
         for optimizer in optimizers:
             optimizer.step()
-    moved = [matrices[0].detach() - start for matrices, start in zip((plain, turned), starts, strict=True)]
+    moved = [
+        matrices[0].detach() - start
+        for matrices, start in zip((plain, turned), starts, strict=True)
+    ]
     torch.testing.assert_close(rotation @ moved[0], moved[1], rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("largest_side", [9, 8])
 def test_soap_is_that_of_the_library(largest_side: int) -> None:
-    shapes = [(9, 9)] if largest_side == 9 else [(8, 12), (12, 8)]  # the long side's covariance has no inverse
-    chance = torch.Generator().manual_seed(0)
-    ours = [torch.nn.Parameter(torch.randn(shape, generator=chance, dtype=torch.float64)) for shape in shapes]
+    shapes = (
+        [(9, 9)] if largest_side == 9 else [(8, 12), (12, 8)]
+    )  # the long side's covariance has no inverse
+    rng = torch.Generator().manual_seed(0)
+    ours = [
+        torch.nn.Parameter(torch.randn(shape, generator=rng, dtype=torch.float64))
+        for shape in shapes
+    ]
     theirs = [torch.nn.Parameter(parameter.detach().clone()) for parameter in ours]
-    rates = {"learning_rate": 0.01, "weight_decay": 0.0, "beta1": 0.9, "beta2": 0.99, "epsilon": 1e-12}
+    rates = {
+        "learning_rate": 0.01,
+        "weight_decay": 0.0,
+        "beta1": 0.9,
+        "beta2": 0.99,
+        "epsilon": 1e-12,
+    }
     one = soap_for(ours, **rates, covariance_beta=0.95, refresh=3, largest_side=largest_side)
     other = pytorch_optimizer.SOAP(
-        theirs, lr=0.01, betas=(0.9, 0.99), shampoo_beta=0.95, weight_decay=0.0, precondition_frequency=3,
-        max_precondition_dim=largest_side, eps=1e-12,
-    )  # fmt: skip
+        theirs,
+        lr=0.01,
+        betas=(0.9, 0.99),
+        shampoo_beta=0.95,
+        weight_decay=0.0,
+        precondition_frequency=3,
+        max_precondition_dim=largest_side,
+        eps=1e-12,
+    )
     for _ in range(13):
         for parameter, twin in zip(ours, theirs, strict=True):
-            parameter.grad = torch.randn(parameter.shape, generator=chance, dtype=torch.float64)
+            parameter.grad = torch.randn(parameter.shape, generator=rng, dtype=torch.float64)
             twin.grad = parameter.grad.clone()
         one.step()
         other.step()
     for parameter, twin in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(parameter, twin, rtol=0, atol=1e-5)  # its QR is in single precision
+        torch.testing.assert_close(
+            parameter, twin, rtol=0, atol=1e-5
+        )  # its QR is in single precision

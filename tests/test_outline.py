@@ -1,4 +1,6 @@
-"""What is told of a model that was not made, against what is counted on the model itself; and what nobody could make."""
+"""What is told of a model that was not made, against what is counted on the model itself; and what
+nobody could make.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,8 +22,14 @@ from lmlab.training import step as stepping
 
 V = 20
 DEEP = {
-    **{f"models.{name}.layers": 7 for name in ("convolution", "lstm", "min_gru", "perceptron", "rwkv", "state_space")},
-    **{f"models.{name}.width": 8 for name in ("convolution", "lstm", "min_gru", "perceptron", "rwkv", "state_space")},
+    **{
+        f"models.{name}.layers": 7
+        for name in ("convolution", "lstm", "min_gru", "perceptron", "rwkv", "state_space")
+    },
+    **{
+        f"models.{name}.width": 8
+        for name in ("convolution", "lstm", "min_gru", "perceptron", "rwkv", "state_space")
+    },
     "models.transformer.depth": 7,
     "models.transformer.width": 8,
     "models.convolution.dilation": 1,
@@ -39,7 +47,7 @@ def begun(tree: Tree, changes: Mapping[str, Any]) -> tuple[stepping.TrainParams,
 def counted(choice: Choice, context: int, precision: str) -> outline.Counts:
     model = models.build(choice, V, context)
     one, two = (sizing.kept_bytes(model, windows, precision) for windows in (1, 2))
-    return sizing.window_operations(model)[0], one, two
+    return sizing.window_flops(model)[0], one, two
 
 
 VARIANTS = [
@@ -52,13 +60,21 @@ VARIANTS = [
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=lambda changes: " ".join(changes.values()))
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_what_a_pass_of_few_blocks_says_of_all_is_what_all_take(changes: dict[str, Any], precision: str, tree: Tree) -> None:
-    train, chosen = begun(tree, {**DEEP, **changes, "train.context": 12, "train.precision": precision})
-    assert outline._of_all_blocks(chosen["model"], V, train) == counted(chosen["model"], 12, precision)
+def test_what_a_pass_of_few_blocks_says_of_all_is_what_all_take(
+    changes: dict[str, Any], precision: str, tree: Tree
+) -> None:
+    train, chosen = begun(
+        tree, {**DEEP, **changes, "train.context": 12, "train.precision": precision}
+    )
+    assert outline._of_all_blocks(chosen["model"], V, train) == counted(
+        chosen["model"], 12, precision
+    )
 
 
 @pytest.mark.parametrize("name", ["transformer", "perceptron", "lstm", "hybrid"])
-def test_fake_tensors_take_what_real_ones_do(name: str, tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fake_tensors_take_what_real_ones_do(
+    name: str, tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(outline, "QUICK_WEIGHTS", 0)
     _, chosen = begun(tree, {**DEEP, "train.model": name})
     few = outline.cut(chosen["model"], 2)
@@ -71,7 +87,14 @@ def test_fake_tensors_take_what_real_ones_do(name: str, tree: Tree, monkeypatch:
         ({"train.model": "lstm"}, 50),
         ({"train.model": "rwkv", "models.rwkv.chunk": 8}, 75),
         ({"train.model": "state_space", "models.state_space.chunk": 5}, 61),
-        ({"train.model": "hybrid", "models.hybrid.first": "lstm", "models.hybrid.second": "transformer"}, 45),
+        (
+            {
+                "train.model": "hybrid",
+                "models.hybrid.first": "lstm",
+                "models.hybrid.second": "transformer",
+            },
+            45,
+        ),
     ],
 )
 def test_of_a_model_that_loops_over_the_window_short_ones_say_what_a_long_one_takes(
@@ -84,9 +107,11 @@ def test_of_a_model_that_loops_over_the_window_short_ones_say_what_a_long_one_ta
 
 
 def test_a_whole_description_is_that_of_the_run_itself(tree: Tree) -> None:
-    train, chosen = begun(tree, {"models.transformer.depth": 6, "models.transformer.width": 32, "train.context": 16})
+    train, chosen = begun(
+        tree, {"models.transformer.depth": 6, "models.transformer.width": 32, "train.context": 16}
+    )
     settled, run = stepping.begin(train, chosen, V, torch.device("cpu"))
-    at_once = settled.batch // settled.accumulate
+    at_once = settled.batch // settled.gradient_accumulation
     itself = sizing.describe(run.model, run.optimizer, settled.batch, at_once, settled.precision)
     assert outline.describe(train, chosen, V) == itself
 
@@ -96,7 +121,10 @@ REFUSED = {
         {"models.transformer.depth": 100_000, "models.transformer.width": 2},
         {"train.model": "lstm", "models.lstm.layers": 10**18},
         {"train.model": "hybrid", "models.min_gru.layers": 10**9},
-        {"models.transformer.feed_forward": "mixture_of_experts", "layers.feed_forward.mixture_of_experts.experts": 200}
+        {
+            "models.transformer.feed_forward": "mixture_of_experts",
+            "layers.feed_forward.mixture_of_experts.experts": 200,
+        }
         | {"models.transformer.depth": 100},
     ],
     "GB of memory": [
@@ -104,7 +132,10 @@ REFUSED = {
         {"models.transformer.width": 10**6},
         {"train.batch": 10**12},
         {"train.intervention": "delayed_gradients", "interventions.delayed_gradients.delay": 10**6},
-        {"train.learning_rule": "target_propagation", "learning_rules.target_propagation.expansion": 1e6},
+        {
+            "train.learning_rule": "target_propagation",
+            "learning_rules.target_propagation.expansion": 1e6,
+        },
     ],
     "no machine has memory": [
         {"models.transformer.width": 10**15 + 1, "layers.attention.multi_head.heads": 0},
@@ -112,9 +143,17 @@ REFUSED = {
         {"train.model": "rwkv", "models.rwkv.width": 10**15},
         {"models.transformer.residual": "hyper", "layers.residual.hyper.streams": 10**15},
     ],
-    "is out of bounds": [{"train.seed": 2**64}, {"models.transformer.width": 10**20}, {"train.clip": 1e300}],
+    "is out of bounds": [
+        {"train.seed": 2**64},
+        {"models.transformer.width": 10**20},
+        {"train.clip": 1e300},
+    ],
     "more than a number can hold": [
-        {"train.intervention": "layer_rates", "interventions.layer_rates.factor": 1e30, "models.transformer.depth": 20}
+        {
+            "train.intervention": "layer_rates",
+            "interventions.layer_rates.factor": 1e30,
+            "models.transformer.depth": 20,
+        }
     ],
     "would look back more than": [
         {"train.model": "convolution", "models.convolution.layers": 60},
@@ -126,9 +165,13 @@ REFUSED = {
 @pytest.mark.parametrize(
     ("words", "changes"),
     [(words, changes) for words, cases in REFUSED.items() for changes in cases],
-    ids=lambda value: " ".join(str(part) for part in value.values()) if isinstance(value, dict) else None,
+    ids=lambda value: (
+        " ".join(str(part) for part in value.values()) if isinstance(value, dict) else None
+    ),
 )
-def test_what_nobody_could_make_is_refused_in_one_line(words: str, changes: dict[str, Any], tree: Tree) -> None:
+def test_what_nobody_could_make_is_refused_in_one_line(
+    words: str, changes: dict[str, Any], tree: Tree
+) -> None:
     with pytest.raises(UserError) as refused:
         preflight.check(params.changed(tree, changes))
     assert words in str(refused.value)
@@ -136,13 +179,20 @@ def test_what_nobody_could_make_is_refused_in_one_line(words: str, changes: dict
 
 
 def test_heads_are_found_at_once_whatever_the_width(tree: Tree) -> None:
-    with outline.without_storage(), pytest.raises(UserError, match="make the width a multiple of 2"):
+    with (
+        outline.without_storage(),
+        pytest.raises(UserError, match="make the width a multiple of 2"),
+    ):
         models.build(begun(tree, {"models.transformer.width": 10**9 + 7})[1]["model"], V, 8)
 
 
-def test_size_answers_for_what_does_not_fit_and_says_so(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(params, "read", lambda: params.changed(tree, {"models.transformer.depth": 200}))
-    shown = CliRunner().invoke(app, ["size", "--vocabulary", "66"])
+def test_size_answers_for_what_does_not_fit_and_says_so(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        params, "read", lambda: params.changed(tree, {"models.transformer.depth": 200})
+    )
+    shown = CliRunner().invoke(app, ["size", "--vocabulary-size", "66"])
     assert shown.exit_code == 0
     assert "width 6400, 200 blocks" in shown.output
     assert f"{200 * 12 * 6400**2 + 401 * 6400 + 2 * 66 * 6400:,} parameters" in shown.output

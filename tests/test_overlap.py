@@ -17,20 +17,27 @@ from lmlab.data.documents import SPLITS
 Texts = Sequence[str]
 
 
-def found(folder: Path, train: Texts, validation: Texts, test: Texts = (), part: int = 1 << 20) -> dict[str, Any]:
+def found(
+    folder: Path, train: Texts, validation: Texts, test: Texts = (), part: int = 1 << 20
+) -> dict[str, Any]:
     """What `overlap` says of these documents, stored in parts of so many characters."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for split, texts in zip(SPLITS, (train, validation, test), strict=True):
         for number, text in enumerate(texts):
             starts = range(0, len(text), part)
-            rows += [(split, number, at, f"{number}", text[start : start + part]) for at, start in enumerate(starts)]
+            rows += [
+                (split, number, at, f"{number}", text[start : start + part])
+                for at, start in enumerate(starts)
+            ]
     counts = write_splits(rows, folder)
     return overlap.overlap(folder, {split: counts[split]["characters"] for split in SPLITS})
 
 
 def covered(held_out: Texts, train: Texts, run: int) -> int:
-    """By definition: how many characters lie in some `run` characters of their document that stand in one of train."""
+    """By definition: how many characters lie in some `run` characters of their document that stand
+    in one of train.
+    """
     count = 0
     for text in held_out:
         inside = set()
@@ -45,7 +52,14 @@ documents = st.lists(st.text("ab\n", min_size=1, max_size=24), max_size=5)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=80)
-@given(documents, documents, documents, st.sampled_from([2, 4, 8]), st.integers(1, 9), st.integers(1, 30))
+@given(
+    documents,
+    documents,
+    documents,
+    st.sampled_from([2, 4, 8]),
+    st.integers(1, 9),
+    st.integers(1, 30),
+)
 def test_the_runs_are_those_of_a_slow_search(
     tmp_path: Path, train: Texts, validation: Texts, test: Texts, run: int, part: int, at_once: int
 ) -> None:
@@ -55,13 +69,19 @@ def test_the_runs_are_those_of_a_slow_search(
         verbatim = found(tmp_path / "corpus", train, validation, test, part)["verbatim"]
     assert verbatim == {
         "run_characters": run,
-        "validation": {"characters": covered(validation, train, run), "checked": sum(map(len, validation))},
+        "validation": {
+            "characters": covered(validation, train, run),
+            "checked": sum(map(len, validation)),
+        },
         "test": {"characters": covered(test, train, run), "checked": sum(map(len, test))},
     }
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=80)
-@given(*[st.lists(st.sampled_from(["a", "b", "ab", "é\n", "x" * 30]), max_size=6)] * 3, st.integers(1, 9))
+@given(
+    *[st.lists(st.sampled_from(["a", "b", "ab", "é\n", "x" * 30]), max_size=6)] * 3,
+    st.integers(1, 9),
+)
 def test_equal_documents_are_counted_within_and_across(
     tmp_path: Path, train: Texts, validation: Texts, test: Texts, part: int
 ) -> None:
@@ -71,7 +91,9 @@ def test_equal_documents_are_counted_within_and_across(
         return {"documents": len(texts), "characters": sum(map(len, texts))}
 
     for split, texts in (("train", train), ("validation", validation), ("test", test)):
-        assert equal["within"][split] == counts([text for at, text in enumerate(texts) if text in texts[:at]])
+        assert equal["within"][split] == counts(
+            [text for at, text in enumerate(texts) if text in texts[:at]]
+        )
     assert equal["across"] == {
         "validation in train": counts([text for text in validation if text in train]),
         "test in train": counts([text for text in test if text in train]),
@@ -80,14 +102,20 @@ def test_equal_documents_are_counted_within_and_across(
 
 
 def prose(characters: int, seed: int) -> str:
-    chance = random.Random(seed)
-    return "".join(chance.choices("etaoin shrdlu\n", k=characters))
+    rng = random.Random(seed)
+    return "".join(rng.choices("etaoin shrdlu\n", k=characters))
 
 
 def test_a_planted_passage_is_found_to_the_character(tmp_path: Path) -> None:
     train, validation = prose(200_000, 0), prose(30_000, 1)
-    copied = train[70_000:70_500] + train[150_000:150_063]  # the second is one character short of a run
-    planted = [validation[:9000] + copied[:500] + "|" + validation[9000:] + "|" + copied[500:], train[:64], train[5:68]]
+    copied = (
+        train[70_000:70_500] + train[150_000:150_063]
+    )  # the second is one character short of a run
+    planted = [
+        validation[:9000] + copied[:500] + "|" + validation[9000:] + "|" + copied[500:],
+        train[:64],
+        train[5:68],
+    ]
     verbatim = found(tmp_path / "corpus", [train], planted)["verbatim"]
     assert verbatim["validation"] == {"characters": 500 + 64, "checked": len("".join(planted))}
     assert overlap.RUN == verbatim["run_characters"] == 64
@@ -96,8 +124,12 @@ def test_a_planted_passage_is_found_to_the_character(tmp_path: Path) -> None:
 def test_no_run_crosses_the_border_of_documents(tmp_path: Path) -> None:
     text = prose(128, 0)
     halves = [text[:60], text[60:]]
-    assert found(tmp_path / "a", [text], halves)["verbatim"]["validation"]["characters"] == len(halves[1])
-    assert found(tmp_path / "b", halves, [text])["verbatim"]["validation"]["characters"] == len(halves[1])
+    assert found(tmp_path / "a", [text], halves)["verbatim"]["validation"]["characters"] == len(
+        halves[1]
+    )
+    assert found(tmp_path / "b", halves, [text])["verbatim"]["validation"]["characters"] == len(
+        halves[1]
+    )
     short = [text[at : at + 32] for at in range(0, 128, 32)]
     assert found(tmp_path / "c", short, short)["verbatim"]["validation"]["characters"] == 0
 
@@ -110,16 +142,24 @@ def test_all_that_is_held_out_may_stand_in_train(tmp_path: Path) -> None:
             assert verbatim[split] == {"characters": length, "checked": length}
 
 
-def test_of_a_large_split_a_sample_is_looked_at_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    chance = random.Random(0)
+def test_of_a_large_split_a_sample_is_looked_at_evenly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = random.Random(0)
     train = prose(150_000, 0)
-    copied = [train[at : at + chance.randrange(500, 900)] for at in chance.choices(range(140_000), k=60)]
-    texts = [text for number, copy in enumerate(copied) for text in (prose(chance.randrange(900, 1600), 1 + number), copy)]
+    copied = [train[at : at + rng.randrange(500, 900)] for at in rng.choices(range(140_000), k=60)]
+    texts = [
+        text
+        for number, copy in enumerate(copied)
+        for text in (prose(rng.randrange(900, 1600), 1 + number), copy)
+    ]
     whole = found(tmp_path / "whole", [train], texts, [train[:900]])["verbatim"]
     monkeypatch.setattr(overlap, "MOST_CHECKED", len("".join(texts)) // 3 + 1)
     monkeypatch.setattr(overlap, "STRETCH", 500)
     sampled = found(tmp_path / "sampled", [train], texts, [train[:900]])["verbatim"]
-    of_one_text = found(tmp_path / "joined", [train], ["".join(texts)], [train[:900]], part=700)["verbatim"]
+    of_one_text = found(tmp_path / "joined", [train], ["".join(texts)], [train[:900]], part=700)[
+        "verbatim"
+    ]
     exact = whole["validation"]["characters"] / whole["validation"]["checked"]
     assert whole["validation"]["checked"] == len("".join(texts))
     assert 0.2 < exact < 0.5
@@ -130,16 +170,20 @@ def test_of_a_large_split_a_sample_is_looked_at_evenly(tmp_path: Path, monkeypat
         assert verbatim["test"] == whole["test"] == {"characters": 900, "checked": 900}
 
 
-@given(st.lists(st.integers(0, 2**64 - 1)), st.lists(st.lists(st.integers(0, 2**64 - 1))), st.randoms())
+@given(
+    st.lists(st.integers(0, 2**64 - 1)), st.lists(st.lists(st.integers(0, 2**64 - 1))), st.randoms()
+)
 def test_a_search_finds_what_was_met_and_nothing_else(
-    wanted: list[int], streams: list[list[int]], chance: random.Random
+    wanted: list[int], streams: list[list[int]], rng: random.Random
 ) -> None:
-    streams = [[*stream, *chance.choices(wanted, k=2)] if wanted else stream for stream in streams]
+    streams = [[*stream, *rng.choices(wanted, k=2)] if wanted else stream for stream in streams]
     search = overlap.Search([np.array(wanted, dtype=np.uint64)])
     for stream in streams:
         search.look_up(np.array(stream, dtype=np.uint64))
     met = set().union(*streams)
-    assert search.found(np.array(wanted, dtype=np.uint64)).tolist() == [one in met for one in wanted]
+    assert search.found(np.array(wanted, dtype=np.uint64)).tolist() == [
+        one in met for one in wanted
+    ]
 
 
 def test_hashes_of_windows_are_equal_where_the_windows_are() -> None:

@@ -49,7 +49,9 @@ def test_a_good_section_is_frozen_and_typed() -> None:
 
 def test_a_typo_names_the_key_and_the_nearest_right_one() -> None:
     message = refused({"learning_rat": 0.5, "steps": 3, "name": "a"})
-    assert message == "params.yaml: train.learning_rat is not a known key; did you mean learning_rate?"
+    assert (
+        message == "params.yaml: train.learning_rat is not a known key; did you mean learning_rate?"
+    )
 
 
 def test_an_unknown_key_like_no_other_lists_what_there_is() -> None:
@@ -77,7 +79,9 @@ def test_a_key_that_is_not_text_is_an_unknown_key(key: object) -> None:
         ("split", "tial", "'tail' or 'document'"),
     ],
 )
-def test_a_wrong_value_names_the_key_what_is_asked_and_what_was_found(key: str, value: object, hint: str) -> None:
+def test_a_wrong_value_names_the_key_what_is_asked_and_what_was_found(
+    key: str, value: object, hint: str
+) -> None:
     message = refused({**GOOD, key: value})
     assert message.startswith(f"params.yaml: train.{key} should be ")
     assert hint in message
@@ -100,7 +104,9 @@ def test_of_several_wrong_values_the_first_is_named_and_the_others_are_counted()
         third: bool
 
     with pytest.raises(UserError, match=r"train\.first should be .*\(and 2 more\)"):
-        params.section({"train": {"first": "perhaps", "second": [], "third": "no way"}}, "train", Switches)
+        params.section(
+            {"train": {"first": "perhaps", "second": [], "third": "no way"}}, "train", Switches
+        )
 
 
 def test_an_impossible_combination_names_the_section() -> None:
@@ -118,7 +124,10 @@ def test_a_block_below_a_scalar_names_the_scalar() -> None:
 
 
 def test_an_integer_is_a_number_but_no_number_is_an_integer() -> None:
-    assert params.section({"train": {**GOOD, "learning_rate": 1}}, "train", Section).learning_rate == 1.0
+    assert (
+        params.section({"train": {**GOOD, "learning_rate": 1}}, "train", Section).learning_rate
+        == 1.0
+    )
 
 
 def test_the_file_is_read_as_dvc_reads_it(tmp_path: Path) -> None:
@@ -141,7 +150,9 @@ def test_the_file_is_read_as_dvc_reads_it(tmp_path: Path) -> None:
         ("a: 1\n---\nb: 2\n", "document"),
     ],
 )
-def test_a_file_that_is_no_mapping_is_refused_in_one_line(tmp_path: Path, text: str, hint: str) -> None:
+def test_a_file_that_is_no_mapping_is_refused_in_one_line(
+    tmp_path: Path, text: str, hint: str
+) -> None:
     with pytest.raises(UserError, match=hint) as caught:
         read(tmp_path, text)
     assert "params.yaml" in str(caught.value)
@@ -157,7 +168,9 @@ def test_a_file_that_is_not_utf8_or_not_there(tmp_path: Path) -> None:
         params.read(path)
 
 
-@pytest.mark.parametrize("value", [2**63, -(2**63), 2**64, 99999999999999999999, [2**63], {"a": [2**63]}])
+@pytest.mark.parametrize(
+    "value", [2**63, -(2**63), 2**64, 99999999999999999999, [2**63], {"a": [2**63]}]
+)
 def test_a_whole_number_that_torch_cannot_hold_is_refused_by_its_key(value: object) -> None:
     class Open(Params):
         seed: Any
@@ -165,7 +178,9 @@ def test_a_whole_number_that_torch_cannot_hold_is_refused_by_its_key(value: obje
     with pytest.raises(UserError) as caught:
         params.section({"train": {"seed": value}}, "train", Open)
     assert str(caught.value).startswith("params.yaml: train.seed: ")
-    assert str(caught.value).endswith("whole numbers lie between -9223372036854775807 and 9223372036854775807")
+    assert str(caught.value).endswith(
+        "whole numbers lie between -9223372036854775807 and 9223372036854775807"
+    )
     assert params.section({"train": {"seed": 2**63 - 1}}, "train", Open).seed == 2**63 - 1
 
 

@@ -13,7 +13,14 @@ every_part = pytest.mark.parametrize(("kind", "name"), PARTS)
 
 
 def test_the_kinds_of_the_design_are_found() -> None:
-    assert {"corpora", "tokenizers", "models", "learning_rules", "optimizers", "layers.attention"} <= set(registry.kinds())
+    assert {
+        "corpora",
+        "tokenizers",
+        "models",
+        "learning_rules",
+        "optimizers",
+        "layers.attention",
+    } <= set(registry.kinds())
     assert all(registry.names(kind) for kind in registry.kinds())
 
 
@@ -24,7 +31,7 @@ def test_a_part_has_its_class_its_options_and_a_line_of_documentation(kind: str,
     assert options.__module__ == cls.__module__
     for documented in (cls, options):
         assert "__doc__" in vars(documented)
-        assert (documented.__doc__ or "").strip().split("\n")[0].endswith((".", ":"))
+        assert (documented.__doc__ or "").strip().split("\n\n")[0].endswith((".", ":"))
     assert not cls.__subclasses__()
 
 
@@ -50,7 +57,9 @@ def test_a_choice_survives_being_recorded_as_json(kind: str, name: str, tree: Tr
 @pytest.mark.parametrize("kind", registry.kinds())
 def test_an_unknown_part_is_refused_with_the_nearest(kind: str, tree: Tree) -> None:
     known = registry.names(kind)[0]
-    with pytest.raises(UserError, match=f"train.key: there is no '{known}x' in {kind}; did you mean {known}"):
+    with pytest.raises(
+        UserError, match=f"train.key: there is no '{known}x' in {kind}; did you mean {known}"
+    ):
         registry.choose(tree, kind, f"{known}x", "train.key")
     for name in ("base", "__init__", "", "../params"):
         with pytest.raises(UserError, match="there is no"):
@@ -60,19 +69,32 @@ def test_an_unknown_part_is_refused_with_the_nearest(kind: str, tree: Tree) -> N
 def test_the_parts_that_options_name_are_chosen_with_theirs(tree: Tree) -> None:
     choice = registry.choose(tree, "models", "transformer")
     assert choice.inner["attention"].name == params.block(tree, "models.transformer")["attention"]
-    assert choice.inner["attention"].options.model_dump() == params.block(tree, "layers.attention.multi_head")
+    assert choice.inner["attention"].options.model_dump() == params.block(
+        tree, "layers.attention.multi_head"
+    )
 
 
 def test_an_unknown_part_among_the_options_names_the_key(tree: Tree) -> None:
-    wrong = {**tree, "models": {"transformer": {**tree["models"]["transformer"], "position": "rotery"}}}
-    with pytest.raises(UserError, match=r"models\.transformer\.position: there is no 'rotery'.*did you mean rotary"):
+    wrong = {
+        **tree,
+        "models": {"transformer": {**tree["models"]["transformer"], "position": "rotery"}},
+    }
+    with pytest.raises(
+        UserError, match=r"models\.transformer\.position: there is no 'rotery'.*did you mean rotary"
+    ):
         registry.choose(wrong, "models", "transformer")
 
 
 @pytest.mark.parametrize("key", ["first", "second"])
 def test_a_part_built_from_itself_is_refused(key: str, tree: Tree) -> None:
-    wrong = {**tree, "models": {**tree["models"], "hybrid": {**tree["models"]["hybrid"], key: "hybrid"}}}
-    with pytest.raises(UserError, match=rf"models\.hybrid\.{key}: 'hybrid' cannot be built from itself; name another"):
+    wrong = {
+        **tree,
+        "models": {**tree["models"], "hybrid": {**tree["models"]["hybrid"], key: "hybrid"}},
+    }
+    with pytest.raises(
+        UserError,
+        match=rf"models\.hybrid\.{key}: 'hybrid' cannot be built from itself; name another",
+    ):
         registry.choose(wrong, "models", "hybrid")
     assert registry.choose(wrong, "models", "transformer")  # which has nothing to do with it
 

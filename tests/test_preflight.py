@@ -1,4 +1,6 @@
-"""The check before every stage: every part can be chosen, and DVC is told of every part that a part names."""
+"""The check before every stage: every part can be chosen, and DVC is told of every part that a part
+names.
+"""
 
 import random
 from collections.abc import Iterator
@@ -22,11 +24,17 @@ def using(tree: Tree, dotted: str, value: str) -> dict[str, Any]:
 
 CHOOSERS = {
     **{f"train.{key}": kind for key, kind in registry.marked(preflight.SECTIONS["train"])},
-    **{f"models.transformer.{key}": kind for key, kind in registry.marked(registry.find("models", "transformer")[1])},
+    **{
+        f"models.transformer.{key}": kind
+        for key, kind in registry.marked(registry.find("models", "transformer")[1])
+    },
 }
 
 
-@pytest.mark.parametrize(("key", "name"), [(key, name) for key, kind in CHOOSERS.items() for name in registry.names(kind)])
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [(key, name) for key, kind in CHOOSERS.items() for name in registry.names(kind)],
+)
 def test_every_part_may_be_chosen_and_dvc_is_told_of_those_it_names(
     key: str, name: str, tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -35,9 +43,13 @@ def test_every_part_may_be_chosen_and_dvc_is_told_of_those_it_names(
 
 
 @pytest.mark.parametrize(
-    "line", ["src/lmlab/model/layers/attention/${models.transformer.attention}.py", "models.${models.hybrid.second}"]
+    "line",
+    [
+        "src/lmlab/model/layers/attention/${models.transformer.attention}.py",
+        "models.${models.hybrid.second}",
+    ],
 )
-def test_a_named_part_that_dvc_does_not_follow_is_refused_with_the_line_to_add(
+def test_a_named_part_that_dvc_does_not_follow_is_refused_with_the_command_that_adds_it(
     line: str, tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -46,7 +58,7 @@ def test_a_named_part_that_dvc_does_not_follow_is_refused_with_the_line_to_add(
     Path("dvc.yaml").write_text(listed.replace(f"- {line}\n", ""))
     with pytest.raises(UserError) as refused:
         preflight.check(using(tree, "train.model", "hybrid"))
-    assert f"add `- {line}`" in str(refused.value)
+    assert "run `lmlab deps --write`" in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
@@ -56,14 +68,19 @@ def test_maximal_update_with_tied_weights_is_refused_before_anything_runs(tree: 
         preflight.check({**using(tree, "train.parametrisation", "maximal_update"), "models": tied})
 
 
-@pytest.mark.parametrize(("pieces", "batch", "fine"), [(16, 0, True), (17, 0, False), (32, 32, True), (32, 0, False)])
+@pytest.mark.parametrize(
+    ("pieces", "batch", "fine"), [(16, 0, True), (17, 0, False), (32, 32, True), (32, 0, False)]
+)
 def test_more_pieces_than_a_batch_left_open_has_windows_are_refused_not_a_larger_batch(
     pieces: int, batch: int, fine: bool, tree: Tree
 ) -> None:
-    asked = params.changed(tree, {"train.accumulate": pieces, "train.batch": batch})
+    asked = params.changed(tree, {"train.gradient_accumulation": pieces, "train.batch": batch})
     if fine:
         return preflight.check(asked)
-    with pytest.raises(UserError, match=rf"train\.accumulate \({pieces}\) is more pieces .* windows \(16\)"):
+    with pytest.raises(
+        UserError,
+        match=rf"train\.gradient_accumulation \({pieces}\) is more pieces .* windows \(16\)",
+    ):
         preflight.check(asked)
 
 
@@ -73,8 +90,16 @@ def test_a_tokenizer_from_a_name_that_no_file_can_have_is_told_by_its_key(tree: 
 
 
 ODD = [0, -1, 3, 10**5, 10**9, 10**20, 0.5, 1e300, "x", None, True, [], {}]
-BY_FIRST = {"models": "train.model", "learning_rules": "train.learning_rule", "interventions": "train.intervention"}
-BY_FIRST |= {"optimizers": "train.optimizer", "schedules": "train.schedule", "parametrisations": "train.parametrisation"}
+BY_FIRST = {
+    "models": "train.model",
+    "learning_rules": "train.learning_rule",
+    "interventions": "train.intervention",
+}
+BY_FIRST |= {
+    "optimizers": "train.optimizer",
+    "schedules": "train.schedule",
+    "parametrisations": "train.parametrisation",
+}
 
 
 def leaves(node: Tree, at: str = "") -> Iterator[str]:
@@ -102,10 +127,15 @@ def outcome(tree: Tree) -> str:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_any_value_at_any_key_is_fine_or_refused_in_one_line(seed: int, tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_value_at_any_key_is_fine_or_refused_in_one_line(
+    seed: int, tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(small.PROJECT)
     rng = random.Random(seed)
     keys = list(leaves(tree))
     for _ in range(15):
         key, value = rng.choice(keys), rng.choice(ODD)
-        assert "\n" not in outcome(params.changed(tree, {**choosing(key), key: value})), (key, value)
+        assert "\n" not in outcome(params.changed(tree, {**choosing(key), key: value})), (
+            key,
+            value,
+        )

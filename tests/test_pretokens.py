@@ -17,7 +17,9 @@ def test_pieces_joined_are_the_text(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", hostile.LONG.values(), ids=hostile.LONG)
-def test_long_hostile_texts_are_covered_by_pieces_that_are_short_but_not_shorter_than_need_be(text: str) -> None:
+def test_long_hostile_texts_are_covered_by_pieces_that_are_short_but_not_shorter_than_need_be(
+    text: str,
+) -> None:
     pieces = pretokens.split(text)
     assert "".join(pieces) == text
     assert max(map(len, pieces)) <= pretokens.LONGEST
@@ -56,7 +58,9 @@ def test_words_numbers_and_signs_are_kept_together(text: str, pieces: list[str])
     assert pretokens.split(text) == pieces
 
 
-def test_a_half_surrogate_becomes_a_replacement_character_and_a_pair_written_in_halves_two() -> None:
+def test_a_half_surrogate_becomes_a_replacement_character_and_a_pair_written_in_halves_two() -> (
+    None
+):
     assert "".join(pretokens.split("a\ud800b\ud83d\ude00")) == "a\ufffdb\ufffd\ufffd"
 
 
@@ -66,12 +70,21 @@ def test_counting_is_over_all_texts() -> None:
 
 
 def cuts(text: str) -> list[str]:
-    """Where tiktoken's engine cuts: found from the tokens of an encoding in which every pre-token is one token."""
+    """Where tiktoken's engine cuts: found from the tokens of an encoding in which every pre-token
+    is one token.
+    """
     wanted = {piece.encode() for piece in pretokens.split(text)}
     singles = {bytes([value]) for value in range(256)}
-    ranks = {token: rank for rank, token in enumerate([*sorted(singles), *sorted(wanted - singles)])}
-    engine = tiktoken.Encoding("cuts", pat_str=pretokens.PATTERN, mergeable_ranks=ranks, special_tokens={})
-    return [engine.decode_single_token_bytes(token).decode("utf-8", "replace") for token in engine.encode_ordinary(text)]
+    ranks = {
+        token: rank for rank, token in enumerate([*sorted(singles), *sorted(wanted - singles)])
+    }
+    engine = tiktoken.Encoding(
+        "cuts", pat_str=pretokens.PATTERN, mergeable_ranks=ranks, special_tokens={}
+    )
+    return [
+        engine.decode_single_token_bytes(token).decode("utf-8", "replace")
+        for token in engine.encode_ordinary(text)
+    ]
 
 
 @given(text=hostile.texts)
@@ -85,7 +98,11 @@ def test_tiktoken_cuts_long_hostile_texts_at_the_same_places(text: str) -> None:
 
 
 def test_tiktoken_puts_every_character_into_the_same_class() -> None:
-    points = [point for point in [*range(0x10000), *range(0x10000, 0x110000, 97)] if not 0xD800 <= point < 0xE000]
+    points = [
+        point
+        for point in [*range(0x10000), *range(0x10000, 0x110000, 97)]
+        if not 0xD800 <= point < 0xE000
+    ]
     for start in range(0, len(points), 10_000):
         # between a letter and a digit, each class of character is cut in another way
         text = "".join(f"x{chr(point)}1{chr(point)}." for point in points[start : start + 10_000])

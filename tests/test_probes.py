@@ -32,7 +32,7 @@ from lmlab.evaluation.probes.gradient_noise_scale import noise_and_signal
 from lmlab.evaluation.probes.similarity import alignment
 from lmlab.evaluation.probes.spectra import effective_rank, stable_rank
 from lmlab.experiments import preflight
-from lmlab.model.layers.memory import Memory
+from lmlab.model.layers.cache import Cache
 from lmlab.model.models.base import LanguageModel, next_token_loss
 
 corpus = test_training.corpus  # the fixture
@@ -52,9 +52,10 @@ def chosen_model(name: str) -> Choice:
 def snapshot(model: LanguageModel | None = None, rule: str = "backprop", step: int = 0) -> Snapshot:
     """Of a model in double precision, with an update that is a hundredth of a random one."""
     model = model if model is not None else small.rough(small.some_model(), seed=step)
-    chance = torch.Generator().manual_seed(step)
+    rng = torch.Generator().manual_seed(step)
     after = {
-        name: parameter.detach() + 0.01 * torch.randn(parameter.shape, generator=chance, dtype=parameter.dtype)
+        name: parameter.detach()
+        + 0.01 * torch.randn(parameter.shape, generator=rng, dtype=parameter.dtype)
         for name, parameter in model.named_parameters()
     }
     return Snapshot(step, 32 * step, model.eval(), after, rule_for(rule, model), "some_model")
@@ -83,19 +84,34 @@ def values(name: str, *of: Snapshot, **changes: Any) -> dict[tuple[str, str], fl
 def test_a_probe_leaves_model_rule_and_chance_as_they_were(name: str) -> None:
     looked_at = snapshot(small.rough(small.some_model(dropout=0.3)))
     model, rule = looked_at.model, looked_at.rule
-    states = [{key: value.clone() for key, value in module.state_dict().items()} for module in (model, rule)]
+    states = [
+        {key: value.clone() for key, value in module.state_dict().items()}
+        for module in (model, rule)
+    ]
     after = {key: value.clone() for key, value in looked_at.after.items()}
-    modes, doings = [module.training for module in model.modules()], [vars(module).copy() for module in model.modules()]
-    chance = torch.get_rng_state()
+    modes, doings = (
+        [module.training for module in model.modules()],
+        [vars(module).copy() for module in model.modules()],
+    )
+    rng = torch.get_rng_state()
     assert readings(name, looked_at)
-    assert torch.equal(torch.get_rng_state(), chance)
+    assert torch.equal(torch.get_rng_state(), rng)
     for module, state in zip((model, rule), states, strict=True):
         assert all(torch.equal(value, state[key]) for key, value in module.state_dict().items())
     assert all(torch.equal(value, after[key]) for key, value in looked_at.after.items())
-    assert all(parameter.grad is None and parameter.requires_grad for parameter in [*model.parameters(), *rule.parameters()])
+    assert all(
+        parameter.grad is None and parameter.requires_grad
+        for parameter in [*model.parameters(), *rule.parameters()]
+    )
     assert [module.training for module in model.modules()] == modes
-    assert [vars(module).keys() for module in model.modules()] == [of_module.keys() for of_module in doings]
-    hooks: list[Any] = [h for m in model.modules() for h in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks)]
+    assert [vars(module).keys() for module in model.modules()] == [
+        of_module.keys() for of_module in doings
+    ]
+    hooks: list[Any] = [
+        h
+        for m in model.modules()
+        for h in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks)
+    ]
     assert not any(hooks)
     assert torch.is_grad_enabled()
 
@@ -105,7 +121,9 @@ def test_a_probe_reads_the_same_numbers_twice_each_finite_and_in_its_own_place(n
     first = readings(name, snapshot(), snapshot(step=5))
     torch.manual_seed(99)
     assert readings(name, snapshot(), snapshot(step=5)) == first
-    assert all(isinstance(reading.value, float) and math.isfinite(reading.value) for reading in first)
+    assert all(
+        isinstance(reading.value, float) and math.isfinite(reading.value) for reading in first
+    )
     alone = readings(name, snapshot())
     assert len({(reading.measure, reading.where) for reading in alone}) == len(alone)
 
@@ -114,7 +132,10 @@ def test_a_probe_reads_the_same_numbers_twice_each_finite_and_in_its_own_place(n
 def test_a_probe_looks_at_every_model_or_says_what_it_does_not_find(name: str, other: str) -> None:
     looked_at = snapshot(small.model(chosen_model(other)))
     if name == "attention" and other not in ("transformer", "hybrid"):
-        said = "params.yaml: probe.probes: attention finds no attention with a softmax in the model some_model; leave it out"
+        said = (
+            "params.yaml: probe.probes: attention finds no attention with a softmax in the"
+            " model some_model; leave it out"
+        )
         with pytest.raises(UserError, match=said):
             readings(name, looked_at)
         return
@@ -123,7 +144,11 @@ def test_a_probe_looks_at_every_model_or_says_what_it_does_not_find(name: str, o
     assert all(math.isfinite(reading.value) for reading in found)
 
 
-TRANSFORMERS = {small.title(choice): choice for choice in small.variants("models") if choice.name == "transformer"}
+TRANSFORMERS = {
+    small.title(choice): choice
+    for choice in small.variants("models")
+    if choice.name == "transformer"
+}
 
 
 @pytest.mark.parametrize(("name", "variant"), small.drawn(PROBES, list(TRANSFORMERS), rounds=2))
@@ -138,7 +163,9 @@ def test_a_probe_looks_at_every_transformer(name: str, variant: str) -> None:
         assert all(math.isfinite(reading.value) for reading in found)
 
 
-@pytest.mark.parametrize(("name", "rule"), small.drawn(PROBES, registry.names("learning_rules"), rounds=2))
+@pytest.mark.parametrize(
+    ("name", "rule"), small.drawn(PROBES, registry.names("learning_rules"), rounds=2)
+)
 def test_a_probe_looks_at_runs_by_every_rule(name: str, rule: str) -> None:
     model = small.model(small.some_model())
     if refusal(rule, model):
@@ -150,7 +177,9 @@ def test_a_probe_looks_alike_at_what_is_a_copy() -> None:
     """Two snapshots of the same model are the same to every probe that remembers nothing."""
     for name in PROBES:
         if name not in (*TIMED, "similarity"):
-            assert readings(name, snapshot(), snapshot())[: len(readings(name, snapshot()))] == readings(name, snapshot())
+            assert readings(name, snapshot(), snapshot())[
+                : len(readings(name, snapshot()))
+            ] == readings(name, snapshot())
 
 
 # ---------------------------------------------------------------- gradients and updates
@@ -167,7 +196,9 @@ def test_backprop_is_at_no_angle_to_itself() -> None:
 def test_a_random_update_is_nearly_at_a_right_angle() -> None:
     model = small.rough(small.some_model(width=32))
     size = sum(parameter.numel() for parameter in model.parameters())
-    seen = [values("gradient_angle", snapshot(model, step=step))["update", "all"] for step in range(40)]
+    seen = [
+        values("gradient_angle", snapshot(model, step=step))["update", "all"] for step in range(40)
+    ]
     spread = math.sqrt(sum(value**2 for value in seen) / len(seen))
     assert spread == pytest.approx(1 / math.sqrt(size), rel=0.4)
 
@@ -184,14 +215,18 @@ def test_the_angle_of_an_update_is_taken_to_the_way_downhill() -> None:
 
 
 def test_a_known_angle() -> None:
-    assert cosine(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0])) == pytest.approx(math.sqrt(0.5))
+    assert cosine(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0])) == pytest.approx(
+        math.sqrt(0.5)
+    )
     assert cosine(torch.zeros(2), torch.ones(2)) == 0.0
 
 
 class _Doubled(nn.Module):
     """As a rule: what backprop gives, twice over, but for the readout, which is not taught."""
 
-    def assign_gradients(self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    def assign_gradients(
+        self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor
+    ) -> Tensor:
         loss = next_token_loss(model(tokens_BT), targets_BT)
         (2 * loss).backward()
         assert model.readout is not None
@@ -217,12 +252,15 @@ def test_a_rule_is_told_from_backprop_by_length_and_angle() -> None:
 
 def test_an_update_is_measured_by_the_weights() -> None:
     one = snapshot()
-    after = {name: weight * (1 + 0.25 * (name == "readout.weight")) for name, weight in one.weights.items()}
+    after = {
+        name: weight * (1 + 0.25 * (name == "readout.weight"))
+        for name, weight in one.weights.items()
+    }
     found = values("update_ratio", Snapshot(0, 0, one.model, after, one.rule, ""))
     assert found["ratio", "readout.weight"] == pytest.approx(0.25)
-    assert [value for (_, where), value in found.items() if where not in ("readout.weight", "all")] == pytest.approx(
-        [0.0] * (len(found) - 2)
-    )
+    assert [
+        value for (_, where), value in found.items() if where not in ("readout.weight", "all")
+    ] == pytest.approx([0.0] * (len(found) - 2))
     assert 0 < found["ratio", "all"] < 0.25
 
 
@@ -234,18 +272,21 @@ def test_weights_that_are_zero_have_no_ratio() -> None:
 
 
 def test_the_noise_scale_recovers_what_was_planted() -> None:
-    chance = torch.Generator().manual_seed(0)
-    true, deviation = torch.randn(50, generator=chance).double(), 3.0
-    noises = torch.randn(4000, 50, generator=chance).double() * deviation
+    rng = torch.Generator().manual_seed(0)
+    true, sigma = torch.randn(50, generator=rng).double(), 3.0
+    noises = torch.randn(4000, 50, generator=rng).double() * sigma
     noise, signal = noise_and_signal(true + of_window for of_window in noises)
-    assert noise == pytest.approx(50 * deviation**2, rel=0.02)
+    assert noise == pytest.approx(50 * sigma**2, rel=0.02)
     assert signal == pytest.approx(float(true @ true), rel=0.05)
 
 
 def test_the_noise_scale_is_unbiased_with_two_windows() -> None:
-    """Over all pairs of the values 1 and 5 about the mean 3: variance 4 and squared mean 9, each on average exactly."""
+    """Over all pairs of the values 1 and 5 about the mean 3: variance 4 and squared mean 9, each on
+    average exactly.
+    """
     found = [
-        noise_and_signal(torch.tensor([value]).double() for value in pair) for pair in itertools.product((1, 5), repeat=2)
+        noise_and_signal(torch.tensor([value]).double() for value in pair)
+        for pair in itertools.product((1, 5), repeat=2)
     ]
     assert sum(noise for noise, _ in found) / 4 == pytest.approx(4)
     assert sum(signal for _, signal in found) / 4 == pytest.approx(9)
@@ -254,8 +295,13 @@ def test_the_noise_scale_is_unbiased_with_two_windows() -> None:
 def test_the_noise_scale_of_equal_windows_is_zero_and_of_one_is_refused() -> None:
     tokens, targets = tokens_and_targets(1)
     (same,) = (probe_for("gradient_noise_scale") for _ in range(1))
-    found = {r.measure: r.value for r in same.look(snapshot(), Batch(tokens.expand(3, -1), targets.expand(3, -1)))}
-    true = sum(float(g.square().sum()) for g in snapshot().true_gradient(Batch(tokens, targets)).values())
+    found = {
+        r.measure: r.value
+        for r in same.look(snapshot(), Batch(tokens.expand(3, -1), targets.expand(3, -1)))
+    }
+    true = sum(
+        float(g.square().sum()) for g in snapshot().true_gradient(Batch(tokens, targets)).values()
+    )
     assert found == pytest.approx({"noise": 0.0, "signal": true, "scale": 0.0}, abs=1e-9)
     with pytest.raises(UserError, match=r"probe\.probes: gradient_noise_scale compares windows"):
         list(same.look(snapshot(), Batch(tokens, targets)))
@@ -267,7 +313,9 @@ def test_the_noise_scale_of_equal_windows_is_zero_and_of_one_is_refused() -> Non
 def test_kurtosis_is_known_for_coins_for_uniform_and_for_normal_numbers() -> None:
     assert kurtosis(torch.tensor([1.0, -1.0, 1.0, -1.0])) == pytest.approx(1.0)
     assert kurtosis(torch.linspace(-1, 1, 100_001)) == pytest.approx(1.8, rel=1e-3)
-    assert kurtosis(torch.randn(200_000, generator=torch.Generator().manual_seed(0))) == pytest.approx(3.0, rel=0.03)
+    assert kurtosis(
+        torch.randn(200_000, generator=torch.Generator().manual_seed(0))
+    ) == pytest.approx(3.0, rel=0.03)
     assert kurtosis(torch.ones(5)) == 0.0
 
 
@@ -285,9 +333,9 @@ def test_a_hidden_unit_that_is_cut_off_counts_as_dead_and_no_other() -> None:
         model.blocks[1].feed_forward.up.weight[:16].zero_()  # type: ignore[index,union-attr]
     after = values("activations", snapshot(model))
     hidden = model.blocks[1].feed_forward.up.out_features  # type: ignore[union-attr]
-    assert after["dead", "blocks.1.feed_forward.out"] - before["dead", "blocks.1.feed_forward.out"] == pytest.approx(
-        16 / hidden
-    )
+    assert after["dead", "blocks.1.feed_forward.out"] - before[
+        "dead", "blocks.1.feed_forward.out"
+    ] == pytest.approx(16 / hidden)
     assert after["dead", "blocks.0.feed_forward.out"] == before["dead", "blocks.0.feed_forward.out"]
 
 
@@ -295,7 +343,9 @@ def test_the_size_of_the_stream_is_that_of_the_blocks_outputs() -> None:
     model = small.rough(small.some_model())
     found = values("activations", snapshot(model))
     for number, x_BTD in enumerate(streams(model, the_batch().tokens)):
-        assert found["root_mean_square", f"blocks.{number}"] == pytest.approx(x_BTD.square().mean().sqrt().item())
+        assert found["root_mean_square", f"blocks.{number}"] == pytest.approx(
+            x_BTD.square().mean().sqrt().item()
+        )
 
 
 @pytest.mark.parametrize("name", ["perceptron", "convolution"])  # a tanh of its own, and a gate
@@ -321,8 +371,8 @@ def test_watching_ends_with_its_block_also_when_the_model_fails() -> None:
 
 
 def test_ranks_are_known_for_the_identity_for_rank_one_and_for_zero() -> None:
-    chance = torch.Generator().manual_seed(0)
-    outer = torch.linalg.svdvals(torch.outer(*torch.randn(2, 7, generator=chance).double()))
+    rng = torch.Generator().manual_seed(0)
+    outer = torch.linalg.svdvals(torch.outer(*torch.randn(2, 7, generator=rng).double()))
     assert effective_rank(torch.ones(7)) == pytest.approx(7)
     assert stable_rank(torch.ones(7)) == pytest.approx(7)
     assert effective_rank(outer) == pytest.approx(1, abs=1e-9)
@@ -345,18 +395,18 @@ def test_every_matrix_has_its_spectrum() -> None:
 
 
 def test_alignment_sees_neither_rotation_nor_scale_nor_shift() -> None:
-    chance = torch.Generator().manual_seed(0)
-    x = torch.randn(60, 10, generator=chance).double()
-    rotation = torch.linalg.qr(torch.randn(10, 10, generator=chance).double()).Q
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 10, generator=rng).double()
+    rotation = torch.linalg.qr(torch.randn(10, 10, generator=rng).double()).Q
     assert alignment(x, x) == pytest.approx(1)
     assert alignment(x, 3 * x @ rotation + 5) == pytest.approx(1)
-    assert alignment(x, x @ torch.randn(10, 10, generator=chance).double()) < 0.99
+    assert alignment(x, x @ torch.randn(10, 10, generator=rng).double()) < 0.99
     assert alignment(x, torch.ones(60, 4).double()) == 0.0
 
 
 def test_alignment_of_independent_data_is_about_zero_where_the_usual_estimate_is_not() -> None:
-    chance = torch.Generator().manual_seed(0)
-    pairs = [torch.randn(2, 100, 20, generator=chance).double() for _ in range(30)]
+    rng = torch.Generator().manual_seed(0)
+    pairs = [torch.randn(2, 100, 20, generator=rng).double() for _ in range(30)]
     assert abs(sum(alignment(x, y) for x, y in pairs) / 30) < 0.01
 
     def biased(x: Tensor, y: Tensor) -> float:
@@ -369,7 +419,10 @@ def test_alignment_of_independent_data_is_about_zero_where_the_usual_estimate_is
 def test_similarity_is_to_the_first_and_to_the_previous_snapshot() -> None:
     one, other = snapshot(), snapshot(step=3)
     probe = probe_for("similarity")
-    seen = [{(r.measure, r.where): r.value for r in probe.look(s, the_batch())} for s in (one, other, other, one)]
+    seen = [
+        {(r.measure, r.where): r.value for r in probe.look(s, the_batch())}
+        for s in (one, other, other, one)
+    ]
     blocks = [f"blocks.{number}" for number in range(len(one.model.blocks))]
     assert {measure for measure, _ in seen[0]} == {"to_first"}
     for block in blocks:
@@ -390,13 +443,15 @@ def test_entropy_is_ln_t_for_uniform_attention_and_zero_for_one_hot() -> None:
 
 
 class _Induction(nn.Module):
-    """A block whose one head is an induction head by construction: it looks for the token that stands behind its own."""
+    """A block whose one head is an induction head by construction: it looks for the token that
+    stands behind its own.
+    """
 
     def __init__(self, scale: float, shift: int) -> None:
         super().__init__()
         self.scale, self.shift = scale, shift
 
-    def forward(self, x_BTD: Tensor, memory: Memory | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, cache: Cache | None = None) -> Tensor:
         keys = nn.functional.pad(x_BTD, (0, 0, self.shift, 0))[:, : x_BTD.shape[1]]
         out: Tensor = nn.functional.scaled_dot_product_attention(
             self.scale * x_BTD[:, None], keys[:, None], x_BTD[:, None], is_causal=True
@@ -409,12 +464,17 @@ class _OneHot(LanguageModel):
 
     readout = None
 
-    def __init__(self, vocabulary: int, *blocks: nn.Module) -> None:
+    def __init__(self, vocabulary_size: int, *blocks: nn.Module) -> None:
         super().__init__()
-        self.vocabulary, self.context, self.width, self.blocks = vocabulary, 16, vocabulary, nn.ModuleList(blocks)
+        self.vocabulary_size, self.context, self.width, self.blocks = (
+            vocabulary_size,
+            16,
+            vocabulary_size,
+            nn.ModuleList(blocks),
+        )
 
-    def embed(self, tokens_BT: Tensor, memory: Memory | None = None) -> Tensor:
-        return nn.functional.one_hot(tokens_BT, self.vocabulary).double()
+    def embed(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
+        return nn.functional.one_hot(tokens_BT, self.vocabulary_size).double()
 
     def head(self, x_BTD: Tensor) -> Tensor:
         return x_BTD
@@ -447,9 +507,13 @@ def test_tokens_are_drawn_without_repeats_while_there_are_others() -> None:
     assert not torch.equal(drawn(3, 9, 11, 0), drawn(3, 9, 11, 1))
 
 
-@pytest.mark.parametrize("attention", [name for name in registry.names("layers.attention") if name != "linear"])
+@pytest.mark.parametrize(
+    "attention", [name for name in registry.names("layers.attention") if name != "linear"]
+)
 @pytest.mark.parametrize("position", registry.names("layers.position"))
-def test_the_weights_seen_are_those_the_layer_uses(attention: str, position: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_weights_seen_are_those_the_layer_uses(
+    attention: str, position: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tree = small.tree()
     inner = {"attention": registry.choose(tree, "layers.attention", attention)}
     inner["position"] = registry.choose(tree, "layers.position", position)
@@ -493,32 +557,48 @@ def test_the_lens_behind_an_earlier_block_is_the_loss_of_a_model_that_ends_there
 
 
 def test_the_hessians_top_eigenvalue_is_that_of_the_dense_hessian() -> None:
-    model = small.rough(small.some_model(width=4, heads=1, depth=1, expansion=1.0), vocabulary=5)
-    tokens = small.tokens(3, CONTEXT + 1, vocabulary=5)
+    model = small.rough(
+        small.some_model(width=4, heads=1, depth=1, expansion=1.0), vocabulary_size=5
+    )
+    tokens = small.tokens(3, CONTEXT + 1, vocabulary_size=5)
     of_batch = Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
     names = [name for name, _ in model.named_parameters()]
 
     def loss(flat: Tensor) -> Tensor:
         parameters = dict(model.named_parameters())
         sizes = [parameters[name].numel() for name in names]
-        weights = {n: part.view_as(parameters[n]) for n, part in zip(names, flat.split(sizes), strict=True)}
-        return next_token_loss(torch.func.functional_call(model, weights, (of_batch.tokens,)), of_batch.targets)
+        weights = {
+            n: part.view_as(parameters[n]) for n, part in zip(names, flat.split(sizes), strict=True)
+        }
+        return next_token_loss(
+            torch.func.functional_call(model, weights, (of_batch.tokens,)), of_batch.targets
+        )
 
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        dense = torch.autograd.functional.hessian(loss, torch.cat([p.detach().flatten() for p in model.parameters()]))
+        dense = torch.autograd.functional.hessian(
+            loss, torch.cat([p.detach().flatten() for p in model.parameters()])
+        )
     assert isinstance(dense, Tensor)
     eigenvalues = torch.linalg.eigvalsh(dense)
     top = float(eigenvalues[eigenvalues.abs().argmax()])
-    found = {r.measure: r.value for r in probe_for("hessian", iterations=300).look(snapshot(model), of_batch)}
+    found = {
+        r.measure: r.value
+        for r in probe_for("hessian", iterations=300).look(snapshot(model), of_batch)
+    }
     assert found["top_eigenvalue"] == pytest.approx(top, rel=1e-6)
-    early = {r.measure: r.value for r in probe_for("hessian", iterations=3).look(snapshot(model), of_batch)}
+    early = {
+        r.measure: r.value
+        for r in probe_for("hessian", iterations=3).look(snapshot(model), of_batch)
+    }
     assert found["error"] < early["error"]
     assert float((eigenvalues - early["top_eigenvalue"]).abs().min()) <= early["error"]
 
 
-def test_a_rule_costs_as_much_as_backprop_if_it_is_backprop_and_twice_as_much_if_it_does_it_twice() -> None:
+def test_backprop_costs_as_much_as_backprop_and_twice_as_much_if_done_twice() -> None:
     class Twice(nn.Module):
-        def assign_gradients(self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        def assign_gradients(
+            self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor
+        ) -> Tensor:
             losses = [next_token_loss(model(tokens_BT), targets_BT) for _ in range(2)]
             sum(losses).backward()  # type: ignore[union-attr]
             return losses[0].detach()
@@ -546,12 +626,34 @@ def test_peak_memory_is_what_is_held_at_once() -> None:
 # ---------------------------------------------------------------- the stage
 
 
-def look(corpus: Corpus, folder: str, probes: list[str], **changes: Any) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """The stage's library call on what `train` left in a folder: the table's rows, and what was timed."""
-    tree = {**small.tree(), "probe": {"probes": probes, "windows": 3, "text": "", "device": "cpu", "threads": 1, **changes}}
+def look(
+    corpus: Corpus, folder: str, probes: list[str], **changes: Any
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """The stage's library call on what `train` left in a folder: the table's rows, and what was
+    timed.
+    """
+    tree = {
+        **small.tree(),
+        "probe": {
+            "probes": probes,
+            "windows": 3,
+            "text": "",
+            "device": "cpu",
+            "threads": 1,
+            **changes,
+        },
+    }
     params = section(tree, "probe", ProbeParams)
-    timed = probing.look(params, probing.chosen(tree, params), *corpus, Path(folder) / "snapshots", Path(folder) / "probes")
-    rows: list[dict[str, Any]] = pq.read_table(Path(folder) / "probes" / "probes.parquet").to_pylist()
+    timed = probing.look(
+        params,
+        probing.chosen(tree, params),
+        *corpus,
+        Path(folder) / "snapshots",
+        Path(folder) / "probes",
+    )
+    rows: list[dict[str, Any]] = pq.read_table(
+        Path(folder) / "probes" / "probes.parquet"
+    ).to_pylist()
     return rows, timed
 
 
@@ -565,12 +667,16 @@ def test_the_stage_writes_one_table_the_same_bytes_each_time(corpus: Corpus) -> 
     assert {(row["step"], row["tokens"]) for row in rows} == {(0, 0), (3, 96), (6, 192)}
     assert list(rows[0]) == ["step", "tokens", "probe", "measure", "where", "value"]
     assert set(timed) == {
-        f"cost.{m}.{w}.step_0" for m in ("seconds", "peak_bytes") for w in ("rule", "backprop", "ratio")
-    }  # fmt: skip
+        f"cost.{m}.{w}.step_0"
+        for m in ("seconds", "peak_bytes")
+        for w in ("rule", "backprop", "ratio")
+    }
 
 
 def test_what_the_stage_restores_is_what_the_run_was(corpus: Corpus) -> None:
-    """The update's angle and the rule's own state come from the run: backprop's is 1, and an unmoved model has none."""
+    """The update's angle and the rule's own state come from the run: backprop's is 1, and an
+    unmoved model has none.
+    """
     test_training.train(corpus, "run", steps=30, snapshots=2, warmup=0)
     rows, _ = look(corpus, "run", ["gradient_angle", "update_ratio", "logit_lens"])
     at = {(row["step"], row["measure"], row["where"]): row["value"] for row in rows}
@@ -586,7 +692,9 @@ def test_no_snapshots_or_no_probes_give_an_empty_table(corpus: Corpus) -> None:
     assert look(corpus, "some", []) == ([], {})
 
 
-def test_the_probe_batch_reaches_from_one_end_of_the_validation_text_to_the_other(corpus: Corpus) -> None:
+def test_the_probe_batch_reaches_from_one_end_of_the_validation_text_to_the_other(
+    corpus: Corpus,
+) -> None:
     stream = torch.from_numpy(corpus[0].stream("validation").astype("int64"))
     found = probing.fixed_batch(corpus[0], 8, 3, torch.device("cpu"))
     assert found.tokens.shape == found.targets.shape == (3, 8)
@@ -597,17 +705,28 @@ def test_the_probe_batch_reaches_from_one_end_of_the_validation_text_to_the_othe
     assert short.tokens.shape == (1, len(stream) - 1)
 
 
-def test_snapshots_of_another_tokenizer_are_refused(corpus: Corpus, shards_of: Callable[..., Corpus]) -> None:
+def test_snapshots_of_another_tokenizer_are_refused(
+    corpus: Corpus, shards_of: Callable[..., Corpus]
+) -> None:
     test_training.train(corpus, "run")
-    with pytest.raises(UserError, match=r"run/snapshots was left by a run with another tokenizer; run `dvc repro train`"):
+    with pytest.raises(
+        UserError,
+        match=r"run/snapshots was left by a run with another tokenizer; run `dvc repro train`",
+    ):
         look(shards_of("abc" * 50, "cab" * 20), "run", ["logit_lens"])
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"probes": ["spectar"]}, r"params\.yaml: probe\.probes: there is no 'spectar' in probes; did you mean spectra\?"),
-        ({"probes": ["spectra", "spectra"]}, r"params\.yaml: probe\.probes: spectra stands there twice"),
+        (
+            {"probes": ["spectar"]},
+            r"params\.yaml: probe\.probes: there is no 'spectar' in probes; did you mean spectra\?",
+        ),
+        (
+            {"probes": ["spectra", "spectra"]},
+            r"params\.yaml: probe\.probes: spectra stands there twice",
+        ),
         ({"windows": 1}, r"params\.yaml: probe\.windows should be greater than or equal to 2"),
     ],
 )
@@ -627,13 +746,17 @@ def test_the_probes_of_the_default_run_suit_every_model(model: str) -> None:
         assert readings(name, looked_at)
 
 
-def test_what_a_run_that_diverged_left_is_looked_at_as_any_other(corpus: Corpus, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_run_that_diverged_left_is_looked_at_as_any_other(
+    corpus: Corpus, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Snapshots until then, or none at all: every output of the stage is there."""
     chosen = registry.names("probes")
     chosen.remove("cost")
     params = ProbeParams(probes=chosen, windows=2, text="7 times", device="cpu", threads=1)
     for snapshots, steps in ((7, {0}), (1, set())):
-        test_training.train(corpus, f"run-{snapshots}", learning_rate=1e38, clip=0.0, snapshots=snapshots)
+        test_training.train(
+            corpus, f"run-{snapshots}", learning_rate=1e38, clip=0.0, snapshots=snapshots
+        )
         left = Path(f"run-{snapshots}/snapshots")
         choices = probing.chosen(small.tree(context=8), params)
         probing.look(params, choices, *corpus, left, Path(f"probes-{snapshots}"))

@@ -1,4 +1,6 @@
-"""What long work prints where nobody watches a terminal: a line every few seconds, one at the end, and how long it takes."""
+"""What long work prints where nobody watches a terminal: a line every few seconds, one at the end,
+and how long it takes.
+"""
 
 from collections.abc import Callable
 

@@ -1,4 +1,6 @@
-"""What the studies' READMEs say: their figures stand in their tables, and no arm is ranked that no verdict tells apart."""
+"""What the studies' READMEs say: their figures stand in their tables, and no arm is ranked that no
+verdict tells apart.
+"""
 
 import json
 import re
@@ -23,10 +25,16 @@ RANKING = re.compile(
 FEWEST_PAIRS = 6
 """With which flipping signs can give a p of 0.05: 2 / 2^6 is below it, 2 / 2^5 is not."""
 ELSEWHERE = {
-    "learning_rules": [(1 + 107_073 / 8) ** -0.5],  # the cosine that theory gives for K = 8 directions and d = 107,072
+    "learning_rules": [
+        (1 + 107_073 / 8) ** -0.5
+    ],  # the cosine that theory gives for K = 8 directions and d = 107,072
     "optimizers": [0.016],  # Muon's other rate, which was not swept
     "scaling": [0.004, scaling.DELTA, *scaling.KAPLAN.values()]
-    + [value for law in scaling.PUBLISHED.values() for value in (*vars(law).values(), law.size_exponent)],
+    + [
+        value
+        for law in scaling.PUBLISHED.values()
+        for value in (*vars(law).values(), law.size_exponent)
+    ],
 }
 """Figures that are no results."""
 
@@ -42,7 +50,9 @@ def leaves(tree: Any) -> Iterator[float]:
 
 
 def figures_by_arm(folder: Path) -> dict[str, list[float]]:
-    """What a README may say of each arm: values swept, means over seeds and how far these differ, and the summary's row."""
+    """What a README may say of each arm: values swept, means over seeds and how far these differ,
+    and the summary's row.
+    """
     results, summary = pd.read_csv(folder / "results.csv"), pd.read_csv(folder / "summary.csv")
     found: dict[str, list[float]] = {arm: [] for arm in results["arm"].unique()}
     swept = [column for column in results if "." in column]
@@ -67,7 +77,10 @@ def of_the_study(folder: Path) -> list[float]:
     for path in folder.glob("*_options.csv"):
         tried = pd.read_csv(path)
         options = [column for column in tried if "." in column]
-        found += [*tried["validation_bits_per_byte"], *tried.groupby(options)["validation_bits_per_byte"].mean()]
+        found += [
+            *tried["validation_bits_per_byte"],
+            *tried.groupby(options)["validation_bits_per_byte"].mean(),
+        ]
     return found
 
 
@@ -78,7 +91,9 @@ def is_among(figure: str, values: list[float]) -> bool:
 
 
 def rows(text: str) -> Iterator[tuple[list[str], str]]:
-    """The rows of a text's tables: what the first two cells say, the first from above where it is empty; and the row."""
+    """The rows of a text's tables: what the first two cells say, the first from above where it is
+    empty; and the row.
+    """
     above = ""
     for line in text.splitlines():
         if line.startswith("|"):
@@ -88,7 +103,9 @@ def rows(text: str) -> Iterator[tuple[list[str], str]]:
 
 
 def arms_of(label: list[str], results: pd.DataFrame) -> list[str]:
-    """The arms that a row is of, by their names, the ends of these, or their parameters; empty where it is of none."""
+    """The arms that a row is of, by their names, the ends of these, or their parameters; empty
+    where it is of none.
+    """
     named = {label[0], "-".join(label)}
     size = label[0].replace(",", "")
     of_size = results["parameters"] == int(size) if size.isdigit() else results["arm"] == ""
@@ -105,7 +122,11 @@ def test_every_figure_of_a_study_stands_in_its_tables(name: str) -> None:
     in_tables = 0
     for label, row in rows(text):
         arms = arms_of(label, results)
-        values = [*ELSEWHERE.get(name, []), *(value for arm in arms for value in by_arm[arm])] if arms else whole
+        values = (
+            [*ELSEWHERE.get(name, []), *(value for arm in arms for value in by_arm[arm])]
+            if arms
+            else whole
+        )
         in_tables += len(FIGURE.findall(row))
         wrong = [figure for figure in FIGURE.findall(row) if not is_among(figure, values)]
         assert not wrong, f"{label}: {wrong}"
@@ -129,13 +150,21 @@ def test_no_arm_is_called_better_or_worse_that_is_not_told_apart(name: str) -> N
         if ranked := RANKING.search(paragraph):
             assert "told apart" in paragraph, f"“{ranked[0]}” without a verdict: {paragraph}"
             if (seeds >= FEWEST_PAIRS).sum() < 2:
-                assert "not told apart" in paragraph, f"too few seeds for “{ranked[0]}”: {paragraph}"
+                assert "not told apart" in paragraph, (
+                    f"too few seeds for “{ranked[0]}”: {paragraph}"
+                )
 
 
 @pytest.mark.parametrize(
-    "said", ["Forward-forward loses to the frozen control.", "SOAP is ahead of AdamW by 0.2.", "It comes out first."]
+    "said",
+    [
+        "Forward-forward loses to the frozen control.",
+        "SOAP is ahead of AdamW by 0.2.",
+        "It comes out first.",
+    ],
 )
 def test_a_ranking_is_seen(said: str) -> None:
-    assert [RANKING.search(piece) is None for piece in paragraphs(f"**Found.** Text.\n\n- {said}\n\n**Not shown.**")] == [
-        True, False
-    ]  # fmt: skip
+    assert [
+        RANKING.search(piece) is None
+        for piece in paragraphs(f"**Found.** Text.\n\n- {said}\n\n**Not shown.**")
+    ] == [True, False]

@@ -17,11 +17,39 @@ from lmlab.experiments.search import queueing
 from lmlab.experiments.search.queueing import Task
 
 VALUES: list[Any] = [
-    3, -1, 0.5, 1e-05, 1e30, 0.013385298778232689, 1.0, True, False, None,
-    "word", "", "two, three", "a: b", "[x]", "{y}", "1", "true", "a=b", "é", "range(0,3)", "texts/**/*.txt",
-    "it's", 'say "so"', "back\\slash", 'both \\" here', "at the end\\", "\\\\",
-    [], [1, 2], ["a, b", "", "c: d"], [0.5, "x"],
-]  # fmt: skip
+    3,
+    -1,
+    0.5,
+    1e-05,
+    1e30,
+    0.013385298778232689,
+    1.0,
+    True,
+    False,
+    None,
+    "word",
+    "",
+    "two, three",
+    "a: b",
+    "[x]",
+    "{y}",
+    "1",
+    "true",
+    "a=b",
+    "é",
+    "range(0,3)",
+    "texts/**/*.txt",
+    "it's",
+    'say "so"',
+    "back\\slash",
+    'both \\" here',
+    "at the end\\",
+    "\\\\",
+    [],
+    [1, 2],
+    ["a, b", "", "c: d"],
+    [0.5, "x"],
+]
 
 
 def write(folder: Path, value: Any) -> Path:
@@ -89,5 +117,7 @@ def test_what_git_and_dvc_refuse_is_one_line(repository: Path) -> None:
 
 def test_a_name_that_no_task_has_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queueing, "unfinished", lambda: [Task("wide-1", "failed", "0" * 40)])
-    with pytest.raises(UserError, match=r"no task 'wide1' has failed or runs; did you mean wide-1\?"):
+    with pytest.raises(
+        UserError, match=r"no task 'wide1' has failed or runs; did you mean wide-1\?"
+    ):
         list(queueing.requeue(["wide1"], {}))

@@ -1,4 +1,6 @@
-"""Recipes: each works, says what for, reaches DVC as it is, and is written with no other line of params.yaml touched."""
+"""Recipes: each works, says what for, reaches DVC as it is, and is written with no other line of
+params.yaml touched.
+"""
 
 import os
 import shutil
@@ -20,7 +22,9 @@ NAMES = recipes.names(FOLDER)
 
 @pytest.fixture
 def at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the project's params.yaml and recipes, in which the test works; its params.yaml."""
+    """A folder with the project's params.yaml and recipes, in which the test works; its
+    params.yaml.
+    """
     shutil.copy(PROJECT / "params.yaml", tmp_path)
     shutil.copytree(FOLDER, tmp_path / "recipes")
     monkeypatch.chdir(tmp_path)
@@ -28,7 +32,9 @@ def at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_recipe_says_what_it_is_for_and_is_one_that_can_be_run(name: str, tree: params.Tree) -> None:
+def test_every_recipe_says_what_it_is_for_and_is_one_that_can_be_run(
+    name: str, tree: params.Tree
+) -> None:
     assert len(recipes.purpose(name, FOLDER).split()) > 5
     preflight.check(params.changed(tree, recipes.read(name, FOLDER)))
 
@@ -100,4 +106,7 @@ def test_the_command_lists_shows_and_writes(at: Path) -> None:
     assert shown == list(recipes.as_options(recipes.read("fast")))
     written = CliRunner().invoke(app, ["recipe", "fast", "--write"]).stdout.splitlines()
     assert any("models.transformer.embedding: token -> n_gram" in line for line in written)
-    assert CliRunner().invoke(app, ["recipe", "fast", "--write"]).stdout == "params.yaml has all values of fast already\n"
+    assert (
+        CliRunner().invoke(app, ["recipe", "fast", "--write"]).stdout
+        == "params.yaml has all values of fast already\n"
+    )

@@ -18,8 +18,13 @@ from lmlab.training.learning_rules.three_factor_hebbian import over_later
 
 
 def close(ours: list[Tensor], theirs: list[Tensor], relative: float = 1e-12) -> bool:
-    """Whether two sets of gradients are the same to rounding, each measured by the largest of the second's numbers."""
-    return all((one - other).abs().max() <= relative * other.abs().max() for one, other in zip(ours, theirs, strict=True))
+    """Whether two sets of gradients are the same to rounding, each measured by the largest of the
+    second's numbers.
+    """
+    return all(
+        (one - other).abs().max() <= relative * other.abs().max()
+        for one, other in zip(ours, theirs, strict=True)
+    )
 
 
 def of_blocks(model: LanguageModel) -> list[list[Tensor]]:
@@ -39,7 +44,9 @@ def with_dropout(depth: int = 2) -> LanguageModel:
 
 
 EVERY_SHAPE = [
-    choice for choice in small.variants("models") if choice.name in ("transformer", "hybrid", "lstm", "n_gram_table")
+    choice
+    for choice in small.variants("models")
+    if choice.name in ("transformer", "hybrid", "lstm", "n_gram_table")
 ]
 
 
@@ -97,7 +104,12 @@ def test_smaller_steps_come_near_backprop_as_sweeps_go_on() -> None:
     for sweeps in (5, 20, 80):
         model.zero_grad()
         assign("predictive_coding", model, *batch(), sweeps=sweeps, step=0.5)
-        amiss.append(max(float((one - other).abs().max()) for one, other in zip(gradients(model), true, strict=True)))
+        amiss.append(
+            max(
+                float((one - other).abs().max())
+                for one, other in zip(gradients(model), true, strict=True)
+            )
+        )
     assert amiss[0] > 10 * amiss[1] > 100 * amiss[2]
 
 
@@ -107,18 +119,28 @@ def settled(model: LanguageModel, sweeps: int, step: float, pull: float) -> list
     for _ in range(sweeps):
         slopes = torch.autograd.grad(energy(model, *batch(), values, pull), values)
         scale = step * pull * batch()[1].numel()
-        values = [(value - scale * slope).detach().requires_grad_() for value, slope in zip(values, slopes, strict=True)]
+        values = [
+            (value - scale * slope).detach().requires_grad_()
+            for value, slope in zip(values, slopes, strict=True)
+        ]
     return values
 
 
 def test_the_energy_is_the_loss_at_first_and_never_rises_in_small_steps() -> None:
     model, pull = small.rough(small.some_model(depth=3)), 0.5
-    energies = [energy(model, *batch(), settled(model, sweeps, 1e-3, pull), pull).item() for sweeps in range(8)]
-    assert energies[0] == pytest.approx(next_token_loss(model(batch()[0]), batch()[1]).item(), rel=1e-12)
+    energies = [
+        energy(model, *batch(), settled(model, sweeps, 1e-3, pull), pull).item()
+        for sweeps in range(8)
+    ]
+    assert energies[0] == pytest.approx(
+        next_token_loss(model(batch()[0]), batch()[1]).item(), rel=1e-12
+    )
     assert all(after < before for before, after in itertools.pairwise(energies))
 
 
-def test_strict_predictive_coding_is_the_energys_slope_for_the_weights_at_the_settled_values() -> None:
+def test_strict_predictive_coding_is_the_energys_slope_for_the_weights_at_the_settled_values() -> (
+    None
+):
     model = small.rough(small.some_model())
     values = settled(model, 3, 0.02, 0.5)
     torch.autograd.backward(energy(model, *batch(), values, 0.5))
@@ -147,27 +169,37 @@ def test_strict_predictive_coding_tends_to_backprop_as_the_pull_becomes_small() 
         model.zero_grad()
         assign("strict_predictive_coding", model, *batch(), sweeps=150, step=0.3, pull=pull)
         found = gradients(model)
-        error = torch.cat([(one - other).flatten() for one, other in zip(found, true, strict=True)]).norm()
+        error = torch.cat(
+            [(one - other).flatten() for one, other in zip(found, true, strict=True)]
+        ).norm()
         amiss.append(float(error / torch.cat([other.flatten() for other in true]).norm()))
     assert amiss[0] > 1e-2, "with more pull it is another rule"
     assert amiss[1] == pytest.approx(10 * amiss[2], rel=0.15), "of first order in the pull"
     assert amiss[2] < 2e-3
 
 
-def test_strict_predictive_coding_of_few_small_steps_has_the_direction_of_backprop_in_each_unit() -> None:
+def test_strict_predictive_coding_of_few_small_steps_has_backprops_direction_in_each_unit() -> None:
     model = gentle(depth=3)
     assign("backprop", model, *batch())
     true, step = of_blocks(model), 1e-3
     model.zero_grad()
     assign("strict_predictive_coding", model, *batch(), sweeps=0, step=step, pull=1e-2)
-    ways = [4, 6, 4]  # in which 4 sweeps can hand the error down to the last block, the one below it, the first
-    for distance, (ours, theirs) in enumerate(zip(reversed(of_blocks(model)), reversed(true), strict=True), start=1):
+    ways = [
+        4,
+        6,
+        4,
+    ]  # in which 4 sweeps can hand the error down to the last block, the one below it, the first
+    for distance, (ours, theirs) in enumerate(
+        zip(reversed(of_blocks(model)), reversed(true), strict=True), start=1
+    ):
         scaled = [gradient / (ways[distance - 1] * step**distance) for gradient in ours]
         assert close(scaled, theirs, relative=0.02)
 
 
 def test_sweeps_see_the_same_dropped_units_each_time() -> None:
-    """If they did not, values would be pulled to other predictions than those they started at: errors without a loss."""
+    """If they did not, values would be pulled to other predictions than those they started at:
+    errors without a loss.
+    """
     model = with_dropout()
     with torch.no_grad():
         model.readout.weight.zero_()  # so no loss pulls
@@ -185,7 +217,7 @@ class Map(nn.Linear):
         super().__init__(width, width, bias=False)
         self.later = later
 
-    def forward(self, x_BTD: Tensor, memory: object = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, cache: object = None) -> Tensor:
         return nn.functional.pad(super().forward(x_BTD), (0, 0, self.later, 0))[:, : x_BTD.shape[1]]
 
 
@@ -194,12 +226,12 @@ class Chain(LanguageModel):
 
     def __init__(self, depth: int = 3, width: int = 6, later: int = 0) -> None:
         super().__init__()
-        self.vocabulary, self.context, self.width = small.VOCABULARY, small.CONTEXT, width
-        self.embedding = nn.Embedding(self.vocabulary, width)
+        self.vocabulary_size, self.context, self.width = small.VOCABULARY, small.CONTEXT, width
+        self.embedding = nn.Embedding(self.vocabulary_size, width)
         self.blocks = nn.ModuleList(Map(width, later) for _ in range(depth))
-        self.readout = nn.Linear(width, self.vocabulary, bias=False)
+        self.readout = nn.Linear(width, self.vocabulary_size, bias=False)
 
-    def embed(self, tokens_BT: Tensor, memory: object = None) -> Tensor:
+    def embed(self, tokens_BT: Tensor, cache: object = None) -> Tensor:
         return self.embedding(tokens_BT)
 
     def head(self, x_BTD: Tensor) -> Tensor:
@@ -282,8 +314,12 @@ def test_inverses_learn_to_undo_their_blocks() -> None:
 
 def test_target_propagation_refuses_a_stream_that_is_wider_than_the_model() -> None:
     transformer = small.some_model()
-    wide = small.with_inner(transformer, residual=registry.choose(small.tree(), "layers.residual", "hyper"))
-    assert "train.learning_rule: target_propagation" in refusal("target_propagation", small.model(wide))
+    wide = small.with_inner(
+        transformer, residual=registry.choose(small.tree(), "layers.residual", "hyper")
+    )
+    assert "train.learning_rule: target_propagation" in refusal(
+        "target_propagation", small.model(wide)
+    )
 
 
 # ------------------------------------------------------------------ three factors
@@ -292,30 +328,46 @@ def test_target_propagation_refuses_a_stream_that_is_wider_than_the_model() -> N
 @pytest.mark.parametrize("noise", [0.0, 0.1])
 def test_the_readout_learns_by_the_delta_rule_which_is_its_exact_gradient(noise: float) -> None:
     model = small.rough(small.some_model())
-    true = dict(zip([name for name, _ in model.named_parameters()], true_gradients(model, *batch()), strict=True))
+    true = dict(
+        zip(
+            [name for name, _ in model.named_parameters()],
+            true_gradients(model, *batch()),
+            strict=True,
+        )
+    )
     assign("three_factor_hebbian", model, *batch(), noise=noise)
     assert close([model.readout.weight.grad], [true["readout.weight"]])
     tokens, targets = batch()
     x_BTD = model.final_norm(taken_apart(model, tokens)[1][-1])
     errors_BTV = model(tokens).softmax(dim=-1) - nn.functional.one_hot(targets, small.VOCABULARY)
-    assert close([model.readout.weight.grad], [torch.einsum("btv,btd->vd", errors_BTV, x_BTD) / targets.numel()])
+    assert close(
+        [model.readout.weight.grad],
+        [torch.einsum("btv,btd->vd", errors_BTV, x_BTD) / targets.numel()],
+    )
 
 
 @pytest.mark.parametrize("trace", [0.0, 0.7, 1.0])
-def test_a_modulator_filtered_backward_in_time_is_the_same_as_an_eligibility_trace(trace: float) -> None:
+def test_a_modulator_filtered_backward_in_time_is_the_same_as_an_eligibility_trace(
+    trace: float,
+) -> None:
     torch.manual_seed(0)
-    pre_BTI, post_BTE, modulator_BT = (torch.randn(3, 7, *rest).double() for rest in ((4,), (5,), ()))
+    pre_BTI, post_BTE, modulator_BT = (
+        torch.randn(3, 7, *rest).double() for rest in ((4,), (5,), ())
+    )
     explicit_EI, trace_BEI = torch.zeros(5, 4).double(), torch.zeros(3, 5, 4).double()
     for time in range(7):
         trace_BEI = trace * trace_BEI + post_BTE[:, time, :, None] * pre_BTI[:, time, None]
         explicit_EI += (modulator_BT[:, time, None, None] * trace_BEI).sum(dim=0)
     filtered_BT = over_later(modulator_BT, trace)
     torch.testing.assert_close(
-        torch.einsum("bt,bte,bti->ei", filtered_BT, post_BTE, pre_BTI), explicit_EI, rtol=0, atol=1e-12
+        torch.einsum("bt,bte,bti->ei", filtered_BT, post_BTE, pre_BTI),
+        explicit_EI,
+        rtol=0,
+        atol=1e-12,
     )
 
 
-def test_without_noise_a_linear_map_learns_the_covariance_of_its_output_with_the_loss_times_its_input() -> None:
+def test_without_noise_a_map_learns_the_covariance_of_output_and_loss_times_its_input() -> None:
     model = chain()
     tokens, targets = batch()
     assign("three_factor_hebbian", model, tokens, targets, noise=0.0, trace=0.0)
@@ -323,7 +375,9 @@ def test_without_noise_a_linear_map_learns_the_covariance_of_its_output_with_the
     losses_BT = nn.functional.cross_entropy(model(tokens).mT, targets, reduction="none")
     for block, x_BTD, y_BTD in zip(model.blocks, values[:-1], values[1:], strict=True):
         factors = (losses_BT - losses_BT.mean(), y_BTD - y_BTD.mean(dim=(0, 1)), x_BTD)
-        assert close([block.weight.grad], [torch.einsum("bt,bte,bti->ei", *factors) / targets.numel()])
+        assert close(
+            [block.weight.grad], [torch.einsum("bt,bte,bti->ei", *factors) / targets.numel()]
+        )
 
 
 def likeness_of_the_mean(model: LanguageModel, tries: int, trace: float) -> float:
@@ -344,7 +398,9 @@ def test_with_noise_the_mean_over_tries_tends_to_the_true_gradient() -> None:
 
 
 def test_what_a_token_does_to_the_next_one_is_found_with_a_trace_and_not_without() -> None:
-    without, kept = (likeness_of_the_mean(chain(depth=1, later=1), 1000, trace) for trace in (0.0, 1.0))
+    without, kept = (
+        likeness_of_the_mean(chain(depth=1, later=1), 1000, trace) for trace in (0.0, 1.0)
+    )
     assert abs(without) < 0.3
     assert kept > 0.8
 
@@ -375,21 +431,36 @@ def found_by(name: str, model: LanguageModel, **changes: float) -> list[list[Ten
 
 def test_in_forward_forward_no_block_learns_of_what_is_above_it() -> None:
     model = small.rough(small.some_model(depth=3))
-    before, embedding = found_by("forward_forward", model), gradients(model.embed.__self__.embedding)
+    before, embedding = (
+        found_by("forward_forward", model),
+        gradients(model.embed.__self__.embedding),
+    )
     moved(model.blocks[1])
     moved(model.readout)
     after = found_by("forward_forward", model)
     assert all(torch.equal(one, other) for one, other in zip(before[0], after[0], strict=True))
     assert all(
-        torch.equal(one, other) for one, other in zip(embedding, gradients(model.embed.__self__.embedding), strict=True)
+        torch.equal(one, other)
+        for one, other in zip(embedding, gradients(model.embed.__self__.embedding), strict=True)
     )
     for number in (1, 2):
-        assert not any(torch.equal(one, other) for one, other in zip(before[number], after[number], strict=True))
+        assert not any(
+            torch.equal(one, other)
+            for one, other in zip(before[number], after[number], strict=True)
+        )
 
 
-def test_in_forward_forward_the_loss_of_the_next_token_teaches_the_head_exactly_and_no_block() -> None:
+def test_in_forward_forward_the_loss_of_the_next_token_teaches_the_head_exactly_and_no_block() -> (
+    None
+):
     model = small.rough(small.some_model())
-    true = dict(zip([name for name, _ in model.named_parameters()], true_gradients(model, *batch()), strict=True))
+    true = dict(
+        zip(
+            [name for name, _ in model.named_parameters()],
+            true_gradients(model, *batch()),
+            strict=True,
+        )
+    )
     tokens, targets = batch()
     assign("forward_forward", model, tokens, targets)
     assert close([model.readout.weight.grad], [true["readout.weight"]])
@@ -411,11 +482,13 @@ def test_swapping_real_and_corrupted_text_turns_the_local_loss_round() -> None:
         assert (down > 0).all()
 
 
-def test_corrupted_text_has_about_the_wanted_share_of_other_tokens_and_none_that_the_batch_has_not() -> None:
+def test_corrupted_text_has_about_the_wanted_share_of_other_tokens_of_the_batch() -> None:
     torch.manual_seed(0)
     tokens = 2 * small.tokens(40, 50)
     other = corrupt(tokens, 0.3)
-    assert (other != tokens).double().mean() == pytest.approx(0.3 * (1 - 1 / small.VOCABULARY), abs=0.03)
+    assert (other != tokens).double().mean() == pytest.approx(
+        0.3 * (1 - 1 / small.VOCABULARY), abs=0.03
+    )
     assert set(other.flatten().tolist()) <= set(tokens.flatten().tolist())
 
 
@@ -472,7 +545,10 @@ def test_in_noprop_the_head_learns_from_the_last_block_alone() -> None:
 
 def test_in_noprop_blocks_above_the_first_see_the_answer_and_noise_and_teach_no_embedding() -> None:
     model = small.rough(small.some_model())
-    plain, embedding = found_by("noprop", model, label=0.0, noise=0.0), gradients(model.embed.__self__.embedding)
+    plain, embedding = (
+        found_by("noprop", model, label=0.0, noise=0.0),
+        gradients(model.embed.__self__.embedding),
+    )
     for changes in ({"label": 1.0, "noise": 0.0}, {"label": 0.0, "noise": 1.0}):
         other = found_by("noprop", model, **changes)
         assert all(torch.equal(*pair) for pair in zip(plain[0], other[0], strict=True))
@@ -480,7 +556,9 @@ def test_in_noprop_blocks_above_the_first_see_the_answer_and_noise_and_teach_no_
         assert torch.equal(gradients(model.embed.__self__.embedding)[0], embedding[0])
     x_BTD = model.embed(batch()[0])
     logits = model.head(model.blocks[0](x_BTD))
-    alone = torch.autograd.grad(next_token_loss(logits, batch()[1]), list(model.blocks[0].parameters()))
+    alone = torch.autograd.grad(
+        next_token_loss(logits, batch()[1]), list(model.blocks[0].parameters())
+    )
     assert close(plain[0], list(alone)), "and the first is as a model of one block, its head apart"
 
 

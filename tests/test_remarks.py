@@ -1,4 +1,6 @@
-"""What is allowed and hardly wanted is said in one line, to whom it concerns; and nothing is said of the default."""
+"""What is allowed and hardly wanted is said in one line, to whom it concerns; and nothing is said
+of the default.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,12 +29,28 @@ SAID: list[tuple[dict[str, Any], str, str]] = [
     ({"evaluate.threads": 3}, "evaluate", "evaluate.threads is 3, and there are 2 cores"),
     ({"probe.threads": 3}, "probe", "probe.threads is 3, and there are 2 cores"),
     ({"shard.processes": 64}, "shard", "shard.processes is 64, and there are 2 cores"),
-    ({"schedules.linear.warmup": 1200}, "train", "schedules.linear.warmup is 1,200, and train.steps 1,200"),
+    (
+        {"schedules.linear.warmup": 1200},
+        "train",
+        "schedules.linear.warmup is 1,200, and train.steps 1,200",
+    ),
     ({"train.steps": 40}, "train", "schedules.linear.warmup is 40, and train.steps 40"),
     ({"train.optimizer": "schedule_free"}, "train", "train.schedule: linear lets it fall as well"),
-    ({"train.optimizer": "schedule_free", "train.schedule": "cosine"}, "train", "train.schedule: cosine lets it fall"),
-    ({"train.optimizer": "schedule_free", "train.schedule": "warmup_stable_decay"}, "train", "lets it fall as well"),
-    ({"train.validate_every": 1201}, "train", "train.validate_every is 1,201, and train.steps 1,200"),
+    (
+        {"train.optimizer": "schedule_free", "train.schedule": "cosine"},
+        "train",
+        "train.schedule: cosine lets it fall",
+    ),
+    (
+        {"train.optimizer": "schedule_free", "train.schedule": "warmup_stable_decay"},
+        "train",
+        "lets it fall as well",
+    ),
+    (
+        {"train.validate_every": 1201},
+        "train",
+        "train.validate_every is 1,201, and train.steps 1,200",
+    ),
     ({"train.snapshots": 1201}, "train", "train.snapshots is 1,201, and train.steps 1,200"),
     ({"train.checkpoint_seconds": 0.0}, "train", "train.checkpoint_seconds is 0"),
     ({"train.clip": 1e-9}, "train", "train.clip is 1e-09"),
@@ -54,7 +72,9 @@ UNSAID: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize(("changes", "stage", "words"), SAID)
-def test_what_hardly_anybody_wants_is_said_once(changes: dict[str, Any], stage: str, words: str, tree: Tree) -> None:
+def test_what_hardly_anybody_wants_is_said_once(
+    changes: dict[str, Any], stage: str, words: str, tree: Tree
+) -> None:
     changed = params.changed(tree, changes)
     preflight.check(changed)
     (said,) = [(of, line) for of, line in remarks.remarks(changed) if words in line]
@@ -98,7 +118,11 @@ class OneText(Corpus):
 @pytest.mark.parametrize(
     ("length", "changes", "words"),
     [
-        (2000, {}, ["the validation split has only 200 bytes", "the test split has only 100 bytes"]),
+        (
+            2000,
+            {},
+            ["the validation split has only 200 bytes", "the test split has only 100 bytes"],
+        ),
         (30, {"test": 0.01}, ["the validation split has only 3 bytes", "the test split is empty"]),
         (2000, {"test": 0.0}, ["the validation split has only 200 bytes"]),
         (40_000, {}, []),
@@ -112,7 +136,9 @@ def test_splits_that_are_hardly_there_are_told(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    wanted = params.section({"download": {**tree["download"], "corpus": "local", **changes}}, "download", DownloadParams)
+    wanted = params.section(
+        {"download": {**tree["download"], "corpus": "local", **changes}}, "download", DownloadParams
+    )
     collecting.build(wanted, OneText("ab" * (length // 2)), tmp_path / "corpus")
     said = capsys.readouterr().err.splitlines()
     assert len(said) == len(words)

@@ -1,4 +1,6 @@
-"""What `evaluate` writes: measures that agree with the scores they come from, small and the same each time."""
+"""What `evaluate` writes: measures that agree with the scores they come from, small and the same
+each time.
+"""
 
 import csv
 import json
@@ -27,11 +29,29 @@ from lmlab.model.models.base import LanguageModel
 from lmlab.model.scoring import bits_per_byte, score
 
 Corpus = tuple[Shards, Tokenizer]
-CURVES = {"training.csv", "validation.csv", "loss_by_position.csv", "calibration.csv", "character_classes.csv"}
+CURVES = {
+    "training.csv",
+    "validation.csv",
+    "loss_by_position.csv",
+    "calibration.csv",
+    "character_classes.csv",
+}
 CURVES |= {"validation_blocks.csv"}
 FILES = {"metrics.json", "measures.json", "samples.md", *CURVES}
-SAVED = {"parameters": 1234, "tokens": 99, "precision": "bfloat16", "size": {"forward_operations_per_token": 10}}
-BASE = {"stride": 5, "ngram_order": 3, "prompts": ["7 ", ""], "sample_tokens": 20, "threads": 1, "measures": ["entropy_gap"]}
+SAVED = {
+    "parameters": 1234,
+    "tokens": 99,
+    "precision": "bfloat16",
+    "size": {"forward_flops_per_token": 10},
+}
+BASE = {
+    "stride": 5,
+    "ngram_order": 3,
+    "prompts": ["7 ", ""],
+    "sample_tokens": 20,
+    "threads": 1,
+    "measures": ["entropy_gap"],
+}
 
 
 @pytest.fixture
@@ -42,7 +62,7 @@ def corpus(shards_of: Callable[..., Corpus]) -> Corpus:
 
 @pytest.fixture
 def model(corpus: Corpus) -> LanguageModel:
-    return small.model(small.some_model(), vocabulary=corpus[0].vocabulary)
+    return small.model(small.some_model(), vocabulary_size=corpus[0].vocabulary_size)
 
 
 def a_log(folder: Path, steps: int = 3) -> Path:
@@ -74,12 +94,20 @@ def evaluate(
     values = params.section(tree, "evaluate", EvaluateParams)
     log = a_log(folder / "log", changes.get("log_steps", 3))
     texts = corpus[0].folder.parent / "corpus"
-    write_json(texts / "manifest.json", {} if entropy is None else {"entropy_bits_per_byte": entropy})
+    write_json(
+        texts / "manifest.json", {} if entropy is None else {"entropy_bits_per_byte": entropy}
+    )
     write_sums(texts)
     return results.evaluate(
-        values, measures.chosen(tree, values.measures), model, {**SAVED, **(saved or {})}, *corpus, texts, log,
+        values,
+        measures.chosen(tree, values.measures),
+        model,
+        {**SAVED, **(saved or {})},
+        *corpus,
+        texts,
+        log,
         folder / "results",
-    )  # fmt: skip
+    )
 
 
 def written(folder: Path, name: str) -> Any:
@@ -91,18 +119,20 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_the_measures_are_those_of_the_score(corpus: Corpus, model: LanguageModel, tmp_path: Path) -> None:
+def test_the_measures_are_those_of_the_score(
+    corpus: Corpus, model: LanguageModel, tmp_path: Path
+) -> None:
     found = evaluate(corpus, model, tmp_path, saved={"weights_sha256": "f00"})
     assert written(tmp_path, "measures.json") == found
     shards, _ = corpus
     size = len("7 times 8 is 56 €.\nand so on.".encode())
-    scored = score(model, shards.stream("validation"), shards.document, model.context, 5)
+    scored = score(model, shards.stream("validation"), shards.bos, model.context, 5)
     measures = found["validation"]
     assert measures["bits_per_byte"] == pytest.approx(scored.nats / math.log(2) / size)
     assert measures["perplexity"] == pytest.approx(math.exp(measures["nats_per_token"]))
     assert measures["tokens"] * measures["nats_per_token"] == pytest.approx(scored.nats)
     assert measures["bytes"] == size
-    uniform = references.uniform(shards.stream("validation"), shards.document, shards.vocabulary)
+    uniform = references.uniform(shards.stream("validation"), shards.bos, shards.vocabulary_size)
     assert found["references"]["validation"]["uniform"] == bits_per_byte(uniform, size)
     assert found["references"]["train_tokens"] == len(shards.stream("train"))
     assert (found["window"], found["stride"], found["parameters"]) == (8, 5, 1234)
@@ -119,16 +149,34 @@ def test_references_of_another_split_are_ordered_as_they_must_be(corpus: Corpus)
     assert found["kneser_ney"] < found["unigram"] < found["uniform"]
 
 
-def test_the_test_split_is_not_looked_at(corpus: Corpus, model: LanguageModel, tmp_path: Path) -> None:
+def test_the_test_split_is_not_looked_at(
+    corpus: Corpus, model: LanguageModel, tmp_path: Path
+) -> None:
     """Nothing that a run writes depends on it, and nothing is called by its name."""
     shards, tokenizer = corpus
     assert shards.count("test", "tokens")
-    evaluate(corpus, model, tmp_path / "there", entropy=1.5, measures=small.tree()["evaluate"]["measures"])
-    emptied = {**shards.manifest, "splits": {**shards.manifest["splits"], "test": {"tokens": 0, "bytes": 0, "files": []}}}
+    evaluate(
+        corpus,
+        model,
+        tmp_path / "there",
+        entropy=1.5,
+        measures=small.tree()["evaluate"]["measures"],
+    )
+    emptied = {
+        **shards.manifest,
+        "splits": {**shards.manifest["splits"], "test": {"tokens": 0, "bytes": 0, "files": []}},
+    }
     without = Shards(shards.folder, emptied, shards.ids_type)
-    evaluate((without, tokenizer), model, tmp_path / "gone", entropy=1.5, measures=small.tree()["evaluate"]["measures"])
+    evaluate(
+        (without, tokenizer),
+        model,
+        tmp_path / "gone",
+        entropy=1.5,
+        measures=small.tree()["evaluate"]["measures"],
+    )
     there, gone = (
-        {path.name: path.read_bytes() for path in (tmp_path / name / "results").iterdir()} for name in ("there", "gone")
+        {path.name: path.read_bytes() for path in (tmp_path / name / "results").iterdir()}
+        for name in ("there", "gone")
     )
     assert there == gone
     assert not any(b'"test"' in content or b"test_nats" in content for content in there.values())
@@ -141,7 +189,14 @@ def test_metrics_json_has_few_of_the_numbers_under_the_same_names(
     found = dict(
         measures.flat(
             evaluate(corpus, model, tmp_path, 1.5, measures=chosen)
-            | {"status": 0, "environment": {}, "weights_sha256": 0, "left_out": 0, "about": {}, "text": {}}
+            | {
+                "status": 0,
+                "environment": {},
+                "weights_sha256": 0,
+                "left_out": 0,
+                "about": {},
+                "text": {},
+            }
         )
     )
     few = written(tmp_path, "metrics.json")
@@ -149,20 +204,32 @@ def test_metrics_json_has_few_of_the_numbers_under_the_same_names(
     shown = dict(measures.flat(few))
     assert 6 <= len(shown) <= 12 < len(found)
     assert shown == {key: found[key] for key in shown}
-    assert list(shown)[:3] == ["parameters", "tokens_seen", "validation.bits_per_byte"]  # the first columns of a wide table
+    assert list(shown)[:3] == [
+        "parameters",
+        "tokens_seen",
+        "validation.bits_per_byte",
+    ]  # the first columns of a wide table
     assert set(shown) == {name for name in results.HEADLINES if name in found}
 
 
 def test_every_headline_is_a_number_of_some_measure_or_of_every_run() -> None:
     """So that none is misspelt: a headline that no run has would be left out without a word."""
-    of_measures = {name.partition(".")[0] for name in results.HEADLINES} - {"validation", "parameters", "tokens_seen"}
+    of_measures = {name.partition(".")[0] for name in results.HEADLINES} - {
+        "validation",
+        "parameters",
+        "tokens_seen",
+    }
     assert of_measures <= set(small.tree()["evaluate"]["measures"])
     project = json.loads((small.PROJECT / "results" / "measures.json").read_text())
     said = {name for name, _ in numbers(project)}
-    assert set(results.HEADLINES) - said <= {"entropy_gap.validation"}  # the default corpus has no known entropy
+    assert set(results.HEADLINES) - said <= {
+        "entropy_gap.validation"
+    }  # the default corpus has no known entropy
 
 
-def test_a_model_far_from_any_text_is_measured_all_the_same(corpus: Corpus, model: LanguageModel, tmp_path: Path) -> None:
+def test_a_model_far_from_any_text_is_measured_all_the_same(
+    corpus: Corpus, model: LanguageModel, tmp_path: Path
+) -> None:
     model.readout.weight.data *= 1e6
     measures = evaluate(corpus, model, tmp_path)["validation"]
     assert written(tmp_path, "metrics.json")["status"] == "finished"
@@ -170,11 +237,14 @@ def test_a_model_far_from_any_text_is_measured_all_the_same(corpus: Corpus, mode
     assert measures["perplexity"] == math.inf
 
 
-def test_the_files_are_the_same_each_time(corpus: Corpus, model: LanguageModel, tmp_path: Path) -> None:
+def test_the_files_are_the_same_each_time(
+    corpus: Corpus, model: LanguageModel, tmp_path: Path
+) -> None:
     for name in ("one", "two"):
         evaluate(corpus, model, tmp_path / name, entropy=1.5)
     one, two = (
-        {path.name: path.read_bytes() for path in (tmp_path / name / "results").iterdir()} for name in ("one", "two")
+        {path.name: path.read_bytes() for path in (tmp_path / name / "results").iterdir()}
+        for name in ("one", "two")
     )
     assert set(one) == FILES | {"SHA256SUMS"}
     assert one == two
@@ -188,8 +258,12 @@ def columns(path: Path) -> list[str]:
         return next(csv.reader(file))
 
 
-def test_a_run_that_diverged_is_told_and_not_scored(corpus: Corpus, model: LanguageModel, tmp_path: Path) -> None:
-    """Every file is there, with the columns that plots ask for; the curves go as far as the log does."""
+def test_a_run_that_diverged_is_told_and_not_scored(
+    corpus: Corpus, model: LanguageModel, tmp_path: Path
+) -> None:
+    """Every file is there, with the columns that plots ask for; the curves go as far as the log
+    does.
+    """
     evaluate(corpus, model, tmp_path / "whole")
     found = evaluate(corpus, model, tmp_path, saved={"status": "diverged", "diverged": DIVERGED})
     assert (found["status"], found["diverged"]) == ("diverged", DIVERGED)
@@ -212,10 +286,18 @@ def test_a_run_that_diverged_is_told_and_not_scored(corpus: Corpus, model: Langu
 def test_a_run_that_diverged_before_its_first_line_has_tables_without_rows(
     corpus: Corpus, model: LanguageModel, tmp_path: Path
 ) -> None:
-    evaluate(corpus, model, tmp_path, saved={"status": "diverged", "diverged": DIVERGED}, log_steps=0)
+    evaluate(
+        corpus, model, tmp_path, saved={"status": "diverged", "diverged": DIVERGED}, log_steps=0
+    )
     for name in CURVES:
         assert table(tmp_path / "results" / name) == []
-        assert columns(tmp_path / "results" / name)[0] in ("step", "position", "confidence", "class", "block")
+        assert columns(tmp_path / "results" / name)[0] in (
+            "step",
+            "position",
+            "confidence",
+            "class",
+            "block",
+        )
 
 
 def test_a_model_whose_logits_are_no_numbers_has_diverged_whatever_its_record_says(
@@ -228,29 +310,49 @@ def test_a_model_whose_logits_are_no_numbers_has_diverged_whatever_its_record_sa
 
 
 def test_a_loss_that_says_nothing_is_called_that(
-    shards_of: Callable[..., Corpus], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    shards_of: Callable[..., Corpus],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     one_token = ["evaluate: validation: this split is one token again and again"]
     for number, (validation, said) in enumerate([(["aaaa", "a"], one_token), ("ab", [])]):
         corpus = shards_of("ab" * 50, validation)
-        model = small.model(small.some_model(), vocabulary=corpus[0].vocabulary)
+        model = small.model(small.some_model(), vocabulary_size=corpus[0].vocabulary_size)
         evaluate(corpus, model, tmp_path / str(number))
-        lines = [line for line in capsys.readouterr().out.splitlines() if "no measure of learning" in line]
+        lines = [
+            line
+            for line in capsys.readouterr().out.splitlines()
+            if "no measure of learning" in line
+        ]
         assert [line.split(", so")[0] for line in lines] == said
     monkeypatch.setattr(results, "bits_per_byte", lambda nats, size: 0.0)
     evaluate(corpus, model, tmp_path / "sure")
-    lines = [line for line in capsys.readouterr().out.splitlines() if "no measure of learning" in line]
-    assert [line.split(", since")[0] for line in lines] == ["evaluate: validation: 0.0000 bits/byte: a loss of 0"]
+    lines = [
+        line for line in capsys.readouterr().out.splitlines() if "no measure of learning" in line
+    ]
+    assert [line.split(", since")[0] for line in lines] == [
+        "evaluate: validation: 0.0000 bits/byte: a loss of 0"
+    ]
 
 
-def test_the_ngram_is_fitted_to_no_more_than_wished(corpus: Corpus, model: LanguageModel, tmp_path: Path) -> None:
-    assert evaluate(corpus, model, tmp_path, ngram_megatokens=0.0001)["references"]["train_tokens"] == 100
+def test_the_ngram_is_fitted_to_no_more_than_wished(
+    corpus: Corpus, model: LanguageModel, tmp_path: Path
+) -> None:
+    assert (
+        evaluate(corpus, model, tmp_path, ngram_megatokens=0.0001)["references"]["train_tokens"]
+        == 100
+    )
 
 
-def test_curves_have_the_lines_of_the_log_thinned_to_the_last(corpus: Corpus, model: LanguageModel, tmp_path: Path) -> None:
+def test_curves_have_the_lines_of_the_log_thinned_to_the_last(
+    corpus: Corpus, model: LanguageModel, tmp_path: Path
+) -> None:
     evaluate(corpus, model, tmp_path)
     assert [row["step"] for row in table(tmp_path / "results/training.csv")] == ["1", "2", "3"]
-    assert [float(row["validation_nats"]) for row in table(tmp_path / "results/validation.csv")] == [2, 1, 2 / 3]
+    assert [
+        float(row["validation_nats"]) for row in table(tmp_path / "results/validation.csv")
+    ] == [2, 1, 2 / 3]
     evaluate(corpus, model, tmp_path, log_steps=2600)
     thinned = [int(row["step"]) for row in table(tmp_path / "results/training.csv")]
     assert len(thinned) <= results.MOST_CURVE_ROWS
@@ -262,7 +364,9 @@ def test_measures_stand_under_their_names_and_what_does_not_apply_is_told(
     corpus: Corpus, model: LanguageModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     metrics = evaluate(corpus, model, tmp_path, entropy=1.5)
-    assert metrics["entropy_gap"] == {"validation": pytest.approx(metrics["validation"]["bits_per_byte"] - 1.5)}
+    assert metrics["entropy_gap"] == {
+        "validation": pytest.approx(metrics["validation"]["bits_per_byte"] - 1.5)
+    }
     assert metrics["left_out"] == []
     metrics = evaluate(corpus, model, tmp_path)
     assert "entropy_gap" not in metrics
@@ -270,18 +374,24 @@ def test_measures_stand_under_their_names_and_what_does_not_apply_is_told(
     assert "evaluate: left out entropy_gap" in capsys.readouterr().out
 
 
-def test_curves_say_how_many_operations_the_tokens_took(corpus: Corpus, model: LanguageModel, tmp_path: Path) -> None:
+def test_curves_say_how_many_flops_the_tokens_took(
+    corpus: Corpus, model: LanguageModel, tmp_path: Path
+) -> None:
     evaluate(corpus, model, tmp_path)
     for name in ("training", "validation"):
         rows = table(tmp_path / f"results/{name}.csv")
-        assert list(rows[0])[:3] == ["step", "tokens", "operations"]
-        assert [float(row["operations"]) for row in rows] == [3 * 10 * 4 * step for step in (1, 2, 3)]
+        assert list(rows[0])[:3] == ["step", "tokens", "flops"]
+        assert [float(row["flops"]) for row in rows] == [3 * 10 * 4 * step for step in (1, 2, 3)]
 
 
-def test_character_classes_hold_every_bit_of_validation(corpus: Corpus, model: LanguageModel, tmp_path: Path) -> None:
+def test_character_classes_hold_every_bit_of_validation(
+    corpus: Corpus, model: LanguageModel, tmp_path: Path
+) -> None:
     metrics = evaluate(corpus, model, tmp_path)["validation"]
     rows = table(tmp_path / "results/character_classes.csv")
-    assert sum(float(row["nats"]) for row in rows) == pytest.approx(metrics["tokens"] * metrics["nats_per_token"])
+    assert sum(float(row["nats"]) for row in rows) == pytest.approx(
+        metrics["tokens"] * metrics["nats_per_token"]
+    )
     assert sum(int(row["tokens"]) for row in rows) == metrics["tokens"]
 
 
@@ -292,16 +402,22 @@ def test_tables_hold_what_was_scored(corpus: Corpus, model: LanguageModel, tmp_p
     bins = table(tmp_path / "results/calibration.csv")
     assert sum(int(row["predictions"]) for row in bins) == metrics["validation"]["tokens"]
     right = sum(float(row["accuracy"]) * int(row["predictions"]) for row in bins)
-    assert right / metrics["validation"]["tokens"] == pytest.approx(metrics["validation"]["accuracy"])
+    assert right / metrics["validation"]["tokens"] == pytest.approx(
+        metrics["validation"]["accuracy"]
+    )
 
 
-def test_samples_after_the_same_prompt_differ(corpus: Corpus, model: LanguageModel, tmp_path: Path) -> None:
+def test_samples_after_the_same_prompt_differ(
+    corpus: Corpus, model: LanguageModel, tmp_path: Path
+) -> None:
     evaluate(corpus, model, tmp_path, prompts=["7 ", "7 "])
     one, other = (tmp_path / "results/samples.md").read_text().split("~~~~~~")[1::2]
     assert one != other
 
 
-def test_samples_go_on_from_each_prompt(corpus: Corpus, model: LanguageModel, tmp_path: Path) -> None:
+def test_samples_go_on_from_each_prompt(
+    corpus: Corpus, model: LanguageModel, tmp_path: Path
+) -> None:
     evaluate(corpus, model, tmp_path)
     page = (tmp_path / "results/samples.md").read_text()
     assert page.index("After `7 `") < page.index("~~~~~~text\n7 ") < page.index("From nothing")
@@ -309,7 +425,10 @@ def test_samples_go_on_from_each_prompt(corpus: Corpus, model: LanguageModel, tm
     assert (tmp_path / "results/samples.md").read_text() != page
     evaluate(corpus, model, tmp_path, prompts=["7 ", "7 "], seed=4)
     first, second = (tmp_path / "results/samples.md").read_text().split("## After `7 `, seed ")[1:]
-    for seed, sample in (("4", first), ("5", second)):  # each can be had again, and none is as another
+    for seed, sample in (
+        ("4", first),
+        ("5", second),
+    ):  # each can be had again, and none is as another
         text = "".join(generation.sample_text(model, corpus[1], "7 ", 20, 0.8, int(seed))).rstrip()
         assert sample == f"{seed}\n\n~~~~~~text\n7 {text}\n~~~~~~\n" + "\n" * (seed == "4")
     assert first[1:].rstrip() != second[1:].rstrip()
@@ -321,7 +440,12 @@ WHOLE = '{"step": 1, "tokens": 4, "train_nats": 1.0}\n'
 
 
 @pytest.mark.parametrize(
-    ("log", "said"), [(None, "is missing; run `dvc repro train`"), ('{"step": 1', "is damaged"), (WHOLE, "is damaged")]
+    ("log", "said"),
+    [
+        (None, "is missing; run `dvc repro train`"),
+        ('{"step": 1', "is damaged"),
+        (WHOLE, "is damaged"),
+    ],
 )
 def test_a_log_that_cannot_be_read_is_one_line(
     corpus: Corpus, model: LanguageModel, tmp_path: Path, log: str | None, said: str
@@ -342,8 +466,11 @@ def test_a_log_that_cannot_be_read_is_one_line(
 
 def test_a_model_of_another_tokenizer_is_refused(corpus: Corpus) -> None:
     shards, _ = corpus
-    fits = {"tokenizer_sha256": shards.manifest["tokenizer_sha256"], "vocabulary": shards.vocabulary}
+    fits = {
+        "tokenizer_sha256": shards.manifest["tokenizer_sha256"],
+        "vocabulary_size": shards.vocabulary_size,
+    }
     results.check_model_fits(fits, shards)
-    for other in ({"tokenizer_sha256": "0"}, {"vocabulary": 3}):
+    for other in ({"tokenizer_sha256": "0"}, {"vocabulary_size": 3}):
         with pytest.raises(UserError, match="another tokenizer"):
             results.check_model_fits({**fits, **other}, shards)

@@ -1,4 +1,6 @@
-"""Division by the root mean square is torch's own, with derivatives of every kind that learning rules and probes ask for."""
+"""Division by the root mean square is torch's own, with derivatives of every kind that learning
+rules and probes ask for.
+"""
 
 from collections.abc import Callable
 
@@ -37,14 +39,18 @@ def test_first_and_second_derivatives_are_those_of_small_differences(gained: boo
 
 
 @gained
-@pytest.mark.parametrize(("dtype", "within"), [(torch.float64, 1e-12), (torch.float32, 2e-6), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize(
+    ("dtype", "within"), [(torch.float64, 1e-12), (torch.float32, 2e-6), (torch.bfloat16, 3e-2)]
+)
 def test_values_and_gradients_are_torchs(gained: bool, dtype: torch.dtype, within: float) -> None:
     given = drawn(gained, dtype)
     torch.testing.assert_close(rms_norm(*given), torchs(*given), rtol=within, atol=within)
     for found, theirs in zip(gradients(rms_norm, given), gradients(torchs, given), strict=True):
         assert found.dtype == dtype
         torch.testing.assert_close(found, theirs, rtol=within, atol=within)
-    if dtype != torch.bfloat16:  # and what does not train sees the same to the last bit, laid out alike in memory
+    if (
+        dtype != torch.bfloat16
+    ):  # and what does not train sees the same to the last bit, laid out alike in memory
         with torch.no_grad():
             plain = rms_norm(*given)
         assert torch.equal(rms_norm(*given), plain)
@@ -81,9 +87,12 @@ def test_directions_can_be_followed_forward_and_many_at_a_time(gained: bool) -> 
     together = torch.vmap(slope)(*several)
     with forward_ad.dual_level():
         for number in range(3):
-            dual = [forward_ad.make_dual(part, along[number]) for part, along in zip(given, several, strict=True)]
+            dual = [
+                forward_ad.make_dual(part, along[number])
+                for part, along in zip(given, several, strict=True)
+            ]
             assert torch.equal(forward_ad.unpack_dual(rms_norm(*dual)).tangent, together[number])
     for number in range(3):
         torch.testing.assert_close(
             torch.vmap(rms_norm)(*several)[number], rms_norm(*(part[number] for part in several))
-        )  # fmt: skip
+        )

@@ -1,4 +1,6 @@
-"""Runs read from Git, the workspace and studies, in a repository of a few small files; DVC itself is in tests/pipeline."""
+"""Runs read from Git, the workspace and studies, in a repository of a few small files; DVC itself
+is in tests/pipeline.
+"""
 
 import hashlib
 import json
@@ -92,7 +94,14 @@ class Lab:
         (self.root / "results/metrics.json").write_text(metrics)
         (self.root / "params.yaml").write_text(PARAMS.format(seed=seed, rate=rate))
         md5 = hashlib.md5(metrics.encode()).hexdigest()
-        known = {"code": "c0", "model": "d0", "evaluated": "d0", "metrics": md5, "seed": str(seed), "rate": str(rate)}
+        known = {
+            "code": "c0",
+            "model": "d0",
+            "evaluated": "d0",
+            "metrics": md5,
+            "seed": str(seed),
+            "rate": str(rate),
+        }
         (self.root / "dvc.lock").write_text(LOCK.format(**known | said))
 
     def commit(self) -> str:
@@ -122,11 +131,20 @@ def test_the_workspace_a_commit_a_branch_and_experiments_are_runs(lab: Lab) -> N
     lab.experiment("wide-0", rate=0.01, bits=1.5)
     lab.experiment("wide-1", rate=0.01, bits=1.6, seed=1)
     lab.experiment("narrow", rate=0.02)
-    names = [run.name for run in runs.read(["workspace", "HEAD", "other", "wide-*", "wide-0"], lab.root)]
+    names = [
+        run.name for run in runs.read(["workspace", "HEAD", "other", "wide-*", "wide-0"], lab.root)
+    ]
     assert names == ["workspace", "HEAD", "other", "wide-0", "wide-1"]
     one = runs.read(["wide-1"], lab.root)[0]
-    assert one.measures == {"validation.bits_per_byte": 1.6, "validation.bytes": 100, "parameters": 5}
-    assert (one.params["optimizers.adamw.learning_rate"], one.params["optimizers.lion.learning_rate"]) == (0.01, 0.001)
+    assert one.measures == {
+        "validation.bits_per_byte": 1.6,
+        "validation.bytes": 100,
+        "parameters": 5,
+    }
+    assert (
+        one.params["optimizers.adamw.learning_rate"],
+        one.params["optimizers.lion.learning_rate"],
+    ) == (0.01, 0.001)
     assert one.seeds == (1, 0)
     assert replace(one, params={"train.seed": 1, "train.data_seed": -1}).seeds == (1, 1)
     assert one.made_with == {"src/lmlab/training/loop.py": "c0"}
@@ -149,18 +167,31 @@ def test_of_two_experiments_with_one_name_that_of_head_is_meant(lab: Lab) -> Non
     lab.write(rate=0.03)
     lab.commit()
     lab.experiment("twice", rate=0.02)
-    assert [run.params["optimizers.adamw.learning_rate"] for run in runs.read(["twice"], lab.root)] == [0.02]
+    assert [
+        run.params["optimizers.adamw.learning_rate"] for run in runs.read(["twice"], lab.root)
+    ] == [0.02]
 
 
 def test_what_queues_leave_behind_is_no_run(lab: Lab) -> None:
     head = lab.git("rev-parse", "HEAD")
     for ref in ("failed", "stash"):
         message = f"dvc-exp:{head}:{head}:{ref}-one"
-        lab.git("update-ref", "--create-reflog", "-m", f"commit: {message}", f"refs/exps/celery/{ref}", head)
+        lab.git(
+            "update-ref",
+            "--create-reflog",
+            "-m",
+            f"commit: {message}",
+            f"refs/exps/celery/{ref}",
+            head,
+        )
     found, notes = runs.gather([], lab.root)
     assert [run.name for run in found] == ["HEAD", "workspace"]
-    assert "2 experiments queued, running or failed (`dvc queue status`), without results" in notes[0]
-    with pytest.raises(UserError, match="failed-one is queued, running or failed and has no results"):
+    assert (
+        "2 experiments queued, running or failed (`dvc queue status`), without results" in notes[0]
+    )
+    with pytest.raises(
+        UserError, match="failed-one is queued, running or failed and has no results"
+    ):
         runs.read(["failed-one"], lab.root)
 
 
@@ -178,7 +209,9 @@ def test_params_edited_after_the_run_do_not_count(lab: Lab) -> None:
         ({"evaluated": "d1"}, "data/model has changed since the stage evaluate ran"),
     ],
 )
-def test_results_that_are_not_of_the_last_run_are_left_out(lab: Lab, said: dict[str, str], why: str) -> None:
+def test_results_that_are_not_of_the_last_run_are_left_out(
+    lab: Lab, said: dict[str, str], why: str
+) -> None:
     lab.write(**said)
     with pytest.raises(UserError, match=why):
         runs.read(["workspace"], lab.root)
@@ -203,7 +236,9 @@ def test_a_published_study_gives_its_arms_at_their_best() -> None:
     project = Path(__file__).parents[1]
     found = runs.read(["studies/optimizers"], project)
     assert found[0].arm == "studies/optimizers:adamw"  # its reference
-    assert {run.params["optimizers.muon.learning_rate"] for run in found if run.arm.endswith(":muon")} != {None}
+    assert {
+        run.params["optimizers.muon.learning_rate"] for run in found if run.arm.endswith(":muon")
+    } != {None}
     seeds = [run.seeds for run in runs.read(["studies/optimizers:lion"], project)]
     assert seeds == [(0, 0), (1, 1)]
     with pytest.raises(UserError, match="no results of an arm 'lyon'; did you mean lion"):
@@ -213,21 +248,41 @@ def test_a_published_study_gives_its_arms_at_their_best() -> None:
 def run(name: str = "x", code: str = "a", bits: float = 1.0, **values: Any) -> Run:
     """A run with a few params, of which some matter."""
     params = {
-        "train.optimizer": "adamw", "train.seed": 0, "train.data_seed": 0, "train.log_every": 5, "evaluate.seed": 0,
-        "optimizers.adamw.learning_rate": 0.1, "optimizers.lion.learning_rate": 0.2, "train.model": "transformer",
-        "models.transformer.attention": "linear", "layers.attention.linear.heads": 2, "models.lstm.width": 3,
+        "train.optimizer": "adamw",
+        "train.seed": 0,
+        "train.data_seed": 0,
+        "train.log_every": 5,
+        "evaluate.seed": 0,
+        "optimizers.adamw.learning_rate": 0.1,
+        "optimizers.lion.learning_rate": 0.2,
+        "train.model": "transformer",
+        "models.transformer.attention": "linear",
+        "layers.attention.linear.heads": 2,
+        "models.lstm.width": 3,
         "layers.attention.multi_head.heads": 4,
-    }  # fmt: skip
+    }
     renamed = {key.replace("__", "."): value for key, value in values.items()}
     assert renamed.keys() <= params.keys()
-    return Run(name, params | renamed, {"validation.bits_per_byte": bits, "tokens_seen": 1000}, made_with={"a.py": code})
+    return Run(
+        name,
+        params | renamed,
+        {"validation.bits_per_byte": bits, "tokens_seen": 1000},
+        made_with={"a.py": code},
+    )
 
 
 def test_only_options_of_chosen_parts_matter() -> None:
     mattering = variants.mattering(run())
     assert "optimizers.adamw.learning_rate" in mattering
     assert "layers.attention.linear.heads" in mattering
-    assert not {"optimizers.lion.learning_rate", "models.lstm.width", "layers.attention.multi_head.heads"} & mattering.keys()
+    assert (
+        not {
+            "optimizers.lion.learning_rate",
+            "models.lstm.width",
+            "layers.attention.multi_head.heads",
+        }
+        & mattering.keys()
+    )
     assert not {"train.log_every", "evaluate.seed"} & mattering.keys()
 
 
@@ -237,7 +292,9 @@ def test_runs_that_differ_in_seeds_or_in_nothing_that_matters_are_one_variant() 
         run("b", train__seed=1),
         run("c", train__seed=2, train__log_every=1, optimizers__lion__learning_rate=9),
     ]
-    found, notes = variants.group([*same, run("d", train__seed=1, optimizers__adamw__learning_rate=0.3)])
+    found, notes = variants.group(
+        [*same, run("d", train__seed=1, optimizers__adamw__learning_rate=0.3)]
+    )
     assert [[one.name for one in variant.runs] for variant in found] == [["a", "b", "c"], ["d"]]
     assert [variant.name for variant in found] == ["learning_rate=0.1", "learning_rate=0.3"]
     assert notes == []
@@ -258,13 +315,25 @@ def test_other_code_is_another_variant_and_is_named() -> None:
 
 def test_other_text_is_said_whether_params_tell_of_it_or_not() -> None:
     ours, theirs = (
-        Run(name, run().params | {"train.optimizer": name}, {"tokens_seen": 1}, made_with={"data/shards": shards})
+        Run(
+            name,
+            run().params | {"train.optimizer": name},
+            {"tokens_seen": 1},
+            made_with={"data/shards": shards},
+        )
         for name, shards in (("adamw", "s0"), ("lion", "s1"))
     )
     (said,) = variants.unfair(*variants.group([ours, theirs])[0])
     assert "tokens learned from differ, though the params that made them do not" in said
-    other = Run("c", theirs.params | {"download.corpus": "bible"}, theirs.measures, made_with=theirs.made_with)
-    base = Run("d", ours.params | {"download.corpus": "markov"}, ours.measures, made_with=ours.made_with)
+    other = Run(
+        "c",
+        theirs.params | {"download.corpus": "bible"},
+        theirs.measures,
+        made_with=theirs.made_with,
+    )
+    base = Run(
+        "d", ours.params | {"download.corpus": "markov"}, ours.measures, made_with=ours.made_with
+    )
     (said,) = variants.unfair(*variants.group([base, other])[0])
     assert "another text, or another split of it (download.corpus)" in said
 
@@ -273,16 +342,33 @@ def test_other_text_is_said_whether_params_tell_of_it_or_not() -> None:
     ("measures", "said"),
     [
         ({"tokens_seen": 2000.0}, "tokens seen in training: 2,000 against the baseline's 1,000"),
-        ({"training_bits": 16.0}, "bits of the numbers multiplied in training: 16 against the baseline's 32"),
-        ({"stride": 64.0}, "tokens between evaluation windows: 64 against 32; that alone changes what is measured"),
-        ({"window": 64.0}, "tokens in an evaluation window: 64 against 32; that alone changes what is measured"),
+        (
+            {"training_bits": 16.0},
+            "bits of the numbers multiplied in training: 16 against the baseline's 32",
+        ),
+        (
+            {"stride": 64.0},
+            "tokens between evaluation windows: 64 against 32; that alone changes what is measured",
+        ),
+        (
+            {"window": 64.0},
+            "tokens in an evaluation window: 64 against 32; that alone changes what is measured",
+        ),
         ({"validation.bytes": 64.0}, "bytes of validation text: 64 against the baseline's 32"),
     ],
 )
 def test_what_is_unfair_is_said(measures: dict[str, float], said: str) -> None:
     base = run("a")
     ours = Run(
-        "a", base.params, {"tokens_seen": 1000, "training_bits": 32, "stride": 32, "window": 32, "validation.bytes": 32}
+        "a",
+        base.params,
+        {
+            "tokens_seen": 1000,
+            "training_bits": 32,
+            "stride": 32,
+            "window": 32,
+            "validation.bytes": 32,
+        },
     )
     theirs = Run("b", base.params | {"train.optimizer": "lion"}, ours.measures | measures)
     found, _ = variants.group([ours, theirs])
@@ -290,7 +376,9 @@ def test_what_is_unfair_is_said(measures: dict[str, float], said: str) -> None:
     assert list(variants.unfair(found[0], found[0])) == []
 
 
-def test_compare_prints_a_table_words_json_and_csv(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compare_prints_a_table_words_json_and_csv(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for seed in range(8):
         if seed:
             lab.experiment(f"base-{seed}", bits=2 + seed / 100, seed=seed)
@@ -339,13 +427,18 @@ def test_an_object_of_dvcs_cache_that_is_damaged_is_refused(
         (tmp_path / name[:2]).mkdir(exist_ok=True)
         (tmp_path / name[:2] / name[2:]).write_bytes(whole)
     monkeypatch.setattr(runs, "_cache", lambda root: tmp_path)
-    lock = f"stages:\n  train:\n    outs:\n    - path: data/training\n      hash: md5\n      md5: {folder}\n"
+    lock = (
+        "stages:\n  train:\n    outs:\n    - path: data/training\n      hash: md5\n      md5:"
+        f" {folder}\n"
+    )
     opened = runs._cached(Path(), lock.encode(), "data/training/log.jsonl")
     assert opened == content
     for name, whole in ((md5, content), (folder, listing)):
         at = tmp_path / name[:2] / name[2:]
         at.write_bytes(whole[:-1] if spoil == "cut" else whole.replace(b"a", b"b", 1))
-        with pytest.raises(UserError, match=r"in DVC's cache is damaged; delete it and run `dvc pull`"):
+        with pytest.raises(
+            UserError, match=r"in DVC's cache is damaged; delete it and run `dvc pull`"
+        ):
             runs._cached(Path(), lock.encode(), "data/training/log.jsonl")
         at.write_bytes(whole)
     (tmp_path / md5[:2] / md5[2:]).unlink()

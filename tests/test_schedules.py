@@ -17,7 +17,9 @@ lengths = st.integers(1, 300)
 TREE = small.tree()
 
 
-def factors(name: str, steps: int, warmup: int, final: float = 0.0, cooldown: float = 0.2) -> list[float]:
+def factors(
+    name: str, steps: int, warmup: int, final: float = 0.0, cooldown: float = 0.2
+) -> list[float]:
     choice = registry.choose(TREE, "schedules", name)
     asked = {"warmup": warmup, "final": final, "cooldown": cooldown}
     wanted = {key: value for key, value in asked.items() if hasattr(choice.options, key)}
@@ -47,14 +49,19 @@ def test_the_rate_rises_to_its_height_and_not_beyond(
 
 @pytest.mark.parametrize("name", ["linear", "cosine"])
 @given(steps=st.integers(2, 300), final=st.floats(0, 1), data=st.data())
-def test_the_rate_falls_to_its_final_share(name: str, steps: int, final: float, data: st.DataObject) -> None:
+def test_the_rate_falls_to_its_final_share(
+    name: str, steps: int, final: float, data: st.DataObject
+) -> None:
     warmup = data.draw(st.integers(0, steps - 1))
     last = factors(name, steps, warmup, final)[-1]
     one_step = 1 / (steps - warmup)  # the share is reached one step after the last
     if name == "linear":
         assert last == pytest.approx(final + (1 - final) * one_step)
     else:
-        assert final - 1e-12 <= last <= final + (1 - final) * 2.5 * one_step**2 + 1e-12 or one_step == 1
+        assert (
+            final - 1e-12 <= last <= final + (1 - final) * 2.5 * one_step**2 + 1e-12
+            or one_step == 1
+        )
 
 
 def test_half_way_down() -> None:

@@ -22,9 +22,11 @@ DOCUMENT = small.VOCABULARY - 1
 class HandMade(LanguageModel):
     """Logits by a rule of the test's own: a function of tokens_BT."""
 
-    def __init__(self, logits: Callable[[Tensor], Tensor], vocabulary: int, context: int) -> None:
+    def __init__(
+        self, logits: Callable[[Tensor], Tensor], vocabulary_size: int, context: int
+    ) -> None:
         super().__init__()
-        self.logits, self.vocabulary, self.context = logits, vocabulary, context
+        self.logits, self.vocabulary_size, self.context = logits, vocabulary_size, context
         self.blocks, self.readout = nn.ModuleList(), nn.Linear(1, 1)
 
     def embed(self, tokens_BT: Tensor, start: int = 0) -> Tensor:
@@ -35,10 +37,10 @@ class HandMade(LanguageModel):
 
 
 def stream(length: int, seed: int = 0, documents: int = 5) -> np.ndarray:
-    """Random text with a document token at the start and here and there."""
-    chance = np.random.default_rng(seed)
-    ids = chance.integers(DOCUMENT, size=length).astype(np.uint8)
-    ids[chance.integers(length, size=documents)] = DOCUMENT
+    """Random text with a BOS token at the start and here and there."""
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(DOCUMENT, size=length).astype(np.uint8)
+    ids[rng.integers(length, size=documents)] = DOCUMENT
     ids[0] = DOCUMENT
     return ids
 
@@ -48,7 +50,9 @@ def stream(length: int, seed: int = 0, documents: int = 5) -> np.ndarray:
 @example(length=1, window=8, data=None)
 @example(length=8, window=8, data=None)
 @example(length=9, window=8, data=None)
-def test_windows_score_every_target_once_with_as_much_context_as_promised(length: int, window: int, data: object) -> None:
+def test_windows_score_every_target_once_with_as_much_context_as_promised(
+    length: int, window: int, data: object
+) -> None:
     stride = data.draw(st.integers(1, window)) if data else window  # type: ignore[attr-defined]
     scored: list[int] = []
     for start, fresh in windows(length, window, stride):
@@ -62,9 +66,12 @@ def test_windows_score_every_target_once_with_as_much_context_as_promised(length
 
 
 @pytest.mark.parametrize(
-    ("length", "window", "stride"), [(30, 8, 8), (30, 8, 3), (30, 8, 1), (5, 8, 8), (2, 8, 4), (65, 8, 5)]
+    ("length", "window", "stride"),
+    [(30, 8, 8), (30, 8, 3), (30, 8, 1), (5, 8, 8), (2, 8, 4), (65, 8, 5)],
 )
-def test_the_score_is_that_of_a_slow_loop(length: int, window: int, stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_score_is_that_of_a_slow_loop(
+    length: int, window: int, stride: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(scoring, "SCORED_TOKENS_AT_ONCE", 24)  # several batches of windows
     model, ids = small.rough(small.some_model()), stream(length, documents=length // 8)
     nats = tokens = right = 0.0
@@ -73,7 +80,11 @@ def test_the_score_is_that_of_a_slow_loop(length: int, window: int, stride: int,
         # a window moves on by a stride, but not past the end of the stream
         begin = max(0, min(start, length - 1 - window))
         for at in range(max(scored_to, begin), min(length - 1, begin + window)):
-            logits = model(torch.tensor(ids[None, begin : at + 1].astype(np.int64)))[0, -1].float().detach()
+            logits = (
+                model(torch.tensor(ids[None, begin : at + 1].astype(np.int64)))[0, -1]
+                .float()
+                .detach()
+            )
             target = int(ids[at + 1])
             if target != DOCUMENT:
                 nats -= float(logits.log_softmax(0)[target])
@@ -100,24 +111,30 @@ def test_with_a_stride_of_one_every_token_has_a_whole_window_before_it() -> None
 def test_a_uniform_byte_model_costs_eight_bits_a_byte() -> None:
     tokenizer = Byte()
     logits = torch.zeros(257)
-    logits[tokenizer.document] = float("-inf")  # a model may know that a document token is never asked for
+    logits[tokenizer.bos] = float("-inf")  # a model may know that a BOS token is never asked for
     model = HandMade(lambda tokens: logits.expand(*tokens.shape, -1), 257, 16)
     texts = ["Der Großvater zahlte 5 €.\n", "", "\U0001f600"]
-    ids = np.concatenate([[tokenizer.document, *tokenizer.encode(text)] for text in texts]).astype(np.uint16)
+    ids = np.concatenate([[tokenizer.bos, *tokenizer.encode(text)] for text in texts]).astype(
+        np.uint16
+    )
     size = sum(len(text.encode()) for text in texts)
-    result = score(model, ids, tokenizer.document, 16, 5)
+    result = score(model, ids, tokenizer.bos, 16, 5)
     assert result.tokens == size
     assert result.nats_per_token == pytest.approx(math.log(256), rel=1e-6)
     assert bits_per_byte(result.nats, size) == pytest.approx(8.0, rel=1e-6)
     used = result.tokens_at > 0
-    assert result.nats_at[used] / result.tokens_at[used] == pytest.approx([math.log(256)] * used.sum(), rel=1e-6)
+    assert result.nats_at[used] / result.tokens_at[used] == pytest.approx(
+        [math.log(256)] * used.sum(), rel=1e-6
+    )
 
 
 def test_bits_per_byte_charges_for_bytes_and_not_for_tokens() -> None:
     assert bits_per_byte(6 * math.log(2), 3) == pytest.approx(2.0)  # six bits for "€"
 
 
-@pytest.mark.parametrize(("bits", "shown"), [(0.0, "0.0000"), (0.00004, "0.0000"), (0.00006, "0.0001"), (2.0, "2.0000")])
+@pytest.mark.parametrize(
+    ("bits", "shown"), [(0.0, "0.0000"), (0.00004, "0.0000"), (0.00006, "0.0001"), (2.0, "2.0000")]
+)
 def test_a_loss_that_is_shown_as_zero_is_remarked_on(bits: float, shown: str) -> None:
     assert f"{bits:.4f}" == shown
     assert ("a loss of 0" in remark_on_zero(bits)) == (shown == "0.0000")
@@ -129,13 +146,16 @@ def test_overlapping_windows_show_a_model_more_text() -> None:
     def repeats_what_stood_ten_before(tokens: Tensor) -> Tensor:
         logits = torch.zeros(*tokens.shape, small.VOCABULARY)
         if tokens.shape[1] >= 10:
-            logits[:, 9:] += 20 * nn.functional.one_hot(tokens[:, : tokens.shape[1] - 9], small.VOCABULARY)
+            logits[:, 9:] += 20 * nn.functional.one_hot(
+                tokens[:, : tokens.shape[1] - 9], small.VOCABULARY
+            )
         logits[..., DOCUMENT] = 0
         return logits
 
     model = HandMade(repeats_what_stood_ten_before, small.VOCABULARY, 15)
     unaware, aware = (score(model, ids, DOCUMENT, 15, stride) for stride in (15, 1))
-    # the first ten are new, and each of the others stands ten before, if the window reaches that far
+    # the first ten are new, and each of the others stands ten before, if the window reaches that
+    # far
     assert aware.nats == pytest.approx(10 * math.log(small.VOCABULARY), rel=1e-4)
     assert unaware.nats > aware.nats + 5
     assert unaware.tokens == aware.tokens == 30
@@ -144,7 +164,10 @@ def test_overlapping_windows_show_a_model_more_text() -> None:
 def test_document_tokens_are_read_but_not_charged() -> None:
     model, ids = small.rough(small.some_model()), stream(30, documents=8)
     free = DOCUMENT + 100  # as if there were none
-    assert score(model, ids, DOCUMENT, 8, 8).tokens + (ids[1:] == DOCUMENT).sum() == score(model, ids, free, 8, 8).tokens
+    assert (
+        score(model, ids, DOCUMENT, 8, 8).tokens + (ids[1:] == DOCUMENT).sum()
+        == score(model, ids, free, 8, 8).tokens
+    )
     other = ids.copy()
     other[0] = 0
     assert score(model, other, DOCUMENT, 8, 8).nats != score(model, ids, DOCUMENT, 8, 8).nats

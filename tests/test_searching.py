@@ -17,7 +17,11 @@ from lmlab.experiments.search import searching
 from lmlab.experiments.search.searching import Outcome, Search, Values
 from lmlab.experiments.studies import studies
 
-RATE, DEPTH, RULE = "optimizers.muon.learning_rate", "models.transformer.depth", "train.learning_rule"
+RATE, DEPTH, RULE = (
+    "optimizers.muon.learning_rate",
+    "models.transformer.depth",
+    "train.learning_rule",
+)
 RANGES = [f"{RATE}=log:0.0001..1.0", f"{DEPTH}=1..6", f"{RULE}=backprop,frozen"]
 Fake = Callable[[str, Values], Outcome]
 
@@ -29,15 +33,25 @@ def read(tree: Tree, *ranges: str, name: str = "some", seed: int = 0, **other: A
 
 def bowl(name: str, values: Values) -> Outcome:
     """Smallest, 1, at a rate of 0.01, a depth of 4 and backprop."""
-    away = math.log10(values[RATE] / 0.01) ** 2 + (values[DEPTH] - 4) ** 2 / 10 + (values[RULE] != "backprop")
+    away = (
+        math.log10(values[RATE] / 0.01) ** 2
+        + (values[DEPTH] - 4) ** 2 / 10
+        + (values[RULE] != "backprop")
+    )
     return Outcome(1 + away)
 
 
-def search(wanted: Search, trials: int, folder: Path, fake: Fake = bowl, said: list[str] | None = None) -> Any:
-    return searching.run(wanted, trials, folder / "search.db", fake, (said if said is not None else []).append)
+def search(
+    wanted: Search, trials: int, folder: Path, fake: Fake = bowl, said: list[str] | None = None
+) -> Any:
+    return searching.run(
+        wanted, trials, folder / "search.db", fake, (said if said is not None else []).append
+    )
 
 
-def test_it_comes_near_a_known_optimum_and_nearer_than_its_first_random_points(tree: Tree, tmp_path: Path) -> None:
+def test_it_comes_near_a_known_optimum_and_nearer_than_its_first_random_points(
+    tree: Tree, tmp_path: Path
+) -> None:
     wanted = read(tree, *RANGES)
     done = search(wanted, 60, tmp_path)
     best = searching.ranked(wanted, done)[0]
@@ -53,12 +67,16 @@ def test_it_comes_near_a_known_optimum_and_nearer_than_its_first_random_points(t
 
 
 def test_where_it_is_stopped_changes_nothing(tree: Tree, tmp_path: Path) -> None:
-    """By Ctrl-C in a trial, by a full disk in one, between two, and by a kill that leaves one open."""
+    """By Ctrl-C in a trial, by a full disk in one, between two, and by a kill that leaves one
+    open.
+    """
     wanted = read(tree, *RANGES)
     whole = search(wanted, 18, tmp_path / "whole")
     for after, stop in ((3, KeyboardInterrupt()), (12, UserError("disk"))):
 
-        def stopped(name: str, values: Values, last: int = after, error: BaseException = stop) -> Outcome:
+        def stopped(
+            name: str, values: Values, last: int = after, error: BaseException = stop
+        ) -> Outcome:
             if name.endswith(f"{last:04d}"):
                 raise error
             return bowl(name, values)
@@ -66,7 +84,9 @@ def test_where_it_is_stopped_changes_nothing(tree: Tree, tmp_path: Path) -> None
         with pytest.raises(type(stop)):
             search(wanted, 18, tmp_path / "parts", stopped)
     assert len(search(wanted, 15, tmp_path / "parts")) == 15
-    study = searching.optuna.load_study(study_name="some", storage=f"sqlite:///{tmp_path / 'parts' / 'search.db'}")
+    study = searching.optuna.load_study(
+        study_name="some", storage=f"sqlite:///{tmp_path / 'parts' / 'search.db'}"
+    )
     study.ask(wanted.keys)  # what a kill leaves behind
     assert search(wanted, 18, tmp_path / "parts") == whole
     assert [trial.name for trial in whole] == [f"some-{number:04d}" for number in range(18)]
@@ -88,7 +108,9 @@ def test_another_seed_tries_other_points(tree: Tree, tmp_path: Path) -> None:
     assert len({trial.values[RATE] for trial in first}) == 3
 
 
-def test_a_trial_that_breaks_down_is_never_the_best_and_is_kept_away_from(tree: Tree, tmp_path: Path) -> None:
+def test_a_trial_that_breaks_down_is_never_the_best_and_is_kept_away_from(
+    tree: Tree, tmp_path: Path
+) -> None:
     wanted = read(tree, f"{RATE}=log:0.0001..1.0")
 
     def steep(name: str, values: Values) -> Outcome:
@@ -98,7 +120,9 @@ def test_a_trial_that_breaks_down_is_never_the_best_and_is_kept_away_from(tree: 
     done = search(wanted, 50, tmp_path, steep, said)
     best = searching.ranked(wanted, done)
     assert all(trial.values[RATE] <= 0.01 for trial in best)
-    assert best[0].outcome.value == min(trial.outcome.value for trial in best if trial.outcome.value is not None)
+    assert best[0].outcome.value == min(
+        trial.outcome.value for trial in best if trial.outcome.value is not None
+    )
     broken = [trial.outcome.value is None for trial in done]
     assert sum(broken[:10]) > 1
     assert sum(broken[-20:]) / 20 < 0.5, "half of the range breaks down"
@@ -118,15 +142,27 @@ def test_the_largest_is_looked_for_if_wished(tree: Tree, tmp_path: Path) -> None
 def test_where_nothing_has_a_measure_it_says_why(tree: Tree, tmp_path: Path) -> None:
     wanted = read(tree, *RANGES)
     done = search(wanted, 2, tmp_path, lambda name, values: Outcome(None, "too deep"))
-    assert searching.lines(wanted, done, tree) == ["trials: 2, without a measure: 2", "first: too deep"]
+    assert searching.lines(wanted, done, tree) == [
+        "trials: 2, without a measure: 2",
+        "first: too deep",
+    ]
 
 
-def test_the_commands_at_the_end_confirm_with_seeds_that_were_not_searched(tree: Tree, tmp_path: Path) -> None:
+def test_the_commands_at_the_end_confirm_with_seeds_that_were_not_searched(
+    tree: Tree, tmp_path: Path
+) -> None:
     wanted = read(tree, *RANGES)
     done = search(wanted, 2, tmp_path)
-    told = "\n".join(searching.lines(wanted, done, {**tree, "train": {**tree["train"], "seed": 4, "data_seed": 0}}))
+    told = "\n".join(
+        searching.lines(
+            wanted, done, {**tree, "train": {**tree["train"], "seed": 4, "data_seed": 0}}
+        )
+    )
     best = searching.ranked(wanted, done)[0]
-    assert f"-S {RATE}={best.values[RATE]!r} -S {DEPTH}={best.values[DEPTH]} -S {RULE}={best.values[RULE]}" in told
+    assert (
+        f"-S {RATE}={best.values[RATE]!r} -S {DEPTH}={best.values[DEPTH]} -S"
+        f" {RULE}={best.values[RULE]}" in told
+    )
     assert "-S 'train.seed=range(5,10)' -S train.data_seed=-1" in told
 
 
@@ -176,9 +212,14 @@ def test_names_and_repeated_keys_are_refused(tree: Tree) -> None:
         (f"{RATE}=0.001,0.003", {0.001, 0.003}),
     ],
 )
-def test_a_range_gives_what_it_says(tree: Tree, tmp_path: Path, typed: str, values: set[Any]) -> None:
+def test_a_range_gives_what_it_says(
+    tree: Tree, tmp_path: Path, typed: str, values: set[Any]
+) -> None:
     key = typed.partition("=")[0]
-    found = {trial.values[key] for trial in search(read(tree, typed), 15, tmp_path, lambda name, at: Outcome(1.0))}
+    found = {
+        trial.values[key]
+        for trial in search(read(tree, typed), 15, tmp_path, lambda name, at: Outcome(1.0))
+    }
     assert {round(value, 9) for value in found} == values
     assert {type(value) for value in found} == {type(value) for value in values}
 
@@ -196,16 +237,22 @@ def test_what_began_as_another_search_is_refused(tree: Tree, tmp_path: Path) -> 
     with pytest.raises(UserError, match="other keys"):
         search(read(tree, RANGES[0]), 3, tmp_path)
     longer = {**tree, "train": {**tree["train"], "steps": 9}}
-    with pytest.raises(UserError, match=r"the rest of params.yaml is no longer what this search began with"):
+    with pytest.raises(
+        UserError, match=r"the rest of params.yaml is no longer what this search began with"
+    ):
         search(read(longer, *RANGES), 3, tmp_path)
-    deeper = params.changed(tree, {DEPTH: 9})  # a searched key: its value in params.yaml does not matter
+    deeper = params.changed(
+        tree, {DEPTH: 9}
+    )  # a searched key: its value in params.yaml does not matter
     assert len(search(read(deeper, *RANGES), 3, tmp_path)) == 3
 
 
 def test_two_processes_are_not_at_the_same_search(tree: Tree, tmp_path: Path) -> None:
     wanted = read(tree, *RANGES)
     search(wanted, 1, tmp_path)
-    study = searching.optuna.load_study(study_name="some", storage=f"sqlite:///{tmp_path / 'search.db'}")
+    study = searching.optuna.load_study(
+        study_name="some", storage=f"sqlite:///{tmp_path / 'search.db'}"
+    )
     parent = searching.psutil.Process().parent()
     assert parent is not None
     study.set_user_attr("process", [parent.pid, parent.create_time()])
@@ -221,9 +268,13 @@ def test_a_damaged_storage_is_told_in_one_line(tree: Tree, tmp_path: Path) -> No
         search(read(tree, *RANGES), 1, tmp_path)
 
 
-@pytest.mark.parametrize("value", [1e-05, 0.013385298778232689, 12, True, 1e16, "swiglu", "texts/*.txt"], ids=repr)
+@pytest.mark.parametrize(
+    "value", [1e-05, 0.013385298778232689, 12, True, 1e16, "swiglu", "texts/*.txt"], ids=repr
+)
 @pytest.mark.parametrize("form", [commands.literal, searching._written])
-def test_a_searched_value_is_given_to_dvc_exactly(tmp_path: Path, form: Callable[[Any], str], value: Any) -> None:
+def test_a_searched_value_is_given_to_dvc_exactly(
+    tmp_path: Path, form: Callable[[Any], str], value: Any
+) -> None:
     path = tmp_path / "params.yaml"
     path.write_text("some:\n  key: 1\n")
     apply_overrides(path, [f"some.key={form(value)}"])
@@ -245,14 +296,22 @@ def test_a_measure_is_found_by_its_dotted_key() -> None:
 
 
 def test_a_run_that_diverged_has_no_measure_and_says_where() -> None:
-    diverged = {"status": "diverged", "diverged": {"step": 12, "reason": "the loss is nan"}, "tokens_seen": 12}
+    diverged = {
+        "status": "diverged",
+        "diverged": {"step": 12, "reason": "the loss is nan"},
+        "tokens_seen": 12,
+    }
     for measure in ("validation.bits_per_byte", "tokens_seen", "learning_curve.tokens_to.2.0"):
-        assert searching.measured(diverged, measure) == Outcome(None, "diverged at step 12: the loss is nan")
+        assert searching.measured(diverged, measure) == Outcome(
+            None, "diverged at step 12: the loss is nan"
+        )
 
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Any, Any], None]:
-    """A Git repository here, and a way to put an experiment into it: name, params.yaml, what measures.json holds."""
+    """A Git repository here, and a way to put an experiment into it: name, params.yaml, what
+    measures.json holds.
+    """
     monkeypatch.chdir(tmp_path)
     who = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
     commands.git("init", "-q", "-b", "main")
@@ -272,7 +331,10 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str
 
 
 def test_a_trial_is_judged_by_its_record_and_never_by_what_it_printed(
-    tree: Tree, tmp_path: Path, repository: Callable[[str, Any, Any], None], monkeypatch: pytest.MonkeyPatch
+    tree: Tree,
+    tmp_path: Path,
+    repository: Callable[[str, Any, Any], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     values = {RATE: 0.5}
     wanted = Search("some", {}, "learning_curve.mean", False, 0, {})
@@ -297,12 +359,18 @@ def test_a_trial_is_judged_by_its_record_and_never_by_what_it_printed(
         return 255
 
     monkeypatch.setattr(searching, "_dvc", failed)
-    with pytest.raises(UserError, match=r"lost did not finish \(dvc gave 255\): training broke down"):
+    with pytest.raises(
+        UserError, match=r"lost did not finish \(dvc gave 255\): training broke down"
+    ):
         experiments.run("lost", values)
 
 
-def test_values_that_do_not_go_together_are_a_trial_without_a_measure(tree: Tree, tmp_path: Path) -> None:
-    """Each is possible alone, so the ranges are accepted; together they are refused before anything runs."""
+def test_values_that_do_not_go_together_are_a_trial_without_a_measure(
+    tree: Tree, tmp_path: Path
+) -> None:
+    """Each is possible alone, so the ranges are accepted; together they are refused before anything
+    runs.
+    """
     wanted = read(tree, "evaluate.stride=16..128", "train.context=16..128")
     experiments = searching.Experiments(wanted, tree, tmp_path)
     outcome = experiments.run("some-0000", {"evaluate.stride": 100, "train.context": 50})

@@ -36,7 +36,7 @@ def tokenizer_file(shards: Shards) -> Path:
 
 
 def documents_of(ids: np.ndarray, document: int) -> list[np.ndarray]:
-    """What stands between document tokens; the stream begins with one."""
+    """What stands between BOS tokens; the stream begins with one."""
     starts = np.flatnonzero(ids == document)
     assert len(ids) == 0 or starts[0] == 0
     return [piece[1:] for piece in np.split(ids, starts[1:])] if len(ids) else []
@@ -44,20 +44,26 @@ def documents_of(ids: np.ndarray, document: int) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("tokenizer", registry.names("tokenizers"))
 @pytest.mark.usefixtures("small_row_groups")
-def test_what_is_read_back_is_the_text_and_the_counts_are_exact(shards_of: ShardsOf, tokenizer: str) -> None:
+def test_what_is_read_back_is_the_text_and_the_counts_are_exact(
+    shards_of: ShardsOf, tokenizer: str
+) -> None:
     validation = ["unseen: жук\n", "seen: to be\n"]
     shards, fitted = shards_of(TEXTS, validation, tokenizer=tokenizer, megabytes=0.0005)
     for split, texts in zip(SPLITS, (TEXTS, validation, []), strict=True):
         ids = shards.stream(split)
-        assert [fitted.decode(piece) for piece in documents_of(ids, shards.document)] == texts
+        assert [fitted.decode(piece) for piece in documents_of(ids, shards.bos)] == texts
         assert shards.count(split, "documents") == len(texts)
         assert shards.count(split, "bytes") == sum(len(text.encode()) for text in texts)
         assert shards.count(split, "tokens") == len(ids) - len(texts)
         groups = shards.row_groups(split)
         assert [len(shards.read(group)) for group in groups] == [group.length for group in groups]
         assert sum(group.length for group in groups) == len(ids)
-    assert len(shards.row_groups("train")) > len({group.file for group in shards.row_groups("train")}) > 1
-    assert shards.vocabulary == fitted.vocabulary
+    assert (
+        len(shards.row_groups("train"))
+        > len({group.file for group in shards.row_groups("train")})
+        > 1
+    )
+    assert shards.vocabulary_size == fitted.vocabulary_size
 
 
 @pytest.mark.parametrize("name", registry.names("tokenizers"))
@@ -67,16 +73,16 @@ def test_shards_of_a_grown_tokenizer_have_the_document_token_among_the_others(
     train = ["Größe zählt, " * 9, "und die Süße auch: süß, süß!\n"]
     corpus, choice = corpus_of(train), registry.choose(tree, "tokenizers", name)
     grown = tokenizers.fit(choice, ["abc abc"]).grown(train, 30)
-    assert name == "byte" or grown.document < grown.vocabulary - 1
+    assert name == "byte" or grown.bos < grown.vocabulary_size - 1
     tokenizers.save(choice, grown, tmp_path / "tokenizer" / "tokenizer.json")
     shard = sharding.ShardParams(megabytes=64.0, processes=1)
     sharding.build(shard, corpus, tmp_path / "tokenizer", tmp_path / "shards")
     shards = open_shards(tmp_path / "shards", tmp_path / "tokenizer" / "tokenizer.json")
     ids = shards.stream("train")
-    assert [grown.decode(piece) for piece in documents_of(ids, shards.document)] == train
-    assert name == "byte" or ids.max() > shards.document
-    uniform = references.uniform(ids, shards.document, shards.vocabulary)
-    assert uniform == pytest.approx((len(ids) - 2) * np.log(grown.vocabulary - 1))
+    assert [grown.decode(piece) for piece in documents_of(ids, shards.bos)] == train
+    assert name == "byte" or ids.max() > shards.bos
+    uniform = references.uniform(ids, shards.bos, shards.vocabulary_size)
+    assert uniform == pytest.approx((len(ids) - 2) * np.log(grown.vocabulary_size - 1))
 
 
 def test_an_empty_test_split_is_no_file_and_no_ids(shards_of: ShardsOf) -> None:
@@ -88,23 +94,34 @@ def test_an_empty_test_split_is_no_file_and_no_ids(shards_of: ShardsOf) -> None:
 
 @pytest.mark.parametrize(
     ("characters", "stored", "read"),
-    [(100, "uint8", np.uint8), (254, "uint8", np.uint8), (255, "uint8", np.uint16), (256, "uint16", np.uint16)],
+    [
+        (100, "uint8", np.uint8),
+        (254, "uint8", np.uint8),
+        (255, "uint8", np.uint16),
+        (256, "uint16", np.uint16),
+    ],
 )
-def test_ids_are_stored_in_the_smallest_type(shards_of: ShardsOf, characters: int, stored: str, read: type) -> None:
+def test_ids_are_stored_in_the_smallest_type(
+    shards_of: ShardsOf, characters: int, stored: str, read: type
+) -> None:
     text = "".join(map(chr, range(256, 256 + characters)))
     shards, fitted = shards_of(text + text[::-1])
     table = pq.read_table(shards.row_groups("train")[0].file)
     assert str(table.schema.field("tokens").type.value_type) == stored == shards.manifest["type"]
     ids = shards.stream("train")
     assert ids.dtype == read
-    assert ids[0] == shards.document == characters + 1
+    assert ids[0] == shards.bos == characters + 1
     assert fitted.decode(ids) == text + text[::-1]
 
 
 @pytest.mark.usefixtures("small_row_groups")
 def test_a_shard_holds_each_parts_document_and_bytes(shards_of: ShardsOf) -> None:
     shards, _ = shards_of(TEXTS)
-    rows = [row for group in shards.row_groups("train")[:1] for row in pq.read_table(group.file).to_pylist()]
+    rows = [
+        row
+        for group in shards.row_groups("train")[:1]
+        for row in pq.read_table(group.file).to_pylist()
+    ]
     assert [row["document"] for row in rows if row["part"] == 0] == [0, 1, 2, 3]
     for number, text in enumerate(TEXTS):
         parts = [row for row in rows if row["document"] == number]
@@ -117,7 +134,9 @@ def folder_bytes(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.usefixtures("small_row_groups")
-def test_any_number_of_processes_writes_the_same_bytes(shards_of: ShardsOf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_number_of_processes_writes_the_same_bytes(
+    shards_of: ShardsOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pools: list[int] = []
     executor = sharding.ProcessPoolExecutor
 
@@ -141,8 +160,15 @@ def test_any_number_of_processes_writes_the_same_bytes(shards_of: ShardsOf, monk
     corpus.write_bytes(corpus.read_bytes()[:4] + bytes(500) + corpus.read_bytes()[504:])
     write_sums(home / "corpus")  # or it would be noticed before
     before = folder_bytes(together.folder)
-    with pytest.raises(UserError, match=r"train\.parquet is damaged; run `dvc repro --force download`"):
-        sharding.build(ShardParams(megabytes=0.002, processes=2), home / "corpus", home / "tokenizer", together.folder)
+    with pytest.raises(
+        UserError, match=r"train\.parquet is damaged; run `dvc repro --force download`"
+    ):
+        sharding.build(
+            ShardParams(megabytes=0.002, processes=2),
+            home / "corpus",
+            home / "tokenizer",
+            together.folder,
+        )
     assert pools == [2, 2]
     assert multiprocessing.active_children() == []
     assert folder_bytes(together.folder) == before
@@ -164,12 +190,20 @@ def edit(path: Path) -> None:
     [
         ("shards/train-00000.parquet", truncate, "changed or cut short.*dvc repro --force shard"),
         ("shards/validation-00000.parquet", edit, "changed or cut short.*dvc repro --force shard"),
-        ("shards/train-00000.parquet", Path.unlink, "train-00000.parquet is missing.*dvc repro shard"),
+        (
+            "shards/train-00000.parquet",
+            Path.unlink,
+            "train-00000.parquet is missing.*dvc repro shard",
+        ),
         ("shards/manifest.json", Path.unlink, "manifest.json is missing.*dvc repro shard"),
         ("shards/manifest.json", truncate, "manifest.json is damaged"),
         ("shards/manifest.json", lambda path: path.write_text("{}"), "manifest.json is damaged"),
         ("shards/manifest.json", lambda path: path.write_text("[1]"), "manifest.json is damaged"),
-        ("shards/manifest.json", lambda path: path.write_text('{"splits": [1]}'), "manifest.json is damaged"),
+        (
+            "shards/manifest.json",
+            lambda path: path.write_text('{"splits": [1]}'),
+            "manifest.json is damaged",
+        ),
         ("tokenizer/tokenizer.json", Path.unlink, "tokenizer.json is missing"),
         ("tokenizer/tokenizer.json", edit, "another tokenizer than"),
     ],
@@ -186,7 +220,7 @@ def test_shards_that_do_not_fit_are_refused_in_one_line(
 
 def test_a_manifest_without_one_of_its_keys_is_refused(shards_of: ShardsOf) -> None:
     shards, _ = shards_of(TEXTS)
-    for key in ("vocabulary", "splits", "tokenizer_sha256"):
+    for key in ("vocabulary_size", "splits", "tokenizer_sha256"):
         wrong = {name: value for name, value in shards.manifest.items() if name != key}
         (shards.folder / "manifest.json").write_text(json.dumps(wrong))
         with pytest.raises(UserError, match=r"manifest\.json is damaged"):
@@ -197,7 +231,9 @@ def test_shards_damaged_after_they_were_opened_are_refused_when_read(shards_of: 
     shards, _ = shards_of(TEXTS, "another length\n")
     train, validation = shards.row_groups("train")[0], shards.row_groups("validation")[0]
     shutil.copy(validation.file, train.file)
-    with pytest.raises(UserError, match=r"train-00000\.parquet is not the one its manifest describes"):
+    with pytest.raises(
+        UserError, match=r"train-00000\.parquet is not the one its manifest describes"
+    ):
         shards.read(train)
     truncate(validation.file)
     with pytest.raises(UserError, match=r"validation-00000\.parquet is missing or damaged"):
@@ -205,7 +241,11 @@ def test_shards_damaged_after_they_were_opened_are_refused_when_read(shards_of: 
 
 
 def test_the_fingerprint_is_that_of_the_shards(shards_of: ShardsOf) -> None:
-    one, other, same = shards_of("some text\n")[0], shards_of("some texts\n")[0], shards_of("some text\n")[0]
+    one, other, same = (
+        shards_of("some text\n")[0],
+        shards_of("some texts\n")[0],
+        shards_of("some text\n")[0],
+    )
     assert one.fingerprint == same.fingerprint != other.fingerprint
 
 
@@ -214,6 +254,11 @@ def test_a_corpus_that_cannot_be_read_leaves_the_old_shards(shards_of: ShardsOf)
     home, before = shards.folder.parent, folder_bytes(shards.folder)
     truncate(home / "corpus" / "test.parquet")
     with pytest.raises(UserError, match=r"test\.parquet is damaged"):
-        sharding.build(ShardParams(megabytes=1.0, processes=1), home / "corpus", home / "tokenizer", shards.folder)
+        sharding.build(
+            ShardParams(megabytes=1.0, processes=1),
+            home / "corpus",
+            home / "tokenizer",
+            shards.folder,
+        )
     assert folder_bytes(shards.folder) == before
     assert sorted(path.name for path in home.iterdir()) == ["corpus", "shards", "tokenizer"]

@@ -15,10 +15,12 @@ V, D, T, DEPTH = small.VOCABULARY, 16, small.CONTEXT, 2
 @pytest.mark.parametrize("choice", small.variants("models"), ids=small.title)
 def test_the_parts_of_any_model_add_up_to_its_parameters(choice: Choice) -> None:
     model = small.model(choice)
-    assert sum(sizing.parameters_by_part(model).values()) == sum(p.numel() for p in model.parameters())
+    assert sum(sizing.parameters_by_part(model).values()) == sum(
+        p.numel() for p in model.parameters()
+    )
 
 
-def test_parameters_and_operations_of_a_transformer_are_those_of_its_formula() -> None:
+def test_parameters_and_flops_of_a_transformer_are_those_of_its_formula() -> None:
     model = small.model(small.some_model())
     assert sizing.parameters_by_part(model) == {
         "embedding": V * D,
@@ -29,23 +31,28 @@ def test_parameters_and_operations_of_a_transformer_are_those_of_its_formula() -
         "final_norm": D,
         "readout": D * V,
     }
-    # two operations for each weight, and 2 T D each for the scores and for the mixing of values
-    assert sizing.forward_operations(model) == 2 * (DEPTH * 12 * D * D + D * V) + DEPTH * 4 * T * D
+    # two FLOPs for each weight, and 2 T D each for the scores and for the mixing of values
+    assert sizing.forward_flops(model) == 2 * (DEPTH * 12 * D * D + D * V) + DEPTH * 4 * T * D
 
 
 def test_of_a_mixture_only_the_experts_at_work_are_counted() -> None:
-    def operations(**changes: object) -> int:
-        return sizing.forward_operations(small.model(small.some_model(**changes)))
+    def flops(**changes: object) -> int:
+        return sizing.forward_flops(small.model(small.some_model(**changes)))
 
     for active in (1, 2):
-        mixture = operations(feed_forward="mixture_of_experts", experts=4, active=active)
-        assert mixture - operations() == DEPTH * (2 * D * 4 + (active - 1) * 2 * 8 * D * D)
+        mixture = flops(feed_forward="mixture_of_experts", experts=4, active=active)
+        assert mixture - flops() == DEPTH * (2 * D * 4 + (active - 1) * 2 * 8 * D * D)
 
 
 def test_more_of_a_model_keeps_more_and_weights_are_not_counted_among_it() -> None:
-    kept = [sizing.activation_bytes(small.model(small.some_model(depth=depth))) for depth in (1, 2, 3)]
+    kept = [
+        sizing.activation_bytes(small.model(small.some_model(depth=depth))) for depth in (1, 2, 3)
+    ]
     assert kept[2] - kept[1] == kept[1] - kept[0] > 0
-    few, many = (sizing.activation_bytes(small.model(small.some_model(), context=context)) for context in (8, 16))
+    few, many = (
+        sizing.activation_bytes(small.model(small.some_model(), context=context))
+        for context in (8, 16)
+    )
     assert 1.9 < many / few < 2.2
     bigram = small.model(small.some_model(depth=1, width=64), context=2)
     assert sizing.activation_bytes(bigram) < sum(p.nbytes for p in bigram.parameters())
@@ -68,7 +75,7 @@ def test_counting_changes_neither_the_model_nor_chance(choice: Choice) -> None:
             module.p = 0.5  # so that there is something to draw
     before = {name: value.clone() for name, value in model.state_dict().items()}
     generator = torch.get_rng_state()
-    assert sizing.forward_operations(model) >= 0
+    assert sizing.forward_flops(model) >= 0
     assert sizing.activation_bytes(model) > 0
     assert model.training
     assert torch.equal(torch.get_rng_state(), generator)
@@ -83,7 +90,9 @@ def words(lines: Iterator[str]) -> str:
 def test_a_description_names_every_group_with_its_rate() -> None:
     model = small.model(small.some_model())
     matrices = [p for p in model.parameters() if p.ndim > 1]
-    optimizer = torch.optim.SGD([{"name": "matrices", "params": matrices, "lr": 0.25, "decay": 0.5}])
+    optimizer = torch.optim.SGD(
+        [{"name": "matrices", "params": matrices, "lr": 0.25, "decay": 0.5}]
+    )
     size = sizing.describe(model, optimizer, batch=12, at_once=3, precision="float32")
     assert size["batch"] == 12
     assert size["groups"]["matrices"] == {

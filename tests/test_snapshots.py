@@ -1,4 +1,6 @@
-"""What a run leaves to be looked at: whole, in the right places, and of no effect on the run itself."""
+"""What a run leaves to be looked at: whole, in the right places, and of no effect on the run
+itself.
+"""
 
 import json
 from collections.abc import Callable
@@ -20,7 +22,9 @@ corpus = test_training.corpus  # the fixture
 
 
 @given(steps=st.integers(1, 3000), count=st.integers(0, 12))
-def test_snapshots_are_taken_from_the_first_step_to_the_last_evenly_and_never_twice(steps: int, count: int) -> None:
+def test_snapshots_are_taken_from_the_first_step_to_the_last_evenly_and_never_twice(
+    steps: int, count: int
+) -> None:
     taken = snapshots.positions(steps, count)
     assert len(taken) == min(count, steps)
     assert taken == sorted(set(taken))
@@ -38,9 +42,15 @@ def test_the_default_run_has_a_snapshot_at_every_third() -> None:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "schedule_free", "muon"])
 def test_snapshots_change_no_bit_of_a_run(corpus: Corpus, optimizer: str) -> None:
-    on, off = (train(corpus, f"run{count}", optimizer=optimizer, dropout=0.2, snapshots=count) for count in (3, 0))
+    on, off = (
+        train(corpus, f"run{count}", optimizer=optimizer, dropout=0.2, snapshots=count)
+        for count in (3, 0)
+    )
     assert [name for name in on if name.startswith("snapshots/step")]
-    assert [name for name in off if name.startswith("snapshots/")] == ["snapshots/SHA256SUMS", "snapshots/run.json"]
+    assert [name for name in off if name.startswith("snapshots/")] == [
+        "snapshots/SHA256SUMS",
+        "snapshots/run.json",
+    ]
     for name in off:
         assert name.startswith("snapshots/") or off[name] == on[name]
 
@@ -53,12 +63,22 @@ def test_a_snapshot_holds_the_weights_around_its_step(corpus: Corpus) -> None:
     assert [state["step"] for state in states] == list(range(7))
     assert [state["tokens"] for state in states] == [step * 4 * 8 for step in range(7)]
     for earlier, later in pairwise(states):
-        assert all(torch.equal(earlier["after"][key], later["model"][key]) for key in earlier["after"])
-        assert any(not torch.equal(earlier["model"][key], earlier["after"][key]) for key in earlier["after"])
+        assert all(
+            torch.equal(earlier["after"][key], later["model"][key]) for key in earlier["after"]
+        )
+        assert any(
+            not torch.equal(earlier["model"][key], earlier["after"][key])
+            for key in earlier["after"]
+        )
     for state in few:
-        assert all(torch.equal(state["model"][key], states[state["step"]]["model"][key]) for key in state["model"])
+        assert all(
+            torch.equal(state["model"][key], states[state["step"]]["model"][key])
+            for key in state["model"]
+        )
     model, saved = models.load(Path("few/model"), torch.device("cpu"))
-    assert all(torch.equal(states[-1]["after"][key], value) for key, value in model.state_dict().items())
+    assert all(
+        torch.equal(states[-1]["after"][key], value) for key, value in model.state_dict().items()
+    )
     assert record["parts"]["model"] == saved["model"]
     assert record["parts"]["learning_rule"]["name"] == "backprop"
 
@@ -81,10 +101,14 @@ def test_a_run_whose_earlier_snapshots_are_gone_begins_again(
     assert train(corpus, "stopped") == whole
 
 
-def test_a_checkpoint_needs_the_snapshots_of_all_steps_before_it_and_of_no_later_one(tmp_path: Path) -> None:
+def test_a_checkpoint_needs_the_snapshots_of_all_steps_before_it_and_of_no_later_one(
+    tmp_path: Path,
+) -> None:
     due = [0, 3, 6]
     for taken in (0, 3):
-        assert not snapshots.has_all(tmp_path, due, taken + 1)  # the run stands at the step after it: it should be there
+        assert not snapshots.has_all(
+            tmp_path, due, taken + 1
+        )  # the run stands at the step after it: it should be there
         snapshots.write(tmp_path, {"step": taken})
         assert all(snapshots.has_all(tmp_path, due, step) for step in range(taken + 1, taken + 4))
     assert not snapshots.has_all(tmp_path, due, 7)
@@ -96,9 +120,16 @@ def flip_a_bit(path: Path, at: float = 0.5) -> None:
     path.write_bytes(bytes(content))
 
 
-@pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-5]), flip_a_bit])
-def test_a_snapshot_that_is_not_whole_is_named(corpus: Corpus, spoil: Callable[[Path], object]) -> None:
+@pytest.mark.parametrize(
+    "spoil", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-5]), flip_a_bit]
+)
+def test_a_snapshot_that_is_not_whole_is_named(
+    corpus: Corpus, spoil: Callable[[Path], object]
+) -> None:
     train(corpus, "run")
     spoil(Path("run/snapshots/step-00000003.safetensors"))
-    with pytest.raises(UserError, match=r"step-00000003\.safetensors is missing or damaged; run `dvc repro --force train`"):
+    with pytest.raises(
+        UserError,
+        match=r"step-00000003\.safetensors is missing or damaged; run `dvc repro --force train`",
+    ):
         list(snapshots.read(Path("run/snapshots"))[1])

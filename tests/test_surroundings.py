@@ -1,4 +1,6 @@
-"""What DVC's experiments need of Git and of the folder is told before they begin, and whose code it is that runs."""
+"""What DVC's experiments need of Git and of the folder is told before they begin, and whose code it
+is that runs.
+"""
 
 import subprocess
 from pathlib import Path
@@ -34,7 +36,9 @@ def test_without_a_name_in_git_no_experiment_begins(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("DVC_EXP_NAME", "some-one")
     subprocess.run(["git", "config", "user.name", "A"], check=True)
     for check in (surroundings.check_experiment, surroundings.check_experiments):
-        with pytest.raises(UserError, match=r"git config --global user.name .* and `git config --global user.email"):
+        with pytest.raises(
+            UserError, match=r"git config --global user.name .* and `git config --global user.email"
+        ):
             check()
     subprocess.run(["git", "config", "user.email", "a@example.org"], check=True)
     surroundings.check_experiment()
@@ -47,7 +51,9 @@ def test_a_name_in_the_environment_will_do(monkeypatch: pytest.MonkeyPatch) -> N
     assert list(surroundings.faults()) == []
 
 
-def test_a_folder_that_is_not_ascii_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_is_not_ascii_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "ü").mkdir()
     monkeypatch.chdir(tmp_path / "ü")
     known(monkeypatch)
@@ -59,7 +65,9 @@ def test_a_folder_that_is_not_ascii_is_told(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("command", [["search", "--key", "train.steps=1..3"], ["requeue"]])
 def test_commands_that_queue_or_run_experiments_refuse_first(command: list[str]) -> None:
-    Path("params.yaml").write_text((PROJECT / "params.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    Path("params.yaml").write_text(
+        (PROJECT / "params.yaml").read_text(encoding="utf-8"), encoding="utf-8"
+    )
     result = CliRunner().invoke(cli.app, command)
     assert result.exit_code == 2
     assert result.stderr.startswith("error: Git does not know who you are")

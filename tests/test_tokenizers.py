@@ -22,7 +22,10 @@ TREE = params.read(PROJECT / "params.yaml")
 NAMES = registry.names("tokenizers")
 KNOWN = "To be, or not to be: that is the question.\nWhether 'tis nobler — é ß 中 😀\n"
 TINY = "a"
-NEW = "Sein oder Nichtsein, das ist hier die Frage: ob's edler im Gemüt? 是或不是… Sein oder Nichtsein!\n"
+NEW = (
+    "Sein oder Nichtsein, das ist hier die Frage: ob's edler im Gemüt? 是或不是… Sein oder"
+    " Nichtsein!\n"
+)
 
 known_text = st.text(st.sampled_from(sorted(set(KNOWN))))
 
@@ -32,10 +35,12 @@ def fitted(name: str, text: str = KNOWN) -> Tokenizer:
 
 
 def titled(tokenizer: Tokenizer) -> str:
-    return f"{type(tokenizer).__name__}-{tokenizer.document}-{tokenizer.vocabulary}"
+    return f"{type(tokenizer).__name__}-{tokenizer.bos}-{tokenizer.vocabulary_size}"
 
 
-FITTED = [fitted(name, text) for name in NAMES for text in (KNOWN, TINY, "".join(map(chr, range(1, 255))))]
+FITTED = [
+    fitted(name, text) for name in NAMES for text in (KNOWN, TINY, "".join(map(chr, range(1, 255))))
+]
 GROWN = [made.grown([NEW], 3).grown([NEW, "Die Frage? " * 4], 40) for made in FITTED]
 every_tokenizer = pytest.mark.parametrize("tokenizer", FITTED + GROWN, ids=titled)
 every_fitted = pytest.mark.parametrize("tokenizer", FITTED, ids=titled)
@@ -47,8 +52,8 @@ def test_any_text_comes_back_whole(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
     assert ids.ndim == 1
     assert ids.dtype.kind == "u"
-    assert (ids < tokenizer.vocabulary).all()
-    assert (ids != tokenizer.document).all()
+    assert (ids < tokenizer.vocabulary_size).all()
+    assert (ids != tokenizer.bos).all()
     assert tokenizer.decode(ids) == text
 
 
@@ -59,9 +64,11 @@ def test_long_hostile_texts_come_back_whole_and_four_times_the_text_is_four_time
 ) -> None:
     quarter = text[: len(text) // 4]
     once, four = tokenizer.encode(quarter), tokenizer.encode(quarter * 4)
-    assert (four != tokenizer.document).all()
+    assert (four != tokenizer.bos).all()
     assert tokenizer.decode(four) == quarter * 4
-    seams = 4 * 4 * pretokens.LONGEST  # what three seams may change: the bytes of a pre-token on either side
+    seams = (
+        4 * 4 * pretokens.LONGEST
+    )  # what three seams may change: the bytes of a pre-token on either side
     assert abs(len(four) - 4 * len(once)) <= seams
 
 
@@ -82,13 +89,13 @@ def test_the_bytes_of_known_text_are_those_of_its_tokens(name: str, text: str, m
 
 @every_fitted
 def test_the_document_token_is_the_last_when_fitted(tokenizer: Tokenizer) -> None:
-    assert tokenizer.document == tokenizer.vocabulary - 1 == len(tokenizer.token_bytes) - 1
+    assert tokenizer.bos == tokenizer.vocabulary_size - 1 == len(tokenizer.token_bytes) - 1
 
 
 @every_tokenizer
 def test_the_document_token_stands_for_no_text(tokenizer: Tokenizer) -> None:
-    assert tokenizer.token_bytes[tokenizer.document] == b""
-    document = np.array([tokenizer.document])
+    assert tokenizer.token_bytes[tokenizer.bos] == b""
+    document = np.array([tokenizer.bos])
     ids = np.concatenate([document, tokenizer.encode("a"), document, tokenizer.encode("b")])
     assert tokenizer.decode(ids) == "ab"
 
@@ -96,14 +103,14 @@ def test_the_document_token_stands_for_no_text(tokenizer: Tokenizer) -> None:
 @every_tokenizer
 @given(data=st.data())
 def test_any_ids_give_text_that_can_be_written(tokenizer: Tokenizer, data: st.DataObject) -> None:
-    ids = data.draw(st.lists(st.integers(0, tokenizer.vocabulary - 1), max_size=60))
+    ids = data.draw(st.lists(st.integers(0, tokenizer.vocabulary_size - 1), max_size=60))
     tokenizer.decode(np.array(ids, dtype=np.int64)).encode("utf-8")
 
 
 @every_tokenizer
 def test_half_surrogates_are_no_text(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("a\ud800b")
-    assert (ids != tokenizer.document).all()
+    assert (ids != tokenizer.bos).all()
     assert set(tokenizer.decode(ids)) == {"a", "\ufffd", "b"}
 
 
@@ -125,8 +132,12 @@ def test_saved_and_loaded_is_the_same(tokenizer: Tokenizer, tmp_path: Path) -> N
 @every_tokenizer
 def test_a_file_names_the_special_tokens(tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
-    tokenizers.save(registry.choose(TREE, "tokenizers", type(tokenizer).__module__.rsplit(".", 1)[1]), tokenizer, path)
-    assert json.loads(path.read_text())["special"] == {"document": tokenizer.document}
+    tokenizers.save(
+        registry.choose(TREE, "tokenizers", type(tokenizer).__module__.rsplit(".", 1)[1]),
+        tokenizer,
+        path,
+    )
+    assert json.loads(path.read_text())["special"] == {"bos": tokenizer.bos}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -137,57 +148,70 @@ def test_the_same_text_gives_the_same_tokenizer(name: str) -> None:
 
 @every_tokenizer
 @given(new=hostile.texts, tokens=st.integers(0, 30), data=st.data())
-def test_growing_leaves_every_old_id_as_it_was(tokenizer: Tokenizer, new: str, tokens: int, data: st.DataObject) -> None:
+def test_growing_leaves_every_old_id_as_it_was(
+    tokenizer: Tokenizer, new: str, tokens: int, data: st.DataObject
+) -> None:
     before = tokenizer.state()
     grown = tokenizer.grown(iter([new, new[::-1]]), tokens)
     assert type(grown) is type(tokenizer)
-    assert grown.document == tokenizer.document
-    assert grown.token_bytes[: tokenizer.vocabulary] == tokenizer.token_bytes
-    assert grown.vocabulary <= tokenizer.vocabulary + tokens
-    assert len(set(grown.token_bytes[tokenizer.vocabulary :]) - set(tokenizer.token_bytes)) == (
-        grown.vocabulary - tokenizer.vocabulary
+    assert grown.bos == tokenizer.bos
+    assert grown.token_bytes[: tokenizer.vocabulary_size] == tokenizer.token_bytes
+    assert grown.vocabulary_size <= tokenizer.vocabulary_size + tokens
+    assert len(
+        set(grown.token_bytes[tokenizer.vocabulary_size :]) - set(tokenizer.token_bytes)
+    ) == (grown.vocabulary_size - tokenizer.vocabulary_size)
+    ids = np.array(
+        data.draw(st.lists(st.integers(0, tokenizer.vocabulary_size - 1), max_size=30)),
+        dtype=np.int64,
     )
-    ids = np.array(data.draw(st.lists(st.integers(0, tokenizer.vocabulary - 1), max_size=30)), dtype=np.int64)
     assert grown.decode(ids) == tokenizer.decode(ids)
     assert grown.decode(grown.encode(new)) == new
-    assert (grown.encode(new) != grown.document).all()
+    assert (grown.encode(new) != grown.bos).all()
     assert tokenizer.state() == before
 
 
 @every_tokenizer
 @pytest.mark.parametrize(("texts", "tokens"), [([NEW], 0), ([], 50), ([""], 50)])
-def test_nothing_to_learn_or_no_room_changes_nothing(tokenizer: Tokenizer, texts: list[str], tokens: int) -> None:
+def test_nothing_to_learn_or_no_room_changes_nothing(
+    tokenizer: Tokenizer, texts: list[str], tokens: int
+) -> None:
     assert tokenizer.grown(texts, tokens).state() == tokenizer.state()
 
 
 @every_fitted
-def test_a_grown_tokenizer_spells_the_new_text_with_fewer_ids_if_it_can_grow(tokenizer: Tokenizer) -> None:
+def test_a_grown_tokenizer_spells_the_new_text_with_fewer_ids_if_it_can_grow(
+    tokenizer: Tokenizer,
+) -> None:
     grown = tokenizer.grown([NEW], 20)
-    assert grown.vocabulary - tokenizer.vocabulary in ({0} if isinstance(tokenizer, Byte) else range(1, 21))
-    if grown.vocabulary > tokenizer.vocabulary:
+    assert grown.vocabulary_size - tokenizer.vocabulary_size in (
+        {0} if isinstance(tokenizer, Byte) else range(1, 21)
+    )
+    if grown.vocabulary_size > tokenizer.vocabulary_size:
         assert len(grown.encode(NEW)) < len(tokenizer.encode(NEW))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shard_type_holds_every_id_of_text(name: str) -> None:
     for tokenizer in [fitted(name), fitted(name).grown([NEW], 9)]:
-        largest = max(token for token in range(tokenizer.vocabulary) if token != tokenizer.document)
+        largest = max(token for token in range(tokenizer.vocabulary_size) if token != tokenizer.bos)
         assert sharding._type(tokenizer) == np.min_scalar_type(largest)
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("document", [-1, 0, 255, 3.0, "257", None, 10**9])
-def test_a_document_token_in_the_wrong_place_is_refused(name: str, document: object, tmp_path: Path) -> None:
+@pytest.mark.parametrize("bos", [-1, 0, 255, 3.0, "257", None, 10**9])
+def test_a_bos_token_in_the_wrong_place_is_refused(name: str, bos: object, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     tokenizers.save(registry.choose(TREE, "tokenizers", name), fitted(name), path)
-    path.write_text(json.dumps({**json.loads(path.read_text()), "special": {"document": document}}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "special": {"bos": bos}}))
     with pytest.raises(UserError, match="is damaged"):
         tokenizers.load(path)
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("wrong", [None, 3, "x", [], {}, {"a": "b"}, [[1]], ["\ud800"]])
-def test_a_file_with_any_one_thing_wrong_is_refused_in_one_line(name: str, wrong: object, tmp_path: Path) -> None:
+def test_a_file_with_any_one_thing_wrong_is_refused_in_one_line(
+    name: str, wrong: object, tmp_path: Path
+) -> None:
     path = tmp_path / "tokenizer.json"
     tokenizers.save(registry.choose(TREE, "tokenizers", name), fitted(name).grown([NEW], 3), path)
     good = json.loads(path.read_text())
@@ -209,16 +233,16 @@ Damage = Callable[[str], str]
         lambda text: "[]",
         lambda text: "null",
         lambda text: "{}",
-        lambda text: json.dumps({**json.loads(text), "vocabulary": 7}),
+        lambda text: json.dumps({**json.loads(text), "vocabulary_size": 7}),
         lambda text: json.dumps({**json.loads(text), "tokenizer": "charakter"}),
         lambda text: json.dumps({**json.loads(text), "tokenizer": None}),
         lambda text: json.dumps({**json.loads(text), "characters": []}),
         lambda text: json.dumps({**json.loads(text), "characters": ["ab", "c"]}),
         lambda text: json.dumps({**json.loads(text), "characters": 3}),
         lambda text: json.dumps({**json.loads(text), "special": {}}),
-        lambda text: json.dumps({**json.loads(text), "special": {"document": 3}}),
-        lambda text: json.dumps({**json.loads(text), "special": {"document": 1000}}),
-        lambda text: json.dumps({**json.loads(text), "special": {"document": -1}}),
+        lambda text: json.dumps({**json.loads(text), "special": {"bos": 3}}),
+        lambda text: json.dumps({**json.loads(text), "special": {"bos": 1000}}),
+        lambda text: json.dumps({**json.loads(text), "special": {"bos": -1}}),
     ],
 )
 def test_a_damaged_file_is_refused_in_one_line(damage: Damage, tmp_path: Path) -> None:
@@ -239,7 +263,8 @@ def test_character_has_one_id_a_character_in_order_and_spells_the_rest() -> None
     tokenizer = fitted("character", "banana")
     assert tokenizer.token_bytes == [b"a", b"b", b"n", b"", b""]
     assert tokenizer.encode("nab").tolist() == [2, 0, 1]
-    # 'c' is 99 = 1203 in base 4 (a, b, n, unseen), behind `unseen`, with as many digits as 0x10FFFF needs
+    # 'c' is 99 = 1203 in base 4 (a, b, n, unseen), behind `unseen`, with as many digits as 0x10FFFF
+    # needs
     spelled = tokenizer.encode("ca").tolist()
     assert spelled == [3, *[0] * 7, 1, 2, 0, 3, 0]
     assert 4**11 > 0x10FFFF > 4**10
@@ -249,15 +274,22 @@ def test_the_report_says_when_the_text_has_too_little_for_the_vocabulary_asked_f
     choice = registry.choose(TREE, "tokenizers", "bpe")
     tokenizer = tokenizers.fit(choice, ["abab abab"])
     report = tokenizers.report(tokenizer, ["abab"], choice.options)
-    assert (report["vocabulary"], report["vocabulary_asked"]) == (259, TREE["tokenizers"]["bpe"]["vocabulary"])
+    assert (report["vocabulary_size"], report["vocabulary_size_asked"]) == (
+        259,
+        TREE["tokenizers"]["bpe"]["vocabulary_size"],
+    )
     character = registry.choose(TREE, "tokenizers", "character")
-    assert "vocabulary_asked" not in tokenizers.report(fitted("character"), ["a"], character.options)
+    assert "vocabulary_size_asked" not in tokenizers.report(
+        fitted("character"), ["a"], character.options
+    )
 
 
 @pytest.mark.parametrize("name", ["bpe", "word", "unigram"])
 def test_a_vocabulary_without_room_for_the_bytes_is_refused(name: str) -> None:
-    tree = {**TREE, "tokenizers": {name: {"vocabulary": 256}}}
-    with pytest.raises(UserError, match=f"tokenizers.{name}.vocabulary should be greater than or equal to 257"):
+    tree = {**TREE, "tokenizers": {name: {"vocabulary_size": 256}}}
+    with pytest.raises(
+        UserError, match=f"tokenizers.{name}.vocabulary should be greater than or equal to 257"
+    ):
         registry.choose(tree, "tokenizers", name)
 
 
@@ -280,7 +312,7 @@ def test_the_report_counts_what_unseen_text_costs(name: str, tokens: int, used: 
     tokenizer = fitted(name, "aabb")  # 13 digits in base 3 (a, b and unseen) spell any code point
     assert 3**13 > 0x10FFFF > 3**12
     assert tokenizers.report(tokenizer, ["aab", "", "bbé"]) == {
-        "vocabulary": tokenizer.vocabulary,
+        "vocabulary_size": tokenizer.vocabulary_size,
         "used": used,
         "tokens": tokens,
         "bytes": 7,
@@ -289,11 +321,18 @@ def test_the_report_counts_what_unseen_text_costs(name: str, tokens: int, used: 
     }
 
 
-@pytest.mark.parametrize(("text", "told"), [("\n" * 300, "only 1 different token(s)"), ("acgt", "only 4"), ("acgt\n", "")])
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("\n" * 300, "only 1 different token(s)"), ("acgt", "only 4"), ("acgt\n", "")],
+)
 def test_the_stage_calls_a_vocabulary_of_a_handful_what_it_is(
-    corpus_of: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, told: str,
+    corpus_of: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    text: str,
+    told: str,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.chdir(PROJECT)
     monkeypatch.syspath_prepend(PROJECT)
     monkeypatch.setattr(errors, "take_over", lambda: None)  # of this process
@@ -315,13 +354,20 @@ def test_a_tokenizer_is_taken_from_the_file_that_is_named(tmp_path: Path) -> Non
     grown = fitted("bpe").grown(["Größe " * 9], 4)
     tokenizers.write("bpe", grown, file)
     assert tokenizers.made(*asked("bpe", file), iter(["zzz zzz"])).token_bytes == grown.token_bytes
-    assert tokenizers.made(*asked("bpe", tokenizers.FITTED), ["zzz zzz"]).token_bytes != grown.token_bytes
-    with pytest.raises(UserError, match=r"holds a bpe tokenizer, no word; set tokenizer.name to bpe"):
+    assert (
+        tokenizers.made(*asked("bpe", tokenizers.FITTED), ["zzz zzz"]).token_bytes
+        != grown.token_bytes
+    )
+    with pytest.raises(
+        UserError, match=r"holds a bpe tokenizer, no word; set tokenizer.name to bpe"
+    ):
         tokenizers.check_given(*asked("word", file))
 
 
 @pytest.mark.parametrize("spoil", ["flip", "cut", "delete", "folder", "empty"])
-def test_a_file_that_is_no_whole_tokenizer_is_refused_by_the_key(spoil: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_whole_tokenizer_is_refused_by_the_key(
+    spoil: str, tmp_path: Path
+) -> None:
     file = tmp_path / "grown.json"
     tokenizers.write("word", fitted("word"), file)
     content = file.read_bytes()

@@ -1,4 +1,6 @@
-"""Verdicts: known answers by hand, equal variants told apart as rarely as promised, planted differences found."""
+"""Verdicts: known answers by hand, equal variants told apart as rarely as promised, planted
+differences found.
+"""
 
 import math
 from collections.abc import Callable
@@ -24,7 +26,9 @@ def runs(*values: float, measure: str = BITS, first: int = 0, name: str = "x") -
     ]
 
 
-def one(baseline: list[Run], variant: list[Run], measure: str = BITS, alpha: float = 0.05) -> Verdict:
+def one(
+    baseline: list[Run], variant: list[Run], measure: str = BITS, alpha: float = 0.05
+) -> Verdict:
     (verdict,) = judge(baseline, variant, [measure], alpha)
     return verdict
 
@@ -33,9 +37,15 @@ def test_a_case_worked_by_hand() -> None:
     # differences -1 -2 -3 -4 -5 -6: all of one sign, so 2 of the 64 ways to flip signs reach as far
     verdict = one(runs(10, 10, 10, 10, 10, 10), runs(9, 8, 7, 6, 5, 4))
     assert verdict.words == "better"
-    assert (verdict.pairs, verdict.difference, verdict.baseline_mean, verdict.variant_mean) == (6, -3.5, 10, 6.5)
+    assert (verdict.pairs, verdict.difference, verdict.baseline_mean, verdict.variant_mean) == (
+        6,
+        -3.5,
+        10,
+        6.5,
+    )
     assert verdict.p == verdict.corrected == 2 / 64
-    # at 0.05 one way besides none may be rejected (2 * 1 / 32 > 0.05 is two): the ends are the extreme means of subsets
+    # at 0.05 one way besides none may be rejected (2 * 1 / 32 > 0.05 is two): the ends are the
+    # extreme means of subsets
     assert (verdict.low, verdict.high) == (-6, -1)
     hedges = math.gamma(2.5) / (math.gamma(2) * math.sqrt(2.5))
     assert verdict.effect == pytest.approx(-3.5 / np.std([1, 2, 3, 4, 5, 6], ddof=1) * hedges)
@@ -45,9 +55,18 @@ def test_a_case_worked_by_hand() -> None:
 
 def test_more_is_better_where_it_is_and_nothing_is_said_where_it_is_not_known() -> None:
     low, high = [1.0, 1.1, 1.2, 1.3, 1.2, 1.1, 1.0], [2.0, 2.2, 2.1, 2.3, 2.1, 2.2, 2.0]
-    for measure, words in (("validation.accuracy", "better"), (BITS, "worse"), ("some.thing", "higher")):
-        assert one(runs(*low, measure=measure), runs(*high, measure=measure), measure).words == words
-    assert one(runs(*high, measure="some.thing"), runs(*low, measure="some.thing"), "some.thing").words == "lower"
+    for measure, words in (
+        ("validation.accuracy", "better"),
+        (BITS, "worse"),
+        ("some.thing", "higher"),
+    ):
+        assert (
+            one(runs(*low, measure=measure), runs(*high, measure=measure), measure).words == words
+        )
+    assert (
+        one(runs(*high, measure="some.thing"), runs(*low, measure="some.thing"), "some.thing").words
+        == "lower"
+    )
 
 
 @pytest.mark.parametrize(
@@ -109,7 +128,9 @@ def test_p_from_drawn_flips_is_near_the_exact_one(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("pairs", [0, 1, 2, 3, 5])
 def test_few_seeds_show_nothing_however_large_the_difference(pairs: int) -> None:
     verdict = one(
-        runs(*[1.0] * 5), runs(*np.linspace(9, 10, 5)[:pairs], *[5.0] * (5 - pairs), first=0)[:pairs] + runs(7, first=90)
+        runs(*[1.0] * 5),
+        runs(*np.linspace(9, 10, 5)[:pairs], *[5.0] * (5 - pairs), first=0)[:pairs]
+        + runs(7, first=90),
     )
     assert verdict.pairs == pairs
     assert verdict.words == "too few seeds"
@@ -123,16 +144,23 @@ def test_with_more_measures_more_seeds_are_too_few() -> None:
     measures = [f"a{number}.loss" for number in range(4)]
 
     def many(value: float, pairs: int) -> list[Run]:
-        return [Run(f"{seed}", {"train.seed": seed}, dict.fromkeys(measures, value + seed * value)) for seed in range(pairs)]
+        return [
+            Run(f"{seed}", {"train.seed": seed}, dict.fromkeys(measures, value + seed * value))
+            for seed in range(pairs)
+        ]
 
-    assert {verdict.words for verdict in judge(many(1, 6), many(2, 6), measures)} == {"too few seeds"}
+    assert {verdict.words for verdict in judge(many(1, 6), many(2, 6), measures)} == {
+        "too few seeds"
+    }
     assert {verdict.words for verdict in judge(many(1, 6), many(2, 6), measures[:1])} == {"worse"}
     assert {verdict.words for verdict in judge(many(1, 8), many(2, 8), measures)} == {"worse"}
 
 
 def test_runs_are_paired_by_both_seeds_whatever_their_order() -> None:
     baseline = [
-        Run("a", {"train.seed": seed, "train.data_seed": data}, {BITS: seed + data}) for seed in (0, 1) for data in (0, 5)
+        Run("a", {"train.seed": seed, "train.data_seed": data}, {BITS: seed + data})
+        for seed in (0, 1)
+        for data in (0, 5)
     ]
     variant = [Run("b", run.params, {BITS: run.measures[BITS] + 1}) for run in reversed(baseline)]
     verdict = one(baseline, variant[:3])
@@ -150,7 +178,12 @@ def test_pairing_takes_out_what_seeds_have_in_common() -> None:
 
 def test_equal_runs_show_no_difference() -> None:
     verdict = one(runs(*range(8)), runs(*range(8)))
-    assert (verdict.words, verdict.p, verdict.difference, verdict.effect) == ("no difference shown", 1.0, 0.0, 0.0)
+    assert (verdict.words, verdict.p, verdict.difference, verdict.effect) == (
+        "no difference shown",
+        1.0,
+        0.0,
+        0.0,
+    )
     assert (verdict.low, verdict.high, verdict.detectable) == (0, 0, 0)
     assert "all pairs are equal" in verdict.sentence
 
@@ -164,7 +197,10 @@ def test_a_constant_difference_is_shown() -> None:
 
 def diverged(*seeds: int) -> list[Run]:
     """Runs with these seeds that diverged."""
-    return [Run(f"d-{seed}", {"train.seed": seed, "train.data_seed": 0}, {}, broke="diverged at step 3") for seed in seeds]
+    return [
+        Run(f"d-{seed}", {"train.seed": seed, "train.data_seed": 0}, {}, broke="diverged at step 3")
+        for seed in seeds
+    ]
 
 
 def test_a_run_that_diverged_counts_against_its_variant_and_no_mean_is_told() -> None:
@@ -178,13 +214,22 @@ def test_a_run_that_diverged_counts_against_its_variant_and_no_mean_is_told() ->
     ):
         verdict = one(baseline, [*runs(*better[:-2]), *broken])
         assert verdict.words == "no difference shown"
-        assert (verdict.pairs, verdict.broke_variant + verdict.infinite_variant, verdict.broke_baseline) == (8, 2, 0)
+        assert (
+            verdict.pairs,
+            verdict.broke_variant + verdict.infinite_variant,
+            verdict.broke_baseline,
+        ) == (8, 2, 0)
         assert all(
             math.isnan(value)
             for value in (
-                verdict.baseline_mean, verdict.variant_mean, verdict.difference, verdict.low, verdict.high, verdict.effect
+                verdict.baseline_mean,
+                verdict.variant_mean,
+                verdict.difference,
+                verdict.low,
+                verdict.high,
+                verdict.effect,
             )
-        )  # fmt: skip
+        )
         assert verdict.survivors_variant == pytest.approx(2.0)
         assert f"2 of 8 of the variant {said}" in verdict.sentence
     verdict = one(baseline, diverged(*range(8)))
@@ -193,17 +238,21 @@ def test_a_run_that_diverged_counts_against_its_variant_and_no_mean_is_told() ->
 
 
 def test_ranks_with_diverged_pairs_by_hand() -> None:
-    # differences -1 -2 -3 -4, a pair in which both diverged, and one in which the variant did: ranks of their sizes are
-    # 2 3 4 5, 1 for the tie, and 6; the sum of signed ranks is -14 + 6 = -8. Of the 2**5 ways to give 2 3 4 5 6 signs
-    # (the tie has none) those that reach 8 either way are counted by hand: 20 - 2 s >= 8 for the sum s of a subset
+    # differences -1 -2 -3 -4, a pair in which both diverged, and one in which the variant did:
+    # ranks of their sizes are 2 3 4 5, 1 for the tie, and 6; the sum of signed ranks is -14 + 6 =
+    # -8. Of the 2**5 ways to give 2 3 4 5 6 signs (the tie has none) those that reach 8 either way
+    # are counted by hand: 20 - 2 s >= 8 for the sum s of a subset
     ways = sum(
-        abs(20 - 2 * sum(rank for place, rank in enumerate((2, 3, 4, 5, 6)) if way >> place & 1)) >= 8 for way in range(32)
+        abs(20 - 2 * sum(rank for place, rank in enumerate((2, 3, 4, 5, 6)) if way >> place & 1))
+        >= 8
+        for way in range(32)
     )
     variant = [*runs(9, 8, 7, 6), *diverged(4, 5)]
     verdict = one([*runs(10, 10, 10, 10), *diverged(4), *runs(10, first=5)], variant)
     assert verdict.p == ways / 32
     assert verdict.pairs == 6
-    # a pair in which only the variant diverged weighs more than any with two numbers, however far those are apart
+    # a pair in which only the variant diverged weighs more than any with two numbers, however far
+    # those are apart
     assert (
         one(runs(*[10] * 6), [*runs(-1e9, 8, 7, 6, 5), *diverged(5)]).p
         == one(runs(*[10] * 6), [*runs(1, 8, 7, 6, 5), *diverged(5)]).p
@@ -225,11 +274,17 @@ def test_where_all_is_equal_or_nothing_is_a_number_words_say_so() -> None:
 
 
 def test_no_verdict_where_runs_diverged_and_it_is_not_known_what_is_worse() -> None:
-    for variant in ([*runs(2, 3, math.inf, measure="odd")], [*runs(2, 3, 4, measure="odd"), *diverged(7)]):
+    for variant in (
+        [*runs(2, 3, math.inf, measure="odd")],
+        [*runs(2, 3, 4, measure="odd"), *diverged(7)],
+    ):
         if variant[-1].broke:
             variant[-1] = Run("d", variant[-1].params, {"odd": math.nan}, broke="diverged")
         verdict = one(runs(1, 2, 3, measure="odd"), variant, "odd")
-        assert (verdict.words, verdict.difference) == ("no verdict", pytest.approx(math.nan, nan_ok=True))
+        assert (verdict.words, verdict.difference) == (
+            "no verdict",
+            pytest.approx(math.nan, nan_ok=True),
+        )
         assert "not known what is worse" in verdict.sentence
 
 
@@ -239,15 +294,25 @@ def test_a_measure_that_one_side_lacks_is_not_compared() -> None:
 
 def test_holms_correction_by_hand() -> None:
     random = np.random.default_rng(1)
-    baseline = [Run(str(seed), {"train.seed": seed}, dict.fromkeys("abc", 0.0)) for seed in range(10)]
+    baseline = [
+        Run(str(seed), {"train.seed": seed}, dict.fromkeys("abc", 0.0)) for seed in range(10)
+    ]
     shifts = {"a": 5.0, "b": 0.55, "c": 0.1}
     variant = [
-        Run(str(seed), {"train.seed": seed}, {key: shift + random.normal() for key, shift in shifts.items()})
+        Run(
+            str(seed),
+            {"train.seed": seed},
+            {key: shift + random.normal() for key, shift in shifts.items()},
+        )
         for seed in range(10)
     ]
     found = judge(baseline, variant, ["a", "b", "c"])
     low, middle, high = sorted(verdict.p for verdict in found)
-    wanted = [min(1, 3 * low), min(1, max(3 * low, 2 * middle)), min(1, max(3 * low, 2 * middle, high))]
+    wanted = [
+        min(1, 3 * low),
+        min(1, max(3 * low, 2 * middle)),
+        min(1, max(3 * low, 2 * middle, high)),
+    ]
     assert sorted(verdict.corrected for verdict in found) == pytest.approx(wanted)
     assert {verdict.compared for verdict in found} == {3}
     assert found[0].level == pytest.approx(0.05 / 3)
@@ -255,10 +320,16 @@ def test_holms_correction_by_hand() -> None:
 
 def test_variants_that_could_show_nothing_take_nothing_from_those_that_can() -> None:
     baseline = runs(*[1.0] * 6)
-    found = judge_all(baseline, {"full": runs(*np.arange(2, 8)), "few": runs(3, 4), "none": runs(5, first=50)}, [BITS])
+    found = judge_all(
+        baseline,
+        {"full": runs(*np.arange(2, 8)), "few": runs(3, 4), "none": runs(5, first=50)},
+        [BITS],
+    )
     assert {verdict.variant: verdict.words for verdict in found} == {
-        "full": "worse", "few": "too few seeds", "none": "too few seeds"
-    }  # fmt: skip
+        "full": "worse",
+        "few": "too few seeds",
+        "none": "too few seeds",
+    }
     assert found[0].compared == 1
 
 
@@ -293,7 +364,9 @@ def test_equal_variants_are_told_apart_no_more_often_than_promised(pairs: int, n
 def test_over_several_measures_at_once_equal_variants_are_told_apart_no_more_often(
     pairs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verdicts, "enough", lambda effect, level: 1)  # which takes longest, and decides nothing here
+    monkeypatch.setattr(
+        verdicts, "enough", lambda effect, level: 1
+    )  # which takes longest, and decides nothing here
     monkeypatch.setattr(verdicts, "enough_range", lambda effect, pairs, level: (1, 1))
     random = np.random.default_rng(pairs)
     measures = [f"a{number}.loss" for number in range(4)]
@@ -301,7 +374,10 @@ def test_over_several_measures_at_once_equal_variants_are_told_apart_no_more_oft
     for _ in range(DRAWS // 4):
         values = random.normal(size=(3, pairs, 4)) + random.normal(size=(3, pairs, 1))
         sides = [
-            [Run("", {"train.seed": seed}, dict(zip(measures, row))) for seed, row in enumerate(side.tolist())]
+            [
+                Run("", {"train.seed": seed}, dict(zip(measures, row)))
+                for seed, row in enumerate(side.tolist())
+            ]
             for side in values
         ]
         found = judge_all(sides[0], {"one": sides[1], "other": sides[2]}, measures)
@@ -309,7 +385,9 @@ def test_over_several_measures_at_once_equal_variants_are_told_apart_no_more_oft
         for verdict in found:
             shown = verdict.words in ("better", "worse")
             assert shown == (verdict.corrected <= 0.05) or verdict.words == "too few seeds"
-            assert shown == (not verdict.low <= 0 <= verdict.high) or verdict.words == "too few seeds"
+            assert (
+                shown == (not verdict.low <= 0 <= verdict.high) or verdict.words == "too few seeds"
+            )
     assert wrong <= most(0.05, DRAWS // 4)
 
 
@@ -326,13 +404,21 @@ def test_intervals_hold_the_true_difference_as_often_as_promised(pairs: int) -> 
 
 @pytest.mark.parametrize("effect", [0.7, 1.0, 1.5, 2.5])
 @pytest.mark.parametrize("level", [0.05, 0.0125])
-def test_as_many_pairs_as_are_said_to_be_needed_find_a_planted_difference(effect: float, level: float) -> None:
+def test_as_many_pairs_as_are_said_to_be_needed_find_a_planted_difference(
+    effect: float, level: float
+) -> None:
     pairs = verdicts.enough(effect, level)
     random = np.random.default_rng(pairs)
-    found = sum(verdicts.permute(draw, level)[0] <= level for draw in random.normal(effect, 1, size=(DRAWS, pairs)))
+    found = sum(
+        verdicts.permute(draw, level)[0] <= level
+        for draw in random.normal(effect, 1, size=(DRAWS, pairs))
+    )
     assert found > 0.75 * DRAWS
     if pairs > verdicts.least(level):
-        fewer = sum(verdicts.permute(draw, level)[0] <= level for draw in random.normal(effect, 1, size=(DRAWS, pairs - 2)))
+        fewer = sum(
+            verdicts.permute(draw, level)[0] <= level
+            for draw in random.normal(effect, 1, size=(DRAWS, pairs - 2))
+        )
         assert fewer < 0.8 * DRAWS
 
 
@@ -354,7 +440,9 @@ def test_no_difference_shown_comes_with_one_that_would_have_been() -> None:
 
 def test_a_few_pairs_more_are_said_to_be_needed_for_a_small_effect_than_for_a_large_one() -> None:
     assert [verdicts.enough(effect, 0.05) for effect in (math.nan, 30, 0.5)][:2] == [6, 6]
-    assert verdicts.enough(0.5, 0.05) == pytest.approx(34, abs=1)  # the t-test's, as in tables of Cohen's
+    assert verdicts.enough(0.5, 0.05) == pytest.approx(
+        34, abs=1
+    )  # the t-test's, as in tables of Cohen's
     assert verdicts.enough(0.0, 0.05) == verdicts.MOST_NEEDED
     assert verdicts.least(0.05) == 6
     assert verdicts.least(0.0625) == 5

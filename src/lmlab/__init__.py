@@ -1,3 +1,5 @@
-"""lmlab: a laboratory for small language models built from scratch. README.md says where each thing lives."""
+"""lmlab: a laboratory for small language models built from scratch. README.md says where each thing
+lives.
+"""
 
 __version__ = "0.1.0"

@@ -1,4 +1,6 @@
-"""`lmlab`: what is not a stage of the pipeline. Heavy imports wait until a command needs them, so `--help` is quick."""
+"""`lmlab`: what is not a stage of the pipeline. Heavy imports wait until a command needs them, so
+`--help` is quick.
+"""
 
 import sys
 from collections.abc import Iterator
@@ -19,7 +21,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
-    help="A laboratory for small language models built from scratch. The pipeline itself runs with `dvc repro`.",
+    help="A laboratory for small language models built from scratch. The pipeline itself runs"
+    " with `dvc repro`.",
 )
 
 
@@ -61,11 +64,34 @@ def check() -> None:
 
 @app.command()
 @errors.one_line
+def deps(
+    write: Annotated[bool, typer.Option("--write", help="Put them into dvc.yaml.")] = False,
+) -> None:
+    """Whether dvc.yaml lists the code and params that each stage uses, as its imports say."""
+    from lmlab.experiments import dependencies
+
+    stale = dependencies.stale(Path("dvc.yaml"))
+    if write:
+        dependencies.write(Path("dvc.yaml"))
+    for stage in stale:
+        typer.echo(f"dvc.yaml: {stage}: {'written' if write else 'run `lmlab deps --write`'}")
+    if not stale:
+        typer.echo("dvc.yaml lists what the stages depend on")
+    elif not write:
+        raise typer.Exit(1)
+
+
+@app.command()
+@errors.one_line
 def recipe(
     name: Annotated[str, typer.Argument(help="A recipe; none: list them.")] = "",
-    write: Annotated[bool, typer.Option("--write", help="Put its values into params.yaml.")] = False,
+    write: Annotated[
+        bool, typer.Option("--write", help="Put its values into params.yaml.")
+    ] = False,
 ) -> None:
-    """Values for params.yaml that go together: for one experiment, `dvc exp run $(lmlab recipe fast)`; or written there."""
+    """Values for params.yaml that go together: for one experiment, `dvc exp run $(lmlab recipe
+    fast)`; or written there.
+    """
     from lmlab.core import params
     from lmlab.experiments import preflight, recipes
 
@@ -88,11 +114,17 @@ def recipe(
 @errors.one_line
 def study(
     folder: Annotated[Path, typer.Argument(help="The study's folder.")],
-    arm: Annotated[list[str] | None, typer.Option(help="Only this arm; may be given several times.")] = None,
-    quick: Annotated[bool, typer.Option(help="At the budget that the study's section `quick` gives.")] = False,
+    arm: Annotated[
+        list[str] | None, typer.Option(help="Only this arm; may be given several times.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option(help="At the budget that the study's section `quick` gives.")
+    ] = False,
     corpus: Annotated[Path, typer.Option(help="The corpus to run it on.")] = Path("data/corpus"),
 ) -> None:
-    """Run a study's arms by hand, into FOLDER/tried, and show the table. (What is published comes from `dvc repro`.)"""
+    """Run a study's arms by hand, into FOLDER/tried, and show the table. (What is published comes
+    from `dvc repro`.)
+    """
     from lmlab.experiments.studies import studies
 
     wanted = studies.read(folder, quick)
@@ -116,15 +148,31 @@ def study(
 def search(
     key: Annotated[
         list[str],
-        typer.Option(help="KEY=a,b,c or KEY=low..high or KEY=low..high/step or KEY=log:low..high; once for each key."),
+        typer.Option(
+            help="KEY=a,b,c or KEY=low..high or KEY=low..high/step or KEY=log:low..high; once for"
+            " each key."
+        ),
     ],
-    name: Annotated[str, typer.Option(help="Trials are experiments of this name and a number.")] = "search",
-    trials: Annotated[int, typer.Option(min=1, max=LARGEST, help="How many in all, those of earlier calls included.")] = 20,
-    measure: Annotated[str, typer.Option(help="A number of results/measures.json.")] = "validation.bits_per_byte",
-    maximise: Annotated[bool, typer.Option(help="Look for the largest; without it for the smallest.")] = False,
-    seed: Annotated[int, typer.Option(min=0, max=LARGEST, help="Another seed tries other points.")] = 0,
+    name: Annotated[
+        str, typer.Option(help="Trials are experiments of this name and a number.")
+    ] = "search",
+    trials: Annotated[
+        int,
+        typer.Option(min=1, max=LARGEST, help="How many in all, those of earlier calls included."),
+    ] = 20,
+    measure: Annotated[
+        str, typer.Option(help="A number of results/measures.json.")
+    ] = "validation.bits_per_byte",
+    maximise: Annotated[
+        bool, typer.Option(help="Look for the largest; without it for the smallest.")
+    ] = False,
+    seed: Annotated[
+        int, typer.Option(min=0, max=LARGEST, help="Another seed tries other points.")
+    ] = 0,
 ) -> None:
-    """Try values that Optuna chooses, each as a DVC experiment. Stopped at any moment, the same command goes on."""
+    """Try values that Optuna chooses, each as a DVC experiment. Stopped at any moment, the same
+    command goes on.
+    """
     from lmlab.core import params
     from lmlab.experiments import preflight, surroundings
     from lmlab.experiments.search import searching
@@ -143,9 +191,13 @@ def search(
 @app.command()
 @errors.one_line
 def requeue(
-    names: Annotated[list[str] | None, typer.Argument(help="Tasks by name; none named: all of them.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Tasks by name; none named: all of them.")
+    ] = None,
 ) -> None:
-    """Put DVC's queue right: queue tasks again that failed, or that a crash left `Running` with nobody at them."""
+    """Put DVC's queue right: queue tasks again that failed, or that a crash left `Running` with
+    nobody at them.
+    """
     from lmlab.core import params
     from lmlab.experiments import surroundings
     from lmlab.experiments.search import queueing
@@ -161,24 +213,37 @@ def compare(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Experiments (or patterns: 'wide-*'), commits, workspace, studies (or studies/x:arm); none: HEAD's."
+            help="Experiments (or patterns: 'wide-*'), commits, workspace, studies (or"
+            " studies/x:arm); none: HEAD's."
         ),
     ] = None,
     baseline: Annotated[
-        str, typer.Option(help="What the others are compared with; by default HEAD or the first named.")
+        str,
+        typer.Option(help="What the others are compared with; by default HEAD or the first named."),
     ] = "",
     measure: Annotated[
         list[str] | None,
-        typer.Option(help="Compare this, such as validation.bits_per_byte, or all; may be given several times."),
+        typer.Option(
+            help="Compare this, such as validation.bits_per_byte, or all; may be given several"
+            " times."
+        ),
     ] = None,
-    alpha: Annotated[float, typer.Option(help="How often equal variants may be told apart.")] = 0.05,
+    alpha: Annotated[
+        float, typer.Option(help="How often equal variants may be told apart.")
+    ] = 0.05,
     anytime: Annotated[
-        bool, typer.Option("--anytime", help="Take a test that holds however often you look and add seeds; it needs more.")
+        bool,
+        typer.Option(
+            "--anytime",
+            help="Take a test that holds however often you look and add seeds; it needs more.",
+        ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> None:
-    """Say which of the runs you have made is better: paired by seed, with intervals, corrected for how many are compared."""
+    """Say which of the runs you have made is better: paired by seed, with intervals, corrected for
+    how many are compared.
+    """
     from lmlab.experiments.compare import comparing
 
     if not 0 < alpha < 1:
@@ -201,12 +266,17 @@ def compare(
 def report(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="As for `compare`: experiments (or patterns), commits, workspace, studies; none: HEAD's."),
+        typer.Argument(
+            help="As for `compare`: experiments (or patterns), commits, workspace, studies; none:"
+            " HEAD's."
+        ),
     ] = None,
     baseline: Annotated[str, typer.Option(help="What the others are held against.")] = "",
     out: Annotated[Path, typer.Option(help="Where to write the page.")] = Path("report.html"),
 ) -> None:
-    """Write one page that shows runs side by side: curves, verdicts, samples, probes. It works without a network."""
+    """Write one page that shows runs side by side: curves, verdicts, samples, probes. It works
+    without a network.
+    """
     from lmlab.core.files import output
     from lmlab.experiments import openings
     from lmlab.experiments.compare import comparing, variants, verdicts
@@ -217,7 +287,9 @@ def report(
     target = output(out, ".html")
     found, notes = runs.gather([*([baseline] if baseline else []), *names] if names else [])
     there, _ = variants.group(found)
-    judged = comparing.compare(names or [], baseline, [], verdicts.ALPHA) if len(there) > 1 else None
+    judged = (
+        comparing.compare(names or [], baseline, [], verdicts.ALPHA) if len(there) > 1 else None
+    )
     if judged:
         there = [judged.baseline, *judged.others]
         notes = judged.notes
@@ -231,9 +303,13 @@ def report(
 @app.command()
 @errors.one_line
 def final(
-    name: Annotated[str, typer.Argument(help="One run: an experiment, a branch, a commit or `workspace`.")],
+    name: Annotated[
+        str, typer.Argument(help="One run: an experiment, a branch, a commit or `workspace`.")
+    ],
 ) -> None:
-    """Open the sealed test split for one run, once all is decided. Each time is counted, in results/final.csv, in Git."""
+    """Open the sealed test split for one run, once all is decided. Each time is counted, in
+    results/final.csv, in Git.
+    """
     from lmlab.experiments import final as library
 
     for line in library.lines(library.final(name)):
@@ -243,14 +319,20 @@ def final(
 @app.command()
 @errors.one_line
 def size(
-    vocabulary: Annotated[
-        int, typer.Option(min=0, max=2**31, help="How many ids there are; 0: as many as the tokenizer has.")
+    vocabulary_size: Annotated[
+        int,
+        typer.Option(
+            min=0, max=2**31, help="How many ids there are; 0: as many as the tokenizer has."
+        ),
     ] = 0,
-    tokenizer: Annotated[Path, typer.Option(help="The tokenizer's folder.")] = Path("data/tokenizer"),
+    tokenizer: Annotated[Path, typer.Option(help="The tokenizer's folder.")] = Path(
+        "data/tokenizer"
+    ),
 ) -> None:
-    """Show what params.yaml comes to: what is derived, parameters by part, operations and memory. Nothing is trained."""
-    from lmlab.core import params
-    from lmlab.core import registry as finder
+    """Show what params.yaml comes to: what is derived, parameters by part, FLOPs and memory.
+    Nothing is trained.
+    """
+    from lmlab.core import params, registry
     from lmlab.data.tokenizers import base as tokenizers
     from lmlab.experiments import preflight
     from lmlab.training import cost as sizing
@@ -260,31 +342,54 @@ def size(
     tree = params.read()
     preflight.check(tree, run=False)
     train = params.section(tree, "train", stepping.TrainParams)
-    vocabulary = vocabulary or tokenizers.load(tokenizer / "tokenizer.json").vocabulary
-    described = outline.describe(train, finder.choices(tree, "train", train), vocabulary)
-    for line in [*sizing.lines(described), *filter(None, [sizing.too_large(described, train.device)])]:
+    vocabulary_size = (
+        vocabulary_size or tokenizers.load(tokenizer / "tokenizer.json").vocabulary_size
+    )
+    described = outline.describe(train, registry.choices(tree, "train", train), vocabulary_size)
+    for line in [
+        *sizing.lines(described),
+        *filter(None, [sizing.too_large(described, train.device)]),
+    ]:
         typer.echo(line)
 
 
 @app.command()
 @errors.one_line
 def adapt(
-    to: Annotated[str, typer.Option(help="The corpus to go on with; none: the same text, its tokens under other ids.")] = "",
+    to: Annotated[
+        str,
+        typer.Option(
+            help="The corpus to go on with; none: the same text, its tokens under other ids."
+        ),
+    ] = "",
     steps: Annotated[int, typer.Option(min=1, max=LARGEST, help="Updates after the change.")] = 400,
-    every: Annotated[int, typer.Option(min=1, max=LARGEST, help="Updates between validations.")] = 50,
+    every: Annotated[
+        int, typer.Option(min=1, max=LARGEST, help="Updates between validations.")
+    ] = 50,
     within: Annotated[
-        float, typer.Option(min=0, max=100, help="Bits per byte above the old level that count as recovered.")
+        float,
+        typer.Option(
+            min=0, max=100, help="Bits per byte above the old level that count as recovered."
+        ),
     ] = 0.1,
-    seed: Annotated[int, typer.Option(min=0, max=LARGEST, help="Another seed gives the tokens other ids.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Where to write all that was found, as JSON.")] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, max=LARGEST, help="Another seed gives the tokens other ids.")
+    ] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write all that was found, as JSON.")
+    ] = None,
 ) -> None:
-    """Change the corpus under the trained model and see how soon it recovers, beside the same training from scratch."""
+    """Change the corpus under the trained model and see how soon it recovers, beside the same
+    training from scratch.
+    """
     from lmlab.core import params
     from lmlab.core.files import output, write_json
     from lmlab.experiments import adapting
 
     target = output(out, ".json") if out else None
-    found = adapting.adapt(params.read(), Path("data"), adapting.Change(to, seed), steps, every, within)
+    found = adapting.adapt(
+        params.read(), Path("data"), adapting.Change(to, seed), steps, every, within
+    )
     for line in adapting.lines(found):
         typer.echo(line)
     if target:
@@ -311,14 +416,22 @@ def _note_faults() -> None:
 @app.command()
 @errors.one_line
 def sample(
-    prompt: Annotated[str, typer.Argument(help="The text to go on from; none starts a new one.")] = "",
-    tokens: Annotated[int, typer.Option(min=1, max=LARGEST, help="How many tokens to add at most.")] = 300,
+    prompt: Annotated[
+        str, typer.Argument(help="The text to go on from; none starts a new one.")
+    ] = "",
+    tokens: Annotated[
+        int, typer.Option(min=1, max=LARGEST, help="How many tokens to add at most.")
+    ] = 300,
     temperature: Annotated[
         float, typer.Option(min=0, help="1: as the model believes; lower: safer; 0: the likeliest.")
     ] = 0.8,
-    seed: Annotated[int, typer.Option(min=0, max=LARGEST, help="Another seed draws another text.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=LARGEST, help="Another seed draws another text.")
+    ] = 0,
     model: Annotated[Path, typer.Option(help="The trained model's folder.")] = Path("data/model"),
-    tokenizer: Annotated[Path, typer.Option(help="Its tokenizer's folder.")] = Path("data/tokenizer"),
+    tokenizer: Annotated[Path, typer.Option(help="Its tokenizer's folder.")] = Path(
+        "data/tokenizer"
+    ),
 ) -> None:
     """Let the trained model go on from PROMPT, printing as it generates."""
     import torch
@@ -332,10 +445,17 @@ def sample(
     fitted = tokenizers.load(tokenizer / "tokenizer.json")
     trained, saved = models.load(model, torch.device("cpu"))
     if diverged := status.how_it_diverged(saved):
-        raise errors.UserError(f"{model} has nothing to say: its training {diverged}; {status.ADVICE}, then `dvc repro`")
+        raise errors.UserError(
+            f"{model} has nothing to say: its training {diverged}; {status.ADVICE}, then `dvc"
+            " repro`"
+        )
     if saved.get("tokenizer_sha256") != sha256(tokenizer / "tokenizer.json"):
-        raise errors.UserError(f"{model} was trained with another tokenizer than {tokenizer}; run `dvc repro`")
-    prompt = prompt.encode("utf-8", "replace").decode("utf-8")  # what was typed may be no text, and cannot be printed then
+        raise errors.UserError(
+            f"{model} was trained with another tokenizer than {tokenizer}; run `dvc repro`"
+        )
+    prompt = prompt.encode("utf-8", "replace").decode(
+        "utf-8"
+    )  # what was typed may be no text, and cannot be printed then
     sys.stdout.write(prompt)
     for text in generation.sample_text(trained, fitted, prompt, tokens, temperature, seed):
         sys.stdout.write(text)
@@ -346,11 +466,20 @@ def sample(
 @app.command()
 @errors.one_line
 def grow(
-    tokenizer: Annotated[Path, typer.Argument(help="The tokenizer to begin from, a tokenizer.json.")],
-    texts: Annotated[list[str], typer.Argument(help="Text to learn from: files, folders or globs, as for corpora.local.")],
-    tokens: Annotated[int, typer.Option(min=1, max=LARGEST, help="How many tokens to add at most.")],
+    tokenizer: Annotated[
+        Path, typer.Argument(help="The tokenizer to begin from, a tokenizer.json.")
+    ],
+    texts: Annotated[
+        list[str],
+        typer.Argument(help="Text to learn from: files, folders or globs, as for corpora.local."),
+    ],
+    tokens: Annotated[
+        int, typer.Option(min=1, max=LARGEST, help="How many tokens to add at most.")
+    ],
     out: Annotated[Path, typer.Option(help="Where to write the larger tokenizer.")],
-    column: Annotated[str, typer.Option(help="The key (JSONL) or column (Parquet) that holds the text.")] = "text",
+    column: Annotated[
+        str, typer.Option(help="The key (JSONL) or column (Parquet) that holds the text.")
+    ] = "text",
 ) -> None:
     """Add tokens learned from TEXTS to a fitted tokenizer; every token it has keeps its number."""
     from lmlab.core.files import output
@@ -360,16 +489,25 @@ def grow(
     fitted = tokenizers.load_given(tokenizer, "TOKENIZER")
     target = output(out, ".json")
     if out.exists() and out.samefile(tokenizer):
-        raise errors.UserError(f"--out {out} is the tokenizer to begin from, which models may need; name another file")
+        raise errors.UserError(
+            f"--out {out} is the tokenizer to begin from, which models may need; name another file"
+        )
     name = tokenizers.kind_of(fitted)
     corpus = Local(Options(files=texts, column=column, skip_missing=False), key="TEXTS")
     grown = fitted.grown(_pieces(corpus), tokens)
-    added = grown.vocabulary - fitted.vocabulary
+    added = grown.vocabulary_size - fitted.vocabulary_size
     if not added:
-        raise errors.UserError(f"nothing to add: the texts hold nothing new that a {name} tokenizer could give a token to")
+        raise errors.UserError(
+            f"nothing to add: the texts hold nothing new that a {name} tokenizer could give a"
+            " token to"
+        )
     tokenizers.write(name, grown, target)
-    before, after = (tokenizers.report(made, _pieces(corpus))["bytes_per_token"] for made in (fitted, grown))
-    typer.echo(f"{out}: vocabulary {fitted.vocabulary:,} + {added:,} = {grown.vocabulary:,}")
+    before, after = (
+        tokenizers.report(made, _pieces(corpus))["bytes_per_token"] for made in (fitted, grown)
+    )
+    typer.echo(
+        f"{out}: vocabulary {fitted.vocabulary_size:,} + {added:,} = {grown.vocabulary_size:,}"
+    )
     typer.echo(f"bytes per token of these texts: {before:.3f} before, {after:.3f} now")
     typer.echo(f"to train with it: dvc exp run -S tokenizer.from={out} -S tokenizer.name={name}")
 

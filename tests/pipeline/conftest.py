@@ -1,6 +1,7 @@
 """A small copy of the project, run once; each test gets a copy of that copy.
 
-What is about DVC runs DVC in it as a user would. What is about the stages runs them in this process, which has torch loaded.
+What is about DVC runs DVC in it as a user would. What is about the stages runs them in this
+process, which has torch loaded.
 """
 
 import fcntl
@@ -45,13 +46,19 @@ SMALL = {
     "models.transformer.depth": 1,
     "models.transformer.width": 16,
     "models.transformer.embedding": "token",
-    **{f"models.{name}.width": 16 for name in ("convolution", "lstm", "min_gru", "perceptron", "rwkv", "state_space")},
-    **{f"models.{name}.layers": 2 for name in ("convolution", "hybrid", "lstm", "perceptron", "rwkv", "state_space")},
+    **{
+        f"models.{name}.width": 16
+        for name in ("convolution", "lstm", "min_gru", "perceptron", "rwkv", "state_space")
+    },
+    **{
+        f"models.{name}.layers": 2
+        for name in ("convolution", "hybrid", "lstm", "perceptron", "rwkv", "state_space")
+    },
     "models.n_gram_table.buckets": 64,
     "layers.embedding.n_gram.buckets": 64,
     "models.rwkv.heads": 2,
     "models.state_space.heads": 2,
-    **{f"tokenizers.{name}.vocabulary": 300 for name in ("bpe", "unigram", "word")},
+    **{f"tokenizers.{name}.vocabulary_size": 300 for name in ("bpe", "unigram", "word")},
     "layers.attention.multi_head.heads": 2,
     "schedules.linear.warmup": 2,
     "evaluate.stride": 8,
@@ -77,7 +84,11 @@ class Workspace:
 
     @property
     def environment(self) -> dict[str, str]:
-        kept = {key: os.environ[key] for key in ("PATH", "LANG", "TMPDIR", "SSL_CERT_FILE") if key in os.environ}
+        kept = {
+            key: os.environ[key]
+            for key in ("PATH", "LANG", "TMPDIR", "SSL_CERT_FILE")
+            if key in os.environ
+        }
         kept["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
         return kept | {
             "HOME": str(self.home),
@@ -86,24 +97,36 @@ class Workspace:
             "DVC_GLOBAL_CONFIG_DIR": str(self.home / "config"),
             "DVC_NO_ANALYTICS": "1",
             "GIT_CONFIG_GLOBAL": os.devnull,
-            "GIT_AUTHOR_NAME": "test", "GIT_AUTHOR_EMAIL": "test@example.org",
-            "GIT_COMMITTER_NAME": "test", "GIT_COMMITTER_EMAIL": "test@example.org",
+            "GIT_AUTHOR_NAME": "test",
+            "GIT_AUTHOR_EMAIL": "test@example.org",
+            "GIT_COMMITTER_NAME": "test",
+            "GIT_COMMITTER_EMAIL": "test@example.org",
             "OMP_NUM_THREADS": "1",
-        }  # fmt: skip
+        }
 
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command in the folder; on failure show what it printed.
 
-        DVC's own run in a fork of this process, which has its modules loaded: to load them takes longer than most commands.
+        DVC's own run in a fork of this process, which has its modules loaded: to load them takes
+        longer than most commands.
         """
         if command[0] == "dvc":
             done = self._run_dvc(command)
         else:
             done = subprocess.run(
-                command, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False, timeout=1500
+                command,
+                cwd=self.folder,
+                env=self.environment,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=1500,
             )
         if check and done.returncode:
-            pytest.fail(f"{' '.join(command)} gave {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+            pytest.fail(
+                f"{' '.join(command)} gave"
+                f" {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+            )
         return done
 
     def _run_dvc(self, command: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
@@ -120,7 +143,8 @@ class Workspace:
             os.chdir(self.folder)
             os.environ.clear()
             os.environ.update(environment)
-            dvc.logger.setup()  # its handlers write to the streams of the moment in which it is called
+            # its handlers write to the streams of the moment in which it is called
+            dvc.logger.setup()
             sys.exit(dvc.cli.main(list(command[1:])))
 
         with tempfile.NamedTemporaryFile() as out, tempfile.NamedTemporaryFile() as err:
@@ -139,7 +163,9 @@ class Workspace:
         return set(re.findall(r"Running stage '(\w+)'", self.run("dvc", "repro", *flags).stdout))
 
     def status(self) -> set[str]:
-        """The stages whose own code, params, inputs or outputs are not those of dvc.lock: what is *directly* stale."""
+        """The stages whose own code, params, inputs or outputs are not those of dvc.lock: what is
+        *directly* stale.
+        """
         from dvc.repo import Repo
 
         with pytest.MonkeyPatch.context() as patched:
@@ -159,7 +185,9 @@ class Workspace:
             for block in blocks:
                 at = at[block]
             assert key in at, dotted
-            assert at[key] != value or not must_change, f"{dotted} is {value!r} already: the test would prove nothing"
+            assert at[key] != value or not must_change, (
+                f"{dotted} is {value!r} already: the test would prove nothing"
+            )
             at[key] = value
         with self.path("params.yaml").open("w") as file:
             yaml.dump(tree, file)
@@ -180,7 +208,9 @@ class Workspace:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Workspace:
-    """The project, shrunk, after one `dvc repro` and one commit, for all workers. Not to be changed: take `workspace`."""
+    """The project, shrunk, after one `dvc repro` and one commit, for all workers. Not to be
+    changed: take `workspace`.
+    """
     shared = tmp_path_factory.getbasetemp()
     shared = shared if worker_id == "master" else shared.parent
     workspace = Workspace(shared / "finished", shared / "home")
@@ -196,10 +226,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Worksp
 def _build(workspace: Workspace) -> None:
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-        cwd=PROJECT, capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     for name in listed.split("\0"):
-        if name and not name.startswith(("tests/", "results/", "studies/", "dvc.lock")) and (PROJECT / name).is_file():
+        if (
+            name
+            and not name.startswith(("tests/", "results/", "studies/", "dvc.lock"))
+            and (PROJECT / name).is_file()
+        ):
             (workspace.folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(PROJECT / name, workspace.folder / name)
     workspace.home.mkdir(exist_ok=True)
@@ -242,7 +279,9 @@ class Inside:
 
 @pytest.fixture
 def inside(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Iterator[Inside]:
-    """The workspace as this process's folder, for stages that run here, from the project's own source."""
+    """The workspace as this process's folder, for stages that run here, from the project's own
+    source.
+    """
     hooks = sys.excepthook, signal.getsignal(signal.SIGINT)
     monkeypatch.syspath_prepend(str(PROJECT))
     monkeypatch.chdir(workspace.folder)

@@ -1,4 +1,6 @@
-"""DVC as its users use it: experiments in the workspace, queued and temporary, comparisons, remotes."""
+"""DVC as its users use it: experiments in the workspace, queued and temporary, comparisons,
+remotes.
+"""
 
 import json
 from pathlib import Path
@@ -33,28 +35,44 @@ print(json.dumps([(one.name, one.state, one.params['train.clip']) for one in unf
 
 
 def test_experiments_in_the_workspace_queued_and_temporary(workspace: Any) -> None:
-    """Each of the three ways runs its own copy of code and params, and compare reads what finished of them."""
+    """Each of the three ways runs its own copy of code and params, and compare reads what finished
+    of them.
+    """
     before = workspace.json("results/metrics.json")
     source = workspace.path("src/lmlab/evaluation/evaluate.py")
     text = source.read_text()
     assert '"tokens_seen"' in text
     source.write_text(text.replace('"tokens_seen"', '"tokens_seen_by_the_copy"'))
-    workspace.run("dvc", "exp", "run", "--temp", "-n", "temporary", "-S", "train.optimizer=lion", "evaluate")
+    workspace.run(
+        "dvc", "exp", "run", "--temp", "-n", "temporary", "-S", "train.optimizer=lion", "evaluate"
+    )
     source.write_text(text)
     workspace.run("dvc", "exp", "run", "--queue", "-n", "broken", "-S", "train.clip=-1.0")
-    workspace.run("dvc", "exp", "run", "--queue", "-n", "queued", "-S", "train.optimizer=lion", "evaluate")
+    workspace.run(
+        "dvc", "exp", "run", "--queue", "-n", "queued", "-S", "train.optimizer=lion", "evaluate"
+    )
     workspace.run("dvc", "queue", "start", "-j", "1")
     workspace.run("dvc", "queue", "logs", "queued", "--follow")
-    assert workspace.json("results/metrics.json") == before  # the workspace is untouched by those two
+    assert (
+        workspace.json("results/metrics.json") == before
+    )  # the workspace is untouched by those two
     workspace.run("dvc", "exp", "run", "-n", "direct", "-S", "train.optimizer=lion", "evaluate")
 
     rows = shown(workspace)
-    measured = {name: row["metrics"]["results/metrics.json"]["data"] for name, row in rows.items() if name != "broken"}
+    measured = {
+        name: row["metrics"]["results/metrics.json"]["data"]
+        for name, row in rows.items()
+        if name != "broken"
+    }
     assert set(measured) == {"temporary", "queued", "direct"}
     assert len({bits(rows[name]) for name in measured}) == 1
     assert bits(rows["direct"]) != before["validation"]["bits_per_byte"]
-    assert bits(rows["direct"]) == workspace.json("results/metrics.json")["validation"]["bits_per_byte"]
-    # code edited in the workspace is what a temporary experiment runs, though lmlab is installed from elsewhere
+    assert (
+        bits(rows["direct"])
+        == workspace.json("results/metrics.json")["validation"]["bits_per_byte"]
+    )
+    # code edited in the workspace is what a temporary experiment runs, though lmlab is installed
+    # from elsewhere
     assert ["tokens_seen_by_the_copy" in metrics for metrics in measured.values()].count(True) == 1
     assert "tokens_seen_by_the_copy" in measured["temporary"]
 
@@ -65,7 +83,11 @@ def test_experiments_in_the_workspace_queued_and_temporary(workspace: Any) -> No
     assert "learning_rate" in specification
 
     (task,) = json.loads(workspace.run("python", "-c", UNFINISHED).stdout)
-    assert task == ["broken", "failed", -1.0]  # as DVC keeps it: compare names it beside the variant that it is of
+    assert task == [
+        "broken",
+        "failed",
+        -1.0,
+    ]  # as DVC keeps it: compare names it beside the variant that it is of
 
     refused = workspace.run("python", "-c", OWN, "compare", "broken", check=False)
     assert refused.returncode == 2
@@ -76,16 +98,23 @@ def test_experiments_in_the_workspace_queued_and_temporary(workspace: Any) -> No
 def compare_a_queued_one(workspace: Any, baseline_bits: float) -> None:
     """With the commit it began from, in all that was measured, times among it."""
     compare = ["python", "-c", OWN, "compare"]
-    found = json.loads(workspace.run(*compare, "HEAD", "queued", "--measure", "all", "--json").stdout)
+    found = json.loads(
+        workspace.run(*compare, "HEAD", "queued", "--measure", "all", "--json").stdout
+    )
     assert found["baseline"] == {"name": "optimizer=adamw", "runs": ["HEAD"], "diverged": {}}
     (variant,) = found["variants"]
-    assert (variant["runs"], variant["differs"]) == (["queued"], {"train.optimizer": ["adamw", "lion"]})
+    assert (variant["runs"], variant["differs"]) == (
+        ["queued"],
+        {"train.optimizer": ["adamw", "lion"]},
+    )
     assert variant["unfair"] == []
     by_measure = {verdict["measure"]: verdict for verdict in variant["verdicts"]}
     bits = by_measure["validation.bits_per_byte"]
     assert bits["baseline_mean"] == baseline_bits
     assert bits["words"] == "too few seeds"
-    assert by_measure["timing.train.training_seconds"]["variant_mean"] > 0  # though it ran in a folder that is gone
+    assert (
+        by_measure["timing.train.training_seconds"]["variant_mean"] > 0
+    )  # though it ran in a folder that is gone
 
     workspace.set({"train.steps": 9})  # the workspace has moved on, its results have not
     notes = json.loads(workspace.run(*compare, "workspace", "HEAD", "--json").stdout)["notes"]
@@ -112,7 +141,9 @@ def test_push_and_pull_bring_a_clone_to_the_same_state(workspace: Any, tmp_path:
         ("train.model=transfomer", "transfomer.py"),  # DVC's own answer: there is no such file
     ],
 )
-def test_a_bad_override_is_refused_before_any_work(workspace: Any, override: str, message: str) -> None:
+def test_a_bad_override_is_refused_before_any_work(
+    workspace: Any, override: str, message: str
+) -> None:
     done = workspace.run("dvc", "exp", "run", "--temp", "-S", override, check=False)
     assert done.returncode != 0
     assert message in done.stdout + done.stderr

@@ -1,4 +1,6 @@
-"""Killed at any moment, interrupted, started with spoilt inputs: one clear line, and nothing is lost."""
+"""Killed at any moment, interrupted, started with corrupted inputs: one clear line, and nothing is
+lost.
+"""
 
 import errno
 import hashlib
@@ -33,15 +35,27 @@ OUTPUTS = ("data/model", "data/training", "data/snapshots")
 
 def digest(workspace: Any) -> dict[str, str]:
     """Every file that training writes, by its hash."""
-    files = [path for name in OUTPUTS for path in sorted(workspace.path(name).rglob("*")) if path.is_file()]
-    return {str(path.relative_to(workspace.folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    files = [
+        path
+        for name in OUTPUTS
+        for path in sorted(workspace.path(name).rglob("*"))
+        if path.is_file()
+    ]
+    return {
+        str(path.relative_to(workspace.folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
 
 
 def start(workspace: Any, *command: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        command, cwd=workspace.folder, env=workspace.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        command,
+        cwd=workspace.folder,
+        env=workspace.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
         start_new_session=True,
-    )  # fmt: skip
+    )
 
 
 def test_training_killed_at_random_moments_ends_in_the_same_bytes(inside: Any) -> None:
@@ -50,9 +64,10 @@ def test_training_killed_at_random_moments_ends_in_the_same_bytes(inside: Any) -
     workspace.set(LONGER)
     inside.run("train")
     expected = digest(workspace)
-    # weights and model.json; the log; run.json and four snapshots; and SHA256SUMS in each of the three folders
+    # weights and model.json; the log; run.json and four snapshots; and SHA256SUMS in each of the
+    # three folders
     assert len(expected) == 2 + 1 + 5 + 3
-    chance = Random(0)
+    rng = Random(0)
     scratch = workspace.path(".scratch")
     kills = 0
     for _ in range(12):
@@ -60,8 +75,10 @@ def test_training_killed_at_random_moments_ends_in_the_same_bytes(inside: Any) -
             shutil.rmtree(workspace.path(name), ignore_errors=True)
         process = multiprocessing.get_context("fork").Process(target=inside.run, args=("train",))
         process.start()
-        until(lambda at_work=process: not at_work.is_alive() or list(scratch.glob("*/*.safetensors")))
-        time.sleep(chance.random() * 0.4)
+        until(
+            lambda at_work=process: not at_work.is_alive() or list(scratch.glob("*/*.safetensors"))
+        )
+        time.sleep(rng.random() * 0.4)
         process.kill()
         process.join()
         kills += process.exitcode == -signal.SIGKILL
@@ -110,19 +127,29 @@ def heed_ctrl_c() -> None:
 def test_ctrl_c_is_one_line_and_the_run_goes_on(workspace: Any) -> None:
     workspace.set(LONGER | {"train.steps": 100_000})
     process = subprocess.Popen(
-        ["python", "-m", "pipeline.train"], cwd=workspace.folder, env=workspace.environment,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c,
-    )  # fmt: skip
+        ["python", "-m", "pipeline.train"],
+        cwd=workspace.folder,
+        env=workspace.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_ctrl_c,
+    )
     try:
         deadline = time.monotonic() + 60
-        while not list(workspace.path(".scratch").glob("*/*.safetensors")) and time.monotonic() < deadline:
+        while (
+            not list(workspace.path(".scratch").glob("*/*.safetensors"))
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=30)
     finally:
         process.kill()
     assert process.returncode == 130
-    assert said.strip().splitlines() == ["interrupted: nothing is lost, run the same command again to go on"]
+    assert said.strip().splitlines() == [
+        "interrupted: nothing is lost, run the same command again to go on"
+    ]
     assert list(workspace.path(".scratch").glob("*/*.safetensors"))
 
 
@@ -196,20 +223,50 @@ def local(text: bytes, **values: Any) -> Any:
 BAD: list[tuple[str, str, Any, str]] = [
     ("shard cut short", "train", spoil_shard, "was changed or cut short"),
     ("shard edited", "train", flip("data/shards/train-00000.parquet"), "was changed or cut short"),
-    ("shard missing", "train", remove("data/shards/train-00000.parquet"), "train-00000.parquet is missing"),
+    (
+        "shard missing",
+        "train",
+        remove("data/shards/train-00000.parquet"),
+        "train-00000.parquet is missing",
+    ),
     ("manifest missing", "train", remove("data/shards/manifest.json"), "dvc repro shard"),
     ("manifest edited", "train", flip("data/shards/manifest.json"), "dvc repro --force shard"),
-    ("sums missing", "evaluate", remove("data/model/SHA256SUMS"), "which vouches for weights.safetensors, is missing"),
+    (
+        "sums missing",
+        "evaluate",
+        remove("data/model/SHA256SUMS"),
+        "which vouches for weights.safetensors, is missing",
+    ),
     ("tokenizer missing", "shard", remove("data/tokenizer/tokenizer.json"), "dvc repro tokenizer"),
-    ("tokenizer edited", "train", flip("data/tokenizer/tokenizer.json"), "dvc repro --force tokenizer"),
+    (
+        "tokenizer edited",
+        "train",
+        flip("data/tokenizer/tokenizer.json"),
+        "dvc repro --force tokenizer",
+    ),
     ("tokenizer of other shards", "train", other_tokenizer, "made with another tokenizer"),
     ("model of another tokenizer", "evaluate", other_model, "trained with another tokenizer"),
     ("weights cut short", "evaluate", cut_weights, "is damaged"),
     ("weights edited", "evaluate", flip("data/model/weights.safetensors"), "is damaged"),
     ("model.json edited", "evaluate", flip("data/model/model.json"), "is damaged"),
-    ("results edited", "report", flip("results/measures.json"), "measures.json is damaged; run `dvc repro"),
-    ("a table edited", "report", flip("results/training.csv"), "training.csv is damaged; run `dvc repro --force evaluate`"),
-    ("probes edited", "report", flip("data/probes/probes.parquet"), "is damaged; run `dvc repro --force probe`"),
+    (
+        "results edited",
+        "report",
+        flip("results/measures.json"),
+        "measures.json is damaged; run `dvc repro",
+    ),
+    (
+        "a table edited",
+        "report",
+        flip("results/training.csv"),
+        "training.csv is damaged; run `dvc repro --force evaluate`",
+    ),
+    (
+        "probes edited",
+        "report",
+        flip("data/probes/probes.parquet"),
+        "is damaged; run `dvc repro --force probe`",
+    ),
     (
         "a file for a folder",
         "train",
@@ -222,28 +279,75 @@ BAD: list[tuple[str, str, Any, str]] = [
         given_tokenizer,
         "holds a character tokenizer, no byte; set tokenizer.name",
     ),
-    ("a tokenizer that is not there", "tokenizer", lambda w: w.set({"tokenizer.from": "none.json"}), "no file none.json"),
-    ("a seed too large", "download", lambda w: w.set({"train.seed": 2**64}), "train.seed: 18446744073709551616 is out of"),
+    (
+        "a tokenizer that is not there",
+        "tokenizer",
+        lambda w: w.set({"tokenizer.from": "none.json"}),
+        "no file none.json",
+    ),
+    (
+        "a seed too large",
+        "download",
+        lambda w: w.set({"train.seed": 2**64}),
+        "train.seed: 18446744073709551616 is out of",
+    ),
     ("weights missing", "evaluate", remove("data/model/weights.safetensors"), "dvc repro train"),
     ("corpus missing", "tokenizer", remove("data/corpus/train.parquet"), "dvc repro download"),
     ("corpus edited", "tokenizer", flip("data/corpus/train.parquet"), "dvc repro --force download"),
     ("corpus edited", "shard", flip("data/corpus/test.parquet"), "dvc repro --force download"),
     ("log missing", "evaluate", remove("data/training/log.jsonl"), "dvc repro train"),
     ("log cut short at a line's end", "evaluate", cut_log, "log.jsonl is damaged"),
-    ("snapshot cut short", "probe", cut_snapshot, "step-00000000.safetensors is missing or damaged; run `dvc repro --force"),
-    ("snapshot edited", "probe", flip("data/snapshots/step-00000000.safetensors"), "is missing or damaged"),
+    (
+        "snapshot cut short",
+        "probe",
+        cut_snapshot,
+        "step-00000000.safetensors is missing or damaged; run `dvc repro --force",
+    ),
+    (
+        "snapshot edited",
+        "probe",
+        flip("data/snapshots/step-00000000.safetensors"),
+        "is missing or damaged",
+    ),
     ("snapshots' record missing", "probe", remove("data/snapshots/run.json"), "dvc repro train"),
-    ("unknown probe", "train", lambda w: w.set({"probe.probes": ["spectar"]}), "'spectar' in probes; did you mean spectra?"),
+    (
+        "unknown probe",
+        "train",
+        lambda w: w.set({"probe.probes": ["spectar"]}),
+        "'spectar' in probes; did you mean spectra?",
+    ),
     ("empty corpus", "download", local(b""), "is empty"),
     ("not UTF-8", "download", local(b"caf\xe9 noir\n" * 50), "is not UTF-8"),
-    ("no file", "download", lambda workspace: workspace.set({"download.corpus": "local"}), "no file matches"),
-    ("one document split by document", "download", local(b"words\n" * 50, **{"download.split": "document"}), "split: tail"),
-    ("typo", "evaluate", lambda workspace: workspace.path("params.yaml").write_text("trian: {}\n"), "did you mean train?"),
-    ("heads", "download", lambda w: w.set({"layers.attention.multi_head.heads": 3}), "do not divide the model's width 16"),
+    (
+        "no file",
+        "download",
+        lambda workspace: workspace.set({"download.corpus": "local"}),
+        "no file matches",
+    ),
+    (
+        "one document split by document",
+        "download",
+        local(b"words\n" * 50, **{"download.split": "document"}),
+        "split: tail",
+    ),
+    (
+        "typo",
+        "evaluate",
+        lambda workspace: workspace.path("params.yaml").write_text("trian: {}\n"),
+        "did you mean train?",
+    ),
+    (
+        "heads",
+        "download",
+        lambda w: w.set({"layers.attention.multi_head.heads": 3}),
+        "do not divide the model's width 16",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("name", "stage", "spoil", "message"), BAD, ids=[f"{stage}: {name}" for name, stage, *_ in BAD])
+@pytest.mark.parametrize(
+    ("name", "stage", "spoil", "message"), BAD, ids=[f"{stage}: {name}" for name, stage, *_ in BAD]
+)
 def test_what_a_user_can_get_wrong_is_one_line_and_loses_nothing(
     inside: Any, name: str, stage: str, spoil: Any, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -272,8 +376,12 @@ def test_a_python_without_the_packages_is_told_to_activate_the_environment(works
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_a_text_shorter_than_a_context_is_refused(inside: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    local(b"Too short to learn from, alas.", **{"download.test": 0.0, "train.context": 64})(inside.workspace)
+def test_a_text_shorter_than_a_context_is_refused(
+    inside: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    local(b"Too short to learn from, alas.", **{"download.test": 0.0, "train.context": 64})(
+        inside.workspace
+    )
     inside.run("download", "tokenizer", "shard")
     assert "fewer than one context of 64" in inside.refused("train", capsys)
 
@@ -281,7 +389,9 @@ def test_a_text_shorter_than_a_context_is_refused(inside: Any, capsys: pytest.Ca
 def test_a_full_disk_is_one_line_and_the_old_outputs_stay(
     inside: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A writer is replaced by one that writes a little and then finds the disk full, of the weights and of a checkpoint."""
+    """A writer is replaced by one that writes a little and then finds the disk full, of the weights
+    and of a checkpoint.
+    """
 
     def full(tensors: Any, path: Path, **_: Any) -> None:
         Path(path).write_bytes(b"half")

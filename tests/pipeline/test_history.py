@@ -19,7 +19,9 @@ def hashes(workspace: Any) -> dict[str, str]:
 
 
 def test_an_earlier_result_comes_back_and_is_made_again_bit_for_bit(workspace: Any) -> None:
-    """README's "Go back": params and code change and are committed, and both ways lead back to what was before."""
+    """README's "Go back": params and code change and are committed, and both ways lead back to what
+    was before.
+    """
     wanted, metrics = sha256(workspace.path(WEIGHTS)), workspace.json("results/metrics.json")
     workspace.set({"train.seed": 9})
     workspace.touch_code("src/lmlab/training/schedules/linear.py")
@@ -38,19 +40,26 @@ def test_an_earlier_result_comes_back_and_is_made_again_bit_for_bit(workspace: A
     assert "Running stage 'train'" in forced
     assert "outputs taken from DVC's run-cache" not in forced
     assert sha256(workspace.path(WEIGHTS)) == wanted
-    assert hashes(workspace) == recorded  # times and all: nothing in the lock differs from run to run
+    assert (
+        hashes(workspace) == recorded
+    )  # times and all: nothing in the lock differs from run to run
     assert workspace.run("git", "status", "--short").stdout == ""
 
 
-def test_a_lock_from_another_machine_does_not_train_again_what_was_trained_here(workspace: Any) -> None:
-    """Where a processor rounds otherwise, a commit's lock names weights that are nowhere here; this machine's own are."""
+def test_a_lock_from_another_machine_does_not_train_again_what_was_trained_here(
+    workspace: Any,
+) -> None:
+    """Where a processor rounds otherwise, a commit's lock names weights that are nowhere here; this
+    machine's own are.
+    """
     lock = workspace.path("dvc.lock")
     own, weights = lock.read_text(), workspace.path(WEIGHTS).read_bytes()
     recorded = hashes(workspace)
     foreign = own
     for path in ("data/model", "data/snapshots", "data/training", "results/metrics.json"):
         foreign = foreign.replace(
-            recorded[path], recorded[path][::-1].replace("rid.", "").ljust(32, "0") + ".dir" * ("data" in path)
+            recorded[path],
+            recorded[path][::-1].replace("rid.", "").ljust(32, "0") + ".dir" * ("data" in path),
         )
     assert foreign != own
     lock.write_text(foreign)
@@ -68,15 +77,21 @@ def test_a_lock_from_another_machine_does_not_train_again_what_was_trained_here(
     assert lock.read_text() == own
 
 
-def test_experiments_go_to_a_bare_repository_and_a_folder_and_come_back_elsewhere(workspace: Any, tmp_path: Path) -> None:
-    """README's "Share": one person pushes an experiment, another pulls it, with its weights, and applies it."""
+def test_experiments_go_to_a_bare_repository_and_a_folder_and_come_back_elsewhere(
+    workspace: Any, tmp_path: Path
+) -> None:
+    """README's "Share": one person pushes an experiment, another pulls it, with its weights, and
+    applies it.
+    """
     bare = tmp_path / "shelf.git"
     workspace.run("git", "init", "-q", "--bare", "-b", "main", str(bare))
     workspace.run("git", "remote", "add", "origin", str(bare))
     workspace.run("dvc", "remote", "add", "-d", "shelf", str(tmp_path / "shelf"))
     workspace.run("git", "commit", "-qam", "a remote")
     workspace.run("git", "push", "-q", "origin", "main")
-    workspace.run("dvc", "exp", "run", "-n", "wider", "-S", "models.transformer.width=32", "evaluate")
+    workspace.run(
+        "dvc", "exp", "run", "-n", "wider", "-S", "models.transformer.width=32", "evaluate"
+    )
     workspace.run("dvc", "exp", "push", "origin", "wider")
 
     clone = type(workspace)(tmp_path / "clone", workspace.home)

@@ -36,13 +36,19 @@ def test_a_rule_invented_by_the_readme_trains_and_keeps_the_contract(workspace: 
     workspace.run(*commands[0], "train")  # the stages after it have nothing to do with the rule
     learned = workspace.path("data/model/weights.safetensors").read_bytes()
     assert learned != before
-    workspace.set({"learning_rules.mine.power": 0.0})  # at which it is backprop, as its docstring says
+    workspace.set(
+        {"learning_rules.mine.power": 0.0}
+    )  # at which it is backprop, as its docstring says
     workspace.run("python", "-m", "pipeline.train")
     assert workspace.path("data/model/weights.safetensors").read_bytes() == before
 
     assert commands[1][0] == "pytest"
     shutil.copytree(PROJECT / "tests", workspace.path("tests"))
-    own = ("env", "PYTHONPATH=src", sys.executable)  # as in a clone of its own, whose code is the one that is installed
+    own = (
+        "env",
+        "PYTHONPATH=src",
+        sys.executable,
+    )  # as in a clone of its own, whose code is the one that is installed
     checked = workspace.run(*own, "-m", *commands[1], "-p", "no:cacheprovider")
     assert re.search(r"\b\d\d passed", checked.stdout), checked.stdout[-500:]
 
@@ -50,7 +56,9 @@ def test_a_rule_invented_by_the_readme_trains_and_keeps_the_contract(workspace: 
     shutil.copytree(PROJECT / "studies", workspace.path("studies"))
     study = yaml.load(workspace.path(f"{commands[2][2]}/params.yaml").read_text())
     study["quick"] = {"seeds": [0], "sweep_seeds": [0], "changes": {"train.steps": 2}}
-    study["arms"] = {name: study["arms"][name] for name in ("backprop", "forward_forward", "noprop")}
+    study["arms"] = {
+        name: study["arms"][name] for name in ("backprop", "forward_forward", "noprop")
+    }
     with workspace.path(f"{commands[2][2]}/params.yaml").open("w") as file:
         yaml.dump(study, file)
     shown = workspace.run(*own, "-c", "from lmlab.cli import main; main()", *commands[2][1:])

@@ -1,8 +1,9 @@
 """Any single change makes stale just the stages it affects, and they alone run again.
 
-What is *directly* stale is asked of DVC, without running anything: a stage whose own code, params or inputs are not those of
-dvc.lock. That what reads a changed output runs too, and what reads one that came out the same does not, is DVC's part; it is
-tried with real runs, on one change that reaches far and one that does not.
+What is *directly* stale is asked of DVC, without running anything: a stage whose own code, params
+or inputs are not those of dvc.lock. That what reads a changed output runs too, and what reads one
+that came out the same does not, is DVC's part; it is tried with real runs, on one change that
+reaches far and one that does not.
 """
 
 import shutil
@@ -53,7 +54,7 @@ PARAMS: list[tuple[str, Any, set[str]]] = [
     ("schedules.cosine.final", 0.2, set()),
     ("models.lstm.layers", 3, set()),
     ("optimizers.muon.momentum", 0.9, set()),
-    ("tokenizers.bpe.vocabulary", 400, set()),
+    ("tokenizers.bpe.vocabulary_size", 400, set()),
 ]
 
 CODE: list[tuple[str, set[str]]] = [
@@ -61,10 +62,16 @@ CODE: list[tuple[str, set[str]]] = [
     *((f"pipeline/{stage}.py", {stage}) for stage in STAGES),
     ("pipeline/__init__.py", ALL),
     # the parts in use
-    ("src/lmlab/data/corpora/grammar.py", {"download", "evaluate"}),  # which makes minimal pairs from it
+    (
+        "src/lmlab/data/corpora/grammar.py",
+        {"download", "evaluate"},
+    ),  # which makes minimal pairs from it
     ("src/lmlab/data/tokenizers/character.py", {"tokenizer", "shard", *MODEL}),
     ("src/lmlab/model/layers/feed_forward/relu_squared.py", MODEL),
-    ("src/lmlab/training/learning_rules/backprop.py", {"train", "probe"}),  # which runs the rule again
+    (
+        "src/lmlab/training/learning_rules/backprop.py",
+        {"train", "probe"},
+    ),  # which runs the rule again
     ("src/lmlab/evaluation/probes/gradient_angle.py", {"probe"}),
     ("src/lmlab/evaluation/probes/base.py", {"probe"}),
     ("src/lmlab/training/schedules/linear.py", {"train"}),
@@ -85,7 +92,7 @@ UNUSED_CODE = [
     "src/lmlab/experiments/studies/studies.py",
     "src/lmlab/model/layers/feed_forward/swiglu.py",
     "src/lmlab/model/layers/normalisation/layer_norm.py",
-    "src/lmlab/model/layers/position/absent.py",
+    "src/lmlab/model/layers/position/no_position.py",
     "src/lmlab/training/schedules/cosine.py",
     "src/lmlab/cli.py",
     "src/lmlab/experiments/preflight.py",
@@ -115,14 +122,20 @@ def test_a_finished_run_is_up_to_date(lab: Any) -> None:
     assert lab.status() == set()
 
 
-@pytest.mark.parametrize(("key", "value", "expected"), PARAMS, ids=[f"{key}={value}" for key, value, _ in PARAMS])
-def test_a_changed_param_makes_stale_the_stages_that_read_it(lab: Any, key: str, value: Any, expected: set[str]) -> None:
+@pytest.mark.parametrize(
+    ("key", "value", "expected"), PARAMS, ids=[f"{key}={value}" for key, value, _ in PARAMS]
+)
+def test_a_changed_param_makes_stale_the_stages_that_read_it(
+    lab: Any, key: str, value: Any, expected: set[str]
+) -> None:
     lab.set({key: value})
     assert lab.status() == (expected | {"report"} if expected else set())  # it shows params in use
 
 
 @pytest.mark.parametrize(("source", "expected"), CODE, ids=[source for source, _ in CODE])
-def test_changed_code_makes_stale_the_stages_that_use_it(lab: Any, source: str, expected: set[str]) -> None:
+def test_changed_code_makes_stale_the_stages_that_use_it(
+    lab: Any, source: str, expected: set[str]
+) -> None:
     lab.touch_code(source)
     assert lab.status() == expected
 
@@ -130,7 +143,9 @@ def test_changed_code_makes_stale_the_stages_that_use_it(lab: Any, source: str, 
 def test_code_that_the_run_does_not_use_makes_nothing_stale(lab: Any) -> None:
     for source in UNUSED_CODE:
         lab.touch_code(source)
-    lab.path("src/lmlab/training/schedules/newly_added.py").write_text('"""A part nobody chose."""\n')
+    lab.path("src/lmlab/training/schedules/newly_added.py").write_text(
+        '"""A part nobody chose."""\n'
+    )
     assert lab.status() == set()
 
 
@@ -153,15 +168,21 @@ def test_bytecode_left_behind_makes_nothing_stale(lab: Any) -> None:
 
 
 def test_local_text_is_watched(workspace: Any) -> None:
-    workspace.path("texts/mine.txt").write_text("It was a dark and stormy night; the rain fell in torrents.\n" * 60)
+    workspace.path("texts/mine.txt").write_text(
+        "It was a dark and stormy night; the rain fell in torrents.\n" * 60
+    )
     workspace.set({"download.corpus": "local"})
     assert workspace.reruns("download") == {"download"}
     assert "download" not in workspace.status()
-    workspace.path("texts/mine.txt").write_text("It was a bright cold day, and the clocks were striking.\n" * 60)
+    workspace.path("texts/mine.txt").write_text(
+        "It was a bright cold day, and the clocks were striking.\n" * 60
+    )
     assert "download" in workspace.status()
 
 
-def test_what_reads_a_changed_output_runs_again_and_what_was_set_back_comes_from_the_cache(workspace: Any) -> None:
+def test_what_reads_a_changed_output_runs_again_and_what_was_set_back_comes_from_the_cache(
+    workspace: Any,
+) -> None:
     weights = workspace.path("data/model/weights.safetensors")
     before = weights.read_bytes()
     workspace.set({"tokenizer.name": "byte"})
@@ -190,7 +211,9 @@ def test_without_snapshots_probes_have_nothing_to_say(inside: Any) -> None:
 
 
 def test_a_finished_run_is_looked_at_again_without_training(inside: Any) -> None:
-    """The readings are the same bytes each time, and another probe beside them changes none of them."""
+    """The readings are the same bytes each time, and another probe beside them changes none of
+    them.
+    """
     table = inside.workspace.path("data/probes/probes.parquet")
     before, rows = table.read_bytes(), pq.read_table(table).to_pylist()
     inside.run("probe")
@@ -199,17 +222,25 @@ def test_a_finished_run_is_looked_at_again_without_training(inside: Any) -> None
     inside.workspace.set({"probe.probes": names})
     inside.run("probe")
     more = pq.read_table(table).to_pylist()
-    assert {row["measure"] for row in more if row["probe"] == "attention"} == {"entropy", "induction"}
+    assert {row["measure"] for row in more if row["probe"] == "attention"} == {
+        "entropy",
+        "induction",
+    }
     assert [row for row in more if row["probe"] != "attention"] == rows
 
 
 def test_a_tokenizer_from_a_file_is_watched(workspace: Any) -> None:
-    """Its bytes are among the stage's dependencies, so that another one of the same name runs the stage again."""
+    """Its bytes are among the stage's dependencies, so that another one of the same name runs the
+    stage again.
+    """
     shutil.copy(workspace.path("data/tokenizer/tokenizer.json"), workspace.path("given.json"))
     workspace.set({"tokenizer.from": "given.json"})
     assert workspace.status() == {"tokenizer", "report"}  # the report shows all of params.yaml
     workspace.run("dvc", "repro", "tokenizer")
-    assert workspace.path("data/tokenizer/tokenizer.json").read_bytes() == workspace.path("given.json").read_bytes()
+    assert (
+        workspace.path("data/tokenizer/tokenizer.json").read_bytes()
+        == workspace.path("given.json").read_bytes()
+    )
     assert workspace.status() == {"report"}
     workspace.path("given.json").write_text(workspace.path("given.json").read_text() + "\n")
     assert workspace.status() == {"tokenizer", "report"}  # the report shows all of params.yaml

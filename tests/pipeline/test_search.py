@@ -1,6 +1,8 @@
-"""`lmlab search` and `lmlab requeue` with DVC itself: killed, started again, and what is then in the history.
+"""`lmlab search` and `lmlab requeue` with DVC itself: killed, started again, and what is then in
+the history.
 
-What a search asks for is a stage `evaluate`. One that takes no time stands in for it here, so that all the time is DVC's.
+What a search asks for is a stage `evaluate`. One that takes no time stands in for it here, so that
+all the time is DVC's.
 """
 
 import json
@@ -31,7 +33,9 @@ def until(true: Callable[[], Any], seconds: float = 180) -> Any:
 
 
 def at_work_in(workspace: Any, *words: str) -> list[psutil.Process]:
-    """Processes whose command line has these words, in the workspace or a copy that DVC made below it."""
+    """Processes whose command line has these words, in the workspace or a copy that DVC made below
+    it.
+    """
     found = []
     for process in psutil.process_iter():
         try:
@@ -64,7 +68,8 @@ from ruamel.yaml import YAML
 rate = YAML(typ="safe").load(Path("params.yaml"))["optimizers"]["adamw"]["learning_rate"]
 time.sleep(1)
 Path("results").mkdir(exist_ok=True)
-measured = {"status": "finished", "validation": {"bits_per_byte": 2 + (math.log10(rate) + 2.5) ** 2}}
+bits = 2 + (math.log10(rate) + 2.5) ** 2
+measured = {"status": "finished", "validation": {"bits_per_byte": bits}}
 for name in ("metrics", "measures"):
     Path(f"results/{name}.json").write_text(json.dumps(measured))
 """
@@ -88,8 +93,12 @@ stages:
 def quick(workspace: Any) -> Any:
     """The workspace with a pipeline of one stage, which takes a second."""
     workspace.path("stub.py").write_text(STUB)
-    listed = workspace.path("dvc.yaml").read_text()  # of which the check of params.yaml asks for lines
-    workspace.path("dvc.yaml").write_text(STAGES + "".join(f"# {line}\n" for line in listed.splitlines()))
+    listed = workspace.path(
+        "dvc.yaml"
+    ).read_text()  # of which the check of params.yaml asks for lines
+    workspace.path("dvc.yaml").write_text(
+        STAGES + "".join(f"# {line}\n" for line in listed.splitlines())
+    )
     workspace.path("dvc.lock").unlink()
     workspace.run("dvc", "repro")
     workspace.run("git", "add", "-A")
@@ -98,7 +107,9 @@ def quick(workspace: Any) -> Any:
 
 
 def test_a_search_is_killed_and_goes_on_and_its_trials_are_experiments(quick: Any) -> None:
-    started = subprocess.Popen([*SEARCH, "1"], cwd=quick.folder, env=quick.environment, stdout=subprocess.PIPE)
+    started = subprocess.Popen(
+        [*SEARCH, "1"], cwd=quick.folder, env=quick.environment, stdout=subprocess.PIPE
+    )
     until(lambda: at_work_in(quick, "stub.py") or started.poll() is not None)
     assert started.poll() is None
     os.kill(started.pid, signal.SIGKILL)
@@ -123,16 +134,39 @@ def test_a_search_is_killed_and_goes_on_and_its_trials_are_experiments(quick: An
 
 
 def test_lost_and_failed_tasks_are_queued_again_with_their_params(workspace: Any) -> None:
-    workspace.run("dvc", "exp", "run", "--queue", "-n", "broken", "-S", "train.clip=-1.0", "-S", f"{RATE}=0.5", "train")
+    workspace.run(
+        "dvc",
+        "exp",
+        "run",
+        "--queue",
+        "-n",
+        "broken",
+        "-S",
+        "train.clip=-1.0",
+        "-S",
+        f"{RATE}=0.5",
+        "train",
+    )
     long = ("train.steps=2500", "train.validate_every=0", "train.checkpoint_seconds=0.2")
-    workspace.run("dvc", "exp", "run", "--queue", "-n", "lost", *(word for key in long for word in ("-S", key)), "train")
+    workspace.run(
+        "dvc",
+        "exp",
+        "run",
+        "--queue",
+        "-n",
+        "lost",
+        *(word for key in long for word in ("-S", key)),
+        "train",
+    )
     start_queue(workspace)
     until(lambda: list(workspace.path(".scratch").glob("train-*/checkpoint.safetensors")))
     trains = at_work_in(workspace, "pipeline.train")
     for process in [*at_work_in(workspace, "queue-worker"), *at_work_in(workspace, "exec-run")]:
         process.kill()
     assert not psutil.wait_procs(trains, timeout=60)[1]
-    assert "Running" in workspace.run("dvc", "queue", "status").stdout, "DVC mends this itself now: is `requeue` needed?"
+    assert "Running" in workspace.run("dvc", "queue", "status").stdout, (
+        "DVC mends this itself now: is `requeue` needed?"
+    )
 
     said = workspace.run(*LMLAB, "requeue").stdout
     assert said.splitlines()[0].startswith("2 tasks have failed or run")
@@ -148,11 +182,19 @@ def test_lost_and_failed_tasks_are_queued_again_with_their_params(workspace: Any
     start_queue(workspace)
     until(lambda: at_work_in(workspace, "pipeline.train"))
     assert "lost: runs, left alone" in workspace.run(*LMLAB, "requeue", "lost").stdout
-    until(lambda: "train: going on from step" in workspace.run("dvc", "queue", "logs", "lost").stdout)
+    until(
+        lambda: "train: going on from step" in workspace.run("dvc", "queue", "logs", "lost").stdout
+    )
     workspace.run("dvc", "queue", "kill", "lost")
 
 
 def start_queue(workspace: Any) -> None:
     """Without a pipe, which the worker would keep open."""
     nowhere = subprocess.DEVNULL
-    subprocess.run(["dvc", "queue", "start"], cwd=workspace.folder, env=workspace.environment, stdout=nowhere, check=True)
+    subprocess.run(
+        ["dvc", "queue", "start"],
+        cwd=workspace.folder,
+        env=workspace.environment,
+        stdout=nowhere,
+        check=True,
+    )

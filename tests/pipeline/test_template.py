@@ -21,7 +21,9 @@ TINY = {
 
 
 def test_a_copy_of_the_template_runs_and_only_what_is_changed_runs_again(workspace: Any) -> None:
-    section = (PROJECT / "studies" / "README.md").read_text(encoding="utf-8").split("## Make one\n")[1]
+    section = (
+        (PROJECT / "studies" / "README.md").read_text(encoding="utf-8").split("## Make one\n")[1]
+    )
     (console,) = re.findall(r"```console\n(.*?)```", section, re.S)
     copy, rename, look, publish = (line[2:].split("#")[0].split() for line in console.splitlines())
     shutil.copytree(PROJECT / "studies" / "template", workspace.path("studies/template"))
@@ -34,17 +36,29 @@ def test_a_copy_of_the_template_runs_and_only_what_is_changed_runs_again(workspa
     assert count == 1
     stages.write_text(written)
     set_study(workspace.path("studies/mine/params.yaml"), TINY)
-    own = ("env", "PYTHONPATH=src", sys.executable)  # as in a clone of its own, whose code is the one that is installed
+    own = (
+        "env",
+        "PYTHONPATH=src",
+        sys.executable,
+    )  # as in a clone of its own, whose code is the one that is installed
     assert look[:2] == ["lmlab", "study"]
-    assert "linear" in workspace.run(*own, "-c", "from lmlab.cli import main; main()", *look[1:]).stdout
+    assert (
+        "linear"
+        in workspace.run(*own, "-c", "from lmlab.cli import main; main()", *look[1:]).stdout
+    )
 
     assert arms_run(workspace, publish) == ["cosine", "linear"]
-    assert {path.stem for path in workspace.path("studies/mine/points").iterdir()} == {"linear", "cosine"}
+    assert {path.stem for path in workspace.path("studies/mine/points").iterdir()} == {
+        "linear",
+        "cosine",
+    }
     assert workspace.path("studies/mine/summary.csv").read_text().count("\n") == 3
     assert workspace.path("studies/mine/charts/final.svg").exists()
     assert arms_run(workspace, publish) == []
     params = workspace.path("studies/mine/params.yaml")
-    params.write_text(params.read_text().replace("train.schedule: cosine", "train.schedule: constant"))
+    params.write_text(
+        params.read_text().replace("train.schedule: cosine", "train.schedule: constant")
+    )
     assert arms_run(workspace, publish) == ["cosine"]
 
 

@@ -1,4 +1,5 @@
-"""A process that stops when whoever started it is gone, so that a killed `dvc repro` leaves nothing running.
+"""A process that stops when whoever started it is gone, so that a killed `dvc repro` leaves nothing
+running.
 
 Being killed at any moment is safe for everything here, so the stop is immediate.
 """
@@ -15,13 +16,17 @@ SHELLS = {"sh", "bash", "dash", "zsh", "fish", "ksh", "busybox"}
 
 
 def stop_with_parent() -> None:
-    """Watch the parent, and behind a shell that only waits for us its parent too; exit when one of them is gone."""
+    """Watch the parent, and behind a shell that only waits for us its parent too; exit when one of
+    them is gone.
+    """
     watched: list[psutil.Process] = []
     for ancestor in psutil.Process().parents():
         watched.append(ancestor)
         if ancestor.name() not in SHELLS:
             break
-    threading.Thread(target=_watch, args=(watched, os.getppid()), daemon=True, name="lifeline").start()
+    threading.Thread(
+        target=_watch, args=(watched, os.getppid()), daemon=True, name="lifeline"
+    ).start()
 
 
 def _watch(watched: list[psutil.Process], parent: int) -> None:
@@ -29,7 +34,11 @@ def _watch(watched: list[psutil.Process], parent: int) -> None:
         time.sleep(SECONDS_BETWEEN_LOOKS)
     # there may be nobody left to read this
     try:
-        print("stopped: the process that started this one is gone; run it again to go on", file=sys.stderr, flush=True)
+        print(
+            "stopped: the process that started this one is gone; run it again to go on",
+            file=sys.stderr,
+            flush=True,
+        )
     finally:
         os._exit(130)
 

@@ -1,7 +1,8 @@
 """params.yaml as frozen, typed, strict objects. This is the only module that reads the file.
 
-Each section's class lives beside the code it steers (`TrainParams` in training.py, say) and derives from `Params`.
-A typo, a missing key or a wrong type ends in one line that names the key and the nearest right one.
+Each section's class lives beside the code it steers (`TrainParams` in training.py, say) and derives
+from `Params`. A typo, a missing key or a wrong type ends in one line that names the key and the
+nearest right one.
 """
 
 import difflib
@@ -35,9 +36,13 @@ MOST_VALUES = 100_000
 
 
 class Params(BaseModel):
-    """Base of every section and of every part's `Options`: unknown keys and wrong types are refused, nothing is hidden."""
+    """Base of every section and of every part's `Options`: unknown keys and wrong types are
+    refused, nothing is hidden.
+    """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -49,10 +54,16 @@ class Params(BaseModel):
 
 def _check_numbers(value: Any) -> None:
     if isinstance(value, int) and not -LARGEST <= value <= LARGEST:
-        raise ValueError(f"{shown(value)} is out of bounds: whole numbers lie between -{LARGEST} and {LARGEST}")
+        raise ValueError(
+            f"{shown(value)} is out of bounds: whole numbers lie between -{LARGEST} and {LARGEST}"
+        )
     if isinstance(value, float) and LARGEST_FLOAT < abs(value) < inf:
-        raise ValueError(f"{value} is out of bounds: numbers lie between -{LARGEST_FLOAT} and {LARGEST_FLOAT}")
-    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        raise ValueError(
+            f"{value} is out of bounds: numbers lie between -{LARGEST_FLOAT} and {LARGEST_FLOAT}"
+        )
+    for inner in (
+        value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    ):
         _check_numbers(inner)
 
 
@@ -69,16 +80,22 @@ P = TypeVar("P", bound=Params)
 
 
 def read(path: Path = Path("params.yaml")) -> Tree:
-    """Parse the file in YAML 1.2, the dialect DVC itself uses (so `3e-4` is a number and `on` is text)."""
+    """Parse the file in YAML 1.2, the dialect DVC itself uses (so `3e-4` is a number and `on` is
+    text).
+    """
     try:
         tree = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing; run from the project's top folder") from None
     except MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{path}{line}: {', '.join(filter(None, [error.context, error.problem]))}") from None
+        raise UserError(
+            f"{path}{line}: {', '.join(filter(None, [error.context, error.problem]))}"
+        ) from None
     except RecursionError:
-        raise UserError(f"{path} is nested too deeply to be read; it should hold sections such as `train:`") from None
+        raise UserError(
+            f"{path} is nested too deeply to be read; it should hold sections such as `train:`"
+        ) from None
     except (YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that does not exist
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
@@ -88,14 +105,21 @@ def read(path: Path = Path("params.yaml")) -> Tree:
 
 
 def _check_size(tree: Any, path: Path) -> None:
-    """Raise UserError where aliases that repeat each other, or themselves, make more of a file than anything could read."""
+    """Raise UserError where aliases that repeat each other, or themselves, make more of a file than
+    anything could read.
+    """
     pending, values = [tree], 0
     while pending:
         value = pending.pop()
         values += 1
         if values > MOST_VALUES:
-            raise UserError(f"{path} holds more than {MOST_VALUES:,} values, counting those that its aliases (*) repeat")
-        pending.extend(value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
+            raise UserError(
+                f"{path} holds more than {MOST_VALUES:,} values, counting those that its aliases"
+                " (*) repeat"
+            )
+        pending.extend(
+            value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        )
 
 
 def block(tree: Tree, dotted: str) -> Tree:
@@ -114,7 +138,9 @@ def block(tree: Tree, dotted: str) -> Tree:
 
 
 def changed(tree: Tree, changes: Mapping[str, Any]) -> Tree:
-    """params.yaml with some values replaced, by dotted keys; `key*` multiplies. Raises UserError for a key it lacks."""
+    """params.yaml with some values replaced, by dotted keys; `key*` multiplies. Raises UserError
+    for a key it lacks.
+    """
     copy = deepcopy(dict(tree))
     for dotted, value in changes.items():
         path, _, key = dotted.removesuffix("*").rpartition(".")
@@ -158,7 +184,11 @@ def _explain(error: ValidationError, dotted: str, kind: type[Params]) -> str:
     faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     fault = faults[0]
     key = ".".join([dotted, *(str(step) for step in fault["loc"])])
-    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 and fault["type"] != "extra_forbidden" else ""
+    more = (
+        f" (and {len(faults) - 1} more)"
+        if len(faults) > 1 and fault["type"] != "extra_forbidden"
+        else ""
+    )
     match fault["type"]:
         case "extra_forbidden":
             return f"{key} is not a known key; {nearest(str(fault['loc'][-1]), _keys(kind))}"

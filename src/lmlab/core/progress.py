@@ -6,7 +6,14 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -20,9 +27,15 @@ class ProgressBar:
         self._live: Progress | None = None
         if self._console.is_terminal:
             columns = (
-                TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn(unit),
-                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
-            )  # fmt: skip
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn(unit),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+            )
             self._live = Progress(*columns, console=self._console)
             self._task = self._live.add_task(title, total=total or None, completed=done, note="")
         self._started = self._printed = time.monotonic()
@@ -33,7 +46,12 @@ class ProgressBar:
             self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._live:
             self._live.stop()
         elif kind is None and self.done != self._told:
@@ -59,7 +77,15 @@ class ProgressBar:
         self._printed, self._told = time.monotonic(), self.done
         elapsed = self._printed - self._started
         rate = (self.done - self._start) / elapsed if elapsed > 0 else 0.0
-        left = f", {(self.total - self.done) / rate:.0f} s left" if rate and self.total > self.done else ""
+        left = (
+            f", {(self.total - self.done) / rate:.0f} s left"
+            if rate and self.total > self.done
+            else ""
+        )
         of = f"/{self.total:,}" if self.total else ""
         note = f", {self.note}" if self.note else ""
-        print(f"{self.title}: {self.done:,}{of} {self.unit}, {elapsed:.0f} s{left}{note}", file=sys.stdout, flush=True)
+        print(
+            f"{self.title}: {self.done:,}{of} {self.unit}, {elapsed:.0f} s{left}{note}",
+            file=sys.stdout,
+            flush=True,
+        )

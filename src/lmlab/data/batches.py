@@ -1,9 +1,11 @@
-"""Shards as batches of (tokens, targets), in an order that the seed and the step number alone decide.
+"""Shards as batches of (tokens, targets), in an order that the seed and the step number alone
+decide.
 
-Each epoch visits the row groups in a new order, a *pool* of them at a time. A pool's ids are cut into windows of the
-context's length behind a random first offset, and its windows are shuffled; so a small corpus is shuffled as a whole and
-a large one needs no more memory than a pool. Nothing is remembered between steps but what is loaded: step 1,000 gives the
-same batch whether or not the 999 before it were asked for.
+Each epoch visits the row groups in a new order, a *pool* of them at a time. A pool's ids are cut
+into windows of the context's length behind a random first offset, and its windows are shuffled; so
+a small corpus is shuffled as a whole and a large one needs no more memory than a pool. Nothing is
+remembered between steps but what is loaded: step 1,000 gives the same batch whether or not the 999
+before it were asked for.
 """
 
 from dataclasses import dataclass
@@ -33,8 +35,12 @@ class _Pool:
 
     @cached_property
     def offset(self) -> int:
-        """Where the first window begins: anywhere below a context that leaves room for one window and its target."""
-        return int(np.random.default_rng(self.seed).integers(min(self.context, self.length - self.context)))
+        """Where the first window begins: anywhere below a context that leaves room for one window
+        and its target.
+        """
+        return int(
+            np.random.default_rng(self.seed).integers(min(self.context, self.length - self.context))
+        )
 
     @property
     def windows(self) -> int:
@@ -46,16 +52,21 @@ class _Pool:
 
 
 class Batches:
-    """The train split of some shards as batches. `at(step)` gives tokens and targets, each int64 of shape (B, T)."""
+    """The train split of some shards as batches. `at(step)` gives tokens and targets, each int64 of
+    shape (B, T).
+    """
 
-    def __init__(self, shards: Shards, batch: int, context: int, seed: int, pool_tokens: int) -> None:
+    def __init__(
+        self, shards: Shards, batch: int, context: int, seed: int, pool_tokens: int
+    ) -> None:
         self.shards, self.batch, self.context, self.seed = shards, batch, context, seed
         self.pool_tokens = max(pool_tokens, context + 1)  # every pool has at least one window
         self.groups = shards.row_groups("train")
         self.tokens = sum(group.length for group in self.groups)
         if self.tokens < context + 1:
             raise UserError(
-                f"the train split has {self.tokens:,} tokens, fewer than one context of {context} and its next token;"
+                f"the train split has {self.tokens:,} tokens, fewer than one context of {context}"
+                " and its next token;"
                 " give more text or a smaller train.context"
             )
         self._epoch, self._first_window = 0, 0
@@ -63,7 +74,9 @@ class Batches:
         self._loaded: tuple[list[RowGroup], Ids] | None = None
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
-        """The batch of a step: windows step * B .. step * B + B - 1 of the endless sequence of shuffled windows."""
+        """The batch of a step: windows step * B .. step * B + B - 1 of the endless sequence of
+        shuffled windows.
+        """
         window = step * self.batch
         rows: list[Ids] = []
         while len(rows) < self.batch:
@@ -97,7 +110,9 @@ class Batches:
             self._pools = self._deal(self._epoch)
 
     def _deal(self, epoch: int) -> list[_Pool]:
-        """The epoch's pools: row groups in a random order, each pool at least `pool_tokens` long but for want of more."""
+        """The epoch's pools: row groups in a random order, each pool at least `pool_tokens` long
+        but for want of more.
+        """
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.groups))
         pools: list[list[RowGroup]] = [[]]
         held = 0
@@ -109,11 +124,17 @@ class Batches:
             held += self.groups[index].length
         if len(pools) > 1 and held < max(self.pool_tokens // 2, self.context + 1):
             pools[-2:] = [pools[-2] + pools[-1]]
-        return [_Pool(groups, self.context, [self.seed, epoch, number]) for number, groups in enumerate(pools)]
+        return [
+            _Pool(groups, self.context, [self.seed, epoch, number])
+            for number, groups in enumerate(pools)
+        ]
 
     def _load(self, pool: _Pool) -> Ids:
         """A pool's ids; those last asked for are kept."""
         if self._loaded is None or self._loaded[0] != pool.groups:
             self._loaded = None  # the old ones go first, so that never two pools are held
-            self._loaded = pool.groups, np.concatenate([self.shards.read(group) for group in pool.groups])
+            self._loaded = (
+                pool.groups,
+                np.concatenate([self.shards.read(group) for group in pool.groups]),
+            )
         return self._loaded[1]

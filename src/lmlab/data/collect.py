@@ -1,8 +1,10 @@
-"""A corpus becomes documents: cleaned, split into train, validation and test without overlap, with a manifest.
+"""A corpus becomes documents: cleaned, split into train, validation and test without overlap, with
+a manifest.
 
-Three passes, none with more than a row group in memory: the first cleans and measures, the second deals the parts out to the
-splits, the third looks for what these have in common. All that was dropped, replaced, left out or repeated on the way is
-counted in the manifest and said on the screen.
+Three passes, none with more than a row group in memory: the first cleans and measures, the second
+deals the parts out to the splits, the third looks for what these have in common. All that was
+dropped, replaced, left out or repeated on the way is counted in the manifest and said on the
+screen.
 """
 
 import hashlib
@@ -31,7 +33,9 @@ from lmlab.data.overlap import overlap
 
 EMPTY = "empty documents"
 LEAST_HELD_OUT = 1000
-"""Bytes of validation or test, below which it is said that there are so few: the loss on them is off by a tenth of a bit."""
+"""Bytes of validation or test, below which it is said that there are so few: the loss on them is
+off by a tenth of a bit.
+"""
 
 
 class DownloadParams(Params):
@@ -48,15 +52,19 @@ class DownloadParams(Params):
     @model_validator(mode="after")
     def _leaves_text_to_train_on(self) -> "DownloadParams":
         if self.validation + self.test >= 1:
-            raise ValueError(f"validation ({self.validation}) and test ({self.test}) leave nothing to train on")
+            raise ValueError(
+                f"validation ({self.validation}) and test ({self.test}) leave nothing to train on"
+            )
         return self
 
 
 def build(params: DownloadParams, corpus: Corpus, folder: Path) -> dict[str, Any]:
-    """Write `train.parquet`, `validation.parquet`, `test.parquet` and `manifest.json` into `folder`; return the manifest.
+    """Write `train.parquet`, `validation.parquet`, `test.parquet` and `manifest.json` into
+    `folder`; return the manifest.
 
-    Prints what became of the text on its way there. Raises UserError for an empty corpus, for one that cannot be split as
-    asked, and where writing it in ASCII drops more than `params.most_dropped` of it.
+    Prints what became of the text on its way there. Raises UserError for an empty corpus, for one
+    that cannot be split as asked, and where writing it in ASCII drops more than
+    `params.most_dropped` of it.
     """
     cleaner = Cleaner(params.ascii)
     with whole_folder(folder) as made:
@@ -64,18 +72,27 @@ def build(params: DownloadParams, corpus: Corpus, folder: Path) -> dict[str, Any
         measured = _write_cleaned(corpus.documents(), cleaner, everything, params)
         _check_dropped(cleaner, params)
         facts = corpus.facts()
-        left_out = {**facts.pop("left_out", {}), **({EMPTY: measured.empty} if measured.empty else {})}
+        left_out = {
+            **facts.pop("left_out", {}),
+            **({EMPTY: measured.empty} if measured.empty else {}),
+        }
         if not measured.characters.sum():
             also = f"; left out: {listed(left_out)}" if left_out else ""
-            raise UserError(f"the corpus {params.corpus} is empty: no text is left after cleaning; {corpus.source}{also}")
-        rows = _deal_by_tail(everything, measured.characters, params) if params.split == "tail" else (
-            _deal_by_document(everything, measured, params)
-        )  # fmt: skip
+            raise UserError(
+                f"the corpus {params.corpus} is empty: no text is left after cleaning;"
+                f" {corpus.source}{also}"
+            )
+        rows = (
+            _deal_by_tail(everything, measured.characters, params)
+            if params.split == "tail"
+            else (_deal_by_document(everything, measured, params))
+        )
         counts = write_splits(_with_progress(rows, int(measured.characters.sum())), made)
         everything.unlink()
         if not counts["train"]["characters"] or not counts["validation"]["characters"]:
             raise UserError(
-                f"the corpus {params.corpus} ({measured.characters.sum():,} characters) is too small to be split;"
+                f"the corpus {params.corpus} ({measured.characters.sum():,} characters) is too"
+                " small to be split;"
                 " give more text or a larger download.validation"
             )
         manifest = {
@@ -85,7 +102,10 @@ def build(params: DownloadParams, corpus: Corpus, folder: Path) -> dict[str, Any
             **facts,
             "left_out": left_out,
             "split": params.split,
-            "splits": {split: {**counts[split], "sha256": sha256(made / f"{split}.parquet")} for split in SPLITS},
+            "splits": {
+                split: {**counts[split], "sha256": sha256(made / f"{split}.parquet")}
+                for split in SPLITS
+            },
             **overlap(made, {split: counts[split]["characters"] for split in SPLITS}),
             "ascii": params.ascii,
             "cleaning": {**cleaner.losses(), "emptied_documents": measured.emptied},
@@ -106,7 +126,8 @@ def _warnings(params: DownloadParams, counts: dict[str, dict[str, int]]) -> Iter
         if share and held_out < LEAST_HELD_OUT:
             came_to = f"has only {held_out:,} bytes" if held_out else "is empty"
             yield (
-                f"the {split} split {came_to} (download.{split}: {share:g}); a loss on fewer than {LEAST_HELD_OUT:,} is"
+                f"the {split} split {came_to} (download.{split}: {share:g}); a loss on fewer than"
+                f" {LEAST_HELD_OUT:,} is"
                 " mostly chance: give more text or a larger share"
             )
 
@@ -118,14 +139,18 @@ def _check_dropped(cleaner: Cleaner, params: DownloadParams) -> None:
         dropped = count_and_share(losses["dropped"], losses["characters"])
         examples = " ".join(map(shown, cleaner.dropped()[:5]))
         raise UserError(
-            f"params.yaml: download.ascii: true drops {dropped} of {losses['characters']:,} characters, which ASCII cannot"
-            f" spell (most often {examples}); set download.ascii: false to keep them all, or raise download.most_dropped"
+            f"params.yaml: download.ascii: true drops {dropped} of {losses['characters']:,}"
+            " characters, which ASCII cannot"
+            f" spell (most often {examples}); set download.ascii: false to keep them all, or"
+            " raise download.most_dropped"
             f" ({params.most_dropped}) if they may go"
         )
 
 
 class Measured:
-    """Each document's length and a hash of its text: what the split is decided from, 16 bytes a document."""
+    """Each document's length and a hash of its text: what the split is decided from, 16 bytes a
+    document.
+    """
 
     def __init__(self, characters: list[int], hashes: list[int], empty: int, emptied: int) -> None:
         self.characters: NDArray[np.int64] = np.array(characters, dtype=np.int64)
@@ -133,7 +158,9 @@ class Measured:
         self.empty = empty
         """How many documents came without a character; they are in none of the lists."""
         self.emptied = emptied
-        """How many came with more than white space, or with any, of which cleaning left nothing or white space alone."""
+        """How many came with more than white space, or with any, of which cleaning left nothing or
+        white space alone.
+        """
 
 
 def _parts(pieces: Iterable[str]) -> Iterator[str]:
@@ -188,14 +215,19 @@ class _Rows:
         self._rows, self._held = [], 0
 
 
-def _write_cleaned(documents: Iterable[Document], cleaner: Cleaner, path: Path, params: DownloadParams) -> Measured:
+def _write_cleaned(
+    documents: Iterable[Document], cleaner: Cleaner, path: Path, params: DownloadParams
+) -> Measured:
     rows = _Rows(path)
     characters: list[int] = []
     hashes: list[int] = []
     empty = emptied = 0
     with ProgressBar("download: cleaning", 0, "characters") as bar:
         for document in documents:
-            length, digest = 0, hashlib.blake2b(key=params.split_seed.to_bytes(8, "big"), digest_size=8)
+            length, digest = (
+                0,
+                hashlib.blake2b(key=params.split_seed.to_bytes(8, "big"), digest_size=8),
+            )
             read = _Watched(_whole_line_ends(document.pieces))
             cleaned = _Watched(cleaner.clean(piece) for piece in read)
             for part, text in enumerate(_parts(cleaned)):
@@ -213,7 +245,9 @@ def _write_cleaned(documents: Iterable[Document], cleaner: Cleaner, path: Path, 
 
 
 class _Watched:
-    """Passes pieces of text on and notes whether there were any characters, and any but white space."""
+    """Passes pieces of text on and notes whether there were any characters, and any but white
+    space.
+    """
 
     def __init__(self, pieces: Iterable[str]) -> None:
         self._pieces = pieces
@@ -230,10 +264,14 @@ _Row = tuple[str, int, int, str, str]
 """Split, document, part, name, text."""
 
 
-def _deal_by_tail(path: Path, characters: NDArray[np.int64], params: DownloadParams) -> Iterator[_Row]:
-    """The text's ends are held out: its last characters are validation, its first test, all between train.
+def _deal_by_tail(
+    path: Path, characters: NDArray[np.int64], params: DownloadParams
+) -> Iterator[_Row]:
+    """The text's ends are held out: its last characters are validation, its first test, all between
+    train.
 
-    So validation follows on train, as in most published splits of one text, whatever the size of the test split.
+    So validation follows on train, as in most published splits of one text, whatever the size of
+    the test split.
     """
     total = int(characters.sum())
     ends = [int(total * params.test), int(total * (1 - params.validation)), total]
@@ -245,14 +283,16 @@ def _deal_by_tail(path: Path, characters: NDArray[np.int64], params: DownloadPar
                 splits.pop(0)
             piece, text = text[: ends[0] - at], text[ends[0] - at :]
             if (document, splits[0]) != current:
-                # the rest of a document that a boundary cuts is a document of its own in the next split
+                # the rest of a document that a boundary cuts is a document of its own in the next
+                # split
                 current, first_part = (document, splits[0]), part
             yield splits[0], document, part - first_part, name, piece
             at += len(piece)
 
 
 def _deal_by_document(path: Path, measured: Measured, params: DownloadParams) -> Iterator[_Row]:
-    """Whole documents are held out, chosen by a seeded hash of their text, so equal texts land in the same split.
+    """Whole documents are held out, chosen by a seeded hash of their text, so equal texts land in
+    the same split.
 
     The largest is always trained on: held out, it could leave next to nothing to learn from.
     """
@@ -260,14 +300,19 @@ def _deal_by_document(path: Path, measured: Measured, params: DownloadParams) ->
     wanted = 2 + (params.test > 0)
     if len(distinct) < wanted:
         raise UserError(
-            f"the corpus {params.corpus} has {len(distinct)} different document(s), too few to hold out whole ones;"
+            f"the corpus {params.corpus} has {len(distinct)} different document(s), too few to"
+            " hold out whole ones;"
             " set download.split: tail"
         )
     size = np.bincount(which, weights=measured.characters)
     order = np.argsort(size == size.max(), kind="stable")  # that of the hashes, but for the largest
     share = np.empty(len(size))
-    share[order] = (size[order].cumsum() - size[order] / 2) / size.sum()  # where each document's middle lies
-    split = np.where(share < params.validation, 1, np.where(share < params.validation + params.test, 2, 0))
+    share[order] = (
+        size[order].cumsum() - size[order] / 2
+    ) / size.sum()  # where each document's middle lies
+    split = np.where(
+        share < params.validation, 1, np.where(share < params.validation + params.test, 2, 0)
+    )
     split[order[0]], split[order[-1]] = 1, 0
     if params.test > 0 and not (split == 2).any():
         split[order[-2]] = 2
@@ -298,4 +343,7 @@ def write_splits(rows: Iterable[_Row], folder: Path) -> dict[str, dict[str, int]
         occurs[split][np.frombuffer(text.encode("utf-32-le"), dtype="<u4")] = True
     for writer in writers.values():
         writer.close()
-    return {split: {**counts[split], "different_characters": int(occurs[split].sum())} for split in SPLITS}
+    return {
+        split: {**counts[split], "different_characters": int(occurs[split].sum())}
+        for split in SPLITS
+    }

@@ -1,4 +1,5 @@
-"""The text of rows by the name of its column or key; a dotted name (`meta.text`) leads into what is nested.
+"""The text of rows by the name of its column or key; a dotted name (`meta.text`) leads into what is
+nested.
 
 A name that stands there as it is, dots and all, goes before one that leads inside.
 """
@@ -27,7 +28,9 @@ class Missing(NamedTuple):
 def text_of_row(row: Any, name: str) -> str | Missing:
     """The text in a row of JSON, or why there is none."""
     if not isinstance(row, Mapping):
-        return Missing("no JSON object", f"not a JSON object with the key {name!r}, but {_kind(row)}")
+        return Missing(
+            "no JSON object", f"not a JSON object with the key {name!r}, but {_kind(row)}"
+        )
     values = list(_values(row, name))
     if not values:
         return Missing("no such key", f"the object has no key {name!r}; it has {_listed(row)}")
@@ -35,27 +38,41 @@ def text_of_row(row: Any, name: str) -> str | Missing:
 
 
 def text_of_value(value: Any, name: str) -> str | Missing:
-    """A value, if it is text, or why it is not. Raises UnicodeDecodeError for bytes that are not UTF-8."""
+    """A value, if it is text, or why it is not. Raises UnicodeDecodeError for bytes that are not
+    UTF-8.
+    """
     if isinstance(value, bytes):
         return value.decode("utf-8")
     if isinstance(value, str):
         return value
     kind = _kind(value)
-    return Missing(kind, f"{name!r} is {kind}" if value is None else f"{name!r} is not text but {kind}")
+    return Missing(
+        kind, f"{name!r} is {kind}" if value is None else f"{name!r} is not text but {kind}"
+    )
 
 
 def path_to(name: str, schema: pa.Schema, where: str) -> list[str]:
-    """The names that lead from a table to a column of text. Raises UserError where there is none of that name."""
+    """The names that lead from a table to a column of text. Raises UserError where there is none of
+    that name.
+    """
     path = next(_paths(schema, name), None)
     texts = list(_names_of_text(schema))
     if path is None:
         nested = [text for text in texts if text not in schema.names]
-        raise UserError(f"{where} has no column {name!r}; it has {_listed([*schema.names, *nested])}")
+        raise UserError(
+            f"{where} has no column {name!r}; it has {_listed([*schema.names, *nested])}"
+        )
     if schema.names.count(path[0]) > 1:
-        raise UserError(f"{where} has {schema.names.count(path[0])} columns named {path[0]!r}; name them apart")
+        raise UserError(
+            f"{where} has {schema.names.count(path[0])} columns named {path[0]!r}; name them apart"
+        )
     kind = _type_at(schema, path)
     if not _is_text(kind) and not pa.types.is_null(kind):
-        instead = f"set corpora.local.column to one that is: {_listed(texts)}" if texts else "no column of it is"
+        instead = (
+            f"set corpora.local.column to one that is: {_listed(texts)}"
+            if texts
+            else "no column of it is"
+        )
         raise UserError(f"{where}: the column {name!r} is not text but {kind}; {instead}")
     return path
 
@@ -118,19 +135,33 @@ def _names_of_text(fields: Iterable[pa.Field]) -> Iterator[str]:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    """Whether a column of this type may hold text: strings or, as some programs write them, bytes; also in a dictionary."""
+    """Whether a column of this type may hold text: strings or, as some programs write them, bytes;
+    also in a dictionary.
+    """
     if isinstance(kind, pa.BaseExtensionType):
         kind = kind.storage_type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    checks = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    checks = (
+        pa.types.is_string,
+        pa.types.is_large_string,
+        pa.types.is_binary,
+        pa.types.is_large_binary,
+    )
     views = (pa.types.is_string_view, pa.types.is_binary_view)
     return any(check(kind) for check in (*checks, *views))
 
 
 def _kind(value: Any) -> str:
     """What a value of JSON is, in words."""
-    words = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object", str: "text"}
+    words = {
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        list: "a list",
+        dict: "an object",
+        str: "text",
+    }
     return "null" if value is None else words.get(type(value), type(value).__name__)
 
 

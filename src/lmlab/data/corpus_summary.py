@@ -1,4 +1,6 @@
-"""What became of a corpus on its way into the splits, in lines for the screen: lost, left out, repeated, shared."""
+"""What became of a corpus on its way into the splits, in lines for the screen: lost, left out,
+repeated, shared.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,11 +11,15 @@ from lmlab.data.overlap import HELD_OUT
 FEW_CHARACTERS = 4
 """Different ones: text that has no more is hardly text."""
 MUCH_IN_TRAIN = 0.1
-"""Share of a held-out split that stands in train too, above which a loss there is no measure of what was learned."""
+"""Share of a held-out split that stands in train too, above which a loss there is no measure of
+what was learned.
+"""
 
 
 def lines(manifest: dict[str, Any]) -> Iterator[str]:
-    """A line for each thing that a corpus's manifest says; what was lost and what splits share is told even if it is 0."""
+    """A line for each thing that a corpus's manifest says; what was lost and what splits share is
+    told even if it is 0.
+    """
     yield _cleaning(manifest["cleaning"])
     if left_out := manifest["left_out"]:
         yield f"left out: {listed(left_out)}"
@@ -21,15 +27,23 @@ def lines(manifest: dict[str, Any]) -> Iterator[str]:
         different = manifest["splits"][split]["different_characters"]
         if 0 < different <= FEW_CHARACTERS:
             yield (
-                f"{split} has only {different} different character(s): there is next to nothing in it to learn, and a loss"
+                f"{split} has only {different} different character(s): there is next to nothing"
+                " in it to learn, and a loss"
                 " near 0 on it means nothing"
             )
     yield from _repeated(manifest["equal_documents"]["within"])
     yield _shared(manifest)
     verbatim = manifest["verbatim"]
-    remembered = [split for split in HELD_OUT if verbatim[split]["characters"] > MUCH_IN_TRAIN * verbatim[split]["checked"]]
+    remembered = [
+        split
+        for split in HELD_OUT
+        if verbatim[split]["characters"] > MUCH_IN_TRAIN * verbatim[split]["checked"]
+    ]
     if remembered:
-        yield f"much of {' and '.join(remembered)} stands in train word for word: a loss there says how well that is known"
+        yield (
+            f"much of {' and '.join(remembered)} stands in train word for word: a loss there"
+            " says how well that is known"
+        )
 
 
 def listed(counts: dict[str, int]) -> str:
@@ -51,7 +65,9 @@ def share(count: int, whole: int) -> str:
 
 def _cleaning(counts: dict[str, int]) -> str:
     characters = counts["characters"]
-    dropped, replaced = (count_and_share(counts[fate], characters) for fate in ("dropped", "replaced"))
+    dropped, replaced = (
+        count_and_share(counts[fate], characters) for fate in ("dropped", "replaced")
+    )
     line = f"of {characters:,} characters, cleaning dropped {dropped} and replaced {replaced}"
     if counts["invisible"]:
         line += f"; {counts['invisible']:,} accents and invisible characters went too"
@@ -61,7 +77,11 @@ def _cleaning(counts: dict[str, int]) -> str:
 
 
 def _repeated(within: dict[str, dict[str, int]]) -> Iterator[str]:
-    copies = [f"{within[split]['documents']:,} in {split}" for split in SPLITS if within[split]["documents"]]
+    copies = [
+        f"{within[split]['documents']:,} in {split}"
+        for split in SPLITS
+        if within[split]["documents"]
+    ]
     if copies:
         yield f"copies of an earlier document of the same split: {', '.join(copies)}"
 
@@ -73,10 +93,17 @@ def _shared(manifest: dict[str, Any]) -> str:
         checked = verbatim[split]["checked"]
         if checked:
             documents = across[f"{split} in train"]["documents"]
-            sample = f" (by a sample of {checked:,})" if checked < manifest["splits"][split]["characters"] else ""
+            sample = (
+                f" (by a sample of {checked:,})"
+                if checked < manifest["splits"][split]["characters"]
+                else ""
+            )
             characters = share(verbatim[split]["characters"], checked)
             facts.append(f"{documents:,} documents and {characters}{sample} of {split}")
     in_both = across["test in validation"]["documents"]
     both = f"; {in_both:,} documents of test are in validation" if in_both else ""
     run = verbatim["run_characters"]
-    return f"also in train: {', '.join(facts)} (equal documents; characters in equal runs of {run} or more){both}"
+    return (
+        f"also in train: {', '.join(facts)} (equal documents; characters in equal runs of"
+        f" {run} or more){both}"
+    )

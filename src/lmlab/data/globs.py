@@ -1,7 +1,9 @@
-"""Files by pattern: every real file once, however many names lead to it, and a count of all that was passed over.
+"""Files by pattern: every real file once, however many names lead to it, and a count of all that
+was passed over.
 
-A pattern is a file, a folder (then all files of the kinds asked for, at any depth) or a glob, in which `**` stands for
-folders at any depth. Links are followed, but a folder is never entered twice, so links that lead back end.
+A pattern is a file, a folder (then all files of the kinds asked for, at any depth) or a glob, in
+which `**` stands for folders at any depth. Links are followed, but a folder is never entered twice,
+so links that lead back end.
 """
 
 import fnmatch
@@ -25,16 +27,19 @@ class Matches(NamedTuple):
     """What the patterns lead to."""
 
     files: list[Path]
-    """Every file once, in the order of their paths; of several names the one that takes no link, then the shortest."""
+    """Every file once, in the order of their paths; of several names the one that takes no link,
+    then the shortest.
+    """
     passed_over: Counter[str]
     """What was matched but is no file to read, by reason, how often."""
 
 
 def find(patterns: Sequence[str], suffixes: Sequence[str], key: str) -> Matches:
-    """The files that the patterns name. In a folder only those that end in one of the suffixes count.
+    """The files that the patterns name. In a folder only those that end in one of the suffixes
+    count.
 
-    Raises UserError, naming `key`, for a file named by a pattern that ends in none of them, for a link to nowhere and for
-    what is neither file nor folder.
+    Raises UserError, naming `key`, for a file named by a pattern that ends in none of them, for a
+    link to nowhere and for what is neither file nor folder.
     """
     passed_over: Counter[str] = Counter()
     names: dict[tuple[int, int], list[Path]] = {}
@@ -44,9 +49,14 @@ def find(patterns: Sequence[str], suffixes: Sequence[str], key: str) -> Matches:
             passed_over[NAMED_AS_FILES] += has_suffix(path, suffixes)
             continue
         if not stat.S_ISREG(state.st_mode):
-            raise UserError(f"{shown(path)} is neither file nor folder, but a pipe or a device; narrow {key}")
+            raise UserError(
+                f"{shown(path)} is neither file nor folder, but a pipe or a device; narrow {key}"
+            )
         if not has_suffix(path, suffixes):
-            raise UserError(f"{shown(path)}: only files that end in {', '.join(suffixes)} can be read; narrow {key}")
+            raise UserError(
+                f"{shown(path)}: only files that end in {', '.join(suffixes)} can be read; narrow"
+                f" {key}"
+            )
         names.setdefault((state.st_dev, state.st_ino), []).append(path)
     files = []
     for of_one_file in names.values():
@@ -62,11 +72,17 @@ def has_suffix(path: Path, suffixes: Iterable[str]) -> bool:
 
 
 def shown(name: Path | str) -> str:
-    """A name as it can be printed on one line: of what names of files and keys may hold, all that is no sign is escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(name))
+    """A name as it can be printed on one line: of what names of files and keys may hold, all that
+    is no sign is escaped.
+    """
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(name)
+    )
 
 
-def _matches(patterns: Sequence[str], suffixes: Sequence[str], passed_over: Counter[str], key: str) -> Iterator[Path]:
+def _matches(
+    patterns: Sequence[str], suffixes: Sequence[str], passed_over: Counter[str], key: str
+) -> Iterator[Path]:
     """Whatever a pattern names, files or not, perhaps more than once."""
     for pattern in patterns:
         path = Path(os.path.expanduser(pattern))
@@ -85,10 +101,14 @@ def _matches(patterns: Sequence[str], suffixes: Sequence[str], passed_over: Coun
         except PermissionError:
             raise  # told in one line wherever it happens
         except OSError as error:
-            raise UserError(f"{shown(error.filename or path)} cannot be read: {error.strerror}; mend {key}") from None
+            raise UserError(
+                f"{shown(error.filename or path)} cannot be read: {error.strerror}; mend {key}"
+            ) from None
 
 
-def _of_kind(paths: Iterable[Path], suffixes: Sequence[str], passed_over: Counter[str]) -> Iterator[Path]:
+def _of_kind(
+    paths: Iterable[Path], suffixes: Sequence[str], passed_over: Counter[str]
+) -> Iterator[Path]:
     """Those with one of the suffixes; files of other kinds are counted by their own."""
     for path in paths:
         if has_suffix(path, suffixes):
@@ -122,7 +142,9 @@ def _expanded(base: Path, parts: Sequence[str], passed_over: Counter[str]) -> It
 
 
 def _folders(start: Path, passed_over: Counter[str]) -> Iterator[Path]:
-    """A folder and those below it, each once: by its own name where it has one here, else by that of a link."""
+    """A folder and those below it, each once: by its own name where it has one here, else by that
+    of a link.
+    """
     entered: set[tuple[int, int]] = set()
     links = deque([start])
     while links:
@@ -141,7 +163,9 @@ def _folders(start: Path, passed_over: Counter[str]) -> Iterator[Path]:
 
 
 def _entries(folder: Path, hidden: bool = False) -> list[Path]:
-    """What a folder holds, by name; hidden names, those that begin with a dot, only where asked for."""
+    """What a folder holds, by name; hidden names, those that begin with a dot, only where asked
+    for.
+    """
     with os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries if hidden or not entry.name.startswith("."))
     return [folder / name for name in names]
@@ -154,10 +178,14 @@ def _state(path: Path, key: str) -> os.stat_result:
         raise
     except OSError:
         if path.is_symlink():
-            raise UserError(f"{shown(path)} is a link to nowhere; mend it, delete it or narrow {key}") from None
+            raise UserError(
+                f"{shown(path)} is a link to nowhere; mend it, delete it or narrow {key}"
+            ) from None
         raise UserError(f"{shown(path)} cannot be read; narrow {key}") from None
 
 
 def _indirectness(path: Path) -> tuple[bool, int, str]:
-    """How far a name is from being the file's own: whether it takes a link, how deep it is, then the name itself."""
+    """How far a name is from being the file's own: whether it takes a link, how deep it is, then
+    the name itself.
+    """
     return path.resolve() != Path(os.path.abspath(path)), len(path.parts), str(path)

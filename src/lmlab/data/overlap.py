@@ -1,11 +1,14 @@
-"""What the splits of a corpus have in common: equal documents, and long runs of text that stand in two splits verbatim.
+"""What the splits of a corpus have in common: equal documents, and long runs of text that stand in
+two splits verbatim.
 
-A run is RUN characters or more of one document that stand in some document of another split just so. RUN is about the 13
-words by which Brown et al. (2020) looked for test sets in their training text.
+A run is RUN characters or more of one document that stand in some document of another split just
+so. RUN is about the 13 words by which Brown et al. (2020) looked for test sets in their training
+text.
 
-The held-out splits are indexed by a hash of the RUN characters from each position on; then the train split is read once and
-each of its positions looked up. Memory is bounded: of a held-out split of more than MOST_CHECKED characters an evenly spread
-sample is indexed, in stretches of STRETCH characters each, and the result says how many characters those are.
+The held-out splits are indexed by a hash of the RUN characters from each position on; then the
+train split is read once and each of its positions looked up. Memory is bounded: of a held-out split
+of more than MOST_CHECKED characters an evenly spread sample is indexed, in stretches of STRETCH
+characters each, and the result says how many characters those are.
 """
 
 import hashlib
@@ -29,10 +32,14 @@ BITS_A_HASH = 16
 PAIRS = (("validation", "train"), ("test", "train"), ("test", "validation"))
 HELD_OUT = ("validation", "test")
 BEHIND_CHARACTERS = 0x110000
-"""The first number that is no code point. Borders between documents are numbered from here on, so that no two are equal and
-no run crosses one."""
+"""The first number that is no code point. Borders between documents are numbered from here on, so
+that no two are equal and no run crosses one.
+"""
 BORDERS_OF_TRAIN = 1 << 40
-_FACTORS = [int.from_bytes(hashlib.blake2b(bytes([number]), digest_size=8).digest(), "big") | 1 for number in range(8)]
+_FACTORS = [
+    int.from_bytes(hashlib.blake2b(bytes([number]), digest_size=8).digest(), "big") | 1
+    for number in range(8)
+]
 
 Numbers = NDArray[np.uint64]
 
@@ -46,11 +53,13 @@ class Part(NamedTuple):
 
 
 def overlap(folder: Path, characters: dict[str, int]) -> dict[str, Any]:
-    """What the splits in a corpus's folder have in common; `characters` says how many each split has.
+    """What the splits in a corpus's folder have in common; `characters` says how many each split
+    has.
 
-    `equal_documents`: of each split how many documents, with how many characters, repeat an earlier one of the same split
-    (`within`), and how many stand in another split too (`across`, e.g. `validation in train`). `verbatim`: for each held-out
-    split, how many of its `checked` characters lie in a run of at least `run_characters` that stands in train.
+    `equal_documents`: of each split how many documents, with how many characters, repeat an earlier
+    one of the same split (`within`), and how many stand in another split too (`across`, e.g.
+    `validation in train`). `verbatim`: for each held-out split, how many of its `checked`
+    characters lie in a run of at least `run_characters` that stands in train.
     """
     documents = {split: _Documents() for split in SPLITS}
     indexed = {}
@@ -63,7 +72,8 @@ def overlap(folder: Path, characters: dict[str, int]) -> dict[str, Any]:
         for numbers in _stream(train, BORDERS_OF_TRAIN):
             search.look_up(window_hashes(numbers))
     verbatim = {
-        split: {"characters": index.covered(search), "checked": index.characters} for split, index in indexed.items()
+        split: {"characters": index.covered(search), "checked": index.characters}
+        for split, index in indexed.items()
     }
     return {"equal_documents": _equal(documents), "verbatim": {"run_characters": RUN, **verbatim}}
 
@@ -71,8 +81,9 @@ def overlap(folder: Path, characters: dict[str, int]) -> dict[str, Any]:
 def window_hashes(numbers: Numbers) -> Numbers:
     """A hash of the RUN numbers from each position on, shape (len(numbers) - RUN + 1,).
 
-    Polynomials by doubling: the hash of twice as many numbers is that of the first half times a factor plus that of the
-    second, modulo 2^64. Numbers are scrambled first, since such a hash of small ones would fill the high bits unevenly.
+    Polynomials by doubling: the hash of twice as many numbers is that of the first half times a
+    factor plus that of the second, modulo 2^64. Numbers are scrambled first, since such a hash of
+    small ones would fill the high bits unevenly.
     """
     hashes = numbers * np.uint64(_FACTORS[0])
     hashes ^= hashes >> np.uint64(29)
@@ -104,7 +115,9 @@ class Search:
         met = places[self.missing[places] == hashes]
         self._met[met] = True
         self._hits += len(met)
-        if self._hits * 8 > len(self.missing):  # or text that repeats itself would be looked up again and again
+        if self._hits * 8 > len(
+            self.missing
+        ):  # or text that repeats itself would be looked up again and again
             self._forget_those_met()
 
     def found(self, hashes: Numbers) -> NDArray[np.bool_]:
@@ -112,7 +125,9 @@ class Search:
         self._forget_those_met()
         met = np.ones(len(hashes), dtype=np.bool_)
         if len(self.missing):
-            order = np.argsort(hashes)  # what is looked up in order is near what was looked up before it
+            order = np.argsort(
+                hashes
+            )  # what is looked up in order is near what was looked up before it
             met[order] = self.missing[self._places(hashes[order])] != hashes[order]
         return met
 
@@ -132,9 +147,11 @@ class Search:
 
 
 class _Bits:
-    """A table with a bit for some of the bits of a hash, set where one of the hashes has these (Bloom 1970).
+    """A table with a bit for some of the bits of a hash, set where one of the hashes has these
+    (Bloom 1970).
 
-    Nearly all hashes that are not looked for find no bit set, in memory small enough for a processor's cache.
+    Nearly all hashes that are not looked for find no bit set, in memory small enough for a
+    processor's cache.
     """
 
     def __init__(self, hashes: Numbers, skipped: int) -> None:
@@ -161,7 +178,10 @@ class _Indexed:
         self.characters = 0
         """How many there are, borders not counted."""
         self.hashes: Numbers = np.concatenate(
-            [np.zeros(0, dtype=np.uint64), *map(window_hashes, _stream(self._counted(parts), border=0))]
+            [
+                np.zeros(0, dtype=np.uint64),
+                *map(window_hashes, _stream(self._counted(parts), border=0)),
+            ]
         )
 
     def covered(self, search: Search) -> int:
@@ -179,13 +199,17 @@ class _Indexed:
 
 
 class _Documents:
-    """Length and hash of each document of a split, noted as its parts pass by: 16 bytes a document."""
+    """Length and hash of each document of a split, noted as its parts pass by: 16 bytes a
+    document.
+    """
 
     def __init__(self) -> None:
         self._lengths = array("q")
         self._hashes = array("Q")
 
-    def noted(self, parts: Iterable[Part], tell: Callable[[int], None] = lambda characters: None) -> Iterator[Part]:
+    def noted(
+        self, parts: Iterable[Part], tell: Callable[[int], None] = lambda characters: None
+    ) -> Iterator[Part]:
         """The same parts; `tell` is called with the characters of each behind it."""
         digest, length = hashlib.blake2b(digest_size=8), 0
         for part in parts:
@@ -224,7 +248,9 @@ class _Documents:
 
 
 def _equal(documents: dict[str, _Documents]) -> dict[str, Any]:
-    across = {f"{split} in {other}": documents[split].also_in(documents[other]) for split, other in PAIRS}
+    across = {
+        f"{split} in {other}": documents[split].also_in(documents[other]) for split, other in PAIRS
+    }
     return {"within": {split: documents[split].repeated() for split in SPLITS}, "across": across}
 
 
@@ -234,7 +260,9 @@ def _parts(folder: Path, split: str) -> Iterator[Part]:
 
 
 def _sampled(parts: Iterable[Part], every: int) -> Iterator[Part]:
-    """One in `every` stretches of the text, each as a document of its own; all parts as they are where that is every one."""
+    """One in `every` stretches of the text, each as a document of its own; all parts as they are
+    where that is every one.
+    """
     begin = 0
     for part in parts:
         if every <= 1:
@@ -249,7 +277,8 @@ def _sampled(parts: Iterable[Part], every: int) -> Iterator[Part]:
 
 
 def _stream(parts: Iterable[Part], border: int) -> Iterator[Numbers]:
-    """The text in code points with a border before each document, in arrays that share RUN - 1 numbers with the next.
+    """The text in code points with a border before each document, in arrays that share RUN - 1
+    numbers with the next.
 
     So the windows of all arrays, one array after another, are the windows of the whole.
     """

@@ -1,7 +1,8 @@
-"""Documents become shards: every split's text encoded and written as Parquet, by several processes where that helps.
+"""Documents become shards: every split's text encoded and written as Parquet, by several processes
+where that helps.
 
-The bytes written do not depend on how many processes share the work. Memory stays at a row group a process, however large
-the corpus.
+The bytes written do not depend on how many processes share the work. Memory stays at a row group a
+process, however large the corpus.
 """
 
 import multiprocessing
@@ -45,14 +46,20 @@ class _Work(NamedTuple):
     tokenizer: Path
 
 
-def build(params: ShardParams, corpus: Path, tokenizer_folder: Path, folder: Path) -> dict[str, Any]:
+def build(
+    params: ShardParams, corpus: Path, tokenizer_folder: Path, folder: Path
+) -> dict[str, Any]:
     """Write the shards of every split and `manifest.json` into `folder`; return the manifest."""
     tokenizer_file = tokenizer_folder / TOKENIZER_FILE
     tokenizer = tokenizers.load(tokenizer_file)
     for split in SPLITS:
         checked(corpus / f"{split}.parquet", made_by="download")
     with whole_folder(folder) as made:
-        work = [item for split in SPLITS for item in _plan(split, corpus / f"{split}.parquet", made, tokenizer_file, params)]
+        work = [
+            item
+            for split in SPLITS
+            for item in _plan(split, corpus / f"{split}.parquet", made, tokenizer_file, params)
+        ]
         written = _write_all(work, params.processes or os.cpu_count() or 1)
         splits: dict[str, dict[str, Any]] = {
             split: {"tokens": 0, "bytes": 0, "documents": 0, "files": []} for split in SPLITS
@@ -61,11 +68,13 @@ def build(params: ShardParams, corpus: Path, tokenizer_folder: Path, folder: Pat
             entry = splits[item.split]
             for key in ("tokens", "bytes", "documents"):
                 entry[key] += sum(group[key] for group in groups)
-            entry["files"].append({"name": item.target.name, "sha256": sha256(item.target), "row_groups": groups})
+            entry["files"].append(
+                {"name": item.target.name, "sha256": sha256(item.target), "row_groups": groups}
+            )
         manifest = {
             "tokenizer_sha256": sha256(tokenizer_file),
-            "vocabulary": tokenizer.vocabulary,
-            "document": tokenizer.document,
+            "vocabulary_size": tokenizer.vocabulary_size,
+            "bos": tokenizer.bos,
             "type": str(_type(tokenizer)),
             "splits": splits,
         }
@@ -73,7 +82,9 @@ def build(params: ShardParams, corpus: Path, tokenizer_folder: Path, folder: Pat
     return manifest
 
 
-def _plan(split: str, source: Path, folder: Path, tokenizer: Path, params: ShardParams) -> Iterator[_Work]:
+def _plan(
+    split: str, source: Path, folder: Path, tokenizer: Path, params: ShardParams
+) -> Iterator[_Work]:
     """Consecutive row groups, about `megabytes` of text to a shard."""
     with readable(source):
         metadata = pq.read_metadata(source)
@@ -91,14 +102,19 @@ def _plan(split: str, source: Path, folder: Path, tokenizer: Path, params: Shard
 def _write_all(work: list[_Work], processes: int) -> list[list[dict[str, int]]]:
     with ProgressBar("shard", len(work), "shards") as bar:
         groups = []
-        if min(processes, len(work)) <= 1 or sum(len(item.row_groups) for item in work) <= 2 * len(SPLITS):
+        if min(processes, len(work)) <= 1 or sum(len(item.row_groups) for item in work) <= 2 * len(
+            SPLITS
+        ):
             for item in work:  # starting processes would take longer than the work
                 groups.append(_write_shard(item))
                 bar.advance(1)
             return groups
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(processes, len(work)), context, initializer=lifeline.stop_with_parent) as pool:
-            # what ignores Ctrl-C when it is started goes on to: it is for the parent to answer, in one line
+        with ProcessPoolExecutor(
+            min(processes, len(work)), context, initializer=lifeline.stop_with_parent
+        ) as pool:
+            # what ignores Ctrl-C when it is started goes on to: it is for the parent to answer, in
+            # one line
             answer = signal.signal(signal.SIGINT, signal.SIG_IGN)
             results = [pool.submit(_write_shard, item) for item in work]
             signal.signal(signal.SIGINT, answer)
@@ -108,15 +124,16 @@ def _write_all(work: list[_Work], processes: int) -> list[list[dict[str, int]]]:
                     bar.advance(1)
             except BaseException:
                 for worker in multiprocessing.active_children():
-                    worker.terminate()  # or the pool would wait for shards that nobody wants any more
+                    # or the pool would wait for shards that nobody wants any more
+                    worker.terminate()
                 raise
         return groups
 
 
 def _type(tokenizer: Tokenizer) -> np.dtype[Any]:
-    """The smallest type that holds every id of text: all but the document token, which is not stored."""
-    last = tokenizer.vocabulary - 1
-    return np.min_scalar_type(last - 1 if last == tokenizer.document else last)
+    """The smallest type that holds every id of text: all but the BOS token, which is not stored."""
+    last = tokenizer.vocabulary_size - 1
+    return np.min_scalar_type(last - 1 if last == tokenizer.bos else last)
 
 
 def _write_shard(work: _Work) -> list[dict[str, int]]:
@@ -124,7 +141,12 @@ def _write_shard(work: _Work) -> list[dict[str, int]]:
     tokenizer = tokenizers.load(work.tokenizer)
     ids_type = pa.from_numpy_dtype(_type(tokenizer))
     schema = pa.schema(
-        [("document", pa.int64()), ("part", pa.int32()), ("bytes", pa.int64()), ("tokens", pa.large_list(ids_type))]
+        [
+            ("document", pa.int64()),
+            ("part", pa.int32()),
+            ("bytes", pa.int64()),
+            ("tokens", pa.large_list(ids_type)),
+        ]
     )
     groups = []
     with readable(work.source):
@@ -137,7 +159,9 @@ def _write_shard(work: _Work) -> list[dict[str, int]]:
             ids = [tokenizer.encode(text) for text in texts]
             sizes = [len(text.encode("utf-8")) for text in texts]
             offsets = np.cumsum([0, *map(len, ids)])
-            tokens = pa.LargeListArray.from_arrays(offsets, pa.array(np.concatenate(ids).astype(_type(tokenizer))))
+            tokens = pa.LargeListArray.from_arrays(
+                offsets, pa.array(np.concatenate(ids).astype(_type(tokenizer)))
+            )
             columns = [
                 read.column("document").combine_chunks(),
                 read.column("part").combine_chunks(),

@@ -1,4 +1,6 @@
-"""What each of many equal stretches of a text costs a model: how much a mean over the text owes to which text it was."""
+"""What each of many equal stretches of a text costs a model: how much a mean over the text owes to
+which text it was.
+"""
 
 import numpy as np
 import pandas as pd
@@ -13,10 +15,12 @@ COLUMNS = ("block", "bytes", "nats")
 
 
 def table(scored: Score, stream: Ids, token_bytes: list[bytes]) -> pd.DataFrame:
-    """A row for each block, in the order of the text: its number, the bytes of its tokens, and what those cost in nats.
+    """A row for each block, in the order of the text: its number, the bytes of its tokens, and what
+    those cost in nats.
 
-    Blocks are equal in bytes of the raw text, so those of models with different tokenizers are about the same text; a token
-    belongs, whole, to the block in which it begins. Tokens without bytes of their own count where they stand.
+    Blocks are equal in bytes of the raw text, so those of models with different tokenizers are
+    about the same text; a token belongs, whole, to the block in which it begins. Tokens without
+    bytes of their own count where they stand.
     """
     size_N = np.array([len(piece) for piece in token_bytes])[stream[1:]]
     begins_N = np.cumsum(size_N) - size_N

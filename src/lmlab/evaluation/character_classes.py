@@ -8,8 +8,15 @@ from lmlab.data.tokenizers.base import Ids
 from lmlab.model.scoring import Score
 
 CLASSES = (
-    "letter_at_word_start", "letter_in_word", "capital", "digit", "space", "newline", "punctuation", "other",
-)  # fmt: skip
+    "letter_at_word_start",
+    "letter_in_word",
+    "capital",
+    "digit",
+    "space",
+    "newline",
+    "punctuation",
+    "other",
+)
 _LETTER, _OTHER = CLASSES.index("letter_in_word"), CLASSES.index("other")
 
 
@@ -29,15 +36,19 @@ def _of_byte(value: int) -> int:
 
 
 def table(scored: Score, stream: Ids, token_bytes: list[bytes]) -> pd.DataFrame:
-    """A row for each class that occurs: tokens, bytes, nats, nats per byte, and shares of the split's bytes and nats.
+    """A row for each class that occurs: tokens, bytes, nats, nats per byte, and shares of the
+    split's bytes and nats.
 
-    A token of several characters is charged, with all its bytes, to the class of its first byte. A small letter is
-    at a word's start unless a letter, capital or small, stands right before it. Other: whatever is not ASCII, control
-    characters, and tokens that have no bytes of their own (with no nats per byte if there is nothing else).
+    A token of several characters is charged, with all its bytes, to the class of its first byte. A
+    small letter is at a word's start unless a letter, capital or small, stands right before it.
+    Other: whatever is not ASCII, control characters, and tokens that have no bytes of their own
+    (with no nats per byte if there is nothing else).
     """
     class_of_byte = np.array([_of_byte(value) for value in range(256)] + [_OTHER])
     first = class_of_byte[[piece[0] if piece else 256 for piece in token_bytes]]
-    ends_in_letter = np.array([piece[-1:].isalpha() and piece[-1] < 128 for piece in token_bytes], dtype=bool)
+    ends_in_letter = np.array(
+        [piece[-1:].isalpha() and piece[-1] < 128 for piece in token_bytes], dtype=bool
+    )
     size = np.array([len(piece) for piece in token_bytes])
 
     targets = stream[1:]
@@ -50,7 +61,9 @@ def table(scored: Score, stream: Ids, token_bytes: list[bytes]) -> pd.DataFrame:
         {
             "class": CLASSES,
             "tokens": np.bincount(classes[charged], minlength=count),
-            "bytes": np.bincount(classes[charged], weights=size[targets][charged], minlength=count).astype(np.int64),
+            "bytes": np.bincount(
+                classes[charged], weights=size[targets][charged], minlength=count
+            ).astype(np.int64),
             "nats": np.bincount(classes[charged], weights=scored.nats_of[charged], minlength=count),
         }
     )

@@ -1,6 +1,8 @@
-"""What `evaluate` writes: the measures of a trained model beside references, small text files that Git keeps.
+"""What `evaluate` writes: the measures of a trained model beside references, small text files that
+Git keeps.
 
-Runs are judged by the validation split. The test split stays sealed: `lmlab final` opens it, and counts.
+Runs are judged by the validation split. The test split stays sealed: `lmlab final` opens it, and
+counts.
 """
 
 import json
@@ -24,7 +26,7 @@ from lmlab.evaluation.measures.base import Trained, about, take
 from lmlab.model import generation
 from lmlab.model.models.base import LanguageModel
 from lmlab.model.scoring import Score, bits_per_byte, remark_on_zero, score
-from lmlab.training.cost import training_operations
+from lmlab.training.cost import training_flops
 from lmlab.training.status import DIVERGED, FINISHED, how_it_diverged
 
 MOST_CURVE_ROWS = 1000
@@ -43,18 +45,27 @@ HEADLINES = (
     "minimal_pairs.mean",
     "entropy_gap.validation",
 )
-"""Of all numbers those that people compare, in the order in which `dvc exp show` has its columns; each where a run has it.
+"""Of all numbers those that people compare, in the order in which `dvc exp show` has its columns;
+each where a run has it.
 
 The names are those of measures.json, which `lmlab compare` knows them by too.
 """
 SCORED = "validation"
 """The split that every run is scored on."""
 TABLES = {
-    "training": ("step", "tokens", "operations", "train_nats", "learning_rate", "gradient_norm"),
-    "validation": ("step", "tokens", "operations", "validation_nats", "validation_bits_per_byte"),
+    "training": ("step", "tokens", "flops", "train_nats", "learning_rate", "gradient_norm"),
+    "validation": ("step", "tokens", "flops", "validation_nats", "validation_bits_per_byte"),
     "loss_by_position": ("position", "validation_nats"),
     "calibration": ("confidence", "accuracy", "predictions"),
-    "character_classes": ("class", "tokens", "bytes", "nats", "nats_per_byte", "share_of_bytes", "share_of_nats"),
+    "character_classes": (
+        "class",
+        "tokens",
+        "bytes",
+        "nats",
+        "nats_per_byte",
+        "share_of_bytes",
+        "share_of_nats",
+    ),
     "validation_blocks": blocks.COLUMNS,
 }
 """Columns that each CSV file has, whether a run has something to put there or not."""
@@ -91,10 +102,12 @@ def evaluate(
     log: Path,
     folder: Path,
 ) -> dict[str, Any]:
-    """Measure a run on the validation split and write all of it into `folder`; return what measures.json holds.
+    """Measure a run on the validation split and write all of it into `folder`; return what
+    measures.json holds.
 
-    `saved` is the model's model.json, `corpus` the folder of documents that the shards were made from, `log` the
-    training's log. Of a run that diverged nothing is scored: its status is told, and the curves go as far as its log.
+    `saved` is the model's model.json, `corpus` the folder of documents that the shards were made
+    from, `log` the training's log. Of a run that diverged nothing is scored: its status is told,
+    and the curves go as far as its log.
     """
     rows = _read_log(log)
     scored, diverged = _scored(params, model, saved, shards)
@@ -104,26 +117,34 @@ def evaluate(
     if scored is None:
         found, tables, page = facts, {}, _no_samples(diverged)
     else:
-        trained = Trained(model, saved, shards, tokenizer, corpus, manifest, rows, {SCORED: scored}, params.stride)
+        trained = Trained(
+            model, saved, shards, tokenizer, corpus, manifest, rows, {SCORED: scored}, params.stride
+        )
         found = {**facts, **_numbers(params, measures, trained)}
         tables, page = _tables(trained), _samples(params, model, tokenizer)
     write_json(folder / "metrics.json", headlines(found))
     write_json(folder / "measures.json", found)
-    tables |= _curves(rows, saved["size"]["forward_operations_per_token"])
+    tables |= _curves(rows, saved["size"]["forward_flops_per_token"])
     for name, columns in TABLES.items():
         table = tables.get(name, pd.DataFrame(columns=list(columns)))
-        lacking = [column for column in columns if column not in table]  # plots ask for them by name
+        lacking = [
+            column for column in columns if column not in table
+        ]  # plots ask for them by name
         _write_csv(folder / f"{name}.csv", table.assign(**dict.fromkeys(lacking, math.nan)))
     with whole_file(folder / "samples.md") as partial:
         partial.write_text(page, encoding="utf-8")
-    write_sums(folder, ["metrics.json", "measures.json", "samples.md", *(f"{name}.csv" for name in TABLES)])
+    write_sums(
+        folder, ["metrics.json", "measures.json", "samples.md", *(f"{name}.csv" for name in TABLES)]
+    )
     return found
 
 
 def _scored(
     params: ScoreParams, model: LanguageModel, saved: dict[str, Any], shards: Shards
 ) -> tuple[Score | None, dict[str, Any]]:
-    """The score of the validation split and {}; or None, and the step and the reason, of a run that diverged."""
+    """The score of the validation split and {}; or None, and the step and the reason, of a run that
+    diverged.
+    """
     if how_it_diverged(saved):
         return None, saved["diverged"]
     try:
@@ -137,7 +158,9 @@ def _scored(
     return scored, {}
 
 
-def _facts(params: ScoreParams, model: LanguageModel, saved: dict[str, Any], diverged: dict[str, Any]) -> dict[str, Any]:
+def _facts(
+    params: ScoreParams, model: LanguageModel, saved: dict[str, Any], diverged: dict[str, Any]
+) -> dict[str, Any]:
     """What is known of a run before anything is measured, first of all how it ended."""
     return {
         **({"status": DIVERGED, "diverged": diverged} if diverged else {"status": FINISHED}),
@@ -154,11 +177,19 @@ def _facts(params: ScoreParams, model: LanguageModel, saved: dict[str, Any], div
 def _text(manifest: dict[str, Any]) -> dict[str, str]:
     """What was scored, so that results can tell by themselves whether they are of the same text."""
     of_split = manifest.get("splits", {}).get(SCORED, {})
-    return {"corpus": manifest.get("corpus", ""), "split": SCORED, "sha256": of_split.get("sha256", "")}
+    return {
+        "corpus": manifest.get("corpus", ""),
+        "split": SCORED,
+        "sha256": of_split.get("sha256", ""),
+    }
 
 
-def _numbers(params: EvaluateParams, measures: dict[str, Choice], trained: Trained) -> dict[str, Any]:
-    """The scores of the validation split, the references beside them, and what the chosen measures found."""
+def _numbers(
+    params: EvaluateParams, measures: dict[str, Choice], trained: Trained
+) -> dict[str, Any]:
+    """The scores of the validation split, the references beside them, and what the chosen measures
+    found.
+    """
     shards, manifest = trained.shards, trained.manifest
     train = fitted_to(params, shards)
     references: dict[str, Any] = {SCORED: references_of(params, shards, SCORED, train)}
@@ -169,11 +200,19 @@ def _numbers(params: EvaluateParams, measures: dict[str, Choice], trained: Train
     for line in left_out:
         print(f"evaluate: left out {line}", flush=True)
     of_split = measures_of(trained.scores[SCORED], shards.count(SCORED, "bytes"))
-    return {SCORED: of_split, "references": references, **taken, "left_out": left_out, "about": about(measures, trained)}
+    return {
+        SCORED: of_split,
+        "references": references,
+        **taken,
+        "left_out": left_out,
+        "about": about(measures, trained),
+    }
 
 
 def headlines(found: dict[str, Any]) -> dict[str, Any]:
-    """Of all that measures.json holds, what metrics.json does: how the run ended, and HEADLINES under the same names."""
+    """Of all that measures.json holds, what metrics.json does: how the run ended, and HEADLINES
+    under the same names.
+    """
     kept: dict[str, Any] = {key: found[key] for key in ("status", "diverged") if key in found}
     for dotted in HEADLINES:
         *blocks, name = dotted.split(".")
@@ -188,23 +227,37 @@ def headlines(found: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def score_split(params: ScoreParams, model: LanguageModel, shards: Shards, split: str, who: str = "evaluate") -> Score:
-    """What a whole split costs the model, in windows of its context that advance by `stride`; `who` shows the progress."""
+def score_split(
+    params: ScoreParams, model: LanguageModel, shards: Shards, split: str, who: str = "evaluate"
+) -> Score:
+    """What a whole split costs the model, in windows of its context that advance by `stride`; `who`
+    shows the progress.
+    """
     stream = shards.stream(split)
-    return score(model, stream, shards.document, model.context, params.stride, f"{who}: {split}")
+    return score(model, stream, shards.bos, model.context, params.stride, f"{who}: {split}")
 
 
 def check_model_fits(saved: dict[str, Any], shards: Shards) -> None:
-    """Raise UserError when a model was trained with another tokenizer than the shards were made with."""
-    if saved.get("tokenizer_sha256") != shards.manifest["tokenizer_sha256"] or saved["vocabulary"] != shards.vocabulary:
+    """Raise UserError when a model was trained with another tokenizer than the shards were made
+    with.
+    """
+    if (
+        saved.get("tokenizer_sha256") != shards.manifest["tokenizer_sha256"]
+        or saved["vocabulary_size"] != shards.vocabulary_size
+    ):
         raise UserError(
-            "data/model was trained with another tokenizer than data/shards was made with; run `dvc repro train`"
+            "data/model was trained with another tokenizer than data/shards was made with; run"
+            " `dvc repro train`"
         )
 
 
 def measures_of(scored: Score, size: int) -> dict[str, float]:
-    """A split's numbers under the names that metrics.json and measures.json have for them; `size` is its text in bytes."""
-    with np.errstate(over="ignore"):  # what a learning rate far too high has made is infinitely perplexed
+    """A split's numbers under the names that metrics.json and measures.json have for them; `size`
+    is its text in bytes.
+    """
+    with np.errstate(
+        over="ignore"
+    ):  # what a learning rate far too high has made is infinitely perplexed
         perplexity = float(np.exp(scored.nats_per_token))
     return {
         "bits_per_byte": bits_per_byte(scored.nats, size),
@@ -218,9 +271,11 @@ def measures_of(scored: Score, size: int) -> dict[str, float]:
 
 
 def remark(shards: Shards, split: str, bits: float) -> str:
-    """What has to be said about a loss that tells nothing of the model; empty where it may tell something."""
+    """What has to be said about a loss that tells nothing of the model; empty where it may tell
+    something.
+    """
     ids = np.unique(shards.stream(split))
-    if (ids != shards.document).sum() == 1:
+    if (ids != shards.bos).sum() == 1:
         return "this split is one token again and again, so a loss on it is no measure of learning"
     zero = remark_on_zero(bits)
     return f"{bits:.4f} bits/byte{zero}" if zero else ""
@@ -234,10 +289,10 @@ def fitted_to(params: ScoreParams, shards: Shards) -> Ids:
 def references_of(params: ScoreParams, shards: Shards, split: str, train: Ids) -> dict[str, float]:
     """Bits per byte of each reference on a split, fitted to `train` (from `fitted_to`)."""
     stream = shards.stream(split)
-    ngram = references.NGram(train, shards.document, shards.vocabulary, params.ngram_order)
+    ngram = references.NGram(train, shards.bos, shards.vocabulary_size, params.ngram_order)
     nats = {
-        "uniform": references.uniform(stream, shards.document, shards.vocabulary),
-        "unigram": references.unigram(train, stream, shards.document, shards.vocabulary),
+        "uniform": references.uniform(stream, shards.bos, shards.vocabulary_size),
+        "unigram": references.unigram(train, stream, shards.bos, shards.vocabulary_size),
         "kneser_ney": ngram.nats(stream),
     }
     size = shards.count(split, "bytes")
@@ -250,15 +305,20 @@ def _read_log(log: Path) -> list[dict[str, Any]]:
 
 
 def _curves(rows: list[dict[str, Any]], forward: float) -> dict[str, pd.DataFrame]:
-    """The training log as two tables that plots can be drawn from, thinned to at most MOST_CURVE_ROWS rows.
+    """The training log as two tables that plots can be drawn from, thinned to at most
+    MOST_CURVE_ROWS rows.
 
-    Beside the tokens of each line stand the operations that learning from them takes by backpropagation. A table that the
-    log has no line for is left out.
+    Beside the tokens of each line stand the FLOPs that learning from them takes by backpropagation.
+    A table that the log has no line for is left out.
     """
     tables = {}
     for name, marker in (("training", "train_nats"), ("validation", "validation_nats")):
-        spent = [{**row, "operations": training_operations(forward, row["tokens"])} for row in rows if marker in row]
-        kept = [{**{key: row[key] for key in ("step", "tokens", "operations")}, **row} for row in spent]
+        spent = [
+            {**row, "flops": training_flops(forward, row["tokens"])}
+            for row in rows
+            if marker in row
+        ]
+        kept = [{**{key: row[key] for key in ("step", "tokens", "flops")}, **row} for row in spent]
         every = -(-len(kept) // MOST_CURVE_ROWS) or 1
         if kept:
             tables[name] = pd.DataFrame(kept[::-1][::every][::-1])
@@ -266,7 +326,9 @@ def _curves(rows: list[dict[str, Any]], forward: float) -> dict[str, pd.DataFram
 
 
 def _tables(trained: Trained) -> dict[str, pd.DataFrame]:
-    """What the scores come to by position in the window, by confidence, and by class of character."""
+    """What the scores come to by position in the window, by confidence, and by class of
+    character.
+    """
     scored, stream = trained.scores[SCORED], trained.shards.stream(SCORED)
     return {
         "loss_by_position": _by_position(trained.scores),
@@ -277,19 +339,30 @@ def _tables(trained: Trained) -> dict[str, pd.DataFrame]:
 
 
 def _by_position(scores: dict[str, Score]) -> pd.DataFrame:
-    """Mean loss at each position of the window, 1 being the first, one column for each split that was scored."""
+    """Mean loss at each position of the window, 1 being the first, one column for each split that
+    was scored.
+    """
     with np.errstate(invalid="ignore"):
-        columns = {f"{split}_nats": pd.Series(scored.nats_at / scored.tokens_at) for split, scored in scores.items()}
+        columns = {
+            f"{split}_nats": pd.Series(scored.nats_at / scored.tokens_at)
+            for split, scored in scores.items()
+        }
     table = pd.DataFrame(columns)
     table.insert(0, "position", table.index + 1)
     return table.dropna()
 
 
 def _calibration(scored: Score) -> pd.DataFrame:
-    """For each bin of confidence that was used: how sure the model was on average, and how often it was right."""
+    """For each bin of confidence that was used: how sure the model was on average, and how often it
+    was right.
+    """
     used = scored.calls > 0
     calls = scored.calls[used]
-    shares = {"confidence": scored.confidence[used] / calls, "accuracy": scored.right[used] / calls, "predictions": calls}
+    shares = {
+        "confidence": scored.confidence[used] / calls,
+        "accuracy": scored.right[used] / calls,
+        "predictions": calls,
+    }
     return pd.DataFrame(shares)
 
 
@@ -299,20 +372,28 @@ def _write_csv(path: Path, table: pd.DataFrame) -> None:
 
 
 def _samples(params: EvaluateParams, model: LanguageModel, tokenizer: Tokenizer) -> str:
-    """A page of generated text, one block for each prompt, drawn with seeds that count up from `seed`.
+    """A page of generated text, one block for each prompt, drawn with seeds that count up from
+    `seed`.
 
     With one seed for all, texts that come to the same tokens once go on alike.
     """
     page = [f"# Samples\n\nTemperature {params.temperature}, {params.sample_tokens} tokens each.\n"]
     for number, prompt in enumerate(params.prompts):
         seed = (params.seed + number) % 2**63
-        text = generation.sample_text(model, tokenizer, prompt, params.sample_tokens, params.temperature, seed)
+        text = generation.sample_text(
+            model, tokenizer, prompt, params.sample_tokens, params.temperature, seed
+        )
         title = f"After `{prompt}`" if prompt else "From nothing"
         fence = "~~~~~~"
-        page.append(f"## {title}, seed {seed}\n\n{fence}text\n{prompt}{''.join(text).rstrip()}\n{fence}\n")
+        page.append(
+            f"## {title}, seed {seed}\n\n{fence}text\n{prompt}{''.join(text).rstrip()}\n{fence}\n"
+        )
     return "\n".join(page)
 
 
 def _no_samples(diverged: dict[str, Any]) -> str:
     """The page of a run that diverged."""
-    return f"# Samples\n\nNone: the run diverged at step {diverged['step']:,} ({diverged['reason']}).\n"
+    return (
+        f"# Samples\n\nNone: the run diverged at step {diverged['step']:,}"
+        f" ({diverged['reason']}).\n"
+    )

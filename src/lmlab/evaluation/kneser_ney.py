@@ -1,4 +1,6 @@
-"""Interpolated Kneser-Ney n-gram model over token ids: what counting alone predicts, as a baseline."""
+"""Interpolated Kneser-Ney n-gram model over token ids: what counting alone predicts, as a
+baseline.
+"""
 
 from typing import NamedTuple
 
@@ -13,29 +15,34 @@ FALLBACK_DISCOUNTS = (0.0, 0.5, 1.0, 1.5)
 
 
 class _Level(NamedTuple):
-    """All k-grams of one length k; a k-gram's id is its row here, a context's id its row one level below."""
+    """All k-grams of one length k; a k-gram's id is its row here, a context's id its row one level
+    below.
+    """
 
     keys: Integers  # (k-grams,), ascending: id of the first k-1 tokens * vocabulary + last token
     discounted: Floats  # (k-grams,), (count - discount) / total count of the context
-    backoff: Floats  # (contexts,), probability left to the shorter context; 1 if nothing followed this one
+    # (contexts,), probability left to the shorter context; 1 if nothing followed this one
+    backoff: Floats
 
 
 class KneserNey:
     """Interpolated Kneser-Ney model with modified discounts, fitted on one stream of token ids.
 
-    With h a context of k-1 tokens, h' the same context without its oldest token and c the count of a k-gram,
-    p(w | h) = (c(hw) - D(c(hw))) / sum_v c(hv) + backoff(h) p(w | h'), where backoff(h) is the share of the
-    count that the discounts took away. The recursion ends in the uniform distribution over the vocabulary, so
-    every token has a positive probability and each conditional distribution sums to one. A context that
-    nothing followed in the training text gives p(w | h) = p(w | h').
+    With h a context of k-1 tokens, h' the same context without its oldest token and c the count of
+    a k-gram, p(w | h) = (c(hw) - D(c(hw))) / sum_v c(hv) + backoff(h) p(w | h'), where backoff(h)
+    is the share of the count that the discounts took away. The recursion ends in the uniform
+    distribution over the vocabulary, so every token has a positive probability and each conditional
+    distribution sums to one. A context that nothing followed in the training text gives p(w | h) =
+    p(w | h').
 
-    At the highest order c is the number of occurrences; below, it is the number of distinct tokens that
-    precede the k-gram. The start of the training text counts as one such token (the part a begin symbol plays
-    in other toolkits, though here it is never a context), so a k-gram seen only there has count 1, not 0.
+    At the highest order c is the number of occurrences; below, it is the number of distinct tokens
+    that precede the k-gram. The start of the training text counts as one such token (the part a
+    begin symbol plays in other toolkits, though here it is never a context), so a k-gram seen only
+    there has count 1, not 0.
 
-    Each order has three discounts estimated from its numbers n_c of k-grams of count c: with
-    Y = n1 / (n1 + 2 n2), D(1) = 1 - 2 Y n2/n1, D(2) = 2 - 3 Y n3/n2 and D(3 or more) = 3 - 4 Y n4/n3.
-    If one of them is undefined or not positive, the order uses 0.5, 1 and 1.5 (FALLBACK_DISCOUNTS).
+    Each order has three discounts estimated from its numbers n_c of k-grams of count c: with Y = n1
+    / (n1 + 2 n2), D(1) = 1 - 2 Y n2/n1, D(2) = 2 - 3 Y n3/n2 and D(3 or more) = 3 - 4 Y n4/n3. If
+    one of them is undefined or not positive, the order uses 0.5, 1 and 1.5 (FALLBACK_DISCOUNTS).
 
     Args:
         tokens: training ids, shape (n,), n >= 1, any integer type, each in [0, vocabulary).
@@ -44,18 +51,21 @@ class KneserNey:
 
     Raises:
         TypeError: tokens are not integers.
-        ValueError: tokens are not 1-D, are empty or lie out of range; vocabulary or order is below 1.
+        ValueError: tokens are not 1-D, empty or out of range; vocabulary_size or order is below 1.
 
-    Papers: Kneser & Ney, "Improved backing-off for m-gram language modeling", ICASSP 1995; Chen & Goodman,
-    "An empirical study of smoothing techniques for language modeling", Computer Speech & Language 13, 1999.
+    Papers: Kneser & Ney, "Improved backing-off for m-gram language modeling", ICASSP 1995; Chen &
+    Goodman, "An empirical study of smoothing techniques for language modeling", Computer Speech &
+    Language 13, 1999.
 
     """
 
-    def __init__(self, tokens: npt.NDArray[np.integer], vocabulary: int, order: int) -> None:
-        if vocabulary < 1 or order < 1:
-            raise ValueError(f"vocabulary and order must be at least 1, got {vocabulary} and {order}")
-        self.vocabulary = vocabulary
-        text = _checked(tokens, vocabulary)
+    def __init__(self, tokens: npt.NDArray[np.integer], vocabulary_size: int, order: int) -> None:
+        if vocabulary_size < 1 or order < 1:
+            raise ValueError(
+                f"vocabulary and order must be at least 1, got {vocabulary_size} and {order}"
+            )
+        self.vocabulary_size = vocabulary_size
+        text = _checked(tokens, vocabulary_size)
         if text.size == 0:
             raise ValueError("the training text is empty")
 
@@ -64,12 +74,17 @@ class KneserNey:
         ids = np.zeros(text.size + 1, dtype=np.int64)  # of the (k-1)-gram starting at each position
         for k in range(1, order + 1):
             last_tokens = text[k - 1 :]
-            text_keys = ids[: last_tokens.size] * vocabulary + last_tokens
-            keys, first_positions, next_ids = np.unique(text_keys, return_index=True, return_inverse=True)
+            text_keys = ids[: last_tokens.size] * vocabulary_size + last_tokens
+            keys, first_positions, next_ids = np.unique(
+                text_keys, return_index=True, return_inverse=True
+            )
             if k > 1:
-                # Each distinct k-gram is one left extension of the (k-1)-gram that starts one token later.
+                # Each distinct k-gram is one left extension of the (k-1)-gram that starts one token
+                # later.
                 counts = np.bincount(ids[first_positions + 1], minlength=level_keys[-1].size)
-                counts[ids[:1]] += 1  # the start of the text; a slice, because a short text may have no ids
+                counts[ids[:1]] += (
+                    1  # the start of the text; a slice, because a short text may have no ids
+                )
                 level_counts.append(counts)
             level_keys.append(keys)
             ids = next_ids
@@ -77,12 +92,15 @@ class KneserNey:
 
         context_numbers = [1] + [keys.size for keys in level_keys[:-1]]
         self._levels = [
-            _fit_level(keys, counts, contexts, vocabulary)
-            for keys, counts, contexts in zip(level_keys, level_counts, context_numbers, strict=True)
+            _fit_level(keys, counts, contexts, vocabulary_size)
+            for keys, counts, contexts in zip(
+                level_keys, level_counts, context_numbers, strict=True
+            )
         ]
 
     def nats(self, tokens: npt.NDArray[np.integer]) -> Floats:
-        """Return -ln p of each token given the at most order - 1 tokens before it in the same array.
+        """Return -ln p of each token given the at most order - 1 tokens before it in the same
+        array.
 
         The first tokens have shorter contexts and are predicted by the lower orders.
 
@@ -97,15 +115,19 @@ class KneserNey:
             ValueError: tokens are not 1-D or lie out of range.
 
         """
-        text = _checked(tokens, self.vocabulary)
-        probability = np.full(text.size, 1.0 / self.vocabulary)
-        ids = np.zeros(text.size + 1, dtype=np.int64)  # as in __init__, but -1 if not in the training text
+        text = _checked(tokens, self.vocabulary_size)
+        probability = np.full(text.size, 1.0 / self.vocabulary_size)
+        ids = np.zeros(
+            text.size + 1, dtype=np.int64
+        )  # as in __init__, but -1 if not in the training text
         for k, level in enumerate(self._levels, start=1):
             if level.keys.size == 0:  # the training text is shorter than k
                 break
             last_tokens = text[k - 1 :]
             contexts = ids[: last_tokens.size]
-            wanted = contexts * self.vocabulary + last_tokens  # negative, so not found, for context -1
+            wanted = (
+                contexts * self.vocabulary_size + last_tokens
+            )  # negative, so not found, for context -1
             rows = np.minimum(np.searchsorted(level.keys, wanted), level.keys.size - 1)
             found = level.keys[rows] == wanted
             backoff = np.where(contexts >= 0, level.backoff[contexts], 1.0)
@@ -116,19 +138,19 @@ class KneserNey:
         return nats
 
 
-def _checked(tokens: npt.NDArray[np.integer], vocabulary: int) -> Integers:
+def _checked(tokens: npt.NDArray[np.integer], vocabulary_size: int) -> Integers:
     if not np.issubdtype(tokens.dtype, np.integer):
         raise TypeError(f"tokens must be integers, got {tokens.dtype}")
     if tokens.ndim != 1:
         raise ValueError(f"tokens must be 1-D, got shape {tokens.shape}")
-    if tokens.size > 0 and (tokens.min() < 0 or tokens.max() >= vocabulary):
-        raise ValueError(f"token ids must lie in [0, {vocabulary})")
+    if tokens.size > 0 and (tokens.min() < 0 or tokens.max() >= vocabulary_size):
+        raise ValueError(f"token ids must lie in [0, {vocabulary_size})")
     return tokens.astype(np.int64, copy=False)
 
 
-def _fit_level(keys: Integers, counts: Integers, contexts: int, vocabulary: int) -> _Level:
+def _fit_level(keys: Integers, counts: Integers, contexts: int, vocabulary_size: int) -> _Level:
     discounts = _discounts(counts)[np.minimum(counts, 3)]
-    context_of = keys // vocabulary
+    context_of = keys // vocabulary_size
     totals = np.bincount(context_of, weights=counts, minlength=contexts)
     removed = np.bincount(context_of, weights=discounts, minlength=contexts)
     # The last tokens of the training text may be a context that nothing follows.

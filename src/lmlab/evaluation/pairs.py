@@ -24,12 +24,17 @@ def accuracy(good: ArrayLike, bad: ArrayLike) -> float:
 
 
 @torch.no_grad()
-def text_nats(model: LanguageModel, tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[Floats, NDArray[np.int64]]:
+def text_nats(
+    model: LanguageModel, tokenizer: Tokenizer, texts: Sequence[str]
+) -> tuple[Floats, NDArray[np.int64]]:
     """What each text costs as a document of its own, in nats, and how many tokens it has.
 
     One that is longer than the model's context is read in windows that advance by half of it.
     """
-    ids = [np.array([tokenizer.document, *tokenizer.encode(text).tolist()], dtype=np.int64) for text in texts]
+    ids = [
+        np.array([tokenizer.bos, *tokenizer.encode(text).tolist()], dtype=np.int64)
+        for text in texts
+    ]
     lengths = np.array([len(row) - 1 for row in ids])
     nats = np.zeros(len(ids))
     device = next(model.parameters()).device
@@ -37,18 +42,24 @@ def text_nats(model: LanguageModel, tokenizer: Tokenizer, texts: Sequence[str]) 
     while order:
         width = int(lengths[order[0]])
         count = 1
-        while count < len(order) and lengths[order[count]] <= model.context and (
-            (count + 1) * lengths[order[count]] <= TOKENS_AT_ONCE
-        ):  # fmt: skip
+        while (
+            count < len(order)
+            and lengths[order[count]] <= model.context
+            and ((count + 1) * lengths[order[count]] <= TOKENS_AT_ONCE)
+        ):
             width = int(lengths[order[count]])
             count += 1
         some, order = order[:count], order[count:]
         if width > model.context:
             nats[some[0]] = score(
-                model, ids[some[0]].astype(np.uint32), tokenizer.document, model.context, max(1, model.context // 2)
+                model,
+                ids[some[0]].astype(np.uint32),
+                tokenizer.bos,
+                model.context,
+                max(1, model.context // 2),
             ).nats
             continue
-        rows = np.full((count, width + 1), tokenizer.document)
+        rows = np.full((count, width + 1), tokenizer.bos)
         for row, text in enumerate(some):
             rows[row, : lengths[text] + 1] = ids[text]
         tokens_BT = torch.from_numpy(rows).to(device)

@@ -1,4 +1,6 @@
-"""The stage `probe`: every probe looks at every snapshot that training left; what they read becomes one table."""
+"""The stage `probe`: every probe looks at every snapshot that training left; what they read becomes
+one table.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,10 +31,14 @@ from lmlab.training.interventions.base import build_rule
 
 COLUMNS = pa.schema(
     {
-        "step": pa.int64(), "tokens": pa.int64(), "probe": pa.string(), "measure": pa.string(), "where": pa.string(),
+        "step": pa.int64(),
+        "tokens": pa.int64(),
+        "probe": pa.string(),
+        "measure": pa.string(),
+        "where": pa.string(),
         "value": pa.float64(),
     }
-)  # fmt: skip
+)
 
 
 class ProbeParams(Params):
@@ -46,7 +52,9 @@ class ProbeParams(Params):
 
 
 def chosen(tree: Tree, params: ProbeParams) -> dict[str, Choice]:
-    """The probes that `probe.probes` lists, by name. Raises UserError with the nearest spelling of one that is not there."""
+    """The probes that `probe.probes` lists, by name. Raises UserError with the nearest spelling of
+    one that is not there.
+    """
     return {name: registry.choose(tree, "probes", name, "probe.probes") for name in params.probes}
 
 
@@ -58,16 +66,24 @@ def look(
     snapshot_folder: Path,
     folder: Path,
 ) -> dict[str, float]:
-    """Let all probes look at all snapshots, write `probes.parquet` and return what was timed, a name and a number each.
+    """Let all probes look at all snapshots, write `probes.parquet` and return what was timed, a
+    name and a number each.
 
-    `close_up.json` shows the last snapshot's model at work on `probe.text`; there is none without a text or a snapshot.
+    `close_up.json` shows the last snapshot's model at work on `probe.text`; there is none without a
+    text or a snapshot.
     """
     device = use_device(params.device, params.threads)
     record, states = snapshots.read(snapshot_folder)
     if record["tokenizer_sha256"] != shards.manifest["tokenizer_sha256"]:
-        raise UserError(f"{snapshot_folder} was left by a run with another tokenizer; run `dvc repro train`")
+        raise UserError(
+            f"{snapshot_folder} was left by a run with another tokenizer; run `dvc repro train`"
+        )
     if not record["snapshots"]:
-        print("probe: nothing to look at: train.snapshots is 0, or the run diverged before one was taken", flush=True)
+        print(
+            "probe: nothing to look at: train.snapshots is 0, or the run diverged before one was"
+            " taken",
+            flush=True,
+        )
     batch = fixed_batch(shards, record["context"], params.windows, device)
     looking: dict[str, Probe] = {name: choice.build() for name, choice in probes.items()}
     rows: list[dict[str, Any]] = []
@@ -84,7 +100,7 @@ def look(
                         rows.append({**at, "measure": measure, "where": where, "value": value})
                 bar.advance(1, name)
             last = snapshot.model
-    pictures = close_up(last, tokenizer, shards.document, params.text) if params.text and last else {}
+    pictures = close_up(last, tokenizer, shards.bos, params.text) if params.text and last else {}
     with whole_folder(folder) as made:
         pq.write_table(pa.Table.from_pylist(rows, schema=COLUMNS), made / "probes.parquet")
         if pictures:
@@ -95,14 +111,16 @@ def look(
 def restored(record: dict[str, Any], state: dict[str, Any], device: torch.device) -> Snapshot:
     """A snapshot with its model and rule as they were, from what `snapshots.read` gives."""
     choices = dict(_recalled(record["parts"]))
-    model = models.build(choices["model"], record["vocabulary"], record["context"])
+    model = models.build(choices["model"], record["vocabulary_size"], record["context"])
     choices["parametrisation"].build().start(model)  # a rule may go by it
     rule = build_rule(choices, model)
     model.load_state_dict(state["model"])
     rule.load_state_dict(state["rule"])
     after = {name: state["after"][name].to(device) for name, _ in model.named_parameters()}
     name = choices["model"].name
-    return Snapshot(state["step"], state["tokens"], model.to(device).eval(), after, rule.to(device), name)
+    return Snapshot(
+        state["step"], state["tokens"], model.to(device).eval(), after, rule.to(device), name
+    )
 
 
 def _recalled(recorded: dict[str, Any]) -> Iterator[tuple[str, Choice]]:
@@ -115,7 +133,8 @@ def _recalled(recorded: dict[str, Any]) -> Iterator[tuple[str, Choice]]:
 
 
 def fixed_batch(shards: Shards, context: int, windows: int, device: torch.device) -> Batch:
-    """Windows of the validation split, the first at its start, the last at its end, the others evenly between.
+    """Windows of the validation split, the first at its start, the last at its end, the others
+    evenly between.
 
     A split shorter than a context is one shorter window.
     """

@@ -1,10 +1,11 @@
 """Adaptation: how many tokens a trained model needs to recover after its corpus changes.
 
-Two changes. By default the text stays and every token gets another id, drawn once: all statistics of the text are as before,
-so what has to be learned anew is only what stands for what, and the old level can be reached. Or another corpus, in the
-trained model's own tokenizer; that one may be harder or easier, so the old level is a mark and no more. Either way the
-model goes on learning by its own rule and optimizer, at a constant rate, beside the same model from scratch: what the one
-has before the other at equal tokens is what it kept.
+Two changes. By default the text stays and every token gets another id, drawn once: all statistics
+of the text are as before, so what has to be learned anew is only what stands for what, and the old
+level can be reached. Or another corpus, in the trained model's own tokenizer; that one may be
+harder or easier, so the old level is a mark and no more. Either way the model goes on learning by
+its own rule and optimizer, at a constant rate, beside the same model from scratch: what the one has
+before the other at equal tokens is what it kept.
 """
 
 import json
@@ -52,7 +53,7 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True)
 class Renamed(Shards):
-    """Shards in which every id of text stands for another; the document token stays what it is."""
+    """Shards in which every id of text stands for another; the BOS token stays what it is."""
 
     names: Ids
     """The new id of each, shape (vocabulary,)."""
@@ -66,48 +67,74 @@ class Renamed(Shards):
 
 
 def renamed(shards: Shards, seed: int) -> Renamed:
-    """The ids that occur in the train split exchanged among themselves, by chance; the others stay."""
+    """The ids that occur in the train split exchanged among themselves, at random; the others
+    stay.
+    """
     used = np.unique(shards.stream("train"))
-    used = used[used != shards.document]
-    names = np.arange(shards.vocabulary, dtype=shards.ids_type)
+    used = used[used != shards.bos]
+    names = np.arange(shards.vocabulary_size, dtype=shards.ids_type)
     names[used] = np.random.default_rng(seed).permutation(used)
     return Renamed(shards.folder, shards.manifest, shards.ids_type, names)
 
 
-def adapt(tree: Tree, data: Path, change: Change, steps: int, every: int, within: float) -> dict[str, Any]:
-    """Train the model in `data`/model on, after the change, for `steps`; the same from scratch; and say what became of both.
+def adapt(
+    tree: Tree, data: Path, change: Change, steps: int, every: int, within: float
+) -> dict[str, Any]:
+    """Train the model in `data`/model on, after the change, for `steps`; the same from scratch; and
+    say what became of both.
 
-    All losses are bits per byte of validation, in windows that do not overlap. `before`: of the trained model on its own
-    text; `level`: what counts as recovered, `within` above that; `at_once`: right after the change. For `adapted` and
-    `from_scratch`: the `curve` of (tokens, loss), and `tokens_to_level` on the way (see `reached`), None if it did not get
-    there; of one that diverged the curve ends there, and `diverged` says where and why. Raises UserError when params.yaml no
-    longer names the model that was trained, or when that one diverged.
+    All losses are bits per byte of validation, in windows that do not overlap. `before`: of the
+    trained model on its own text; `level`: what counts as recovered, `within` above that;
+    `at_once`: right after the change. For `adapted` and `from_scratch`: the `curve` of (tokens,
+    loss), and `tokens_to_level` on the way (see `reached`), None if it did not get there; of one
+    that diverged the curve ends there, and `diverged` says where and why. Raises UserError when
+    params.yaml no longer names the model that was trained, or when that one diverged.
     """
     train = section(tree, "train", TrainParams)
     trained, saved = models.load(data / "model", use_device(train.device, train.threads))
     if diverged := how_it_diverged(saved):
-        raise UserError(f"{data / 'model'} cannot go on: its training {diverged}; {ADVICE}, then `dvc repro train`")
+        raise UserError(
+            f"{data / 'model'} cannot go on: its training {diverged}; {ADVICE}, then `dvc repro"
+            " train`"
+        )
     chosen = registry.choices(tree, "train", train)
     if chosen["model"].record() != saved["model"] or train.context != saved["context"]:
         raise UserError(
-            f"params.yaml: train.model, its options or train.context are not those of {data / 'model'}; run"
+            "params.yaml: train.model, its options or train.context are not those of"
+            f" {data / 'model'}; run"
             " `dvc repro train` first, or set them back"
         )
-    updates = {"steps": steps, "validate_every": every, "log_every": every, "sample_every": 0, "schedule": SCHEDULE}
+    updates = {
+        "steps": steps,
+        "validate_every": every,
+        "log_every": every,
+        "sample_every": 0,
+        "schedule": SCHEDULE,
+    }
     train = train.model_copy(update=updates)
     chosen["schedule"] = registry.choose(tree, "schedules", SCHEDULE)
     file = data / "tokenizer" / sharding.TOKENIZER_FILE
     shards = open_shards(data / "shards", file)
     if saved["tokenizer_sha256"] != shards.manifest["tokenizer_sha256"]:
-        raise UserError(f"{data / 'model'} was trained with another tokenizer than {file}; run `dvc repro`")
+        raise UserError(
+            f"{data / 'model'} was trained with another tokenizer than {file}; run `dvc repro`"
+        )
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        changed = _of_corpus(tree, change.corpus, data, folder) if change.corpus else renamed(shards, change.seed)
+        changed = (
+            _of_corpus(tree, change.corpus, data, folder)
+            if change.corpus
+            else renamed(shards, change.seed)
+        )
         before, at_once = _bits(trained, shards), _bits(trained, changed)
         begun = [[0, at_once]] if math.isfinite(at_once) else []
         level = before + within
-        adapted, ended = _curve(train, chosen, changed, data, folder / "adapted", start=data / "model")
-        scratch, scratch_ended = _curve(train, chosen, changed, data, folder / "from_scratch", start=None)
+        adapted, ended = _curve(
+            train, chosen, changed, data, folder / "adapted", start=data / "model"
+        )
+        scratch, scratch_ended = _curve(
+            train, chosen, changed, data, folder / "from_scratch", start=None
+        )
     return {
         "change": change._asdict(),
         "before": before,
@@ -123,25 +150,40 @@ def _of_corpus(tree: Tree, name: str, data: Path, folder: Path) -> Shards:
     choice = registry.choose(tree, "corpora", name)
     download = section(tree, "download", DownloadParams).model_copy(update={"corpus": name})
     collecting.build(download, choice.build(), folder / "corpus")
-    sharding.build(section(tree, "shard", ShardParams), folder / "corpus", data / "tokenizer", folder / "shards")
+    sharding.build(
+        section(tree, "shard", ShardParams),
+        folder / "corpus",
+        data / "tokenizer",
+        folder / "shards",
+    )
     return open_shards(folder / "shards", data / "tokenizer" / sharding.TOKENIZER_FILE)
 
 
 def _bits(model: LanguageModel, shards: Shards) -> float:
     try:
-        scored = score(model, shards.stream("validation"), shards.document, model.context, model.context)
+        scored = score(model, shards.stream("validation"), shards.bos, model.context, model.context)
     except FloatingPointError:  # on a text so strange to it that a logit is NaN
         return math.inf
     return bits_per_byte(scored.nats, shards.count("validation", "bytes"))
 
 
 def _curve(
-    params: TrainParams, chosen: dict[str, Choice], shards: Shards, data: Path, folder: Path, start: Path | None
+    params: TrainParams,
+    chosen: dict[str, Choice],
+    shards: Shards,
+    data: Path,
+    folder: Path,
+    start: Path | None,
 ) -> tuple[list[list[float]], str]:
-    """(tokens, bits per byte on validation) along a run; and how it diverged, empty if it did not."""
+    """(tokens, bits per byte on validation) along a run; and how it diverged, empty if it did
+    not.
+    """
     tokenizer = tokenizers.load(data / "tokenizer" / sharding.TOKENIZER_FILE)
     training.train(params, chosen, shards, tokenizer, folder / "model", folder / "log", start=start)
-    rows = [json.loads(line) for line in (folder / "log" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (folder / "log" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     key = "validation_bits_per_byte"
     ended = how_it_diverged(read_json(folder / "model" / "model.json", made_by="train"))
     return [[row["tokens"], row[key]] for row in rows if key in row], ended
@@ -155,7 +197,9 @@ def _told(curve: list[list[float]], level: float, diverged: str) -> dict[str, An
 
 def lines(found: dict[str, Any]) -> Iterator[str]:
     """What `adapt` found, in words, a line each."""
-    yield f"before the change {found['before']:.4f} bits/byte, right after it {found['at_once']:.4f}"
+    yield (
+        f"before the change {found['before']:.4f} bits/byte, right after it {found['at_once']:.4f}"
+    )
     adapted, scratch = (dict(found[name]["curve"]) for name in ("adapted", "from_scratch"))
     yield f"{'tokens':>12}  {'adapted':>8}  from scratch"
     for tokens in sorted({*adapted, *scratch}):  # one may have ended before the other

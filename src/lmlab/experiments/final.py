@@ -1,8 +1,9 @@
-"""`lmlab final`: what the test split costs a finished run, read once all else is decided, and counted (see openings).
+"""`lmlab final`: what the test split costs a finished run, read once all else is decided, and
+counted (see openings).
 
-The run's own model, tokenizer, shards and evaluate params are used, from the workspace, Git and DVC's cache.
-Before the split is opened, validation is scored again: where it costs something else than the run's results
-say, the code here reads the model otherwise than the code that made it.
+The run's own model, tokenizer, shards and evaluate params are used, from the workspace, Git and
+DVC's cache. Before the split is opened, validation is scored again: where it costs something else
+than the run's results say, the code here reads the model otherwise than the code that made it.
 """
 
 import hashlib
@@ -36,7 +37,9 @@ from lmlab.model.scoring import bits_per_byte
 
 TEST = "test"
 SAME = 5e-4
-"""Bits per byte that validation may cost more or less than the run's results say; processors differ by less."""
+"""Bits per byte that validation may cost more or less than the run's results say; processors differ
+by less.
+"""
 MODEL, TOKENIZER, SHARDS = "data/model", "data/tokenizer", "data/shards"
 
 
@@ -50,16 +53,20 @@ class Opened:
     order: int
     """Of the Kneser-Ney n-gram."""
     remark: str
-    """What has to be said about a loss that tells nothing of the model; empty where it may tell something."""
+    """What has to be said about a loss that tells nothing of the model; empty where it may tell
+    something.
+    """
     commit: str = ""
     """Of results/final.csv."""
 
 
 def final(name: str, root: Path = Path()) -> Opened:
-    """Score the test split of the run that is called so, write it down in results/final.csv and commit that.
+    """Score the test split of the run that is called so, write it down in results/final.csv and
+    commit that.
 
-    Raises UserError, with nothing opened or counted, for a name that means no run or several, a run that diverged or whose
-    files are not to be had, a text without a test split, and where Git could not commit.
+    Raises UserError, with nothing opened or counted, for a name that means no run or several, a run
+    that diverged or whose files are not to be had, a text without a test split, and where Git could
+    not commit.
     """
     openings.check_can_be_kept(root)
     before = openings.known(root)
@@ -78,7 +85,10 @@ def _the_run(name: str, root: Path) -> Run:
     found, _ = runs.gather([name], root)
     run = found[0]
     if run.arm:
-        raise UserError(f"{name}: studies keep no weights; name an experiment, a branch, a commit or {WORKSPACE}")
+        raise UserError(
+            f"{name}: studies keep no weights; name an experiment, a branch, a commit or"
+            f" {WORKSPACE}"
+        )
     if len(found) > 1:
         raise UserError(f"{name} means {len(found)} runs, {run.name} and others; name one")
     if run.broke:
@@ -122,7 +132,9 @@ def _read(run: Run, commit: str, before: list[Opening], folder: Path) -> Opened:
 
 def _options(run: Run) -> ScoreParams:
     keys = [key for key in ScoreParams.model_fields if f"evaluate.{key}" in run.params]
-    return params.section({"evaluate": {key: run.params[f"evaluate.{key}"] for key in keys}}, "evaluate", ScoreParams)
+    return params.section(
+        {"evaluate": {key: run.params[f"evaluate.{key}"] for key in keys}}, "evaluate", ScoreParams
+    )
 
 
 def _fetch(run: Run, folder: Path) -> None:
@@ -130,15 +142,23 @@ def _fetch(run: Run, folder: Path) -> None:
     for path in _needed(run):
         content = run.open(path)
         if content is None:
-            raise UserError(f"{path} is neither in the workspace nor in DVC's cache; {_remedy(run.name)}")
+            raise UserError(
+                f"{path} is neither in the workspace nor in DVC's cache; {_remedy(run.name)}"
+            )
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(content)
 
 
 def _needed(run: Run) -> Iterator[str]:
-    files = {MODEL: ["model.json", models.WEIGHTS], TOKENIZER: ["tokenizer.json"], SHARDS: ["manifest.json"]}
+    files = {
+        MODEL: ["model.json", models.WEIGHTS],
+        TOKENIZER: ["tokenizer.json"],
+        SHARDS: ["manifest.json"],
+    }
     manifest = _json(run, f"{SHARDS}/manifest.json")
-    files[SHARDS] += [file["name"] for split in manifest.get("splits", {}).values() for file in split["files"]]
+    files[SHARDS] += [
+        file["name"] for split in manifest.get("splits", {}).values() for file in split["files"]
+    ]
     for folder, names in files.items():
         yield from (f"{folder}/{name}" for name in names)
         if run.open(f"{folder}/{SUMS}") is not None:
@@ -148,11 +168,16 @@ def _needed(run: Run) -> Iterator[str]:
 def _remedy(name: str) -> str:
     if name == WORKSPACE:
         return "run `dvc checkout`, or `dvc repro` to make it again"
-    return f"fetch it with `dvc exp pull REMOTE {name}` or `dvc pull`, or make it again: `git checkout`, then `dvc repro`"
+    return (
+        f"fetch it with `dvc exp pull REMOTE {name}` or `dvc pull`, or make it again: `git"
+        " checkout`, then `dvc repro`"
+    )
 
 
 def _json(run: Run, path: str) -> dict[str, Any]:
-    """What a run's JSON file holds; empty where it is not to be had or is damaged, which is told when it is read."""
+    """What a run's JSON file holds; empty where it is not to be had or is damaged, which is told
+    when it is read.
+    """
     content = run.open(path)
     try:
         value = json.loads(content) if content else {}
@@ -161,20 +186,30 @@ def _json(run: Run, path: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _check_is_the_run(run: Run, options: ScoreParams, model: LanguageModel, saved: dict[str, Any], shards: Shards) -> None:
-    """Raise UserError where these are not the weights, or this is not the code, that the run's results tell of."""
+def _check_is_the_run(
+    run: Run, options: ScoreParams, model: LanguageModel, saved: dict[str, Any], shards: Shards
+) -> None:
+    """Raise UserError where these are not the weights, or this is not the code, that the run's
+    results tell of.
+    """
     told = _json(run, MEASURES).get("weights_sha256", saved["weights_sha256"])
     if told != saved["weights_sha256"]:
-        raise UserError(f"{MODEL} is not the model that {MEASURES} tells of; run `dvc checkout` or `dvc repro`")
+        raise UserError(
+            f"{MODEL} is not the model that {MEASURES} tells of; run `dvc checkout` or `dvc repro`"
+        )
     there = run.measures.get(f"{SCORED}.bits_per_byte")
     if there is None:
-        raise UserError(f"its results have no {SCORED}.bits_per_byte; run `dvc repro evaluate` there")
+        raise UserError(
+            f"its results have no {SCORED}.bits_per_byte; run `dvc repro evaluate` there"
+        )
     scored = results.score_split(options, model, shards, SCORED, "final")
     here = bits_per_byte(scored.nats, shards.count(SCORED, "bytes"))
     if not abs(here - there) <= SAME:
         raise UserError(
-            f"the code here reads its model otherwise: {SCORED} costs {here:.4f} bits per byte, where its results say"
-            f" {there:.4f}; take the code it was made with (`git checkout`), and `lmlab final {WORKSPACE}` there"
+            f"the code here reads its model otherwise: {SCORED} costs {here:.4f} bits per byte,"
+            " where its results say"
+            f" {there:.4f}; take the code it was made with (`git checkout`), and `lmlab final"
+            f" {WORKSPACE}` there"
         )
 
 
@@ -182,7 +217,7 @@ def text_sha256(shards: Shards, tokenizer: Tokenizer, split: str) -> str:
     """The hash of a split's text, the same whatever the tokenizer."""
     stream = shards.stream(split)
     text = hashlib.sha256()
-    for document in np.split(stream, np.flatnonzero(stream == shards.document))[1:]:
+    for document in np.split(stream, np.flatnonzero(stream == shards.bos))[1:]:
         text.update(tokenizer.decode(document[1:]).encode("utf-8") + b"\0")
     return text.hexdigest()
 
@@ -204,4 +239,6 @@ def lines(opened: Opened) -> Iterator[str]:
     if opened.remark:
         yield f"  {opened.remark}"
     times = f"opened for the {ordinal(one.opened)} time, for {quantity(one.runs, 'run')}"
-    yield f"test split of this text: {times} (kept in {openings.FILE}, committed as {opened.commit})"
+    yield (
+        f"test split of this text: {times} (kept in {openings.FILE}, committed as {opened.commit})"
+    )

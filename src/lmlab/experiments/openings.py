@@ -1,9 +1,10 @@
-"""How often the test split was opened, and what was read there: results/final.csv, a row for each time, kept in Git.
+"""How often the test split was opened, and what was read there: results/final.csv, a row for each
+time, kept in Git.
 
-A split that is looked at again and again is no test any more, since what is tried next follows from what was
-seen. So `lmlab final` writes down each time and commits it. The count is taken over every version of the file
-that Git still has, on any branch and in the reflog, not over the file as it lies: rows that a checkout, an
-`exp apply` or an edit took away come back.
+A split that is looked at again and again is no test any more, since what is tried next follows from
+what was seen. So `lmlab final` writes down each time and commits it. The count is taken over every
+version of the file that Git still has, on any branch and in the reflog, not over the file as it
+lies: rows that a checkout, an `exp apply` or an edit took away come back.
 """
 
 import csv
@@ -26,7 +27,9 @@ UNDER_WAY = {
     "rebase-merge": "a rebase",
     "rebase-apply": "a rebase",
 }
-"""What Git leaves in its folder while something is under way in which a commit of one file alone is not possible."""
+"""What Git leaves in its folder while something is under way in which a commit of one file alone is
+not possible.
+"""
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,9 @@ class Opening:
     weights_sha256: str
     corpus: str
     test_sha256: str
-    """Of the split's text, so that the same text counts as one whatever it was cut from and by which tokenizer."""
+    """Of the split's text, so that the same text counts as one whatever it was cut from and by
+    which tokenizer.
+    """
     bits_per_byte: float
     """Of the model, as are those of the references that follow."""
     kneser_ney: float
@@ -60,7 +65,9 @@ COLUMNS = [field.name for field in fields(Opening)]
 
 
 def counted(before: Sequence[Opening], weights: str, test: str) -> tuple[int, int]:
-    """How often a test split is opened if it is opened once more for these weights, and for how many different runs."""
+    """How often a test split is opened if it is opened once more for these weights, and for how
+    many different runs.
+    """
     same = [one for one in before if one.test_sha256 == test]
     return len(same) + 1, len({weights, *(one.weights_sha256 for one in same)})
 
@@ -68,14 +75,20 @@ def counted(before: Sequence[Opening], weights: str, test: str) -> tuple[int, in
 def known(root: Path = Path()) -> list[Opening]:
     """Every opening that Git or the file as it lies tells of, the earliest first.
 
-    Raises UserError where the file as it lies is damaged; a damaged version in Git's history is passed over, as nobody can
-    mend it, and its rows stand in other versions.
+    Raises UserError where the file as it lies is damaged; a damaged version in Git's history is
+    passed over, as nobody can mend it, and its rows stand in other versions.
     """
     path = root / FILE
-    found = dict.fromkeys(_read(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else [])
-    for commit in git("-C", str(root), "log", "--all", "--reflog", "--full-history", "--format=%H", "--", FILE).split():
+    found = dict.fromkeys(
+        _read(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else []
+    )
+    for commit in git(
+        "-C", str(root), "log", "--all", "--reflog", "--full-history", "--format=%H", "--", FILE
+    ).split():
         try:
-            found |= dict.fromkeys(_read(git("-C", str(root), "cat-file", "blob", f"{commit}:./{FILE}")))
+            found |= dict.fromkeys(
+                _read(git("-C", str(root), "cat-file", "blob", f"{commit}:./{FILE}"))
+            )
         except UserError:  # the commit that took it away, or a damaged one
             continue
     return sorted(found, key=lambda one: (one.date, one.opened))
@@ -85,41 +98,65 @@ def _read(text: str) -> list[Opening]:
     """The rows of a version of the file. Raises UserError naming the line that is none."""
     rows = list(csv.reader(io.StringIO(text)))
     if not rows or rows[0] != COLUMNS:
-        raise UserError(f"{FILE}: line 1 should be {','.join(COLUMNS)}; `git checkout {FILE}` brings the file back")
+        raise UserError(
+            f"{FILE}: line 1 should be {','.join(COLUMNS)}; `git checkout {FILE}` brings the file"
+            " back"
+        )
     found = []
     for number, row in enumerate(rows[1:], start=2):
         try:
             values: dict[str, Any] = dict(zip(COLUMNS, row, strict=True))
-            numbers = {key: float(values[key]) for key in ("bits_per_byte", "kneser_ney", "unigram", "uniform")}
+            numbers = {
+                key: float(values[key])
+                for key in ("bits_per_byte", "kneser_ney", "unigram", "uniform")
+            }
             entropy = float(values["source_entropy"]) if values["source_entropy"] else None
             counts = {key: int(values[key]) for key in ("opened", "runs")}
         except ValueError:
-            raise UserError(f"{FILE}: line {number} is damaged; `git checkout {FILE}` brings the file back") from None
+            raise UserError(
+                f"{FILE}: line {number} is damaged; `git checkout {FILE}` brings the file back"
+            ) from None
         found.append(Opening(**{**values, **numbers, **counts, "source_entropy": entropy}))
     return found
 
 
 def check_can_be_kept(root: Path = Path()) -> None:
-    """Raise UserError, in one line with the remedy, where an opening could not be committed: before anything is opened."""
+    """Raise UserError, in one line with the remedy, where an opening could not be committed: before
+    anything is opened.
+    """
     if not _gives(root, "rev-parse", "--is-inside-work-tree"):
-        raise UserError(f"{root.resolve()} is in no Git repository, and the count is kept in Git; work in a clone")
+        raise UserError(
+            f"{root.resolve()} is in no Git repository, and the count is kept in Git; work in a"
+            " clone"
+        )
     if not _gives(root, "rev-parse", "--verify", "--quiet", "HEAD"):
-        raise UserError(f"{root.resolve()} has no commit yet, and the count is kept in Git; `git commit` a run first")
+        raise UserError(
+            f"{root.resolve()} has no commit yet, and the count is kept in Git; `git commit` a"
+            " run first"
+        )
     if not _gives(root, "symbolic-ref", "--quiet", "HEAD"):
         raise UserError(
-            "HEAD is on no branch, so a commit of the count would be lost; wait if an experiment is running here (DVC"
+            "HEAD is on no branch, so a commit of the count would be lost; wait if an experiment"
+            " is running here (DVC"
             " moves HEAD meanwhile), else `git switch BRANCH` first, then name the run"
         )
     if not (_gives(root, "var", "GIT_AUTHOR_IDENT") and _gives(root, "var", "GIT_COMMITTER_IDENT")):
         raise UserError(
-            "Git does not know who you are, and the count is kept in Git; run `git config user.name NAME` and"
+            "Git does not know who you are, and the count is kept in Git; run `git config"
+            " user.name NAME` and"
             " `git config user.email ADDRESS` first"
         )
     for name, what in UNDER_WAY.items():
         if (root / git("-C", str(root), "rev-parse", "--git-path", name).strip()).exists():
-            raise UserError(f"{what} is under way, and the count is kept in Git; finish it or give it up (`git status`)")
+            raise UserError(
+                f"{what} is under way, and the count is kept in Git; finish it or give it up"
+                " (`git status`)"
+            )
     if git("-C", str(root), "ls-files", "--unmerged").strip():
-        raise UserError("the index has conflicts, and the count is kept in Git; resolve them first (`git status`)")
+        raise UserError(
+            "the index has conflicts, and the count is kept in Git; resolve them first (`git"
+            " status`)"
+        )
 
 
 def _gives(root: Path, *words: str) -> bool:
@@ -141,14 +178,26 @@ def keep(before: Sequence[Opening], opening: Opening, root: Path = Path()) -> st
     times = f"opened for the {ordinal(opening.opened)} time, for {quantity(opening.runs, 'run')}"
     try:
         git("-C", str(root), "add", "--force", "--", FILE)
-        git("-C", str(root), "commit", "--quiet", "--only", "-m", f"Test split {times}: {opening.run}", "--", FILE)
+        git(
+            "-C",
+            str(root),
+            "commit",
+            "--quiet",
+            "--only",
+            "-m",
+            f"Test split {times}: {opening.run}",
+            "--",
+            FILE,
+        )
     except UserError as error:
         if old is None:
             path.unlink()
         else:
             path.write_bytes(old)
         _gives(root, "reset", "--quiet", "--", FILE)
-        raise UserError(f"{FILE} could not be committed, so what was read is not shown ({error})") from None
+        raise UserError(
+            f"{FILE} could not be committed, so what was read is not shown ({error})"
+        ) from None
     return git("-C", str(root), "rev-parse", "--short", "HEAD").strip()
 
 
@@ -161,5 +210,7 @@ def _write(path: Path, rows: Sequence[Opening]) -> None:
 
 def ordinal(number: int) -> str:
     """1st, 2nd, 3rd, 4th, 11th, 21st, ..."""
-    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    ending = (
+        "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    )
     return f"{number:,}{ending}"

@@ -1,7 +1,8 @@
-"""Refuses a params.yaml that cannot work, before any stage starts: all sections, whichever stage is about to run.
+"""Refuses a params.yaml that cannot work, before any stage starts: all sections, whichever stage is
+about to run.
 
-It can only refuse, never change what a stage writes; so it is not among the dependencies of any stage in dvc.yaml, and
-the stages load it by name.
+It can only refuse, never change what a stage writes; so it is not among the dependencies of any
+stage in dvc.yaml, and the stages load it by name.
 """
 
 from pathlib import Path
@@ -34,9 +35,11 @@ SOME_VOCABULARY = 256
 
 
 def check(tree: Tree, run: bool = True) -> None:
-    """Raise UserError naming the first key that is wrong, or the first combination that is impossible.
+    """Raise UserError naming the first key that is wrong, or the first combination that is
+    impossible.
 
-    Without `run` that a model and its learning rule can be built together, and in this machine's memory, is left out.
+    Without `run` that a model and its learning rule can be built together, and in this machine's
+    memory, is left out.
     """
     kinds = registry.kinds()
     _check_names(tree, "", [*SECTIONS, *kinds])
@@ -44,7 +47,10 @@ def check(tree: Tree, run: bool = True) -> None:
         known = registry.names(kind)
         for name in params.block(tree, kind):
             if name not in known:
-                raise UserError(f"params.yaml: {kind}.{name} is no part of lmlab; {params.nearest(str(name), known)}")
+                raise UserError(
+                    f"params.yaml: {kind}.{name} is no part of lmlab;"
+                    f" {params.nearest(str(name), known)}"
+                )
     sections = {name: params.section(tree, name, model) for name, model in SECTIONS.items()}
     chosen = {name: registry.choices(tree, name, section) for name, section in sections.items()}
     for choice in chosen["train"].values():
@@ -55,19 +61,24 @@ def check(tree: Tree, run: bool = True) -> None:
         tokenizers.check_given(sections["tokenizer"], chosen["tokenizer"]["name"])
     except (OSError, ValueError) as error:  # a name that no file can have
         raise UserError(
-            f"params.yaml: tokenizer.from cannot name a file: {getattr(error, 'strerror', None) or error}"
+            "params.yaml: tokenizer.from cannot name a file:"
+            f" {getattr(error, 'strerror', None) or error}"
         ) from None
     train, evaluate, probe = sections["train"], sections["evaluate"], sections["probe"]
     assert isinstance(train, TrainParams)
     assert isinstance(evaluate, EvaluateParams)
     assert isinstance(probe, ProbeParams)
-    for choice in [*probing.chosen(tree, probe).values(), *measures.chosen(tree, evaluate.measures).values()]:
+    for choice in [
+        *probing.chosen(tree, probe).values(),
+        *measures.chosen(tree, evaluate.measures).values(),
+    ]:
         choice.build()
     if run:
         _check_run(train, chosen["train"])
     if evaluate.stride > train.context:
         raise UserError(
-            f"params.yaml: evaluate.stride ({evaluate.stride}) is larger than train.context ({train.context}), so some"
+            f"params.yaml: evaluate.stride ({evaluate.stride}) is larger than train.context"
+            f" ({train.context}), so some"
             f" tokens would never be scored; set it to {train.context} or less"
         )
 
@@ -80,10 +91,13 @@ def _check_run(train: TrainParams, chosen: dict[str, Choice]) -> None:
         parametrisation.check(model)
         parametrisation.start(model)
         rule = chosen_rule(train, chosen, model)
-    windows = train.model_copy(update={"accumulate": 1}).settled(model.width, low=False).batch
-    if not train.batch and train.accumulate > windows:
+    windows = (
+        train.model_copy(update={"gradient_accumulation": 1}).settled(model.width, low=False).batch
+    )
+    if not train.batch and train.gradient_accumulation > windows:
         raise UserError(
-            f"params.yaml: train.accumulate ({train.accumulate}) is more pieces than the batch that follows from the width"
+            f"params.yaml: train.gradient_accumulation ({train.gradient_accumulation}) is more"
+            " pieces than the batch that follows from the width"
             f" has windows ({windows}); lower it, or set train.batch"
         )
     outline.refuse_too_large(train, model, rule)
@@ -97,10 +111,10 @@ def _check_followed(choice: Choice) -> None:
         name = f"{choice.kind}.{choice.name}.{key}"
         folder = registry.folder(inner.kind).as_posix()
         lines = [f"src/lmlab/{folder}/${{{name}}}.py", f"{inner.kind}.${{{name}}}"]
-        if missing := [line for line in lines if listed is not None and f"- {line}\n" not in listed]:
+        if listed is not None and any(f"- {line}\n" not in listed for line in lines):
             raise UserError(
-                f"dvc.yaml: the stage train does not follow the part that {name} names; add `- {missing[0]}` under its"
-                f" {'deps and those of evaluate and probe' if missing[0].endswith('.py') else 'params'}"
+                f"dvc.yaml: the stages do not follow the part that {name} names; run"
+                " `lmlab deps --write`"
             )
         _check_followed(inner)
 
@@ -110,7 +124,9 @@ def _check_names(tree: Tree, at: str, dotted: list[str]) -> None:
     known = {name.split(".")[0] for name in dotted}
     for key, value in tree.items():
         if key not in known:
-            raise UserError(f"params.yaml: {at}{key} is not a known key; {params.nearest(str(key), known)}")
+            raise UserError(
+                f"params.yaml: {at}{key} is not a known key; {params.nearest(str(key), known)}"
+            )
         deeper = [name.split(".", 1)[1] for name in dotted if name.startswith(f"{key}.")]
         if deeper and isinstance(value, dict):
             _check_names(value, f"{at}{key}.", deeper)

@@ -1,6 +1,8 @@
-"""Recipes: files of values for params.yaml, by dotted key, that go together; each begins with a comment that says what for.
+"""Recipes: files of values for params.yaml, by dotted key, that go together; each begins with a
+comment that says what for.
 
-A recipe is taken for one experiment (`dvc exp run $(lmlab recipe fast)`) or written into params.yaml.
+A recipe is taken for one experiment (`dvc exp run $(lmlab recipe fast)`) or written into
+params.yaml.
 """
 
 import json
@@ -41,16 +43,22 @@ def purpose(name: str, folder: Path = FOLDER) -> str:
 
 
 def as_options(values: Values) -> Iterator[str]:
-    """The values as options of `dvc exp run`, `-S key=value`. Raises UserError for one that a shell would cut at a space."""
+    """The values as options of `dvc exp run`, `-S key=value`. Raises UserError for one that a shell
+    would cut at a space.
+    """
     for key, value in values.items():
         written = _written(value)
         if len(written.split()) != 1:
-            raise UserError(f"{key} holds a space, so a shell would cut it; put the recipe into params.yaml with --write")
+            raise UserError(
+                f"{key} holds a space, so a shell would cut it; put the recipe into params.yaml"
+                " with --write"
+            )
         yield f"-S {key}={written}"
 
 
 def write(values: Values, path: Path = Path("params.yaml")) -> list[str]:
-    """Put the values into params.yaml, its comments left as they are; returns a line for each that was another one.
+    """Put the values into params.yaml, its comments left as they are; returns a line for each that
+    was another one.
 
     Raises UserError, with nothing written, for a key that params.yaml lacks.
     """

@@ -1,6 +1,8 @@
-"""What params.yaml allows and hardly anybody wants: a line for each, from `lmlab check` and from the stage it is about.
+"""What params.yaml allows and hardly anybody wants: a line for each, from `lmlab check` and from
+the stage it is about.
 
-Nothing is refused here and nothing changed; so this is not among the dependencies of any stage, as preflight is not.
+Nothing is refused here and nothing changed; so this is not among the dependencies of any stage, as
+preflight is not.
 """
 
 import os
@@ -22,7 +24,11 @@ def remarks(tree: Tree) -> Iterator[tuple[str, str]]:
     yield from ((stage, line) for stage in STAGES_WITH_THREADS for line in _on_threads(tree, stage))
     shard = params.section(tree, "shard", ShardParams)
     if shard.processes > _cores():
-        yield "shard", f"shard.processes is {shard.processes:,}, and there are {_cores()} cores: more are no faster"
+        yield (
+            "shard",
+            f"shard.processes is {shard.processes:,}, and there are {_cores()} cores: more are no"
+            " faster",
+        )
     train = params.section(tree, "train", TrainParams)
     yield from (("train", line) for line in [*_on_learning_rate(tree, train), *_on_rhythm(train)])
 
@@ -41,7 +47,10 @@ def _cores() -> int:
 def _on_threads(tree: Tree, stage: str) -> Iterator[str]:
     threads = int(params.block(tree, stage)["threads"])
     if threads > _cores():
-        yield f"{stage}.threads is {threads:,}, and there are {_cores()} cores: more threads than cores make it slow"
+        yield (
+            f"{stage}.threads is {threads:,}, and there are {_cores()} cores: more threads than"
+            " cores make it slow"
+        )
 
 
 def _on_learning_rate(tree: Tree, train: TrainParams) -> Iterator[str]:
@@ -50,7 +59,8 @@ def _on_learning_rate(tree: Tree, train: TrainParams) -> Iterator[str]:
     assert isinstance(options, Warmup)
     if options.warmup >= train.steps:
         yield (
-            f"{key}.warmup is {options.warmup:,}, and train.steps {train.steps:,}: the learning rate never comes to its"
+            f"{key}.warmup is {options.warmup:,}, and train.steps {train.steps:,}: the learning"
+            " rate never comes to its"
             " height"
         )
         return
@@ -58,7 +68,8 @@ def _on_learning_rate(tree: Tree, train: TrainParams) -> Iterator[str]:
     falls = schedule.factor(train.steps - 1) < schedule.factor(options.warmup)
     if train.optimizer == "schedule_free" and falls:
         yield (
-            "train.optimizer: schedule_free averages the weights in place of a falling learning rate, and train.schedule:"
+            "train.optimizer: schedule_free averages the weights in place of a falling learning"
+            " rate, and train.schedule:"
             f" {train.schedule} lets it fall as well; constant is meant for it"
         )
 
@@ -66,10 +77,21 @@ def _on_learning_rate(tree: Tree, train: TrainParams) -> Iterator[str]:
 def _on_rhythm(train: TrainParams) -> Iterator[str]:
     steps = f"train.steps {train.steps:,}"
     if train.validate_every > train.steps:
-        yield f"train.validate_every is {train.validate_every:,}, and {steps}: there will be no learning curve, only its end"
+        yield (
+            f"train.validate_every is {train.validate_every:,}, and {steps}: there will be no"
+            " learning curve, only its end"
+        )
     if train.snapshots > train.steps:
-        yield f"train.snapshots is {train.snapshots:,}, and {steps}: there will be one for each step"
+        yield (
+            f"train.snapshots is {train.snapshots:,}, and {steps}: there will be one for each step"
+        )
     if train.checkpoint_seconds == 0:
-        yield "train.checkpoint_seconds is 0: a checkpoint after every step takes longer than most steps"
+        yield (
+            "train.checkpoint_seconds is 0: a checkpoint after every step takes longer than"
+            " most steps"
+        )
     if 0 < train.clip < TINY_CLIP:
-        yield f"train.clip is {train.clip:g}: every gradient is shortened to next to nothing; 0 is no limit"
+        yield (
+            f"train.clip is {train.clip:g}: every gradient is shortened to next to nothing; 0"
+            " is no limit"
+        )

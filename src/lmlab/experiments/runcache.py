@@ -1,12 +1,14 @@
 """A stage's outputs in DVC's run-cache, where DVC itself does not look for them or keep them.
 
-Where a stage's code, params and inputs are those of its dvc.lock, DVC takes the outputs that the lock names; if they are not
-in this machine's cache it runs the stage, although its run-cache may have outputs for just these inputs (DVC 3.67,
-`StageCache.restore`). So a lock that was written on another kind of processor, whose weights differ in their last bits,
-would mean training again after every `git checkout`. A stage that DVC has started asks here first.
+Where a stage's code, params and inputs are those of its dvc.lock, DVC takes the outputs that the
+lock names; if they are not in this machine's cache it runs the stage, although its run-cache may
+have outputs for just these inputs (DVC 3.67, `StageCache.restore`). So a lock that was written on
+another kind of processor, whose weights differ in their last bits, would mean training again after
+every `git checkout`. A stage that DVC has started asks here first.
 
-And a stage with an output that Git keeps and that is neither a metric nor a plot, such as a page of samples, DVC leaves
-out of its run-cache altogether (`Stage.run`), though it would find it there. Such a stage keeps itself.
+And a stage with an output that Git keeps and that is neither a metric nor a plot, such as a page of
+samples, DVC leaves out of its run-cache altogether (`Stage.run`), though it would find it there.
+Such a stage keeps itself.
 """
 
 import os
@@ -21,7 +23,9 @@ from ruamel.yaml.error import YAMLError
 
 
 def restored() -> bool:
-    """Whether the outputs of the stage that DVC has started are in place now, from the run-cache."""
+    """Whether the outputs of the stage that DVC has started are in place now, from the
+    run-cache.
+    """
     stage = os.environ.get("DVC_STAGE", "")
     if not stage or ":" in stage or _forced():  # by hand, or a study's, or wished to be done again
         return False
@@ -33,12 +37,15 @@ def restored() -> bool:
 
 
 def keep() -> None:
-    """Put what the stage that DVC has started has written into DVC's run-cache, where DVC will not do it itself.
+    """Put what the stage that DVC has started has written into DVC's run-cache, where DVC will not
+    do it itself.
 
     Nothing is lost where that fails: the stage is run again when it might have been looked up.
     """
     stage = os.environ.get("DVC_STAGE", "")
-    if not stage or ":" in stage or not is_left_out(Path("dvc.yaml"), stage):  # by hand, or a study's, or DVC does it
+    if (
+        not stage or ":" in stage or not is_left_out(Path("dvc.yaml"), stage)
+    ):  # by hand, or a study's, or DVC does it
         return
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
@@ -51,12 +58,16 @@ def keep() -> None:
 
 
 def is_left_out(pipeline: Path, stage: str) -> bool:
-    """Whether a stage of a dvc.yaml has an output that is not cached and neither a metric nor a plot."""
+    """Whether a stage of a dvc.yaml has an output that is not cached and neither a metric nor a
+    plot.
+    """
     try:
         outputs = YAML(typ="safe").load(pipeline)["stages"][stage]["outs"]
     except (OSError, KeyError, TypeError, ValueError, YAMLError):
         return False
-    return any(isinstance(one, dict) and next(iter(one.values())).get("cache") is False for one in outputs)
+    return any(
+        isinstance(one, dict) and next(iter(one.values())).get("cache") is False for one in outputs
+    )
 
 
 def _forced() -> bool:
@@ -74,13 +85,19 @@ def _forced() -> bool:
 
 
 def locked_outputs(lock: Path, stage: str) -> list[str]:
-    """The MD5 of each output that a dvc.lock names for a stage. It is always written in one shape: no parser is needed."""
+    """The MD5 of each output that a dvc.lock names for a stage. It is always written in one shape:
+    no parser is needed.
+    """
     try:
         text = lock.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return []
     block = re.search(rf"^  {re.escape(stage)}:\n((?:    .*\n?)+)", text, flags=re.MULTILINE)
-    outputs = re.search(r"^    outs:\n((?:    [- ] .*\n?)+)", block[1], flags=re.MULTILINE) if block else None
+    outputs = (
+        re.search(r"^    outs:\n((?:    [- ] .*\n?)+)", block[1], flags=re.MULTILINE)
+        if block
+        else None
+    )
     return re.findall(r"^      md5: (\S+)", outputs[1], flags=re.MULTILINE) if outputs else []
 
 
@@ -96,7 +113,11 @@ def _cache(project: Path) -> Path:
         if (settings / name).is_file():
             text = (settings / name).read_text(encoding="utf-8")
             section = re.search(r"^\[cache\]\n((?:(?!\[).*\n?)*)", text, flags=re.MULTILINE)
-            moved = re.search(r"^\s*dir\s*=\s*(.+?)\s*$", section[1], flags=re.MULTILINE) if section else None
+            moved = (
+                re.search(r"^\s*dir\s*=\s*(.+?)\s*$", section[1], flags=re.MULTILINE)
+                if section
+                else None
+            )
             if moved:
                 return settings / moved[1]
     return settings / "cache"
@@ -105,7 +126,11 @@ def _cache(project: Path) -> Path:
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Inside, a library's progress bars and messages are not shown."""
-    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+    with (
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        redirect_stdout(nowhere),
+        redirect_stderr(nowhere),
+    ):
         yield
 
 
@@ -121,9 +146,14 @@ def _from_run_cache(name: str) -> bool:
             made = repository.stage_cache._create_stage(entry, wdir=stage.wdir) if entry else None
             if made is None or not made.outs_cached():
                 return False
-            with repository.stage_cache._cache_type_copy():  # what Git keeps must be no link into the cache
+            with (
+                repository.stage_cache._cache_type_copy()
+            ):  # what Git keeps must be no link into the cache
                 for output in made.outs:
                     output.checkout(force=True)
-        except (AttributeError, DvcException):  # another DVC, or a damaged cache: then the stage runs
+        except (
+            AttributeError,
+            DvcException,
+        ):  # another DVC, or a damaged cache: then the stage runs
             return False
     return True

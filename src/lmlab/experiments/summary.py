@@ -1,4 +1,6 @@
-"""What came out of a run, as a short table: read from the stages' outputs, nothing is computed anew."""
+"""What came out of a run, as a short table: read from the stages' outputs, nothing is computed
+anew.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ SAMPLE_LINES = 14
 
 
 def show(folder: Path = Path()) -> None:
-    """Print corpus, model, measures, speeds and a sample; of a run that diverged, that it did and what to try.
+    """Print corpus, model, measures, speeds and a sample; of a run that diverged, that it did and
+    what to try.
 
     Raises UserError naming the stage whose output is missing.
     """
@@ -46,7 +49,7 @@ def _show_sample(console: Console, folder: Path) -> None:
     console.print("\n".join(f"  {line}" for line in lines) + "\n", markup=False)
 
 
-_AFTER_DIVERGING = f"""Its loss became NaN or infinite, so there is no model to score or to sample from. What to do:
+_AFTER_DIVERGING = f"""Its loss became NaN or infinite: there is no model to score. What to do:
   {ADVICE}
   results/training.csv, results/report.html    the loss and the gradient's norm on the way there
   dvc exp run -S KEY=VALUE                     try another value; only what it affects runs again"""
@@ -56,7 +59,7 @@ _NEXT = """Next, with the environment active (`source .venv/bin/activate`):
   dvc exp show --only-changed                  compare what you have tried
   lmlab parts                                  everything that can be swapped
   results/report.html                          all of it in pictures; open it in a browser
-  lmlab final workspace                        the test split, once all is decided: opening it is counted
+  lmlab final workspace                        the test split, once all is decided; it is counted
   README.md                                    a five-minute tour"""
 
 
@@ -64,16 +67,26 @@ def _facts(corpus: Any, model: Any, found: Any, took: dict[str, Any]) -> Table:
     size = sum(split["bytes"] for split in corpus["splits"].values())
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_row("corpus", f"{corpus['corpus']} ({size:,} bytes; {corpus['source']})")
-    table.add_row("model", f"{model['model']['name']}, {model['parameters']:,} parameters, context {model['context']}")
+    table.add_row(
+        "model",
+        f"{model['model']['name']}, {model['parameters']:,} parameters, context {model['context']}",
+    )
     table.add_row("trained on", f"{model['tokens']:,} tokens in {model['steps']:,} steps")
     if train := took.get("train"):
         table.add_row(
-            "speed", f"{train['tokens_per_second']:,.0f} tokens/s ({train['training_seconds']:.0f} s of training steps)"
+            "speed",
+            f"{train['tokens_per_second']:,.0f} tokens/s ({train['training_seconds']:.0f} s of"
+            " training steps)",
         )
     if took:
-        table.add_row("seconds", ", ".join(f"{stage} {facts['seconds']:.1f}" for stage, facts in took.items()))
+        table.add_row(
+            "seconds", ", ".join(f"{stage} {facts['seconds']:.1f}" for stage, facts in took.items())
+        )
     if not how_it_diverged(found):
-        table.add_row("evaluated", f"all of validation, windows of {found['window']} tokens every {found['stride']}")
+        table.add_row(
+            "evaluated",
+            f"all of validation, windows of {found['window']} tokens every {found['stride']}",
+        )
     return table
 
 
@@ -85,7 +98,11 @@ def _measures(found: Any) -> Table:
         table.add_column(f"{split}\nbits/byte", justify="right")
         table.add_column(f"{split}\nnats/token", justify="right")
     references = found["references"]
-    model = [f"{found[split][key]:.4f}" for split in splits for key in ("bits_per_byte", "nats_per_token")]
+    model = [
+        f"{found[split][key]:.4f}"
+        for split in splits
+        for key in ("bits_per_byte", "nats_per_token")
+    ]
     table.add_row("this model", *model, style="bold")
     names = {
         "kneser_ney": f"Kneser-Ney {references['kneser_ney_order']}-gram",

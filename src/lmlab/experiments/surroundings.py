@@ -1,7 +1,9 @@
-"""What is around the project: whose code runs, and what DVC's experiments need of Git and of the folder.
+"""What is around the project: whose code runs, and what DVC's experiments need of Git and of the
+folder.
 
-DVC itself tells these late, or in words that do not help: without a name and an address Git can make no commit, which is
-what an experiment is; and in a copy of the project DVC writes the path of its cache in ASCII (3.67, `BaseLocalExecutor`).
+DVC itself tells these late, or in words that do not help: without a name and an address Git can
+make no commit, which is what an experiment is; and in a copy of the project DVC writes the path of
+its cache in ASCII (3.67, `BaseLocalExecutor`).
 """
 
 import os
@@ -13,18 +15,25 @@ import lmlab
 from lmlab.core.errors import UserError
 from lmlab.data.globs import shown
 
-IDENTITY = "`git config --global user.name 'Your Name'` and `git config --global user.email you@example.org`"
+IDENTITY = (
+    "`git config --global user.name 'Your Name'` and `git config --global user.email"
+    " you@example.org`"
+)
 
 
 def faults(root: Path = Path()) -> Iterator[str]:
-    """What keeps DVC from running experiments of the project in a folder, a line each that says what to do."""
+    """What keeps DVC from running experiments of the project in a folder, a line each that says
+    what to do.
+    """
     if not _has_identity(root):
         yield f"Git does not know who you are, so DVC can keep no experiment; run {IDENTITY}"
     folder = str(root.resolve())
     if not folder.isascii():
         yield (
-            f"the path {shown(folder)} is not all ASCII, and in such a one DVC cannot run experiments with --temp or from"
-            " its queue (`dvc repro` and a plain `dvc exp run` work); move the project to another folder"
+            f"the path {shown(folder)} is not all ASCII, and in such a one DVC cannot run"
+            " experiments with --temp or from"
+            " its queue (`dvc repro` and a plain `dvc exp run` work); move the project to another"
+            " folder"
         )
 
 
@@ -41,7 +50,9 @@ def check_experiment() -> None:
 
 
 def other_project(start: Path = Path()) -> str:
-    """A line to say where the project around a folder is another than the one whose code runs; else empty."""
+    """A line to say where the project around a folder is another than the one whose code runs; else
+    empty.
+    """
     imported = Path(lmlab.__file__).resolve().parent
     for folder in (start.resolve(), *start.resolve().parents):
         there = folder / "src" / "lmlab" / "__init__.py"
@@ -49,22 +60,28 @@ def other_project(start: Path = Path()) -> str:
             if there.parent.resolve() == imported:
                 return ""
             return (
-                f"note: this is the lmlab of {shown(imported.parents[1])}, not that of {shown(folder)}; for the latter run"
+                f"note: this is the lmlab of {shown(imported.parents[1])}, not that of"
+                f" {shown(folder)}; for the latter run"
                 " `make setup` and `source .venv/bin/activate` there"
             )
     return ""
 
 
 def _has_identity(root: Path) -> bool:
-    """Whether DVC finds a name and an address for its commits: in Git's settings, or in the environment."""
+    """Whether DVC finds a name and an address for its commits: in Git's settings, or in the
+    environment.
+    """
     return all(
-        os.environ.get(f"GIT_COMMITTER_{what.upper()}") or _setting(f"user.{what}", root) for what in ("name", "email")
+        os.environ.get(f"GIT_COMMITTER_{what.upper()}") or _setting(f"user.{what}", root)
+        for what in ("name", "email")
     )
 
 
 def _setting(key: str, root: Path) -> str:
     try:
-        done = subprocess.run(["git", "config", key], cwd=root, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["git", "config", key], cwd=root, capture_output=True, text=True, check=False
+        )
     except FileNotFoundError:
         return "unknown"  # no Git: that is told where it is needed
     return done.stdout.strip()

@@ -1,8 +1,10 @@
-"""How long stages took, and what memory: kept apart from their outputs, since it differs from run to run.
+"""How long stages took, and what memory: kept apart from their outputs, since it differs from run
+to run.
 
-What is here is no output that DVC knows of, so that the same params and code give the same dvc.lock. The last run of each
-stage is in data/timing/<stage>.json; what the stages of one training run took, also of an experiment in a folder of its own,
-stays in the project's data/timing/runs/ under the hash of its weights, on the machine that took it.
+What is here is no output that DVC knows of, so that the same params and code give the same
+dvc.lock. The last run of each stage is in data/timing/<stage>.json; what the stages of one training
+run took, also of an experiment in a folder of its own, stays in the project's data/timing/runs/
+under the hash of its weights, on the machine that took it.
 """
 
 import json
@@ -30,12 +32,16 @@ def note(stage: str, facts: dict[str, Any]) -> None:
 
 
 def last(root: Path = Path()) -> dict[str, dict[str, Any]]:
-    """What the last run of each stage in a folder took, by stage; those never run there are left out."""
+    """What the last run of each stage in a folder took, by stage; those never run there are left
+    out.
+    """
     return {stage: facts for stage in STAGES if (facts := _read(root / FOLDER / f"{stage}.json"))}
 
 
 def of_run(weights: str, root: Path = Path()) -> dict[str, dict[str, Any]]:
-    """What the stages took whose training ended in weights of this hash, by stage; empty where that is not known."""
+    """What the stages took whose training ended in weights of this hash, by stage; empty where that
+    is not known.
+    """
     return _read(_of_run(weights, root))
 
 
@@ -44,7 +50,9 @@ def _of_run(weights: str, root: Path) -> Path:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A JSON file's block; empty where it is missing or damaged, as nothing but a look depends on it."""
+    """A JSON file's block; empty where it is missing or damaged, as nothing but a look depends on
+    it.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,1 +1,3 @@
-"""What predicts: models and their layers, scoring and generating with them, the device they run on."""
+"""What predicts: models and their layers, scoring and generating with them, the device they run
+on.
+"""

@@ -1,4 +1,6 @@
-"""Calls of a whole model by way of torch's compiler, which makes one loop of many small operations in a row."""
+"""Calls of a whole model by way of torch's compiler, which makes one loop of many small operations
+in a row.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,11 +14,15 @@ from lmlab.model import noise
 
 
 def _register_masks() -> None:
-    """Let compiled graphs call `noise.kept` as one operation, whose result depends on the key of the moment."""
+    """Let compiled graphs call `noise.kept` as one operation, whose result depends on the key of
+    the moment.
+    """
     if hasattr(torch.ops.lmlab, "mask"):
         return
 
-    @torch.library.custom_op("lmlab::mask", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
+    @torch.library.custom_op(
+        "lmlab::mask", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,)
+    )
     def mask(like: Tensor, share: float, site: str) -> Tensor:
         return noise.kept(like, share, site)
 
@@ -24,9 +30,11 @@ def _register_masks() -> None:
 
 
 class Compiled:
-    """Inside, what the model computes when called is compiled, backward pass included; outside it runs as written.
+    """Inside, what the model computes when called is compiled, backward pass included; outside it
+    runs as written.
 
-    Nothing happens before the first call inside, which takes up to minutes; torch keeps the result for later processes.
+    Nothing happens before the first call inside, which takes up to minutes; torch keeps the result
+    for later processes.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -37,7 +45,12 @@ class Compiled:
     def __enter__(self) -> None:
         self.model.forward = self.forward
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         del self.model.forward  # and the class has its own again
 
 
@@ -48,12 +61,16 @@ def failures_told() -> Iterator[None]:
         yield
     except RuntimeError as error:
         kind = type(error)
-        if not any(base.__module__.startswith(("torch._dynamo", "torch._inductor")) for base in kind.__mro__):
+        if not any(
+            base.__module__.startswith(("torch._dynamo", "torch._inductor"))
+            for base in kind.__mro__
+        ):
             raise
         if "No space left on device" in str(error):
             raise
         raise UserError(
-            f"train.compile: torch could not compile the model ({_reason(error)}); it needs a C++ compiler, such as g++, and"
+            f"train.compile: torch could not compile the model ({_reason(error)}); it needs a C++"
+            " compiler, such as g++, and"
             " Python's header files; install them or set train.compile to false"
         ) from None
 

@@ -1,12 +1,16 @@
-"""Random numbers by key instead of from a stream: what is drawn depends on the run's seed, the step, the piece and the site.
+"""Random numbers by key instead of from a stream: what is drawn depends on the run's seed, the
+step, the piece and the site.
 
-A *site* is where something is drawn: a dropout layer or a parameter by its name, or a word that a learning rule chooses.
-Whoever takes a step sets the rest of the key around it (`keyed`, and `within` for the pieces of a batch or the members of a
-population). So nothing has to be saved for a run to be resumed, one more draw at one site changes none at another, and two
-processes with half of a batch each draw what one process draws for two accumulated halves. (The idea of counters instead of
-states: Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3"; here the key seeds an ordinary generator.)
+A *site* is where something is drawn: a dropout layer or a parameter by its name, or a word that a
+learning rule chooses. Whoever takes a step sets the rest of the key around it (`keyed`, and
+`within` for the pieces of a batch or the members of a population). So nothing has to be saved for a
+run to be resumed, one more draw at one site changes none at another, and two processes with half of
+a batch each draw what one process draws for two accumulated halves. (The idea of counters instead
+of states: Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3"; here the key seeds an
+ordinary generator.)
 
-Outside of any key, as in a notebook, what is drawn follows from torch's global generator, and is new each time.
+Outside of any key, as in a notebook, what is drawn follows from torch's global generator, and is
+new each time.
 """
 
 import hashlib
@@ -19,7 +23,9 @@ from torch import Tensor, nn
 Word = int | str
 
 _key: tuple[Word, ...] | None = None
-"""Of the process, not of the thread: autograd has threads of its own on a GPU, in which blocks may compute again."""
+"""Of the process, not of the thread: autograd has threads of its own on a GPU, in which blocks may
+compute again.
+"""
 
 
 @contextmanager
@@ -45,7 +51,9 @@ def within(*words: Word) -> Iterator[None]:
 
 @contextmanager
 def repeatable() -> Iterator[None]:
-    """Inside, what is drawn twice at a site is the same: where there is no key, torch's global generator begins one."""
+    """Inside, what is drawn twice at a site is the same: where there is no key, torch's global
+    generator begins one.
+    """
     with keyed(*((_drawn(),) if _key is None else _key)):
         yield
 
@@ -68,16 +76,22 @@ def generator(device: torch.device | str, *site: Word) -> torch.Generator:
 
 def normal(like: Tensor, *site: Word) -> Tensor:
     """Standard normal numbers in a tensor's shape, precision and place."""
-    return torch.randn(like.shape, generator=generator(like.device, *site), dtype=like.dtype, device=like.device)
+    return torch.randn(
+        like.shape, generator=generator(like.device, *site), dtype=like.dtype, device=like.device
+    )
 
 
 def uniform(like: Tensor, *site: Word) -> Tensor:
     """Numbers from [0, 1) in a tensor's shape, precision and place."""
-    return torch.rand(like.shape, generator=generator(like.device, *site), dtype=like.dtype, device=like.device)
+    return torch.rand(
+        like.shape, generator=generator(like.device, *site), dtype=like.dtype, device=like.device
+    )
 
 
 def kept(like: Tensor, share: float, *site: Word) -> Tensor:
-    """1 / share with probability `share`, otherwise 0, in a tensor's shape, precision and place; the mean is 1."""
+    """1 / share with probability `share`, otherwise 0, in a tensor's shape, precision and place;
+    the mean is 1.
+    """
     chosen = torch.empty(like.shape, dtype=like.dtype, device=like.device)
     if chosen.is_meta:
         return chosen
@@ -85,13 +99,17 @@ def kept(like: Tensor, share: float, *site: Word) -> Tensor:
 
 
 class Dropout(nn.Module):
-    """Dropout (Srivastava et al. 2014): in training, x times a mask of zeros, with probability p, and 1 / (1 - p)."""
+    """Dropout (Srivastava et al. 2014): in training, x times a mask of zeros, with probability p,
+    and 1 / (1 - p).
+    """
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
         self.site = ""
-        """Its name in the model (`name_sites`): what makes its masks other than those of other layers."""
+        """Its name in the model (`name_sites`): what makes its masks other than those of other
+        layers.
+        """
 
     def forward(self, x: Tensor) -> Tensor:
         if not (self.p and self.training):

@@ -1,13 +1,14 @@
 """Save and resume, exactly: everything that decides what a run does next, in one file without code.
 
-The file is a safetensors archive: tensors as they are, everything else as JSON whose bytes are a tensor too (a header may
-not be as long), and in its header a hash of all of it. It lies in a scratch folder outside the stage's outputs (which DVC
-deletes before a stage starts), under a key made of all that decides the run's result; so no other run can pick it up, and a
-run that is killed and started again finds it. What grows with the run, such as its log, lies beside it in files that are
-only ever added to (`Lines`).
+The file is a safetensors archive: tensors as they are, everything else as JSON whose bytes are a
+tensor too (a header may not be as long), and in its header a hash of all of it. It lies in a
+scratch folder outside the stage's outputs (which DVC deletes before a stage starts), under a key
+made of all that decides the run's result; so no other run can pick it up, and a run that is killed
+and started again finds it. What grows with the run, such as its log, lies beside it in files that
+are only ever added to (`Lines`).
 
-Two processes may be given the very same run. The second waits until the first has ended, and takes over what that has made:
-its outputs, or its last checkpoint if it was killed.
+Two processes may be given the very same run. The second waits until the first has ended, and takes
+over what that has made: its outputs, or its last checkpoint if it was killed.
 """
 
 import fcntl
@@ -40,7 +41,9 @@ FINISHED = "finished"
 
 
 def run_key(decides: dict[str, Any]) -> str:
-    """A short name for a run: a hash of what decides its result, of torch's version and of all lmlab code it has loaded."""
+    """A short name for a run: a hash of what decides its result, of torch's version and of all
+    lmlab code it has loaded.
+    """
     code = {
         name: sha256(Path(module.__file__))
         for name, module in sorted(sys.modules.items())
@@ -51,7 +54,8 @@ def run_key(decides: dict[str, Any]) -> str:
 
 
 def scratch_folder(key: str) -> Path:
-    """Where the run named `key` keeps its checkpoint: in the project itself, also for experiments run in a copy of it.
+    """Where the run named `key` keeps its checkpoint: in the project itself, also for experiments
+    run in a copy of it.
 
     DVC gives the project's own folder as DVC_ROOT, and only this use is made of it.
     """
@@ -60,7 +64,8 @@ def scratch_folder(key: str) -> Path:
 
 @contextmanager
 def alone(folder: Path, wait: Callable[[], None]) -> Iterator[None]:
-    """Wait until no other process is at the run that this scratch folder belongs to; `wait` is called first if there is one.
+    """Wait until no other process is at the run that this scratch folder belongs to; `wait` is
+    called first if there is one.
 
     However a process ends, its hold ends with it.
     """
@@ -99,7 +104,9 @@ def awaited(folder: Path) -> bool:
 
 
 def hand_on(folder: Path, outputs: Mapping[str, Path], facts: dict[str, Any]) -> None:
-    """Keep a finished run's output folders, and what is to be told of it, for the processes that wait for the same run."""
+    """Keep a finished run's output folders, and what is to be told of it, for the processes that
+    wait for the same run.
+    """
     with whole_folder(folder / FINISHED) as kept:
         write_json(kept / "facts.json", facts)
         for name, output in outputs.items():
@@ -124,12 +131,16 @@ def save(folder: Path, state: dict[str, Any]) -> None:
 
 
 def load(folder: Path) -> dict[str, Any] | None:
-    """What `save` wrote last, or None when there is nothing or (after a crash of the machine) nothing whole."""
+    """What `save` wrote last, or None when there is nothing or (after a crash of the machine)
+    nothing whole.
+    """
     return read(folder / FILE)
 
 
 def write(path: Path, state: dict[str, Any]) -> None:
-    """Write a tree of dicts and lists with tensors and plain values as leaves, whole or not at all."""
+    """Write a tree of dicts and lists with tensors and plain values as leaves, whole or not at
+    all.
+    """
     tensors: dict[str, Tensor] = {}
     skeleton = json.dumps(_take_out(state, tensors)).encode()
     tensors[SKELETON] = torch.frombuffer(bytearray(skeleton), dtype=torch.uint8)
@@ -163,9 +174,11 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 class Lines:
-    """A file of JSON, a value a line, that is only added to, so that a checkpoint need not hold what has been said before.
+    """A file of JSON, a value a line, that is only added to, so that a checkpoint need not hold
+    what has been said before.
 
-    A checkpoint has its `place`; who resumes from it goes on there (`begin`), and whatever was written later is cut off.
+    A checkpoint has its `place`; who resumes from it goes on there (`begin`), and whatever was
+    written later is cut off.
     """
 
     def __init__(self, path: Path) -> None:
@@ -173,7 +186,9 @@ class Lines:
         self._hash = hashlib.sha256()
 
     def begin(self, place: tuple[int, str] | None = None) -> bool:
-        """Open the file at a place that was reached before, or empty; False where it is not what it was at that place."""
+        """Open the file at a place that was reached before, or empty; False where it is not what it
+        was at that place.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         length, digest = place or (0, hashlib.sha256().hexdigest())
         with open(self.path, "ab+") as file:
@@ -214,7 +229,9 @@ def discard(folder: Path) -> None:
 
 
 def _take_out(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """The tree with each tensor replaced by its name in `tensors`, and each dict by its pairs (JSON keys are text only)."""
+    """The tree with each tensor replaced by its name in `tensors`, and each dict by its pairs (JSON
+    keys are text only).
+    """
     if isinstance(value, Tensor):
         name = str(len(tensors))
         # a copy, because safetensors refuses tensors that share memory, as tied weights do

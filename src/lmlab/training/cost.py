@@ -1,6 +1,8 @@
-"""What a model weighs and what it costs: parameters by part, operations for each token, memory for each window.
+"""What a model weighs and what it costs: parameters by part, FLOPs for each token, memory for each
+window.
 
-Counted on the model itself with one window of text, by torch's own table of what each operation costs.
+Counted on the model itself with one window of text, by torch's own table of what each operation
+costs.
 """
 
 from collections import Counter
@@ -20,11 +22,13 @@ from lmlab.model.device import memory_bytes, multiplying_in
 from lmlab.model.models.base import LanguageModel, next_token_loss
 
 BACKWARD = 2
-"""A backward pass costs about twice a forward pass: a product of matrices has two gradients, each a product of that size."""
+"""A backward pass costs about twice a forward pass: a product of matrices has two gradients, each a
+product of that size.
+"""
 
 
-def training_operations(forward: float, tokens: float) -> float:
-    """Floating-point operations of learning from `tokens` by backpropagation, with `forward` of them for each token.
+def training_flops(forward: float, tokens: float) -> float:
+    """FLOPs of learning from `tokens` by backpropagation, with `forward` of them for each token.
 
     Other learning rules may cost more or less; the probe `cost` measures them.
     """
@@ -35,17 +39,20 @@ class TooMuch(Exception):  # noqa: N818 (a bound that was asked for, not a fault
     """A pass takes more than it was allowed to."""
 
 
-class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the cost of every operation below it. (torch's FlopCounterMode does too, and takes 2 s to load a compiler.)
+class _Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the cost of every operation below it. (torch's FlopCounterMode does too, and takes 2
+    s to load a compiler.)
 
-    Raises TooMuch at more than `most` operations, or more than `most_steps` calls of torch.
+    Raises TooMuch at more than `most` FLOPs, or more than `most_steps` calls of torch.
     """
 
     def __init__(self, most: float, most_steps: float) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.total, self.steps, self.most, self.most_steps = 0, 0, most, most_steps
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         self.steps += 1
         if self.total > self.most or self.steps > self.most_steps:
             raise TooMuch
@@ -57,7 +64,9 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def parameters_by_part(model: LanguageModel) -> dict[str, int]:
-    """How many numbers are learned in each of the model's parts, those of the same name in all blocks taken together."""
+    """How many numbers are learned in each of the model's parts, those of the same name in all
+    blocks taken together.
+    """
     counts: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
         path = name.split(".")
@@ -66,22 +75,26 @@ def parameters_by_part(model: LanguageModel) -> dict[str, int]:
     return dict(counts)
 
 
-def forward_operations(model: LanguageModel) -> int:
-    """Floating-point operations of a forward pass for each token of a full window.
+def forward_flops(model: LanguageModel) -> int:
+    """FLOPs of a forward pass for each token of a full window.
 
-    A multiplication and an addition are two. Products of matrices and convolutions are counted, attention as if nothing were
-    masked; what works on each number alone is not.
+    A multiplication and an addition are two. Products of matrices and convolutions are counted,
+    attention as if nothing were masked; what works on each number alone is not.
     """
-    return window_operations(model)[0] // model.context
+    return window_flops(model)[0] // model.context
 
 
-def window_operations(model: LanguageModel, most: float = inf, most_steps: float = inf) -> tuple[int, int]:
-    """`forward_operations` of a full window, and in how many calls of torch. Raises TooMuch where either is more."""
-    operations = _Operations(most, most_steps)
+def window_flops(
+    model: LanguageModel, most: float = inf, most_steps: float = inf
+) -> tuple[int, int]:
+    """`forward_flops` of a full window, and in how many calls of torch. Raises TooMuch where either
+    is more.
+    """
+    flops = _Flops(most, most_steps)
     # of attention's forms the one that is all products
-    with _as_in_training(model), operations, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+    with _as_in_training(model), flops, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         model(_window(model))
-    return operations.total, operations.steps
+    return flops.total, flops.steps
 
 
 def activation_bytes(model: LanguageModel, windows: int = 1, precision: str = "float32") -> int:
@@ -92,7 +105,9 @@ def activation_bytes(model: LanguageModel, windows: int = 1, precision: str = "f
 
 def of_windows(one: int, two: int, windows: int) -> int:
     """The bytes kept of so many windows, from those kept of one and of two."""
-    return one + (windows - 1) * (two - one)  # some is kept but once: masks, weights in lower precision
+    return one + (windows - 1) * (
+        two - one
+    )  # some is kept but once: masks, weights in lower precision
 
 
 class _Kept:
@@ -122,13 +137,17 @@ def kept_bytes(model: LanguageModel, windows: int, precision: str) -> int:
 
 
 def _storage(tensor: Tensor) -> int:
-    """Which storage a tensor lies in. (Its address says less: storages without any bytes share one.)"""
+    """Which storage a tensor lies in. (Its address says less: storages without any bytes share
+    one.)
+    """
     return int(tensor.untyped_storage()._cdata)
 
 
 @contextmanager
 def _as_in_training(model: LanguageModel) -> Iterator[None]:
-    """In training mode, where a model may work otherwise than in evaluation; chance is left as it was."""
+    """In training mode, where a model may work otherwise than in evaluation; chance is left as it
+    was.
+    """
     was_training = model.training
     with torch.random.fork_rng():
         model.train()
@@ -148,7 +167,9 @@ def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
     def count(node: Any) -> int:
         if isinstance(node, Tensor):
             return node.nbytes
-        children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+        children = (
+            node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+        )
         return sum(count(child) for child in children)
 
     return sum(count(state) for state in optimizer.state.values())
@@ -157,25 +178,32 @@ def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
 def describe(
     model: LanguageModel, optimizer: torch.optim.Optimizer, batch: int, at_once: int, precision: str
 ) -> dict[str, Any]:
-    """A run's size as plain values for JSON: what was derived, what is learned, and what a step costs.
+    """A run's size as plain values for JSON: what was derived, what is learned, and what a step
+    costs.
 
     `at_once` windows of each batch go through the model together.
     """
     kept = activation_bytes(model, at_once, precision)
-    return described(model, optimizer, batch, forward_operations(model), kept)
+    return described(model, optimizer, batch, forward_flops(model), kept)
 
 
 def described(
-    model: LanguageModel, optimizer: torch.optim.Optimizer, batch: int, operations: int | None, activations: int | None
+    model: LanguageModel,
+    optimizer: torch.optim.Optimizer,
+    batch: int,
+    flops: int | None,
+    activations: int | None,
 ) -> dict[str, Any]:
-    """The same with what a pass costs given: operations for each token forward and bytes kept, None where not counted."""
+    """The same with what a pass costs given: FLOPs for each token forward and bytes kept, None
+    where not counted.
+    """
     return {
         "width": model.width,
         "blocks": len(model.blocks),
         "batch": batch,
         "groups": _groups(optimizer),
         "parameters": parameters_by_part(model),
-        "forward_operations_per_token": operations,
+        "forward_flops_per_token": flops,
         "bytes": {
             "weights": sum(parameter.nbytes for parameter in model.parameters()),
             "gradients": sum(parameter.nbytes for parameter in model.parameters()),
@@ -206,25 +234,35 @@ def lines(size: dict[str, Any]) -> Iterator[str]:
     """A description in words, a line each."""
     total = sum(size["parameters"].values())
     yield f"width {size['width']}, {size['blocks']} blocks, batches of {size['batch']} windows"
-    yield f"{total:,} parameters: " + ", ".join(f"{name} {count:,}" for name, count in size["parameters"].items())
+    yield f"{total:,} parameters: " + ", ".join(
+        f"{name} {count:,}" for name, count in size["parameters"].items()
+    )
     for name, group in size["groups"].items():
         yield (
-            f"group {name}: {group['tensors']} tensor{'s' * (group['tensors'] != 1)}, {group['parameters']:,} parameters,"
+            f"group {name}: {group['tensors']} tensor{'s' * (group['tensors'] != 1)},"
+            f" {group['parameters']:,} parameters,"
             f" learning rate {group['learning_rate']:.6g}, weight decay {group['weight_decay']:.6g}"
         )
-    megabytes = ", ".join(f"{what} {count / 1e6:,.1f}" for what, count in size["bytes"].items() if count is not None)
-    operations = size["forward_operations_per_token"]
-    forward = "operations not counted" if operations is None else f"{operations:,} operations for each token forward"
+    megabytes = ", ".join(
+        f"{what} {count / 1e6:,.1f}" for what, count in size["bytes"].items() if count is not None
+    )
+    flops = size["forward_flops_per_token"]
+    forward = "FLOPs not counted" if flops is None else f"{flops:,} FLOPs for each token forward"
     yield f"{forward}; megabytes: {megabytes}"
 
 
 def too_large(size: dict[str, Any], device: str) -> str | None:
-    """A line that says that this does not fit into the machine's memory; None where it does or a GPU's counts."""
+    """A line that says that this does not fit into the machine's memory; None where it does or a
+    GPU's counts.
+    """
     needed, there = sum(filter(None, size["bytes"].values())), memory_bytes()
     if device != "cpu" or needed <= there:
         return None
     return (
-        f"this does not fit: {', '.join(name for name, count in size['bytes'].items() if count)} come to"
-        f" {needed / 1e9:,.1f} GB, and this machine has {there / 1e9:,.1f} GB of memory; fewer windows at once"
-        " (train.batch, train.accumulate), a shorter train.context or a smaller model need less"
+        f"this does not fit: {', '.join(name for name, count in size['bytes'].items() if count)}"
+        " come to"
+        f" {needed / 1e9:,.1f} GB, and this machine has {there / 1e9:,.1f} GB of memory; fewer"
+        " windows at once"
+        " (train.batch, train.gradient_accumulation), a shorter train.context or a smaller model"
+        " need less"
     )

@@ -1,8 +1,10 @@
-"""Snapshots: what a run was at a few of its steps, kept whole, so that what is asked of it can be thought of afterwards.
+"""Snapshots: what a run was at a few of its steps, kept whole, so that what is asked of it can be
+thought of afterwards.
 
-A snapshot has the weights before a step and after it (so the update that was made is there too, to the last bit) and the
-learning rule's state before it. The weights are those that the run trains at, also where an optimizer recommends others.
-Until the run ends they lie in its scratch folder, each written before any checkpoint that is later than it.
+A snapshot has the weights before a step and after it (so the update that was made is there too, to
+the last bit) and the learning rule's state before it. The weights are those that the run trains at,
+also where an optimizer recommends others. Until the run ends they lie in its scratch folder, each
+written before any checkpoint that is later than it.
 """
 
 import shutil
@@ -22,7 +24,8 @@ FOLDER = "snapshots"
 
 
 def positions(steps: int, count: int) -> list[int]:
-    """The steps, from 0 on, at which `count` snapshots are taken: the first, the last, the others evenly between.
+    """The steps, from 0 on, at which `count` snapshots are taken: the first, the last, the others
+    evenly between.
 
     A single one is taken at the last; no step has two.
     """
@@ -41,7 +44,9 @@ def before(model: nn.Module, rule: nn.Module) -> dict[str, dict[str, Tensor]]:
 
 
 def write(scratch: Path, state: dict[str, Any]) -> None:
-    """Write one snapshot: `step`, `tokens` read before it, `learning_rate`, and states `model`, `rule` and `after`."""
+    """Write one snapshot: `step`, `tokens` read before it, `learning_rate`, and states `model`,
+    `rule` and `after`.
+    """
     checkpoint.write(scratch / FOLDER / _name(state["step"]), state)
 
 
@@ -51,7 +56,9 @@ def has_all(scratch: Path, due: list[int], step: int) -> bool:
 
 
 def publish(scratch: Path, folder: Path, due: list[int], run: dict[str, Any]) -> None:
-    """Copy the snapshots to the folder where they stay, with `run.json`: what is needed to build model and rule again."""
+    """Copy the snapshots to the folder where they stay, with `run.json`: what is needed to build
+    model and rule again.
+    """
     with whole_folder(folder) as made:
         for step in due:
             shutil.copyfile(scratch / FOLDER / _name(step), made / _name(step))
@@ -59,14 +66,19 @@ def publish(scratch: Path, folder: Path, due: list[int], run: dict[str, Any]) ->
 
 
 def read(folder: Path) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
-    """What `publish` wrote: the record, and the snapshots in order. Raises UserError naming a file that is not whole."""
+    """What `publish` wrote: the record, and the snapshots in order. Raises UserError naming a file
+    that is not whole.
+    """
     record = read_json(folder / RECORD, made_by="train")
 
     def each() -> Iterator[dict[str, Any]]:
         for name in record["snapshots"]:
             state = checkpoint.read(folder / name)
             if state is None:
-                raise UserError(f"{folder / name} is missing or damaged; run `dvc repro --force train` to make it again")
+                raise UserError(
+                    f"{folder / name} is missing or damaged; run `dvc repro --force train` to"
+                    " make it again"
+                )
             yield state
 
     return record, each()

@@ -1,4 +1,5 @@
-"""A training run in memory, and one step of it: gradients from the learning rule, clipped, applied by the optimizer.
+"""A training run in memory, and one step of it: gradients from the learning rule, clipped, applied
+by the optimizer.
 
 What a step makes of a run depends on its params, code and shards alone.
 """
@@ -24,13 +25,20 @@ from lmlab.model.models import base as models
 from lmlab.model.models.base import LanguageModel
 from lmlab.training.interventions import base as interventions
 from lmlab.training.learning_rules.base import LearningRule
-from lmlab.training.optimizers.base import joined, parameter_groups, split_by_rate, stepping_in_backward
+from lmlab.training.optimizers.base import (
+    joined,
+    parameter_groups,
+    split_by_rate,
+    stepping_in_backward,
+)
 from lmlab.training.parametrisations.base import Parametrisation
 from lmlab.training.schedules.base import Schedule
 
 
 class Diverged(Exception):  # noqa: N818 (the field's word)
-    """A run's loss, its gradient or what the model says is no finite number any more; `reason` says which."""
+    """A run's loss, its gradient or what the model says is no finite number any more; `reason` says
+    which.
+    """
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -50,7 +58,7 @@ class TrainParams(Params):
     parametrisation: Annotated[str, OneOf("parametrisations")]
     steps: int = Field(ge=1)
     batch: int = Field(ge=0)
-    accumulate: int = Field(ge=1)
+    gradient_accumulation: int = Field(ge=1)
     context: int = Field(ge=2, le=2**24)
     clip: float = Field(ge=0)
     step_in_backward: bool
@@ -69,13 +77,20 @@ class TrainParams(Params):
 
     @model_validator(mode="after")
     def _divides(self) -> "TrainParams":
-        if self.batch % self.accumulate:
-            raise ValueError(f"batch ({self.batch}) should be a multiple of accumulate ({self.accumulate})")
-        if self.step_in_backward and (self.clip or self.accumulate > 1):
-            raise ValueError("step_in_backward never has the whole gradient, so set clip to 0 and accumulate to 1")
+        if self.batch % self.gradient_accumulation:
+            raise ValueError(
+                f"batch ({self.batch}) should be a multiple of accumulate"
+                f" ({self.gradient_accumulation})"
+            )
+        if self.step_in_backward and (self.clip or self.gradient_accumulation > 1):
+            raise ValueError(
+                "step_in_backward never has the whole gradient, so set clip to 0 and accumulate"
+                " to 1"
+            )
         if self.step_in_backward and self.compile:
             raise ValueError(
-                "step_in_backward saves nothing where compile makes all backward passes one; set either to false"
+                "step_in_backward saves nothing where compile makes all backward passes one; set"
+                " either to false"
             )
         return self
 
@@ -85,19 +100,22 @@ class TrainParams(Params):
         return self.seed if self.data_seed == -1 else self.data_seed
 
     def settled(self, width: int, low: bool) -> "TrainParams":
-        """The same with what is left open: `batch` 0 is 16 windows at width 128, in proportion to the width.
+        """The same with what is left open: `batch` 0 is 16 windows at width 128, in proportion to
+        the width.
 
         `precision` auto is bfloat16 where `low` says that it serves, else float32.
         """
-        pieces = max(1, round(width / 8 / self.accumulate))
-        batch = self.batch or pieces * self.accumulate
+        pieces = max(1, round(width / 8 / self.gradient_accumulation))
+        batch = self.batch or pieces * self.gradient_accumulation
         precision = self.precision if self.precision != "auto" else "bfloat16" if low else "float32"
         return self.model_copy(update={"batch": batch, "precision": precision})
 
 
 @dataclass
 class Run:
-    """Everything that changes during training. `state` and `restore` carry all of it over a restart."""
+    """Everything that changes during training. `state` and `restore` carry all of it over a
+    restart.
+    """
 
     model: LanguageModel
     rule: LearningRule
@@ -116,7 +134,9 @@ class Run:
 
     @cached_property
     def parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """The model's and the rule's own, listed once: to go through every module takes a hundredth of a small step."""
+        """The model's and the rule's own, listed once: to go through every module takes a hundredth
+        of a small step.
+        """
         return list(self.model.parameters()), list(self.rule.parameters())
 
     def state(self) -> dict[str, Any]:
@@ -140,30 +160,40 @@ class Run:
     _COUNTERS = ("step", "loss_sum", "loss_count", "seconds", "validation_seconds", "peak_bytes")
 
 
-def chosen_rule(params: TrainParams, parts: dict[str, Choice], model: LanguageModel) -> LearningRule:
+def chosen_rule(
+    params: TrainParams, parts: dict[str, Choice], model: LanguageModel
+) -> LearningRule:
     """The learning rule with its interventions. Raises UserError for what cannot work together."""
     rule = interventions.build_rule(parts, model)
     chosen = ", ".join(parts[key].name for key in ["learning_rule", *interventions.KEYS])
     if params.step_in_backward and not rule.final_in_backward:
         raise UserError(
-            f"params.yaml: train.step_in_backward needs gradients that are final once autograd has them, and with {chosen}"
-            " they are not; set it to false, or train.learning_rule to backprop and the interventions to absent"
+            "params.yaml: train.step_in_backward needs gradients that are final once autograd"
+            f" has them, and with {chosen}"
+            " they are not; set it to false, or train.learning_rule to backprop and the"
+            " interventions to identity"
         )
     if params.compile and not rule.compiles:
         raise UserError(
-            f"params.yaml: train.compile needs a rule that calls the model as it is, and {chosen} goes inside; set it to"
-            " false, or train.learning_rule to backprop, with interventions that edit the gradients or none"
+            f"params.yaml: train.compile needs a rule that calls the model as it is, and {chosen}"
+            " goes inside; set it to"
+            " false, or train.learning_rule to backprop, with interventions that edit the"
+            " gradients or none"
         )
     return rule
 
 
-def begin(params: TrainParams, parts: dict[str, Choice], vocabulary: int, device: torch.device) -> tuple[TrainParams, Run]:
-    """A run before its first step, drawn from the seed, and its params with what they leave to model, rule and device.
+def begin(
+    params: TrainParams, parts: dict[str, Choice], vocabulary_size: int, device: torch.device
+) -> tuple[TrainParams, Run]:
+    """A run before its first step, drawn from the seed, and its params with what they leave to
+    model, rule and device.
 
-    Rules that learn from what small changes do to the loss need the digits that bfloat16 does not have.
+    Rules that learn from what small changes do to the loss need the digits that bfloat16 does not
+    have.
     """
     torch.manual_seed(params.seed)
-    model = models.build(parts["model"], vocabulary, params.context).to(device)
+    model = models.build(parts["model"], vocabulary_size, params.context).to(device)
     parametrisation: Parametrisation = parts["parametrisation"].build()
     parametrisation.check(model)
     parametrisation.start(model)
@@ -171,19 +201,25 @@ def begin(params: TrainParams, parts: dict[str, Choice], vocabulary: int, device
     optimizer = parts["optimizer"].build(joined(parameter_groups(model), rule.own_groups(model)))
     split_by_rate(optimizer, {p: rule.rate_factor(name) for name, p in model.named_parameters()})
     for group in optimizer.param_groups:
-        factor = parametrisation.rate_factor(model.width, optimizer.width_powers.get(group["name"], 0.0))
+        factor = parametrisation.rate_factor(
+            model.width, optimizer.width_powers.get(group["name"], 0.0)
+        )
         group["initial_lr"] = group["lr"] = group["lr"] * factor
     low = rule.backward and gains_by_bfloat16(device)
     passes = Compiled(model) if params.compile else nullcontext()
     return params.settled(model.width, low), Run(model, rule, optimizer, passes)
 
 
-def take_step(params: TrainParams, run: Run, schedule: Schedule, batches: Batches) -> tuple[float, float, float]:
-    """One update; returns the loss in nats per token, the norm of the gradient before clipping, and the learning rate.
+def take_step(
+    params: TrainParams, run: Run, schedule: Schedule, batches: Batches
+) -> tuple[float, float, float]:
+    """One update; returns the loss in nats per token, the norm of the gradient before clipping, and
+    the learning rate.
 
-    Groups may differ in theirs: what is returned, and logged, is the rate of `matrices`, or of the first group if the model
-    has none. The schedule moves all of them alike, each from its own height (`initial_lr`). Raises Diverged, before any
-    weight has moved (but with `step_in_backward`), where the loss or that norm is not finite.
+    Groups may differ in theirs: what is returned, and logged, is the rate of `matrices`, or of the
+    first group if the model has none. The schedule moves all of them alike, each from its own
+    height (`initial_lr`). Raises Diverged, before any weight has moved (but with
+    `step_in_backward`), where the loss or that norm is not finite.
     """
     model, optimizer = run.model, run.optimizer
     device = next(model.parameters()).device
@@ -194,18 +230,33 @@ def take_step(params: TrainParams, run: Run, schedule: Schedule, batches: Batche
         group["lr"] = group["initial_lr"] * factor
     tokens_BT, targets_BT = batches.at(run.step)
     lengths: dict[nn.Parameter, torch.Tensor] = {}
-    early = stepping_in_backward(optimizer, model, lengths) if params.step_in_backward else nullcontext()
+    early = (
+        stepping_in_backward(optimizer, model, lengths)
+        if params.step_in_backward
+        else nullcontext()
+    )
     pieces = [
         (tokens.to(device), targets.to(device))
-        for tokens, targets in zip(tokens_BT.chunk(params.accumulate), targets_BT.chunk(params.accumulate), strict=True)
+        for tokens, targets in zip(
+            tokens_BT.chunk(params.gradient_accumulation),
+            targets_BT.chunk(params.gradient_accumulation),
+            strict=True,
+        )
     ]
-    with multiplying_in(params.precision, device), run.passes, early, noise.keyed(params.seed, run.step):
+    with (
+        multiplying_in(params.precision, device),
+        run.passes,
+        early,
+        noise.keyed(params.seed, run.step),
+    ):
         loss = float(run.rule.accumulate_gradients(model, pieces))
     if not math.isfinite(loss):
         optimizer.zero_grad(set_to_none=True)
         raise Diverged(f"the loss is {loss}")
     if params.step_in_backward:
-        of_all = torch.stack([lengths[parameter] for parameter in model.parameters() if parameter in lengths])
+        of_all = torch.stack(
+            [lengths[parameter] for parameter in model.parameters() if parameter in lengths]
+        )
         norm = float(torch.linalg.vector_norm(of_all))
         if not math.isfinite(norm):
             raise Diverged(f"the gradient's norm is {norm}")
@@ -216,12 +267,17 @@ def take_step(params: TrainParams, run: Run, schedule: Schedule, batches: Batche
 
 
 def _move(params: TrainParams, run: Run) -> float:
-    """Clip the gradients, let the optimizer step, and return the norm that the model's gradient had.
+    """Clip the gradients, let the optimizer step, and return the norm that the model's gradient
+    had.
 
     Raises Diverged, before any weight has moved, where that norm is not finite.
     """
-    taught, own = ([parameter for parameter in those if parameter.grad is not None] for those in run.parameters)
-    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in taught if parameter.grad is not None])
+    taught, own = (
+        [parameter for parameter in those if parameter.grad is not None] for those in run.parameters
+    )
+    norm = torch.nn.utils.get_total_norm(
+        [parameter.grad for parameter in taught if parameter.grad is not None]
+    )
     length = float(norm)
     if not math.isfinite(length):
         run.optimizer.zero_grad(set_to_none=True)

@@ -9,7 +9,9 @@ PIECE_CHARACTERS = 1 << 20
 
 
 class Document(NamedTuple):
-    """One text. Its pieces, joined, are the text; a long one may come in many, so that memory stays small."""
+    """One text. Its pieces, joined, are the text; a long one may come in many, so that memory stays
+    small.
+    """
 
     name: str
     pieces: Iterable[str]
@@ -25,11 +27,15 @@ class Corpus(ABC):
 
     @abstractmethod
     def documents(self) -> Iterator[Document]:
-        """Every document, in an order that never changes. Raises UserError when the source cannot be read."""
+        """Every document, in an order that never changes. Raises UserError when the source cannot
+        be read.
+        """
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
-        """What else the manifest should say: the archive's sha256, the exact entropy of a synthetic source, ...
+        """What else the manifest should say: the archive's sha256, the exact entropy of a synthetic
+        source, ...
 
-        Asked for when all documents have been read. `left_out` counts by reason what of the source is in none of them.
+        Asked for when all documents have been read. `left_out` counts by reason what of the source
+        is in none of them.
         """

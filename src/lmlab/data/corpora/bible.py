@@ -1,4 +1,6 @@
-"""The Bible in small English: in Basic English (about 850 words) or the World English Bible (each about 4 MB)."""
+"""The Bible in small English: in Basic English (about 850 words) or the World English Bible (each
+about 4 MB).
+"""
 
 import ast
 import re
@@ -64,17 +66,24 @@ class Bible(Corpus):
 
 
 def second_argument(source: str) -> str:
-    """The text in `bible = Bible(version, TEXT, ...)`, read from the source code without running it."""
+    """The text in `bible = Bible(version, TEXT, ...)`, read from the source code without running
+    it.
+    """
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call) and len(node.args) > 1:
             argument = node.args[1]
             if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
                 return argument.value
-    raise UserError("the Bible package does not hold the text where it should; delete it from the cache and run again")
+    raise UserError(
+        "the Bible package does not hold the text where it should; delete it from the cache and"
+        " run again"
+    )
 
 
 def clean(text: str) -> str:
-    """Drop verse marks, stray backslashes and editors' brackets; a backquote is an apostrophe, a gap one space."""
+    """Drop verse marks, stray backslashes and editors' brackets; a backquote is an apostrophe, a
+    gap one space.
+    """
     text = _VERSE_MARK.sub(" ", text).replace("\\", "").replace("`", "'")
     text = text.replace("[", "").replace("]", "")
     return _GAP.sub(" ", text).strip() + "\n"

@@ -1,4 +1,6 @@
-"""enwik8: the first 100,000,000 bytes of an English Wikipedia dump with its markup, by URL (Hutter Prize text)."""
+"""enwik8: the first 100,000,000 bytes of an English Wikipedia dump with its markup, by URL (Hutter
+Prize text).
+"""
 
 import io
 import zipfile
@@ -10,7 +12,8 @@ from lmlab.data import fetching
 from lmlab.data.corpora.base import PIECE_CHARACTERS, Corpus, Document
 
 ADDRESS = "http://mattmahoney.net/dc/enwik8.zip"
-SHA256 = "547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc"  # of the archive, not of the text in it
+# of the archive, not of the text in it
+SHA256 = "547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc"
 
 
 class Options(Params):

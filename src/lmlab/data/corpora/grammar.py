@@ -1,8 +1,9 @@
 """A small probabilistic grammar of English-like sentences whose exact entropy is known.
 
-Verbs agree with their nouns across relative clauses of any depth ("the dog that sees the cats sleeps"), so it also asks
-for memory. Every sentence has one derivation only, hence the entropy of the text is that of the derivation: for each
-symbol, its rule's entropy plus that of what the rule expands to, a system of linear equations (Grenander 1976).
+Verbs agree with their nouns across relative clauses of any depth ("the dog that sees the cats
+sleeps"), so it also asks for memory. Every sentence has one derivation only, hence the entropy of
+the text is that of the derivation: for each symbol, its rule's entropy plus that of what the rule
+expands to, a system of linear equations (Grenander 1976).
 """
 
 from collections.abc import Iterator
@@ -29,7 +30,9 @@ class Options(Params):
 
 
 def rules(relative_clause: float) -> Rules:
-    """The grammar; `relative_clause` is the probability that a noun is followed by a clause about it."""
+    """The grammar; `relative_clause` is the probability that a noun is followed by a clause about
+    it.
+    """
     nouns = ["dog", "cat", "king", "queen", "child", "bird", "friend", "teacher"]
     single = {"sleep": "sleeps", "run": "runs", "sing": "sings", "laugh": "laughs"}
     pairs = {"see": "sees", "love": "loves", "follow": "follows", "fear": "fears"}
@@ -37,8 +40,14 @@ def rules(relative_clause: float) -> Rules:
     plural = [noun[:-5] + "children" if noun.endswith("child") else noun + "s" for noun in nouns]
     grammar: Rules = {
         "TEXT": [(0.6, ("ONE ", "DOES ", ".\n")), (0.4, ("MANY ", "DO ", ".\n"))],
-        "ONE ": [(plain, ("DET ", "NOUN ")), (relative_clause, ("DET ", "NOUN ", " that", "DOES "))],
-        "MANY ": [(plain, ("DETS ", "NOUNS ")), (relative_clause, ("DETS ", "NOUNS ", " that", "DO "))],
+        "ONE ": [
+            (plain, ("DET ", "NOUN ")),
+            (relative_clause, ("DET ", "NOUN ", " that", "DOES ")),
+        ],
+        "MANY ": [
+            (plain, ("DETS ", "NOUNS ")),
+            (relative_clause, ("DETS ", "NOUNS ", " that", "DO ")),
+        ],
         "ANY ": [(0.5, ("ONE ",)), (0.5, ("MANY ",))],
         "DOES ": [(0.6, ("RESTS ",)), (0.4, ("ACTS ", " ", "ANY "))],
         "DO ": [(0.6, ("REST ",)), (0.4, ("ACT ", " ", "ANY "))],
@@ -62,12 +71,18 @@ class Grammar(Corpus):
     def __init__(self, options: Options) -> None:
         self.options = options
         self.rules = rules(options.relative_clause)
-        self.source = f"probabilistic grammar, relative clauses {options.relative_clause}, seed {options.seed}"
+        self.source = (
+            f"probabilistic grammar, relative clauses {options.relative_clause}, seed"
+            f" {options.seed}"
+        )
 
     def documents(self) -> Iterator[Document]:
         chance = Random(self.options.seed)
         for number in range(self.options.documents):
-            yield Document(f"grammar-{number}", ["".join(self._expand(chance) for _ in range(self.options.sentences))])
+            yield Document(
+                f"grammar-{number}",
+                ["".join(self._expand(chance) for _ in range(self.options.sentences))],
+            )
 
     def facts(self) -> dict[str, Any]:
         bits, characters = self.entropy()
@@ -77,8 +92,12 @@ class Grammar(Corpus):
         """Exact expected bits and characters of one sentence."""
         symbols = list(self.rules)
         index = {symbol: place for place, symbol in enumerate(symbols)}
-        expected = np.zeros((len(symbols), len(symbols)))  # how often a rule's expansion holds each symbol, on average
-        own = np.zeros((len(symbols), 2))  # bits of choosing a rule, and characters it writes itself
+        expected = np.zeros(
+            (len(symbols), len(symbols))
+        )  # how often a rule's expansion holds each symbol, on average
+        own = np.zeros(
+            (len(symbols), 2)
+        )  # bits of choosing a rule, and characters it writes itself
         for symbol, expansions in self.rules.items():
             for chance, expansion in expansions:
                 if chance > 0:

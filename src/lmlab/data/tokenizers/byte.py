@@ -14,11 +14,11 @@ class Options(Params):
 
 
 class Byte(Tokenizer):
-    """Id = byte; 256 is the document token."""
+    """Id = byte; 256 is the BOS token."""
 
     def __init__(self) -> None:
         self.token_bytes = [bytes([value]) for value in range(256)] + [b""]
-        self.document = 256
+        self.bos = 256
 
     @classmethod
     def fit(cls, options: Options, texts: Iterable[str]) -> Self:
@@ -35,10 +35,10 @@ class Byte(Tokenizer):
         return ids[ids < 256].astype(np.uint8).tobytes().decode("utf-8", "replace")
 
     def state(self) -> dict[str, Any]:
-        return {"special": {"document": self.document}}
+        return {"special": {"bos": self.bos}}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Self:
-        if state["special"]["document"] != cls().document:
-            raise ValueError("a document token that does not follow the bytes")
+        if state["special"]["bos"] != cls().bos:
+            raise ValueError("a BOS token that does not follow the bytes")
         return cls()

@@ -1,11 +1,21 @@
-"""Words: one id for each of the most frequent pre-tokens; any other is spelled in bytes, so nothing is lost or free."""
+"""Words: one id for each of the most frequent pre-tokens; any other is spelled in bytes, so nothing
+is lost or free.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Set
 from typing import Any, Self
 
 from lmlab.data import pretokens
-from lmlab.data.tokenizers.base import BYTES, Ids, SizedOptions, Spellings, Tokenizer, joined, with_document
+from lmlab.data.tokenizers.base import (
+    BYTES,
+    Ids,
+    SizedOptions,
+    Spellings,
+    Tokenizer,
+    joined,
+    with_bos,
+)
 
 
 class Options(SizedOptions):
@@ -13,15 +23,16 @@ class Options(SizedOptions):
 
 
 class Word(Tokenizer):
-    """Ids 0..255 are the bytes, then follow the words, most frequent first, with the document token among them.
+    """Ids 0..255 are the bytes, then follow the words, most frequent first, with the BOS token
+    among them.
 
     A word is a pre-token: the space before it belongs to it. One of a single byte is that byte.
     """
 
-    def __init__(self, words: list[str], document: int) -> None:
-        self.document = document
+    def __init__(self, words: list[str], bos: int) -> None:
+        self.bos = bos
         self.words = words
-        self.token_bytes = with_document([*BYTES, *(word.encode("utf-8") for word in words)], document)
+        self.token_bytes = with_bos([*BYTES, *(word.encode("utf-8") for word in words)], bos)
         self._known = {piece: [place] for place, piece in enumerate(self.token_bytes) if piece}
         if len(self._known) != len(words) + 256:
             raise ValueError("a word that stands twice")
@@ -29,13 +40,13 @@ class Word(Tokenizer):
 
     @classmethod
     def fit(cls, options: Options, texts: Iterable[str]) -> Self:
-        words = _most_frequent(pretokens.count(texts), options.vocabulary - 257, set(BYTES))
+        words = _most_frequent(pretokens.count(texts), options.vocabulary_size - 257, set(BYTES))
         return cls(words, 256 + len(words))
 
     def grown(self, texts: Iterable[str], tokens: int) -> Self:
         """The most frequent words of the texts that have no id yet get one."""
         fresh = _most_frequent(pretokens.count(texts), tokens, self._known.keys())
-        return type(self)([*self.words, *fresh], self.document)
+        return type(self)([*self.words, *fresh], self.bos)
 
     def encode(self, text: str) -> Ids:
         return self._spellings.encode(text)
@@ -44,14 +55,16 @@ class Word(Tokenizer):
         return joined(self.token_bytes, ids)
 
     def state(self) -> dict[str, Any]:
-        return {"special": {"document": self.document}, "words": self.words}
+        return {"special": {"bos": self.bos}, "words": self.words}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Self:
-        return cls(state["words"], state["special"]["document"])
+        return cls(state["words"], state["special"]["bos"])
 
 
 def _most_frequent(counts: Counter[str], most: int, known: Set[bytes]) -> list[str]:
-    """The words to give an id to, most frequent first; of equally frequent ones the order of code points decides."""
+    """The words to give an id to, most frequent first; of equally frequent ones the order of code
+    points decides.
+    """
     fresh = [word for word in counts if word.encode("utf-8") not in known]
     return sorted(fresh, key=lambda word: (-counts[word], word))[:most]

@@ -1,12 +1,15 @@
-"""What a measure is: it gets a finished run with everything that `evaluate` has open, and gives plain numbers.
+"""What a measure is: it gets a finished run with everything that `evaluate` has open, and gives
+plain numbers.
 
-They land in results/measures.json under the measure's name. A measure that has nothing to measure in a run is left out, with
-the reason in the list `left_out` there; it never gives a number that means nothing. What has to be known before runs are
-compared by its numbers (which way is better, what decides them, whether they compare across tokenizers) a measure declares
-in class attributes, and it lands in the same file under `about`.
+They land in results/measures.json under the measure's name. A measure that has nothing to measure
+in a run is left out, with the reason in the list `left_out` there; it never gives a number that
+means nothing. What has to be known before runs are compared by its numbers (which way is better,
+what decides them, whether they compare across tokenizers) a measure declares in class attributes,
+and it lands in the same file under `about`.
 
-Where a number is known to be more than something, or at most that, and no more is known, the bound stands in a block of the
-same name that ends in `_more_than` or `_at_most`: `tokens_to_more_than.2.5` for `tokens_to.2.5`.
+Where a number is known to be more than something, or at most that, and no more is known, the bound
+stands in a block of the same name that ends in `_more_than` or `_at_most`:
+`tokens_to_more_than.2.5` for `tokens_to.2.5`.
 """
 
 import math
@@ -75,8 +78,15 @@ class Trained:
         return taken
 
     def bits_per_byte(self, split: str, nats_per_token: float) -> float:
-        """What a cost per token comes to for each byte of a split's text, by the split's own bytes per token."""
-        return nats_per_token / math.log(2) * self.shards.count(split, "tokens") / self.shards.count(split, "bytes")
+        """What a cost per token comes to for each byte of a split's text, by the split's own bytes
+        per token.
+        """
+        return (
+            nats_per_token
+            / math.log(2)
+            * self.shards.count(split, "tokens")
+            / self.shards.count(split, "bytes")
+        )
 
 
 SCORED = {"*": (WINDOW, STRIDE)}
@@ -84,10 +94,12 @@ SCORED = {"*": (WINDOW, STRIDE)}
 
 
 class Measure(ABC):
-    """Final classes take `(options)`; what cannot work whatever the run is refused there, with a UserError.
+    """Final classes take `(options)`; what cannot work whatever the run is refused there, with a
+    UserError.
 
-    The attributes hold patterns of the names of its numbers, such as `mean` or `accuracy.*`; `About` says what each means. A
-    number that none of them fits is only ever higher or lower, compares within one tokenizer, and is decided by the options.
+    The attributes hold patterns of the names of its numbers, such as `mean` or `accuracy.*`;
+    `About` says what each means. A number that none of them fits is only ever higher or lower,
+    compares within one tokenizer, and is decided by the options.
     """
 
     less_is_better: ClassVar[tuple[str, ...]] = ()
@@ -101,11 +113,15 @@ class Measure(ABC):
 
     @abstractmethod
     def measure(self, trained: Trained) -> Numbers:
-        """Finite numbers, the same each time; raises DoesNotApply. Model and chance stay as they were, to the bit."""
+        """Finite numbers, the same each time; raises DoesNotApply. Model and chance stay as they
+        were, to the bit.
+        """
 
 
 def chosen(tree: Tree, names: list[str]) -> dict[str, Choice]:
-    """The measures that `evaluate.measures` lists, by name. Raises UserError with the nearest spelling of one not there."""
+    """The measures that `evaluate.measures` lists, by name. Raises UserError with the nearest
+    spelling of one not there.
+    """
     return {name: registry.choose(tree, "measures", name, "evaluate.measures") for name in names}
 
 
@@ -125,20 +141,35 @@ def take(measures: Mapping[str, Choice], trained: Trained) -> tuple[Numbers, lis
 
 
 def about(measures: Mapping[str, Choice], trained: Trained) -> dict[str, Any]:
-    """What is to be known before runs are compared by each measure's numbers, as plain values for JSON (see `About`)."""
-    return {name: _about(choice, trained).model_dump(mode="json") for name, choice in measures.items()}
+    """What is to be known before runs are compared by each measure's numbers, as plain values for
+    JSON (see `About`).
+    """
+    return {
+        name: _about(choice, trained).model_dump(mode="json") for name, choice in measures.items()
+    }
 
 
 def _about(choice: Choice, trained: Trained) -> About:
     part: type[Measure] = choice.part
-    values = {WINDOW: trained.model.context, STRIDE: trained.stride, VALIDATED_AT: _validated_at(trained)}
+    values = {
+        WINDOW: trained.model.context,
+        STRIDE: trained.stride,
+        VALIDATED_AT: _validated_at(trained),
+    }
     return About(
         less_is_better=part.less_is_better,
         more_is_better=part.more_is_better,
         across_tokenizers=part.across_tokenizers,
         facts=part.facts,
-        decided_by={pattern: {key: values.get(key) for key in keys} for pattern, keys in part.decided_by.items()},
-        options={key: value for key, value in choice.options.model_dump().items() if key not in part.not_deciding},
+        decided_by={
+            pattern: {key: values.get(key) for key in keys}
+            for pattern, keys in part.decided_by.items()
+        },
+        options={
+            key: value
+            for key, value in choice.options.model_dump().items()
+            if key not in part.not_deciding
+        },
     )
 
 
@@ -157,5 +188,7 @@ def flat(numbers: Numbers, above: str = "") -> Iterator[tuple[str, float]]:
 
 
 def evenly(first: int, last: int, count: int) -> list[int]:
-    """At most `count` whole numbers from `first` to `last`, both included, spread evenly; none twice."""
+    """At most `count` whole numbers from `first` to `last`, both included, spread evenly; none
+    twice.
+    """
     return np.unique(np.linspace(first, last, count).astype(np.int64)).tolist()

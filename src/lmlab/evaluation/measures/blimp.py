@@ -1,4 +1,6 @@
-"""BLiMP: 67 sets of 1,000 English minimal pairs in twelve phenomena, from its files in a folder (Warstadt et al. 2020)."""
+"""BLiMP: 67 sets of 1,000 English minimal pairs in twelve phenomena, from its files in a folder
+(Warstadt et al. 2020).
+"""
 
 import json
 from collections import defaultdict
@@ -20,11 +22,12 @@ class Options(Params):
 
 
 class Blimp(Measure):
-    """How often the grammatical sentence of a pair is the likelier, by phenomenon (`linguistics_term`) and as their mean.
+    """How often the grammatical sentence of a pair is the likelier, by phenomenon
+    (`linguistics_term`) and as their mean.
 
-    `by_length_alone` is what counting tokens would get, the shorter being the better; chance is one half. Since how many
-    tokens a sentence has is the tokenizer's doing, results compare within one. DVC does not watch the folder: after a change
-    of its files run `dvc repro --force evaluate`.
+    `by_length_alone` is what counting tokens would get, the shorter being the better; chance is one
+    half. Since how many tokens a sentence has is the tokenizer's doing, results compare within one.
+    DVC does not watch the folder: after a change of its files run `dvc repro --force evaluate`.
     """
 
     more_is_better = ("mean", "accuracy.*")
@@ -34,7 +37,8 @@ class Blimp(Measure):
         self.folder, self.pairs = Path(options.folder), options.pairs
         if not options.folder or not any(self.folder.glob("*.jsonl")):
             raise UserError(
-                f"params.yaml: measures.blimp.folder: {options.folder or 'nothing'!r} is no folder with BLiMP's .jsonl"
+                f"params.yaml: measures.blimp.folder: {options.folder or 'nothing'!r} is no"
+                " folder with BLiMP's .jsonl"
                 " files; give the one that has them, or take blimp out of evaluate.measures"
             )
 
@@ -47,9 +51,14 @@ class Blimp(Measure):
                 bad[pair["linguistics_term"]].append(pair["sentence_bad"])
         found: dict[str, tuple[float, float]] = {}
         for phenomenon in sorted(good):
-            both = [text_nats(trained.model, trained.tokenizer, side[phenomenon]) for side in (good, bad)]
+            both = [
+                text_nats(trained.model, trained.tokenizer, side[phenomenon])
+                for side in (good, bad)
+            ]
             found[phenomenon] = accuracy(both[0][0], both[1][0]), accuracy(both[0][1], both[1][1])
-        by_model, by_length = ({name: value[which] for name, value in found.items()} for which in (0, 1))
+        by_model, by_length = (
+            {name: value[which] for name, value in found.items()} for which in (0, 1)
+        )
         return {
             "mean": sum(by_model.values()) / len(by_model),
             "by_length_alone": sum(by_length.values()) / len(by_length),
@@ -58,16 +67,28 @@ class Blimp(Measure):
         }
 
     def _read(self, path: Path) -> list[dict[str, str]]:
-        """A file's pairs, or `pairs` of them spread evenly. Raises UserError naming the file and line that is none."""
+        """A file's pairs, or `pairs` of them spread evenly. Raises UserError naming the file and
+        line that is none.
+        """
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        taken = evenly(0, len(lines) - 1, self.pairs) if 0 < self.pairs < len(lines) else range(len(lines))
+        taken = (
+            evenly(0, len(lines) - 1, self.pairs)
+            if 0 < self.pairs < len(lines)
+            else range(len(lines))
+        )
         read = []
         for number in taken:
             try:
                 pair = json.loads(lines[number])
-                read.append({key: str(pair[key]) for key in ("sentence_good", "sentence_bad", "linguistics_term")})
+                read.append(
+                    {
+                        key: str(pair[key])
+                        for key in ("sentence_good", "sentence_bad", "linguistics_term")
+                    }
+                )
             except (json.JSONDecodeError, KeyError, TypeError):
                 raise UserError(
-                    f"{path}, line {number + 1}: no object with sentence_good, sentence_bad and linguistics_term"
+                    f"{path}, line {number + 1}: no object with sentence_good, sentence_bad and"
+                    " linguistics_term"
                 ) from None
         return read

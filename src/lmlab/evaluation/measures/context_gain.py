@@ -1,4 +1,6 @@
-"""What more context is worth: the loss early in the window against the loss late in it (Olsson et al. 2022)."""
+"""What more context is worth: the loss early in the window against the loss late in it (Olsson et
+al. 2022).
+"""
 
 from typing import ClassVar
 
@@ -24,10 +26,11 @@ class Options(Params):
 
 
 class ContextGain(Measure):
-    """On validation, each the mean over `positions` positions of the window from `early` or `late` on, 1 being the first.
+    """On validation, each the mean over `positions` positions of the window from `early` or `late`
+    on, 1 being the first.
 
-    `nats` is early minus late: positive where context helps. The positions are fixed, so runs with other windows compare.
-    A larger gain is not better by itself: whatever is lost early adds to it.
+    `nats` is early minus late: positive where context helps. The positions are fixed, so runs with
+    other windows compare. A larger gain is not better by itself: whatever is lost early adds to it.
     """
 
     decided_by: ClassVar = {"*": (STRIDE,)}
@@ -39,7 +42,10 @@ class ContextGain(Measure):
         options, scored = self.options, trained.scores["validation"]
         needed = max(options.early, options.late) + options.positions - 1
         if len(scored.nats_at) < needed:
-            raise DoesNotApply(f"it looks as far as position {needed}, and the window ends at {len(scored.nats_at)}")
+            raise DoesNotApply(
+                f"it looks as far as position {needed}, and the window ends at"
+                f" {len(scored.nats_at)}"
+            )
         means = []
         for first in (options.early, options.late):
             band = slice(first - 1, first - 1 + options.positions)

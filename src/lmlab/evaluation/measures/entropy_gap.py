@@ -1,4 +1,6 @@
-"""How far from the best there can be: bits per byte above the exact entropy of a synthetic corpus."""
+"""How far from the best there can be: bits per byte above the exact entropy of a synthetic
+corpus.
+"""
 
 from lmlab.core.params import Params
 from lmlab.evaluation.measures.base import SCORED, DoesNotApply, Measure, Numbers, Trained
@@ -10,7 +12,9 @@ class Options(Params):
 
 
 class EntropyGap(Measure):
-    """On each split. The entropy is that of the source; a short split's own text may by chance be a little cheaper."""
+    """On each split. The entropy is that of the source; a short split's own text may by chance be a
+    little cheaper.
+    """
 
     less_is_better = ("*",)
     across_tokenizers = ("*",)
@@ -24,4 +28,7 @@ class EntropyGap(Measure):
         if entropy is None:
             raise DoesNotApply("the exact entropy of this corpus is not known")
         sizes = {split: trained.shards.count(split, "bytes") for split in trained.scores}
-        return {split: bits_per_byte(scored.nats, sizes[split]) - entropy for split, scored in trained.scores.items()}
+        return {
+            split: bits_per_byte(scored.nats, sizes[split]) - entropy
+            for split, scored in trained.scores.items()
+        }

@@ -1,4 +1,6 @@
-"""Whether a model goes on with what it has just read: random tokens twice over (Elhage et al. 2021; Olsson et al. 2022)."""
+"""Whether a model goes on with what it has just read: random tokens twice over (Elhage et al. 2021;
+Olsson et al. 2022).
+"""
 
 from typing import ClassVar
 
@@ -20,13 +22,15 @@ class Options(Params):
 
 
 class Induction(Measure):
-    """`score` is 1 - (loss in the second round) / (loss in the first), both without each round's first token.
+    """`score` is 1 - (loss in the second round) / (loss in the first), both without each round's
+    first token.
 
-    1: the second round is copied without fail; 0: no better than the first, as for a uniform model; negative: worse.
-    Tokens are those of validation's text, all different within a round, so that each says what came after it. A round
-    fills half the context, or less if there are not so many tokens. How many there are and what they cost is the
-    tokenizer's doing, so scores compare within one. None of the numbers is better by itself: random tokens cost a model
-    that knows nothing the least, and a dear first round raises the score.
+    1: the second round is copied without fail; 0: no better than the first, as for a uniform model;
+    negative: worse. Tokens are those of validation's text, all different within a round, so that
+    each says what came after it. A round fills half the context, or less if there are not so many
+    tokens. How many there are and what they cost is the tokenizer's doing, so scores compare within
+    one. None of the numbers is better by itself: random tokens cost a model that knows nothing the
+    least, and a dear first round raises the score.
     """
 
     facts = ("period",)
@@ -37,18 +41,25 @@ class Induction(Measure):
 
     def measure(self, trained: Trained) -> Numbers:
         ids = np.unique(trained.shards.stream("validation"))
-        ids = ids[ids != trained.shards.document].astype(np.int64)
+        ids = ids[ids != trained.shards.bos].astype(np.int64)
         period = min((trained.model.context + 1) // 2, len(ids))
         if period < 2:
             raise DoesNotApply("validation holds a single token only, or the context is too short")
-        chance = np.random.default_rng(self.options.seed)
-        once = np.stack([chance.permutation(ids)[:period] for _ in range(self.options.sequences)])
+        rng = np.random.default_rng(self.options.seed)
+        once = np.stack([rng.permutation(ids)[:period] for _ in range(self.options.sequences)])
         twice_BT = torch.from_numpy(np.concatenate((once, once), axis=1))
         nats_BT = _costs(trained.model, twice_BT.to(next(trained.model.parameters()).device))
-        first, second = (float(nats_BT[:, start : start + period - 1].mean()) for start in (0, period))
+        first, second = (
+            float(nats_BT[:, start : start + period - 1].mean()) for start in (0, period)
+        )
         if first == 0:
             raise DoesNotApply("random tokens cost this model nothing")
-        return {"score": 1 - second / first, "first_nats": first, "second_nats": second, "period": period}
+        return {
+            "score": 1 - second / first,
+            "first_nats": first,
+            "second_nats": second,
+            "period": period,
+        }
 
 
 @torch.no_grad()

@@ -1,4 +1,6 @@
-"""How fast a run learned: tokens and operations it took to given losses on validation, and the mean over its course."""
+"""How fast a run learned: tokens and FLOPs it took to given losses on validation, and the mean over
+its course.
+"""
 
 from itertools import pairwise
 from math import exp, log
@@ -9,7 +11,7 @@ from pydantic import Field
 from lmlab.core.params import Params
 from lmlab.evaluation.about import VALIDATED_AT
 from lmlab.evaluation.measures.base import DoesNotApply, Measure, Numbers, Trained
-from lmlab.training.cost import training_operations
+from lmlab.training.cost import training_flops
 
 
 class Options(Params):
@@ -19,20 +21,23 @@ class Options(Params):
 
 
 class LearningCurve(Measure):
-    """From the validation losses of the training log, whose windows do not overlap, in bits per byte.
+    """From the validation losses of the training log, whose windows do not overlap, in bits per
+    byte.
 
-    `tokens_to` and `operations_to` have an entry for each target that was reached between two validations, by a straight
-    line over the logarithm of tokens. When it was is not known of a target that the first validation was already below: it
-    stands, with the amount until then, in `tokens_to_at_most` (a smaller `train.validate_every` tells more); nor of one that
-    was never reached, which stands with all that the run took in `tokens_to_more_than`; and so for operations. `mean` is
-    the area under the curve over that axis, from the first validation to the last, divided by its length: it compares runs
-    that validate at the same steps. Operations are those of backpropagation, whatever rule the run learned by. Seconds
-    differ from run to run, so they stand in data/timing/train.json and not here.
+    `tokens_to` and `flops_to` have an entry for each target that was reached between two
+    validations, by a straight line over the logarithm of tokens. When it was is not known of a
+    target that the first validation was already below: it stands, with the amount until then, in
+    `tokens_to_at_most` (a smaller `train.validate_every` tells more); nor of one that was never
+    reached, which stands with all that the run took in `tokens_to_more_than`; and so for FLOPs.
+    `mean` is the area under the curve over that axis, from the first validation to the last,
+    divided by its length: it compares runs that validate at the same steps. Operations are those of
+    backpropagation, whatever rule the run learned by. Seconds differ from run to run, so they stand
+    in data/timing/train.json and not here.
     """
 
-    less_is_better = ("tokens_to.*", "operations_to.*", "mean")
-    across_tokenizers = ("mean", "operations", "operations_to*")
-    facts = ("tokens", "operations", "*_to_at_most.*", "*_to_more_than.*")
+    less_is_better = ("tokens_to.*", "flops_to.*", "mean")
+    across_tokenizers = ("mean", "flops", "flops_to*")
+    facts = ("tokens", "flops", "*_to_at_most.*", "*_to_more_than.*")
     decided_by: ClassVar = {"*": ("train.validate_every",), "mean": (VALIDATED_AT,)}
     not_deciding = ("targets",)
 
@@ -45,18 +50,24 @@ class LearningCurve(Measure):
             raise DoesNotApply("the training log has no validation, or model.json no size")
         tokens = [float(row["tokens"]) for row in rows]
         bits = [float(row["validation_bits_per_byte"]) for row in rows]
-        forward = trained.saved["size"]["forward_operations_per_token"]
-        crossings = {str(target): reached(tokens, bits, target) for target in self.targets if target < bits[0]}
+        forward = trained.saved["size"]["forward_flops_per_token"]
+        crossings = {
+            str(target): reached(tokens, bits, target)
+            for target in self.targets
+            if target < bits[0]
+        }
         counts = {
             "to": {target: count for target, count in crossings.items() if count is not None},
             "to_at_most": {str(target): tokens[0] for target in self.targets if target >= bits[0]},
-            "to_more_than": {target: tokens[-1] for target, count in crossings.items() if count is None},
+            "to_more_than": {
+                target: tokens[-1] for target, count in crossings.items() if count is None
+            },
         }
-        numbers: Numbers = {"tokens": tokens[-1], "operations": training_operations(forward, tokens[-1])}
+        numbers: Numbers = {"tokens": tokens[-1], "flops": training_flops(forward, tokens[-1])}
         for known, of_targets in counts.items():
             numbers[f"tokens_{known}"] = of_targets
-            numbers[f"operations_{known}"] = {
-                target: training_operations(forward, count) for target, count in of_targets.items()
+            numbers[f"flops_{known}"] = {
+                target: training_flops(forward, count) for target, count in of_targets.items()
             }
         if len(rows) > 1:
             numbers["mean"] = mean_over_logarithm(tokens, bits)
@@ -64,10 +75,12 @@ class LearningCurve(Measure):
 
 
 def reached(amounts: list[float], losses: list[float], target: float) -> float | None:
-    """How much (tokens, operations, seconds: `amounts`, ascending) it took until the loss was `target` for the first time.
+    """How much (tokens, FLOPs, seconds: `amounts`, ascending) it took until the loss was `target`
+    for the first time.
 
-    Between two amounts the loss is taken to follow a straight line over the logarithm of the amount, or over the amount
-    itself where the earlier one is 0. The first amount if the loss is no higher there already, None if it never is.
+    Between two amounts the loss is taken to follow a straight line over the logarithm of the
+    amount, or over the amount itself where the earlier one is 0. The first amount if the loss is no
+    higher there already, None if it never is.
     """
     if losses and losses[0] <= target:
         return amounts[0]
@@ -81,7 +94,11 @@ def reached(amounts: list[float], losses: list[float], target: float) -> float |
 
 
 def mean_over_logarithm(amounts: list[float], losses: list[float]) -> float:
-    """The mean loss over the logarithm of the amount, by trapezoids; at least two positive, ascending amounts."""
+    """The mean loss over the logarithm of the amount, by trapezoids; at least two positive,
+    ascending amounts.
+    """
     steps = list(pairwise(zip(map(log, amounts), losses, strict=True)))
-    area = sum((later - earlier) * (first + second) / 2 for (earlier, first), (later, second) in steps)
+    area = sum(
+        (later - earlier) * (first + second) / 2 for (earlier, first), (later, second) in steps
+    )
     return area / (steps[-1][1][0] - steps[0][0][0])

@@ -1,7 +1,8 @@
 """Minimal pairs from the corpus itself: held-out sentences against the same with one thing wrong.
 
-Both sides have the same number of characters, so that no preference for short texts helps. What is wrong is nowhere in
-the training text, all of which is looked through; so it needs no annotation and works for any text in words.
+Both sides have the same number of characters, so that no preference for short texts helps. What is
+wrong is nowhere in the training text, all of which is looked through; so it needs no annotation and
+works for any text in words.
 """
 
 import re
@@ -57,32 +58,42 @@ class Candidate(NamedTuple):
 
     pair: Pair
     wrong: str
-    """The words that are wrong, in small letters with one space between; empty where whole sentences are."""
+    """The words that are wrong, in small letters with one space between; empty where whole
+    sentences are.
+    """
 
     def texts(self) -> list[str]:
-        """What must not stand in the training text: wrong sentences, or those that make up a whole line."""
+        """What must not stand in the training text: wrong sentences, or those that make up a whole
+        line.
+        """
         return list(self.pair.bad) if self.wrong else [f"\n{line}" for line in self.pair.bad]
 
 
 class Text(NamedTuple):
-    """What pairs are made from: held-out sentences in random order, and words of the training text."""
+    """What pairs are made from: held-out sentences in random order, and words of the training
+    text.
+    """
 
     sentences: list[str]
     words: set[str]
 
 
 class MinimalPairs(Measure):
-    """`accuracy` of each kind of pair, how often the right side costs less, and their `mean`; a tie scores one half.
+    """`accuracy` of each kind of pair, how often the right side costs less, and their `mean`; a tie
+    scores one half.
 
-    `by_length_alone` is what counting tokens would score, the fewer the better: one half over characters or bytes, more
-    where a tokenizer spells what is wrong in more tokens than what is right. A kind with fewer than ten pairs is not
-    there. `swapped_words`: two neighbours the other way round. `repeated_word`: a word in the place of its right neighbour.
-    `misspelt_word`: two letters swapped. `misplaced_punctuation`: a comma or the like behind its space. `agreement`: English
-    pronouns with a wrong form of to be, or of has. In the synthetic corpus `grammar`: `verb`, `verb_across_clause`: four
-    sentences in two pairs whose verbs change places, so both sides have the same words.
+    `by_length_alone` is what counting tokens would score, the fewer the better: one half over
+    characters or bytes, more where a tokenizer spells what is wrong in more tokens than what is
+    right. A kind with fewer than ten pairs is not there. `swapped_words`: two neighbours the other
+    way round. `repeated_word`: a word in the place of its right neighbour. `misspelt_word`: two
+    letters swapped. `misplaced_punctuation`: a comma or the like behind its space. `agreement`:
+    English pronouns with a wrong form of to be, or of has. In the synthetic corpus `grammar`:
+    `verb`, `verb_across_clause`: four sentences in two pairs whose verbs change places, so both
+    sides have the same words.
 
-    What is wrong (these two words in this order, that spelling) stands nowhere in the training text, in small letters or
-    capitals and whatever is around it, and neither does the sentence as a whole; of the last two kinds, as a line.
+    What is wrong (these two words in this order, that spelling) stands nowhere in the training
+    text, in small letters or capitals and whatever is around it, and neither does the sentence as a
+    whole; of the last two kinds, as a line.
     """
 
     more_is_better = ("mean", "accuracy.*")
@@ -99,7 +110,15 @@ class MinimalPairs(Measure):
                 f"validation gives no {FEW} pairs of any kind"
                 + f" (the option pairs allows {self.options.pairs})" * (self.options.pairs < FEW)
             )
-        costs = _Costs(trained, [text for of_kind in pairs.values() for pair in of_kind for text in pair.good + pair.bad])
+        costs = _Costs(
+            trained,
+            [
+                text
+                for of_kind in pairs.values()
+                for pair in of_kind
+                for text in pair.good + pair.bad
+            ],
+        )
         scores = {name: costs.accuracy(of_kind, costs.nats) for name, of_kind in pairs.items()}
         by_length = {name: costs.accuracy(of_kind, costs.tokens) for name, of_kind in pairs.items()}
         return {
@@ -110,35 +129,54 @@ class MinimalPairs(Measure):
         }
 
     def pairs(self, trained: Trained) -> dict[str, list[Pair]]:
-        """The pairs of each kind, at most `pairs` of them, none twice, and none that the training text speaks against."""
-        chance = Random(self.options.seed)
+        """The pairs of each kind, at most `pairs` of them, none twice, and none that the training
+        text speaks against.
+        """
+        rng = Random(self.options.seed)
         held_out = sentences(trained.text("validation", CHARACTERS))
-        chance.shuffle(held_out)
-        words = {word for text in trained.text("train", CHARACTERS) for word in re.findall(WORD, text)}
+        rng.shuffle(held_out)
+        words = {
+            word for text in trained.text("train", CHARACTERS) for word in re.findall(WORD, text)
+        }
         text = Text(held_out[:MOST_SENTENCES], words)
         makers = {**KINDS, **(GRAMMAR if trained.manifest.get("corpus") == "grammar" else {})}
-        made = {name: list(dict.fromkeys(make(text, chance))) for name, make in makers.items()}
+        made = {name: list(dict.fromkeys(make(text, rng))) for name, make in makers.items()}
         train = trained.corpus / "train.parquet"
-        standing = _standing_words(train, {one.wrong for of_kind in made.values() for one in of_kind} - {""})
-        made = {name: [one for one in of_kind if one.wrong not in standing] for name, of_kind in made.items()}
-        return {name: [one.pair for one in of_kind] for name, of_kind in self._drawn(made, train).items()}
+        standing = _standing_words(
+            train, {one.wrong for of_kind in made.values() for one in of_kind} - {""}
+        )
+        made = {
+            name: [one for one in of_kind if one.wrong not in standing]
+            for name, of_kind in made.items()
+        }
+        return {
+            name: [one.pair for one in of_kind]
+            for name, of_kind in self._drawn(made, train).items()
+        }
 
     def _drawn(self, made: dict[str, list[Candidate]], train: Path) -> dict[str, list[Candidate]]:
         """The first `pairs` of each kind of which no wrong text stands in `train`."""
         standing: set[str] = set()
         while True:
             left = {
-                name: [one for one in of_kind if standing.isdisjoint(one.texts())][: self.options.pairs]
+                name: [one for one in of_kind if standing.isdisjoint(one.texts())][
+                    : self.options.pairs
+                ]
                 for name, of_kind in made.items()
             }
-            found = _standing(train, {text for of_kind in left.values() for one in of_kind for text in one.texts()})
+            found = _standing(
+                train,
+                {text for of_kind in left.values() for one in of_kind for text in one.texts()},
+            )
             if not found:
                 return left
             standing |= found
 
 
 def _windows(train: Path) -> Iterator[str]:
-    """The training text in pieces that overlap by more than a wrong text has characters; a line end before each document."""
+    """The training text in pieces that overlap by more than a wrong text has characters; a line end
+    before each document.
+    """
     rest = ""
     for _, part, text in documents.read_parts(train):
         window = rest + text if part else f"\n{text}"
@@ -155,11 +193,15 @@ def _standing(train: Path, texts: Collection[str]) -> set[str]:
 
 
 def _standing_words(train: Path, wanted: set[str]) -> set[str]:
-    """Those of some words, pairs of neighbours and words around punctuation that stand in the training text."""
+    """Those of some words, pairs of neighbours and words around punctuation that stand in the
+    training text.
+    """
     found: set[str] = set()
     for window in _windows(train):
         text = window.lower()
-        words = [word.strip("'") for word in re.findall(r"([\w']+)|[^\w\s']", text)]  # "" for each punctuation mark
+        words = [
+            word.strip("'") for word in re.findall(r"([\w']+)|[^\w\s']", text)
+        ]  # "" for each punctuation mark
         found |= wanted.intersection(words)
         found |= wanted.intersection(f"{one} {next_one}" for one, next_one in pairwise(words))
         found |= wanted.intersection(re.findall(MISPLACED, text))
@@ -176,60 +218,75 @@ class _Costs:
         self.tokens: dict[str, float] = dict(zip(once, map(float, tokens), strict=True))
 
     def accuracy(self, pairs: list[Pair], cost: dict[str, float]) -> float:
-        good, bad = ([sum(cost[text] for text in side) for side in sides] for sides in zip(*pairs, strict=True))
+        good, bad = (
+            [sum(cost[text] for text in side) for side in sides]
+            for sides in zip(*pairs, strict=True)
+        )
         return accuracy(good, bad)
 
 
 def sentences(texts: list[str]) -> list[str]:
-    """Lines, or the sentences of longer ones, each once; the too long and those of fewer than three words are left out."""
+    """Lines, or the sentences of longer ones, each once; the too long and those of fewer than three
+    words are left out.
+    """
     found = (piece.strip() for text in texts for piece in re.split(r"\n|(?<=[.!?]) +", text))
-    return [one for one in dict.fromkeys(found) if len(one) <= MOST_CHARACTERS and one.count(" ") >= 2]
+    return [
+        one for one in dict.fromkeys(found) if len(one) <= MOST_CHARACTERS and one.count(" ") >= 2
+    ]
 
 
-def swapped_words(text: Text, chance: Random) -> Iterator[Candidate]:
+def swapped_words(text: Text, rng: Random) -> Iterator[Candidate]:
     """The king -> king the."""
     for sentence in text.sentences:
         found = [match for match in re.finditer(NEIGHBOURS, sentence) if match[1] != match[2]]
         if found:
-            match = chance.choice(found)
+            match = rng.choice(found)
             yield _candidate(sentence, match.start(), f"{match[2]} {match[1]}")
 
 
-def repeated_word(text: Text, chance: Random) -> Iterator[Candidate]:
+def repeated_word(text: Text, rng: Random) -> Iterator[Candidate]:
     """The man -> the the."""
     for sentence in text.sentences:
         found = [match for match in re.finditer(NEIGHBOURS, sentence) if match[1] != match[2]]
         found = [match for match in found if len(match[1]) == len(match[2])]
         if found:
-            match = chance.choice(found)
+            match = rng.choice(found)
             yield _candidate(sentence, match.start(), f"{match[1]} {match[1]}")
 
 
-def misspelt_word(text: Text, chance: Random) -> Iterator[Candidate]:
+def misspelt_word(text: Text, rng: Random) -> Iterator[Candidate]:
     """King -> kign; the first letter stays."""
     for sentence in text.sentences:
-        words = [match for match in re.finditer(r"(?<![\w'])[a-z]{4,}(?![\w'])", sentence) if match[0] in text.words]
+        words = [
+            match
+            for match in re.finditer(r"(?<![\w'])[a-z]{4,}(?![\w'])", sentence)
+            if match[0] in text.words
+        ]
         if words:
-            match = chance.choice(words)
+            match = rng.choice(words)
             word = match[0]
-            at = chance.randrange(1, len(word) - 1)
+            at = rng.randrange(1, len(word) - 1)
             wrong = word[:at] + word[at + 1] + word[at] + word[at + 2 :]
             if wrong != word:
                 yield _candidate(sentence, match.start(), wrong)
 
 
-def misplaced_punctuation(text: Text, chance: Random) -> Iterator[Candidate]:
+def misplaced_punctuation(text: Text, rng: Random) -> Iterator[Candidate]:
     """Word, next -> word ,next."""
     for sentence in text.sentences:
-        if found := list(re.finditer(r"(?<![A-Za-z])([A-Za-z]*[a-z])([,;:.!?]) (?=[A-Za-z])", sentence)):
-            match = chance.choice(found)
+        if found := list(
+            re.finditer(r"(?<![A-Za-z])([A-Za-z]*[a-z])([,;:.!?]) (?=[A-Za-z])", sentence)
+        ):
+            match = rng.choice(found)
             yield _candidate(sentence, match.start(), f"{match[1]} {match[2]}")
 
 
-def agreement(text: Text, chance: Random) -> Iterator[Candidate]:
+def agreement(text: Text, rng: Random) -> Iterator[Candidate]:
     """I am -> I is."""
     for sentence in text.sentences:
-        for match in re.finditer(r"(?<![\w'])(I|[Hh]e|[Ss]he|[Ii]t|[Ww]e|[Tt]hey) ([a-z]+)(?![\w'])", sentence):
+        for match in re.finditer(
+            r"(?<![\w'])(I|[Hh]e|[Ss]he|[Ii]t|[Ww]e|[Tt]hey) ([a-z]+)(?![\w'])", sentence
+        ):
             verbs = AGREEMENT[match[1] if match[1] == "I" else match[1].lower()]
             if match[2] in verbs:
                 yield _candidate(sentence, match.start(), f"{match[1]} {verbs[match[2]]}")
@@ -242,35 +299,44 @@ def _candidate(sentence: str, start: int, wrong: str) -> Candidate:
     return Candidate(Pair((sentence,), (spoilt,)), wrong.lower())
 
 
-def verb(text: Text, chance: Random) -> Iterator[Candidate]:
+def verb(text: Text, rng: Random) -> Iterator[Candidate]:
     """The dog sleeps, the dogs sleep -> the dog sleep, the dogs sleeps."""
-    yield from _verbs(chance, clause=False)
+    yield from _verbs(rng, clause=False)
 
 
-def verb_across_clause(text: Text, chance: Random) -> Iterator[Candidate]:
-    """The dog that sees the cats sleeps: the verb agrees with a noun further back, and not with the one beside it."""
+def verb_across_clause(text: Text, rng: Random) -> Iterator[Candidate]:
+    """The dog that sees the cats sleeps: the verb agrees with a noun further back, and not with the
+    one beside it.
+    """
     if "that" in text.words:
-        yield from _verbs(chance, clause=True)
+        yield from _verbs(rng, clause=True)
 
 
-def _verbs(chance: Random, clause: bool) -> Iterator[Candidate]:
+def _verbs(rng: Random, clause: bool) -> Iterator[Candidate]:
     """Many, some of them twice, drawn from the grammar's own words."""
-    words = {symbol: [piece[0].strip() for _, piece in expansions] for symbol, expansions in rules(0.0).items()}
+    words = {
+        symbol: [piece[0].strip() for _, piece in expansions]
+        for symbol, expansions in rules(0.0).items()
+    }
     nouns, verbs, acts = (
         list(zip(words[one], words[many], strict=True))
         for one, many in (("NOUN ", "NOUNS "), ("RESTS ", "REST "), ("ACTS ", "ACT "))
     )
     for _ in range(100 * len(nouns) ** 2):
-        (dog, dogs), (cat, cats) = chance.choice(nouns), chance.choice(nouns)
-        (sees, see), (sleeps, sleep) = chance.choice(acts), chance.choice(verbs)
+        (dog, dogs), (cat, cats) = rng.choice(nouns), rng.choice(nouns)
+        (sees, see), (sleeps, sleep) = rng.choice(acts), rng.choice(verbs)
         one = f"the {dog} that {sees} the {cats}" if clause else f"the {dog}"
         many = f"the {dogs} that {see} the {cat}" if clause else f"the {dogs}"
-        pair = Pair((f"{one} {sleeps}.\n", f"{many} {sleep}.\n"), (f"{one} {sleep}.\n", f"{many} {sleeps}.\n"))
+        pair = Pair(
+            (f"{one} {sleeps}.\n", f"{many} {sleep}.\n"),
+            (f"{one} {sleep}.\n", f"{many} {sleeps}.\n"),
+        )
         yield Candidate(pair, "")
 
 
 Maker = Callable[[Text, Random], Iterator[Candidate]]
 KINDS: dict[str, Maker] = {
-    maker.__name__: maker for maker in (swapped_words, repeated_word, misspelt_word, misplaced_punctuation, agreement)
+    maker.__name__: maker
+    for maker in (swapped_words, repeated_word, misspelt_word, misplaced_punctuation, agreement)
 }
 GRAMMAR: dict[str, Maker] = {maker.__name__: maker for maker in (verb, verb_across_clause)}

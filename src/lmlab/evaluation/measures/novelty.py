@@ -1,7 +1,8 @@
-"""How much of what a model writes it has copied: n-grams that stand in the training text, and the longest copy.
+"""How much of what a model writes it has copied: n-grams that stand in the training text, and the
+longest copy.
 
-After McCoy et al. 2023, "How much do language models copy from their training data?": a share means little alone, since
-people repeat phrases too; so held-out text is searched for in the same way.
+After McCoy et al. 2023, "How much do language models copy from their training data?": a share means
+little alone, since people repeat phrases too; so held-out text is searched for in the same way.
 """
 
 from itertools import accumulate
@@ -31,14 +32,16 @@ class Options(Params):
 class Novelty(Measure):
     """How much of `generated` text, and of as much of `validation`, stands in the training text.
 
-    Of each, `copied`: for every length n in characters the share of n-grams that occur there; and `longest_copy`: the
-    length of the longest piece that does.
+    Of each, `copied`: for every length n in characters the share of n-grams that occur there; and
+    `longest_copy`: the length of the longest piece that does.
 
-    `texts` texts of `tokens` tokens are drawn from nothing; where one ends another begins. As many characters are taken
-    from validation, in pieces of the same lengths spread evenly; where it is shorter than that, only as much of what was
-    drawn counts. At most `train_megacharacters` of the training text are searched, from its start (`train_characters`):
-    what stands further on passes for new. Less copying is not better by itself: a model that has learned nothing copies
-    least. Shares are of characters and compare across tokenizers; the longest copy grows with how much text the tokens are.
+    `texts` texts of `tokens` tokens are drawn from nothing; where one ends another begins. As many
+    characters are taken from validation, in pieces of the same lengths spread evenly; where it is
+    shorter than that, only as much of what was drawn counts. At most `train_megacharacters` of the
+    training text are searched, from its start (`train_characters`): what stands further on passes
+    for new. Less copying is not better by itself: a model that has learned nothing copies least.
+    Shares are of characters and compare across tokenizers; the longest copy grows with how much
+    text the tokens are.
     """
 
     across_tokenizers = ("generated.copied.*",)
@@ -58,45 +61,72 @@ class Novelty(Measure):
         shortest = min(options.lengths)
         if max(map(len, generated), default=0) < shortest:
             raise DoesNotApply(
-                f"the texts drawn, or what is read of validation, have no {shortest} characters on end (the options tokens,"
+                f"the texts drawn, or what is read of validation, have no {shortest} characters"
+                " on end (the options tokens,"
                 " train_megacharacters and lengths)"
             )
-        wanted = {"generated": generated, "validation": _pieces(held_out, [len(text) for text in generated])}
-        numbers: Numbers = {name: _copied(texts, train, options.lengths) for name, texts in wanted.items()}
-        return {**numbers, "characters": sum(map(len, generated)), "train_characters": sum(map(len, train))}
+        wanted = {
+            "generated": generated,
+            "validation": _pieces(held_out, [len(text) for text in generated]),
+        }
+        numbers: Numbers = {
+            name: _copied(texts, train, options.lengths) for name, texts in wanted.items()
+        }
+        return {
+            **numbers,
+            "characters": sum(map(len, generated)),
+            "train_characters": sum(map(len, train)),
+        }
 
     def _written(self, trained: Trained) -> list[str]:
         """What the model writes, a text for each document it begins."""
-        options, document = self.options, trained.shards.document
+        options, document = self.options, trained.shards.bos
         rows = generation.sample_rows(
-            trained.model, options.texts, document, options.tokens, options.temperature, options.seed
+            trained.model,
+            options.texts,
+            document,
+            options.tokens,
+            options.temperature,
+            options.seed,
         ).numpy()
         ends = [np.flatnonzero(row == document) for row in rows]
-        pieces = [piece for row, places in zip(rows, ends, strict=True) for piece in np.split(row, places)]
-        texts = (trained.tokenizer.decode(piece.astype(trained.shards.ids_type)) for piece in pieces)
+        pieces = [
+            piece for row, places in zip(rows, ends, strict=True) for piece in np.split(row, places)
+        ]
+        texts = (
+            trained.tokenizer.decode(piece.astype(trained.shards.ids_type)) for piece in pieces
+        )
         return [text for text in texts if text]
 
 
 def _pieces(text: str, lengths: list[int]) -> list[str]:
     """Pieces of these lengths in order, with what is left over spread evenly between them."""
     gap = (len(text) - sum(lengths)) / max(1, len(lengths))
-    starts = [int(place + number * gap) for number, place in enumerate(accumulate(lengths[:-1], initial=0))]
+    starts = [
+        int(place + number * gap)
+        for number, place in enumerate(accumulate(lengths[:-1], initial=0))
+    ]
     return [text[start : start + length] for start, length in zip(starts, lengths, strict=True)]
 
 
 def _copied(texts: list[str], train: list[str], lengths: list[int]) -> Numbers:
     copies = Copies(texts, train)
-    shares = {str(length): copies.share(length) for length in lengths if any(len(text) >= length for text in texts)}
+    shares = {
+        str(length): copies.share(length)
+        for length in lengths
+        if any(len(text) >= length for text in texts)
+    }
     return {"copied": shares, "longest_copy": copies.longest()}
 
 
 class Copies:
-    """Which pieces of some texts occur in others, exactly; in memory of a few times the others' size.
+    """Which pieces of some texts occur in others, exactly; in memory of a few times the others'
+    size.
 
-    Short pieces are compared as numbers (their characters are the digits). Of longer ones, every place in the others gets
-    the rank of the piece of 1, 2, 4, ... such lengths that begins there among the texts' own, or -1 if no text has it;
-    two of those, overlapping, decide any length up to twice theirs (the doubling by which suffix arrays are built, Karp,
-    Miller & Rosenberg 1972).
+    Short pieces are compared as numbers (their characters are the digits). Of longer ones, every
+    place in the others gets the rank of the piece of 1, 2, 4, ... such lengths that begins there
+    among the texts' own, or -1 if no text has it; two of those, overlapping, decide any length up
+    to twice theirs (the doubling by which suffix arrays are built, Karp, Miller & Rosenberg 1972).
     """
 
     def __init__(self, texts: list[str], others: list[str]) -> None:
@@ -104,9 +134,15 @@ class Copies:
         known, ids = np.unique(own, return_inverse=True)
         self._texts = ids.astype(np.int64) + 1
         place = np.minimum(np.searchsorted(known, theirs), max(0, len(known) - 1))
-        self._others = np.where(known[place] == theirs, place + 1, 0) if len(known) else np.zeros(len(theirs), np.int64)
+        self._others = (
+            np.where(known[place] == theirs, place + 1, 0)
+            if len(known)
+            else np.zeros(len(theirs), np.int64)
+        )
         self._base = len(known) + 1  # 0 stands for characters that the texts do not have
-        self._room = np.concatenate([np.arange(len(text), 0, -1) for text in texts] or [np.zeros(0, np.int64)])
+        self._room = np.concatenate(
+            [np.arange(len(text), 0, -1) for text in texts] or [np.zeros(0, np.int64)]
+        )
         self._word = 1
         while self._base ** (self._word + 1) < 2**62:
             self._word += 1
@@ -138,16 +174,22 @@ class Copies:
         return np.asarray(occurs[ranks][self._room[: len(own)] >= length])
 
     def _keys(self, length: int) -> tuple[Integers, Integers]:
-        """A number for every place of the texts and of the others, equal where the pieces are; below 0: in no text."""
+        """A number for every place of the texts and of the others, equal where the pieces are;
+        below 0: in no text.
+        """
         if length <= self._word:
-            return _digits(self._texts, length, self._base), _digits(self._others, length, self._base)
+            return _digits(self._texts, length, self._base), _digits(
+                self._others, length, self._base
+            )
         level = ((length - 1) // self._word).bit_length() - 1
         while len(self._ranks) <= level:
             self._ranks.append(self._ranked(self._word << len(self._ranks)))
         shift = length - (self._word << level)
         texts, others = self._ranks[level]
         count = len(texts) + 1
-        own, theirs = (ranks[: max(0, len(ranks) - shift)] * count + ranks[shift:] for ranks in (texts, others))
+        own, theirs = (
+            ranks[: max(0, len(ranks) - shift)] * count + ranks[shift:] for ranks in (texts, others)
+        )
         neither = (others[: len(theirs)] < 0) | (others[shift:] < 0)
         return own, np.where(neither, -1, theirs)
 

@@ -1,6 +1,8 @@
-"""What a probe is: it looks at the snapshots of a run, one after another, and tells what it sees in numbers.
+"""What a probe is: it looks at the snapshots of a run, one after another, and tells what it sees in
+numbers.
 
-Training knows nothing of probes: they look at what it left, so they change no bit of it and cost it nothing.
+Training knows nothing of probes: they look at what it left, so they change no bit of it and cost it
+nothing.
 """
 
 from abc import ABC, abstractmethod
@@ -24,14 +26,18 @@ RULE_SEED = 0
 
 
 class Batch(NamedTuple):
-    """The windows of text that every probe looks with, the same for all snapshots: two tensors of shape (B, T)."""
+    """The windows of text that every probe looks with, the same for all snapshots: two tensors of
+    shape (B, T).
+    """
 
     tokens: Tensor
     targets: Tensor
 
 
 class Reading(NamedTuple):
-    """One number: what was measured, and where in the model (`all`, a block, or a parameter by its name)."""
+    """One number: what was measured, and where in the model (`all`, a block, or a parameter by its
+    name).
+    """
 
     measure: str
     where: str
@@ -61,34 +67,48 @@ class Snapshot:
 
     @cached_property
     def update(self) -> Vectors:
-        """What the step added to the weights: gradient, clipping, momentum, learning rate and weight decay together."""
+        """What the step added to the weights: gradient, clipping, momentum, learning rate and
+        weight decay together.
+        """
         return {name: self.after[name] - weight for name, weight in self.weights.items()}
 
     def true_gradient(self, batch: Batch) -> Vectors:
         """Of the mean loss on the batch, by backpropagation."""
         parameters = dict(self.model.named_parameters())
         loss = next_token_loss(self.model(batch.tokens), batch.targets)
-        found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
+        found = torch.autograd.grad(
+            loss, list(parameters.values()), allow_unused=True, materialize_grads=True
+        )
         return dict(zip(parameters, found, strict=True))
 
     def rule_gradient(self, batch: Batch) -> Vectors:
-        """What the run's rule gives instead, zero where it does not teach; made on copies, always with the same chance."""
+        """What the run's rule gives instead, zero where it does not teach; made on copies, always
+        with the same chance.
+        """
         model, rule = deepcopy(self.model), deepcopy(self.rule)
         with torch.random.fork_rng():
             torch.manual_seed(RULE_SEED)
             rule.assign_gradients(model, batch.tokens, batch.targets)
-        return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()}
+        return {
+            name: torch.zeros_like(p) if p.grad is None else p.grad
+            for name, p in model.named_parameters()
+        }
 
 
 class Probe(ABC):
-    """Final classes take `(options)`. One object sees all snapshots of a run, so it may remember what it saw."""
+    """Final classes take `(options)`. One object sees all snapshots of a run, so it may remember
+    what it saw.
+    """
 
     timed: bool = False
-    """Whether readings are times and the like, which differ from run to run: they are kept apart from the others."""
+    """Whether readings are times and the like, which differ from run to run: they are kept apart
+    from the others.
+    """
 
     @abstractmethod
     def look(self, snapshot: Snapshot, batch: Batch) -> Iterator[Reading]:
-        """The readings of one snapshot, each a finite number; it leaves model, rule and chance as they were, to the bit.
+        """The readings of one snapshot, each a finite number; it leaves model, rule and chance as
+        they were, to the bit.
 
         Raises UserError (by `nothing_found`) where the model has nothing that the probe looks at.
         """
@@ -97,7 +117,10 @@ class Probe(ABC):
 def nothing_found(probe: Probe, snapshot: Snapshot, what: str) -> UserError:
     """The error of a probe that has nothing to look at: `what` is missing."""
     name = type(probe).__module__.rpartition(".")[2]
-    return UserError(f"params.yaml: probe.probes: {name} finds no {what} in the model {snapshot.name}; leave it out")
+    return UserError(
+        f"params.yaml: probe.probes: {name} finds no {what} in the model {snapshot.name}; leave"
+        " it out"
+    )
 
 
 def flat(vectors: Vectors) -> Tensor:
@@ -127,4 +150,6 @@ def module_name(number: int, module: str = "") -> str:
 
 def modules_named(block: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
     """The modules within a block whose last name is this."""
-    yield from ((path, module) for path, module in block.named_modules() if path.rpartition(".")[2] == name)
+    yield from (
+        (path, module) for path, module in block.named_modules() if path.rpartition(".")[2] == name
+    )

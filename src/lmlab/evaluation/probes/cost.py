@@ -1,8 +1,10 @@
-"""What a gradient costs: seconds and peak memory of the run's rule, beside backprop's on the same batch.
+"""What a gradient costs: seconds and peak memory of the run's rule, beside backprop's on the same
+batch.
 
-The two take turns, and each time is the median of several. Peak memory is the most that is held at once beyond what was
-there before, as CUDA's allocator counts it, or on a processor torch's profiler (elsewhere it is left out). Such numbers
-differ from run to run, so they go to the stage's timing file and not into its table.
+The two take turns, and each time is the median of several. Peak memory is the most that is held at
+once beyond what was there before, as CUDA's allocator counts it, or on a processor torch's profiler
+(elsewhere it is left out). Such numbers differ from run to run, so they go to the stage's timing
+file and not into its table.
 """
 
 import os
@@ -28,7 +30,9 @@ class Options(Params):
 
 
 class Cost(Probe):
-    """`seconds` and `peak_bytes` of `rule` and `backprop`, and their `ratio`; in training mode, at the first snapshot."""
+    """`seconds` and `peak_bytes` of `rule` and `backprop`, and their `ratio`; in training mode, at
+    the first snapshot.
+    """
 
     timed = True
 
@@ -88,7 +92,10 @@ def peak_bytes(run: Callable[[], None], device: torch.device) -> float:
         run()
     assert profiled.profiler is not None
     events = profiled.profiler.kineto_results.events()
-    changes = sorted((event for event in events if event.name() == "[memory]"), key=lambda event: event.start_ns())
+    changes = sorted(
+        (event for event in events if event.name() == "[memory]"),
+        key=lambda event: event.start_ns(),
+    )
     return float(max(accumulate((event.nbytes() for event in changes), initial=0)))
 
 

@@ -1,7 +1,9 @@
-"""The gradient noise scale (McCandlish et al. 2018): how many windows a batch needs before more of them help little.
+"""The gradient noise scale (McCandlish et al. 2018): how many windows a batch needs before more of
+them help little.
 
-The gradient of one window is the true one plus noise, so the mean of n of them has squared length |G|² + tr(S) / n in
-expectation. From the probe batch both are estimated without bias; their quotient tr(S) / |G|² is the scale, in windows.
+The gradient of one window is the true one plus noise, so the mean of n of them has squared length
+|G|² + tr(S) / n in expectation. From the probe batch both are estimated without bias; their
+quotient tr(S) / |G|² is the scale, in windows.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,7 +21,9 @@ class Options(Params):
 
 
 class GradientNoiseScale(Probe):
-    """`noise` is tr(S), `signal` is |G|², `scale` their quotient, left out where too few windows make `signal` negative."""
+    """`noise` is tr(S), `signal` is |G|², `scale` their quotient, left out where too few windows
+    make `signal` negative.
+    """
 
     def __init__(self, options: Options) -> None:
         super().__init__()
@@ -28,10 +32,13 @@ class GradientNoiseScale(Probe):
         windows = zip(*(of_batch[:, None] for of_batch in batch), strict=True)
         if len(batch.tokens) < 2:
             raise UserError(
-                "params.yaml: probe.probes: gradient_noise_scale compares windows, and the validation split has only one;"
+                "params.yaml: probe.probes: gradient_noise_scale compares windows, and the"
+                " validation split has only one;"
                 " raise download.validation, lower train.context or leave it out"
             )
-        noise, signal = noise_and_signal(flat(snapshot.true_gradient(Batch(*window))) for window in windows)
+        noise, signal = noise_and_signal(
+            flat(snapshot.true_gradient(Batch(*window))) for window in windows
+        )
         yield Reading("noise", "all", noise)
         yield Reading("signal", "all", signal)
         if signal > 0:

@@ -1,4 +1,6 @@
-"""The length of the gradient, by parameter and in all: where the rule's signal grows or fades (Hochreiter 1991)."""
+"""The length of the gradient, by parameter and in all: where the rule's signal grows or fades
+(Hochreiter 1991).
+"""
 
 from collections.abc import Iterator
 
@@ -11,12 +13,17 @@ class Options(Params):
 
 
 class GradientNorm(Probe):
-    """Euclidean norms on the probe batch: `rule` of the gradient that the run's rule gives, `backprop` of the true one."""
+    """Euclidean norms on the probe batch: `rule` of the gradient that the run's rule gives,
+    `backprop` of the true one.
+    """
 
     def __init__(self, options: Options) -> None:
         super().__init__()
 
     def look(self, snapshot: Snapshot, batch: Batch) -> Iterator[Reading]:
-        for measure, vectors in (("rule", snapshot.rule_gradient(batch)), ("backprop", snapshot.true_gradient(batch))):
+        for measure, vectors in (
+            ("rule", snapshot.rule_gradient(batch)),
+            ("backprop", snapshot.true_gradient(batch)),
+        ):
             for where, gradient in each_and_all(vectors):
                 yield Reading(measure, where, float(flat(gradient).norm()))

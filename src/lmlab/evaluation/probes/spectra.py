@@ -1,8 +1,10 @@
-"""The singular values of every matrix in three numbers: norm, effective rank (Roy & Vetterli 2007) and stable rank.
+"""The singular values of every matrix in three numbers: norm, effective rank (Roy & Vetterli 2007)
+and stable rank.
 
-`spectral_norm` is the largest. `effective_rank` is the exponential of the entropy of the singular values taken as shares: n
-for the identity, 1 for a matrix of rank one. `stable_rank` (Rudelson & Vershynin 2007) is their sum of squares over the
-largest squared. A matrix of zeros has none of the three: all are 0.
+`spectral_norm` is the largest. `effective_rank` is the exponential of the entropy of the singular
+values taken as shares: n for the identity, 1 for a matrix of rank one. `stable_rank` (Rudelson &
+Vershynin 2007) is their sum of squares over the largest squared. A matrix of zeros has none of the
+three: all are 0.
 """
 
 from collections.abc import Iterator
@@ -19,7 +21,9 @@ class Options(Params):
 
 
 class Spectra(Probe):
-    """Of all parameters with two dimensions or more, those after the first taken together (a convolution's, say)."""
+    """Of all parameters with two dimensions or more, those after the first taken together (a
+    convolution's, say).
+    """
 
     def __init__(self, options: Options) -> None:
         super().__init__()

@@ -11,7 +11,9 @@ class Options(Params):
 
 
 class UpdateRatio(Probe):
-    """Norm of the update that the step made over norm of the weights before it; none for weights that are still zero."""
+    """Norm of the update that the step made over norm of the weights before it; none for weights
+    that are still zero.
+    """
 
     def __init__(self, options: Options) -> None:
         super().__init__()

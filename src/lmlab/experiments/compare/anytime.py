@@ -1,15 +1,17 @@
 """A paired sign test that may be looked at as often as one likes: betting against equality.
 
-Where two variants are equal, a pair is as likely to favour the one as the other. Somebody who bets on the next pair's sign
-at fair odds then cannot expect to win, whatever the bets; and that the stake ever grows twentyfold has probability 1 / 20 at
-most (Ville 1939), over all times at once. So what the stake has grown to (an e-value) may be read after every seed, and one
-may stop as soon as it is large enough or go on as long as one likes (Ramdas, Grünwald, Vovk and Shafer 2023, "Game-theoretic
-statistics and safe anytime-valid inference").
+Where two variants are equal, a pair is as likely to favour the one as the other. Somebody who bets
+on the next pair's sign at fair odds then cannot expect to win, whatever the bets; and that the
+stake ever grows twentyfold has probability 1 / 20 at most (Ville 1939), over all times at once. So
+what the stake has grown to (an e-value) may be read after every seed, and one may stop as soon as
+it is large enough or go on as long as one likes (Ramdas, Grünwald, Vovk and Shafer 2023,
+"Game-theoretic statistics and safe anytime-valid inference").
 
-The stake is spread over all shares in which one may bet, with the weights of Krichevsky and Trofimov (1981): no share has to
-be chosen, both directions are covered, and the order of the pairs does not matter. Ties leave the stake as it is. Only signs
-count, so runs that can merely be ranked are no trouble, and what is told apart is the median of the differences. It takes
-seven pairs of one sign at 0.05 where the test that is looked at once takes six.
+The stake is spread over all shares in which one may bet, with the weights of Krichevsky and
+Trofimov (1981): no share has to be chosen, both directions are covered, and the order of the pairs
+does not matter. Ties leave the stake as it is. Only signs count, so runs that can merely be ranked
+are no trouble, and what is told apart is the median of the differences. It takes seven pairs of one
+sign at 0.05 where the test that is looked at once takes six.
 """
 
 import math
@@ -39,7 +41,9 @@ def sign_test(differences_N: NDArray[np.float64]) -> float:
 
 
 def interval(differences_N: NDArray[np.float64], level: float) -> tuple[float, float]:
-    """The medians that the same test does not reject: two of the differences. nan where it cannot reject any."""
+    """The medians that the same test does not reject: two of the differences. nan where it cannot
+    reject any.
+    """
     pairs = len(differences_N)
     outside = 0  # of the least differences, and of the largest, so many may lie beyond the median
     while outside <= pairs // 2 and e_value(pairs - outside, outside) * level >= 1:

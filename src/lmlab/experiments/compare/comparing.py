@@ -1,4 +1,6 @@
-"""`lmlab compare`: finished runs as variants, each judged against a baseline; as a table, in words, as JSON, as CSV."""
+"""`lmlab compare`: finished runs as variants, each judged against a baseline; as a table, in words,
+as JSON, as CSV.
+"""
 
 import csv
 import io
@@ -28,7 +30,9 @@ from lmlab.experiments.compare.verdicts import Rules, Verdict
 from lmlab.experiments.wording import quantity
 
 MEASURES = ("validation.bits_per_byte", "validation.accuracy", "validation.calibration_error")
-"""What is compared unless something else is asked for. The first is primary: it is judged as if it were the only one."""
+"""What is compared unless something else is asked for. The first is primary: it is judged as if it
+were the only one.
+"""
 WIDE = 132
 FEW = 4
 """Names that are listed before it is said how many more there are."""
@@ -53,20 +57,29 @@ class Tuning:
     def sentence(self) -> str:
         """In words."""
         if self.together:
-            return f"both are among {quantity(self.variant, 'configuration')} of the same parts that were run"
-        said = f"{quantity(self.variant, 'configuration')} of its parts run, {self.baseline} of the baseline's"
+            return (
+                f"both are among {quantity(self.variant, 'configuration')} of the same parts"
+                " that were run"
+            )
+        said = (
+            f"{quantity(self.variant, 'configuration')} of its parts run, {self.baseline} of"
+            " the baseline's"
+        )
         if self.variant == self.baseline or not self.measure:
             return said
         least = min(self.variant, self.baseline)
         return (
-            f"{said}; at {least} each the best is expected at {self.best_variant:.4g}, the baseline's at"
+            f"{said}; at {least} each the best is expected at {self.best_variant:.4g}, the"
+            " baseline's at"
             f" {self.best_baseline:.4g} ({self.measure}; Dodge et al. 2019)"
         )
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """What a variant's validation loss owes to the text it was measured on (`sampling`), in bits per byte."""
+    """What a variant's validation loss owes to the text it was measured on (`sampling`), in bits
+    per byte.
+    """
 
     difference: float
     """The standard error of the mean difference from the baseline over blocks of text."""
@@ -77,7 +90,8 @@ class Sampling:
     def sentence(self) -> str:
         """In words."""
         return (
-            f"of validation.bits_per_byte over blocks of the text: {self.difference:.2g} of the difference,"
+            f"of validation.bits_per_byte over blocks of the text: {self.difference:.2g} of the"
+            " difference,"
             f" {self.level:.2g} of the level"
         )
 
@@ -90,7 +104,9 @@ class Comparison:
     others: list[Variant]
     verdicts: list[Verdict]
     unfair: dict[str, list[str]]
-    """For each variant's name, what it does not have in common with the baseline besides what is compared."""
+    """For each variant's name, what it does not have in common with the baseline besides what is
+    compared.
+    """
     notes: list[str]
     rules: Rules
     left_out: dict[str, list[str]] = field(default_factory=dict)
@@ -99,7 +115,9 @@ class Comparison:
     sampling: dict[str, Sampling] = field(default_factory=dict)
     """For each variant's name, where its runs and the baseline's have losses by blocks of text."""
     looked: dict[str, int] = field(default_factory=dict)
-    """For each variant's name, how many times it was compared with the baseline before, with other seeds."""
+    """For each variant's name, how many times it was compared with the baseline before, with other
+    seeds.
+    """
 
     @property
     def alpha(self) -> float:
@@ -108,13 +126,19 @@ class Comparison:
 
 
 def compare(
-    names: Sequence[str], baseline: str, measures: Sequence[str], alpha: float, root: Path = Path(), anytime: bool = False
+    names: Sequence[str],
+    baseline: str,
+    measures: Sequence[str],
+    alpha: float,
+    root: Path = Path(),
+    anytime: bool = False,
 ) -> Comparison:
     """Read the runs, find which are of one variant, and judge each variant against the baseline's.
 
-    The baseline is the variant of the run that `baseline` names, with all its seeds; else HEAD's own where no names were
-    given, else that of the first run named. Without `measures` those of MEASURES are judged, the first of them as primary;
-    `anytime` takes the test that may be looked at as often as one likes. Raises UserError where there is nothing to compare.
+    The baseline is the variant of the run that `baseline` names, with all its seeds; else HEAD's
+    own where no names were given, else that of the first run named. Without `measures` those of
+    MEASURES are judged, the first of them as primary; `anytime` takes the test that may be looked
+    at as often as one likes. Raises UserError where there is nothing to compare.
     """
     named, notes = library.gather(list(names), root)
     ours = library.read([baseline], root) if baseline else _own_row(list(names), named, root)
@@ -129,7 +153,8 @@ def compare(
     if not others:
         besides = "".join(f"; {note}" for note in [*notes, *more])
         raise UserError(
-            f"there is one variant only, {mine.name} ({quantity(len(mine.runs), 'run')} that differ in nothing but seeds);"
+            f"there is one variant only, {mine.name} ({quantity(len(mine.runs), 'run')} that"
+            " differ in nothing but seeds);"
             f" run another, such as `dvc exp run -S train.optimizer=lion`, or name one{besides}"
         )
     wanted = _measures(measures, kept)
@@ -141,7 +166,10 @@ def compare(
         wanted,
         name=mine.name,
         leave_out={
-            (one.name, measure): why for one in others for measure in wanted if (why := _why_not(measure, mine, one))
+            (one.name, measure): why
+            for one in others
+            for measure in wanted
+            if (why := _why_not(measure, mine, one))
         },
         unfinished={name: [_seeds(task) for task in tasks] for name, tasks in waiting.items()},
         rules=rules,
@@ -174,7 +202,9 @@ def _each_once(runs: Sequence[Run]) -> list[Run]:
 
 
 def _own_row(names: list[str], named: list[Run], root: Path) -> list[Run]:
-    """The baseline where none was asked for: the first run there is, or what it began from where that tells nothing."""
+    """The baseline where none was asked for: the first run there is, or what it began from where
+    that tells nothing.
+    """
     variants = grouping.group(named)[0]
     if len(variants) > 1 or not names:
         return named[:1]
@@ -188,13 +218,24 @@ def _measures(wanted: Sequence[str], runs: Sequence[Run]) -> list[str]:
         return [key for key in there if not meaning.is_fact(key, runs)]
     finished = [run for run in runs if not run.broke]
     for measure in wanted:
-        none_could = not finished and meaning.direction(measure)  # all diverged: there is nothing but that to compare
-        if not none_could and measure not in there and not any(observe(run, measure, -1) for run in finished):
-            raise UserError(f"no run has the measure {measure!r}; {params.nearest(measure, [*there, 'all'])}")
-    return list(dict.fromkeys(wanted)) or [key for key in MEASURES if key in there or key == MEASURES[0]]
+        none_could = not finished and meaning.direction(
+            measure
+        )  # all diverged: there is nothing but that to compare
+        if (
+            not none_could
+            and measure not in there
+            and not any(observe(run, measure, -1) for run in finished)
+        ):
+            raise UserError(
+                f"no run has the measure {measure!r}; {params.nearest(measure, [*there, 'all'])}"
+            )
+    return list(dict.fromkeys(wanted)) or [
+        key for key in MEASURES if key in there or key == MEASURES[0]
+    ]
 
 
-# ------------------------------------------------------------------------------------------- what stands beside a verdict
+# ------------------------------------------------------------------------------------------- what
+# stands beside a verdict
 
 
 def _why_not(measure: str, baseline: Variant, variant: Variant) -> str:
@@ -211,8 +252,11 @@ def _why_not(measure: str, baseline: Variant, variant: Variant) -> str:
     return ""
 
 
-def _waiting(tasks: Iterable[Unfinished], variants: Sequence[Variant]) -> dict[str, list[Unfinished]]:
-    """The experiments without results, by the name of the variant that their params and their commit put them in.
+def _waiting(
+    tasks: Iterable[Unfinished], variants: Sequence[Variant]
+) -> dict[str, list[Unfinished]]:
+    """The experiments without results, by the name of the variant that their params and their
+    commit put them in.
 
     One whose seeds the variant has a run of is none: it was tried again.
     """
@@ -222,8 +266,14 @@ def _waiting(tasks: Iterable[Unfinished], variants: Sequence[Variant]) -> dict[s
         apart = {key: value for key, value in mattered.items() if key not in SEEDS}
         for variant in variants:
             began_from = {run.began_from for run in variant.runs}
-            known = {run.seeds for run in variant.runs} | {_seeds(one) for one in found.get(variant.name, [])}
-            if task.began_from in began_from and apart == variant.params and _seeds(task) not in known:
+            known = {run.seeds for run in variant.runs} | {
+                _seeds(one) for one in found.get(variant.name, [])
+            }
+            if (
+                task.began_from in began_from
+                and apart == variant.params
+                and _seeds(task) not in known
+            ):
                 found.setdefault(variant.name, []).append(task)
     return found
 
@@ -233,7 +283,10 @@ def _seeds(task: Unfinished) -> tuple[Any, ...]:
 
 
 def _left_out(
-    baseline: Variant, variant: Variant, verdicts: Sequence[Verdict], waiting: dict[str, list[Unfinished]]
+    baseline: Variant,
+    variant: Variant,
+    verdicts: Sequence[Verdict],
+    waiting: dict[str, list[Unfinished]],
 ) -> Iterable[str]:
     """The runs of either side that make no pair, a line for each reason."""
     for (one, who), (other, whose) in (
@@ -242,20 +295,30 @@ def _left_out(
     ):
         partners = {run.seeds for run in other.runs}
         if alone := [run.name for run in one.runs if run.seeds not in partners]:
-            yield f"{quantity(len(alone), 'run')} of the {who}, whose seeds the {whose} has no results of: {_few(alone)}"
+            yield (
+                f"{quantity(len(alone), 'run')} of the {who}, whose seeds the {whose} has no"
+                f" results of: {_few(alone)}"
+            )
     for one, who in ((baseline, "baseline"), (variant, "variant")):
         tasks = waiting.get(one.name, [])
         for state in dict.fromkeys(task.state for task in tasks):
             of_state = [task.name for task in tasks if task.state == state]
             yield f"{quantity(len(of_state), 'run')} of the {who}, {state}: {_few(of_state)}"
-    judged = [one.measure for one in verdicts if one.variant == variant.name and one.words != "no verdict"]
+    judged = [
+        one.measure for one in verdicts if one.variant == variant.name and one.words != "no verdict"
+    ]
     without: dict[tuple[str, ...], list[str]] = {}
     for measure in judged:
-        names = tuple(run.name for run in [*baseline.runs, *variant.runs] if not observe(run, measure, -1))
+        names = tuple(
+            run.name for run in [*baseline.runs, *variant.runs] if not observe(run, measure, -1)
+        )
         without.setdefault(names, []).append(measure)
     for names, measures in without.items():
         if names:
-            yield f"{quantity(len(names), 'run')} that did not measure {_few(measures)}: {_few(names)}"
+            yield (
+                f"{quantity(len(names), 'run')} that did not measure {_few(measures)}:"
+                f" {_few(names)}"
+            )
     undecided: dict[tuple[str, ...], list[str]] = {}
     for measure in judged:
         undecided.setdefault(tuple(_undecided(baseline, variant, measure)), []).append(measure)
@@ -287,14 +350,21 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:FEW]) + (f" and {len(names) - FEW} more" if len(names) > FEW else "")
 
 
-def _tuning(ledger: dict[Any, trials.Tried], baseline: Variant, variant: Variant, measure: str) -> Tuning:
+def _tuning(
+    ledger: dict[Any, trials.Tried], baseline: Variant, variant: Variant, measure: str
+) -> Tuning:
     ours, theirs = (trials.choice(one) for one in (baseline, variant))
     our_tries, their_tries = ledger[ours], ledger[theirs]
     least = min(our_tries.count, their_tries.count)
     best = [
-        tries.best_of(least, measure, one.runs[0]) for tries, one in ((our_tries, baseline), (their_tries, variant))
-    ]  # fmt: skip
-    tellable = measure if all(map(math.isfinite, best)) and not _why_not(measure, baseline, variant) else ""
+        tries.best_of(least, measure, one.runs[0])
+        for tries, one in ((our_tries, baseline), (their_tries, variant))
+    ]
+    tellable = (
+        measure
+        if all(map(math.isfinite, best)) and not _why_not(measure, baseline, variant)
+        else ""
+    )
     return Tuning(our_tries.count, their_tries.count, ours == theirs, tellable, *best)
 
 
@@ -302,18 +372,28 @@ def _sampling(baseline: Variant, variant: Variant) -> Sampling | None:
     """Over the pairs of the two."""
     ours = {run.seeds: run for run in _first_of_seeds(baseline.runs)}
     pairs = [
-        (ours[run.seeds], run) for run in variant.runs if run.seeds in ours and not run.broke and not ours[run.seeds].broke
+        (ours[run.seeds], run)
+        for run in variant.runs
+        if run.seeds in ours and not run.broke and not ours[run.seeds].broke
     ]
     if _why_not(sampling.MEASURE, baseline, variant):
         return None
-    found = Sampling(sampling.of_difference(pairs), sampling.of_level([theirs for _, theirs in pairs]))
+    found = Sampling(
+        sampling.of_difference(pairs), sampling.of_level([theirs for _, theirs in pairs])
+    )
     return found if math.isfinite(found.difference) else None
 
 
 def _looked(
-    baseline: Variant, others: Sequence[Variant], verdicts: Sequence[Verdict], rules: Rules, root: Path
+    baseline: Variant,
+    others: Sequence[Variant],
+    verdicts: Sequence[Verdict],
+    rules: Rules,
+    root: Path,
 ) -> dict[str, int]:
-    """How many times each variant was compared before with other seeds, in the measure where that was most often."""
+    """How many times each variant was compared before with other seeds, in the measure where that
+    was most often.
+    """
     by_name = {one.name: one for one in others}
     looks = {
         looking.look(baseline, by_name[verdict.variant], verdict.measure): verdict.variant
@@ -327,11 +407,14 @@ def _looked(
     return {name: count for name, count in found.items() if count}
 
 
-# ---------------------------------------------------------------------------------------------------------- for people
+# --------------------------------------------------------------------------------------------------
+# for people
 
 
 def show(found: Comparison, console: Console | None = None) -> None:
-    """Print it: for every variant the verdicts in words, then what they rest on, a table, and last what to bear in mind."""
+    """Print it: for every variant the verdicts in words, then what they rest on, a table, and last
+    what to bear in mind.
+    """
     console = console or Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=max(console.width, WIDE), file=console.file)
@@ -366,9 +449,11 @@ def _who(variant: Variant) -> str:
     names = [run.name for run in variant.runs]
     diverged = sum(bool(run.broke) for run in variant.runs)
     ended = f", {diverged} diverged" if diverged else ""
-    return variant.name if names == [variant.name] and not diverged else (
-        f"{variant.name} ({quantity(len(names), 'run')}{ended}: {_few(names)})"
-    )  # fmt: skip
+    return (
+        variant.name
+        if names == [variant.name] and not diverged
+        else (f"{variant.name} ({quantity(len(names), 'run')}{ended}: {_few(names)})")
+    )
 
 
 def _without_verdict(verdicts: Sequence[Verdict]) -> list[str]:
@@ -377,11 +462,15 @@ def _without_verdict(verdicts: Sequence[Verdict]) -> list[str]:
     for verdict in verdicts:
         if verdict.words == "no verdict":
             by_reason.setdefault(verdict.reason, []).append(verdict.measure)
-    return [f"{', '.join(measures)}: no verdict: {reason}" for reason, measures in by_reason.items()]
+    return [
+        f"{', '.join(measures)}: no verdict: {reason}" for reason, measures in by_reason.items()
+    ]
 
 
 def _beside(found: Comparison, variant: Variant) -> list[str]:
-    """What stands beside a variant's verdicts: what differs, what is unfair, what was left out, how much was tried."""
+    """What stands beside a variant's verdicts: what differs, what is unfair, what was left out, how
+    much was tried.
+    """
     lines = _differs(found.baseline, variant)
     lines += [f"unfair: {line}" for line in found.unfair[variant.name]]
     lines += [f"left out: {line}" for line in found.left_out.get(variant.name, [])]
@@ -400,15 +489,30 @@ def _differs(baseline: Variant, variant: Variant) -> list[str]:
 def _table(verdicts: Sequence[Verdict]) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 2))
     table.add_column("measure", no_wrap=True)
-    for title in ("pairs", "baseline", "variant", "difference", "interval", "p", "corrected", "effect"):
+    for title in (
+        "pairs",
+        "baseline",
+        "variant",
+        "difference",
+        "interval",
+        "p",
+        "corrected",
+        "effect",
+    ):
         table.add_column(title, justify="right", no_wrap=True)
     for one in verdicts:
         interval = "" if math.isnan(one.low) else f"{one.low:+.3g} to {one.high:+.3g}"
         table.add_row(
-            one.measure, str(one.pairs), _mean(one.baseline_mean, one.survivors_baseline),
-            _mean(one.variant_mean, one.survivors_variant), _number(one.difference, "+"),
-            interval, f"{one.p:.3g}", f"{one.corrected:.3g}", _number(one.effect, "+", 3),
-        )  # fmt: skip
+            one.measure,
+            str(one.pairs),
+            _mean(one.baseline_mean, one.survivors_baseline),
+            _mean(one.variant_mean, one.survivors_variant),
+            _number(one.difference, "+"),
+            interval,
+            f"{one.p:.3g}",
+            f"{one.corrected:.3g}",
+            _number(one.effect, "+", 3),
+        )
     return table
 
 
@@ -425,28 +529,36 @@ def _explained(found: Comparison) -> list[str]:
     judged = [verdict for verdict in found.verdicts if verdict.words != "no verdict"]
     words = {verdict.words for verdict in judged}
     lines = [_how(found, judged)] if judged else []
-    marked = any(not math.isnan(side) for v in judged for side in (v.survivors_baseline, v.survivors_variant))
+    marked = any(
+        not math.isnan(side) for v in judged for side in (v.survivors_baseline, v.survivors_variant)
+    )
     if any(verdict.test == "ranks" for verdict in judged):
         lines.append(
-            "where a run diverged or never reached a target, pairs are judged by ranks, such runs tied in the last place"
-            " (those that were there by the first validation in the first), and there is no mean, interval or effect"
+            "where a run diverged or never reached a target, pairs are judged by ranks, such runs"
+            " tied in the last place"
+            " (those that were there by the first validation in the first), and there is no mean,"
+            " interval or effect"
         )
     if any(verdict.test == "signs" and math.isnan(verdict.difference) for verdict in judged):
         lines.append(
-            "a run that diverged or never reached a target is worse than any that has a number (one that was there by the"
-            " first validation, better), and where there is one there is no mean, interval or effect"
+            "a run that diverged or never reached a target is worse than any that has a number"
+            " (one that was there by the"
+            " first validation, better), and where there is one there is no mean, interval or"
+            " effect"
         )
     if marked:
         lines.append("* is the mean of those runs alone that have a number")
     if any(not math.isnan(verdict.low) for verdict in judged):
         lines.append(
-            "each interval holds by itself: four at once all held in 0.89 of cases; and where differences are lopsided over"
+            "each interval holds by itself: four at once all held in 0.89 of cases; and where"
+            " differences are lopsided over"
             " seeds, 95 % intervals held in 0.84 to 0.93"
         )
     lines.append("only seeds vary here: another text would move levels and differences as well")
     if "too few seeds" in words:
         lines.append(
-            f"one comparison alone takes at least {found.rules.least} pairs to show anything at {found.alpha:g}, several at"
+            f"one comparison alone takes at least {found.rules.least} pairs to show anything at"
+            f" {found.alpha:g}, several at"
             " once (variants, measures) take more; --measure names those that matter to you"
         )
     lines += _about_looks(found)
@@ -458,11 +570,18 @@ def _how(found: Comparison, judged: Sequence[Verdict]) -> str:
     test = "flipping signs of differences"
     if found.rules.anytime:
         test = "betting on signs, valid whenever you look; intervals are of the median difference"
-    intervals = f"intervals of at least {100 * (1 - found.alpha):g} % and " if any(v.low == v.low for v in judged) else ""
+    intervals = (
+        f"intervals of at least {100 * (1 - found.alpha):g} % and "
+        if any(v.low == v.low for v in judged)
+        else ""
+    )
     line = f"paired by {seeds}; {intervals}p by {test}"
     for role in dict.fromkeys(verdict.role for verdict in judged):
         count = max(verdict.compared for verdict in judged if verdict.role == role)
-        who = {"primary": "the primary measure ", "secondary": "the secondary ones, among themselves, "}.get(role, "")
+        who = {
+            "primary": "the primary measure ",
+            "secondary": "the secondary ones, among themselves, ",
+        }.get(role, "")
         if count > 1:
             line += f", {who}corrected for {count} comparisons (Holm)"
     if found.rules.primary and any(verdict.role == "secondary" for verdict in judged):
@@ -473,17 +592,22 @@ def _how(found: Comparison, judged: Sequence[Verdict]) -> str:
 def _about_looks(found: Comparison) -> list[str]:
     if found.rules.anytime:
         return []
-    instead = f"--anytime holds however often you look; for K looks planned before, --alpha {found.alpha:g}/K does"
+    instead = (
+        "--anytime holds however often you look; for K looks planned before, --alpha"
+        f" {found.alpha:g}/K does"
+    )
     if not found.looked:
         return [f"the error promised is for one look: {instead}"]
     often = max(found.looked.values())
     return [
-        f"LOOKED AT BEFORE with other seeds ({quantity(often, 'time')}): whoever looks again after each seed tells equal"
+        f"LOOKED AT BEFORE with other seeds ({quantity(often, 'time')}): whoever looks again"
+        " after each seed tells equal"
         f" variants apart by the twentieth seed in 17 % of cases and not in 5 %; {instead}"
     ]
 
 
-# -------------------------------------------------------------------------------------------------------- for machines
+# --------------------------------------------------------------------------------------------------
+# for machines
 
 
 def as_json(found: Comparison) -> str:
@@ -499,18 +623,32 @@ def as_json(found: Comparison) -> str:
             },
             "unfair": found.unfair[variant.name],
             "left_out": found.left_out.get(variant.name, []),
-            "tuning": _finite(asdict(found.tuning[variant.name])) if variant.name in found.tuning else None,
-            "text_standard_error": asdict(found.sampling[variant.name]) if variant.name in found.sampling else None,
+            "tuning": _finite(asdict(found.tuning[variant.name]))
+            if variant.name in found.tuning
+            else None,
+            "text_standard_error": asdict(found.sampling[variant.name])
+            if variant.name in found.sampling
+            else None,
             "looked_before": found.looked.get(variant.name, 0),
-            "verdicts": [_plain(verdict) for verdict in found.verdicts if verdict.variant == variant.name],
+            "verdicts": [
+                _plain(verdict) for verdict in found.verdicts if verdict.variant == variant.name
+            ],
         }
         for variant in found.others
     ]
     baseline = {
-        "name": found.baseline.name, "runs": [run.name for run in found.baseline.runs], "diverged": _diverged(found.baseline)
-    }  # fmt: skip
+        "name": found.baseline.name,
+        "runs": [run.name for run in found.baseline.runs],
+        "diverged": _diverged(found.baseline),
+    }
     rules = asdict(found.rules)
-    whole = {**rules, "baseline": baseline, "variants": variants, "explained": _explained(found), "notes": found.notes}
+    whole = {
+        **rules,
+        "baseline": baseline,
+        "variants": variants,
+        "explained": _explained(found),
+        "notes": found.notes,
+    }
     return json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False)
 
 
@@ -524,12 +662,20 @@ def _plain(verdict: Verdict) -> dict[str, Any]:
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()}
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in values.items()
+    }
 
 
 def as_csv(found: Comparison) -> str:
-    """A row for each verdict; what is no finite number is empty, and lists such as `unfair` have semicolons between."""
-    rows = [{**_plain(verdict), "alpha": found.alpha, **_beside_row(found, verdict.variant)} for verdict in found.verdicts]
+    """A row for each verdict; what is no finite number is empty, and lists such as `unfair` have
+    semicolons between.
+    """
+    rows = [
+        {**_plain(verdict), "alpha": found.alpha, **_beside_row(found, verdict.variant)}
+        for verdict in found.verdicts
+    ]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else ["measure"], lineterminator="\n")
     writer.writeheader()

@@ -1,9 +1,10 @@
-"""Runs that were made before, read from where they are kept: the workspace, DVC's experiments, commits, branches, studies.
+"""Runs that were made before, read from where they are kept: the workspace, DVC's experiments,
+commits, branches, studies.
 
-An experiment is a commit under refs/exps/, and DVC makes it only of a run that came to its end, finished or diverged; so
-queued, failed and killed runs, beside which `dvc exp show` repeats the measures of their baseline, are none here;
-`unfinished` tells of those. Everything is read from Git's objects; what a run was made with stands in its dvc.lock,
-whatever params.yaml says by then.
+An experiment is a commit under refs/exps/, and DVC makes it only of a run that came to its end,
+finished or diverged; so queued, failed and killed runs, beside which `dvc exp show` repeats the
+measures of their baseline, are none here; `unfinished` tells of those. Everything is read from
+Git's objects; what a run was made with stands in its dvc.lock, whatever params.yaml says by then.
 """
 
 import fnmatch
@@ -27,7 +28,17 @@ from lmlab.core.errors import UserError
 from lmlab.core.files import read_json
 from lmlab.experiments import openings, timing
 from lmlab.experiments.commands import leaves
-from lmlab.experiments.compare.run import BLOCKS, CURVES, MEASURES, METRICS, WORKSPACE, Reader, Run, measured, numbers
+from lmlab.experiments.compare.run import (
+    BLOCKS,
+    CURVES,
+    MEASURES,
+    METRICS,
+    WORKSPACE,
+    Reader,
+    Run,
+    measured,
+    numbers,
+)
 from lmlab.experiments.wording import quantity
 
 
@@ -39,13 +50,18 @@ def read(names: list[str], root: Path = Path()) -> list[Run]:
 def gather(names: list[str], root: Path = Path()) -> tuple[list[Run], list[str]]:
     """The runs that are called so, and what there is to say about them, a line each.
 
-    A name is `workspace`, an experiment's name or a pattern of such (`wide-*`), anything Git takes for a commit, or a
-    study's folder, with `:arm` for one of its arms. No names at all: HEAD, the workspace, and all experiments that began
-    from HEAD. Raises UserError for a name that nothing has, or where there are no runs.
+    A name is `workspace`, an experiment's name or a pattern of such (`wide-*`), anything Git takes
+    for a commit, or a study's folder, with `:arm` for one of its arms. No names at all: HEAD, the
+    workspace, and all experiments that began from HEAD. Raises UserError for a name that nothing
+    has, or where there are no runs.
     """
     git = _Git(root)
-    if (git.run("rev-parse", "--show-prefix") or b"").strip() and not (root / "params.yaml").exists():
-        raise UserError(f"there is no params.yaml in {root.resolve()}; run from the project's top folder")
+    if (git.run("rev-parse", "--show-prefix") or b"").strip() and not (
+        root / "params.yaml"
+    ).exists():
+        raise UserError(
+            f"there is no params.yaml in {root.resolve()}; run from the project's top folder"
+        )
     notes: list[str] = []
     found: dict[str, Run] = {}
     for name in names or ["HEAD", WORKSPACE]:
@@ -61,18 +77,26 @@ def gather(names: list[str], root: Path = Path()) -> tuple[list[Run], list[str]]
         if left := [task.name for task in git.unfinished() if task.began_from == head]:
             few = ", ".join(left[:6]) + (f" and {len(left) - 6} more" if len(left) > 6 else "")
             notes.append(
-                f"{quantity(len(left), 'experiment')} queued, running or failed (`dvc queue status`), without results: {few}"
+                f"{quantity(len(left), 'experiment')} queued, running or failed (`dvc queue"
+                f" status`), without results: {few}"
             )
         if others:
-            notes.append(f"{quantity(others, 'experiment')} that began from other commits, not read; name them to have them")
+            notes.append(
+                f"{quantity(others, 'experiment')} that began from other commits, not read; name"
+                " them to have them"
+            )
     if not found:
         said = f" ({'; '.join(notes)})" if notes else ""
-        raise UserError(f"there are no finished runs to compare{said}; make some with `dvc exp run`, or name them")
+        raise UserError(
+            f"there are no finished runs to compare{said}; make some with `dvc exp run`, or name"
+            " them"
+        )
     return list(found.values()), notes
 
 
 def siblings(name: str, root: Path = Path(), known: Iterable[Run] = ()) -> list[Run]:
-    """The row that an experiment began from, or the commit itself, and all experiments that began there.
+    """The row that an experiment began from, or the commit itself, and all experiments that began
+    there.
 
     Those that are `known` already, by their names, are not read again.
     """
@@ -83,17 +107,24 @@ def siblings(name: str, root: Path = Path(), known: Iterable[Run] = ()) -> list[
     if commit is None:
         return []
     shown = "HEAD" if commit == git.commit("HEAD") else commit[:7] if row else name
-    of_row = [_Experiment(shown, commit, commit), *(one for one in git.experiments() if one.baseline == commit)]
+    of_row = [
+        _Experiment(shown, commit, commit),
+        *(one for one in git.experiments() if one.baseline == commit),
+    ]
     git.read_ahead([one.commit for one in of_row if one.name not in read_before])
     found: list[Run] = []
     for one in of_row:
-        found += [read_before[one.name]] if one.name in read_before else _of_experiment(git, one, [])
+        found += (
+            [read_before[one.name]] if one.name in read_before else _of_experiment(git, one, [])
+        )
     return found
 
 
 @dataclass(frozen=True)
 class Unfinished:
-    """An experiment that has no results: DVC has it queued, is at it, or it failed or was killed."""
+    """An experiment that has no results: DVC has it queued, is at it, or it failed or was
+    killed.
+    """
 
     name: str
     state: str
@@ -121,9 +152,11 @@ def unfinished(root: Path = Path()) -> list[Unfinished]:
 
 
 def tried(runs: Iterable[Run], root: Path = Path()) -> list[Run]:
-    """Every run there has been: all experiments of all commits, and all points of the studies that these runs are of.
+    """Every run there has been: all experiments of all commits, and all points of the studies that
+    these runs are of.
 
-    With the runs themselves, each once. Only params and measures are read, and what is damaged is passed over.
+    With the runs themselves, each once. Only params and measures are read, and what is damaged is
+    passed over.
     """
     git = _Git(root)
     experiments = git.experiments()
@@ -148,25 +181,38 @@ def tried(runs: Iterable[Run], root: Path = Path()) -> list[Run]:
 
 
 def commit_of(name: str, root: Path = Path()) -> str:
-    """The commit that a run's name means: an experiment's, or whatever Git takes it for; of the workspace, HEAD's."""
+    """The commit that a run's name means: an experiment's, or whatever Git takes it for; of the
+    workspace, HEAD's.
+    """
     git = _Git(root)
     found = _experiments_called(git, name)
     return found[0].commit if found else git.commit("HEAD" if name == WORKSPACE else name) or ""
 
 
 def timed(run: Run) -> Run:
-    """The same with what it took, measures such as timing.train.training_seconds, where this machine took those times."""
+    """The same with what it took, measures such as timing.train.training_seconds, where this
+    machine took those times.
+    """
     measures = dict(run.measures)
     for stage in ("train", "evaluate"):
         if content := run.open(f"data/timing/{stage}.json"):
-            measures |= {f"timing.{stage}.{key}": value for key, value in numbers(json.loads(content))}
+            measures |= {
+                f"timing.{stage}.{key}": value for key, value in numbers(json.loads(content))
+            }
     return replace(run, measures=measures)
 
 
-# ---------------------------------------------------------------------------------------------------------------- Git
+# --------------------------------------------------------------------------------------------------
+# Git
 
 
-FILES = ("params.yaml", "dvc.lock", MEASURES, METRICS, *(f"results/{name}.csv" for name in (*CURVES, BLOCKS)))
+FILES = (
+    "params.yaml",
+    "dvc.lock",
+    MEASURES,
+    METRICS,
+    *(f"results/{name}.csv" for name in (*CURVES, BLOCKS)),
+)
 """What is read of every run."""
 
 
@@ -179,7 +225,9 @@ class _Experiment:
 
 @dataclass(frozen=True)
 class _Task:
-    """An experiment without results; its commit is the one that DVC made of the workspace to run it in."""
+    """An experiment without results; its commit is the one that DVC made of the workspace to run it
+    in.
+    """
 
     name: str
     state: str
@@ -200,41 +248,59 @@ class _Git:
     def run(self, *arguments: str, given: bytes | None = None) -> bytes | None:
         """What a git command printed, `given` this; None where it failed."""
         try:
-            done = subprocess.run(["git", *arguments], cwd=self.root, input=given, capture_output=True, check=False)
+            done = subprocess.run(
+                ["git", *arguments], cwd=self.root, input=given, capture_output=True, check=False
+            )
         except FileNotFoundError as error:
-            raise UserError(f"cannot run git in {self.root.resolve()}: {error.strerror}: {error.filename}") from None
+            raise UserError(
+                f"cannot run git in {self.root.resolve()}: {error.strerror}: {error.filename}"
+            ) from None
         return done.stdout if done.returncode == 0 else None
 
     def commit(self, revision: str) -> str | None:
         """The full name of the commit that a revision means, if it means one."""
-        answer = self.run("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+        answer = self.run(
+            "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}"
+        )
         return self.before_openings(answer.decode().strip()) if answer else None
 
     def before_openings(self, commit: str) -> str:
-        """The commit itself, or the last one before it that did more than count an opening of the test split.
+        """The commit itself, or the last one before it that did more than count an opening of the
+        test split.
 
         Counting moves HEAD; the experiments that began from it are still its own.
         """
         if self._openings is None:
             made = self.run("log", "--all", "--format=%H %P", "--", openings.FILE) or b""
             named = [line.split() for line in made.decode().splitlines()]
-            self._openings = {words[0]: words[1] for words in named if len(words) == 2 and self._only_counts(words[0])}
+            self._openings = {
+                words[0]: words[1]
+                for words in named
+                if len(words) == 2 and self._only_counts(words[0])
+            }
         while commit in self._openings:
             commit = self._openings[commit]
         return commit
 
     def _only_counts(self, commit: str) -> bool:
-        changed = self.run("diff-tree", "--no-commit-id", "--name-only", "-r", "--relative", commit) or b""
+        changed = (
+            self.run("diff-tree", "--no-commit-id", "--name-only", "-r", "--relative", commit)
+            or b""
+        )
         return changed.decode().split() == [openings.FILE]
 
     def file(self, commit: str, path: str) -> bytes | None:
-        """A file at a commit; the path begins at the project's folder, which may be one below the repository's."""
+        """A file at a commit; the path begins at the project's folder, which may be one below the
+        repository's.
+        """
         if (commit, path) not in self._files:
             self._files[commit, path] = self.run("cat-file", "blob", f"{commit}:./{path}")
         return self._files[commit, path]
 
     def read_ahead(self, commits: Sequence[str], paths: Sequence[str] = FILES) -> None:
-        """Read these files of these commits, by their full names, at once: git is started once and not for each."""
+        """Read these files of these commits, by their full names, at once: git is started once and
+        not for each.
+        """
         wanted = [(commit, path) for commit in dict.fromkeys(commits) for path in paths]
         names = "".join(f"{commit}:./{path}\n" for commit, path in wanted)
         answer = (self.run("cat-file", "--batch", given=names.encode()) or b"") if wanted else b""
@@ -253,39 +319,67 @@ class _Git:
             at += size + 1
 
     def experiments(self) -> list[_Experiment]:
-        """Those that finished: refs/exps/<two digits>/<the baseline's other 38>/<name>; those of queues look otherwise."""
+        """Those that finished: refs/exps/<two digits>/<the baseline's other 38>/<name>; those of
+        queues look otherwise.
+        """
         if self._experiments is None:
             refs = self.run("for-each-ref", "--format=%(objectname) %(refname)", "refs/exps") or b""
-            parsed = (re.fullmatch(r"(\w+) refs/exps/(\w\w)/(\w{38})/(.+)", line) for line in refs.decode().splitlines())
-            self._experiments = [_Experiment(one[4], one[1], self.before_openings(one[2] + one[3])) for one in parsed if one]
+            parsed = (
+                re.fullmatch(r"(\w+) refs/exps/(\w\w)/(\w{38})/(.+)", line)
+                for line in refs.decode().splitlines()
+            )
+            self._experiments = [
+                _Experiment(one[4], one[1], self.before_openings(one[2] + one[3]))
+                for one in parsed
+                if one
+            ]
         return self._experiments
 
     def unfinished(self) -> list[_Task]:
-        """Each experiment that is queued, runs or has failed, by DVC's log of them and what it keeps of those it began."""
+        """Each experiment that is queued, runs or has failed, by DVC's log of them and what it
+        keeps of those it began.
+        """
         if self._unfinished is None:
             tasks = [*self._of_log("failed", "failed"), *self._of_log("stash", "queued")]
             known = {task.commit for task in tasks}
-            begun = (_begun(path) for path in sorted((self.root / ".dvc/tmp/exps/run").glob("*/*.run")))
-            tasks += [self._before_openings_of(task) for task in begun if task and task.commit not in known]
+            begun = (
+                _begun(path) for path in sorted((self.root / ".dvc/tmp/exps/run").glob("*/*.run"))
+            )
+            tasks += [
+                self._before_openings_of(task)
+                for task in begun
+                if task and task.commit not in known
+            ]
             finished: dict[str, list[_Experiment]] = {}
             for one in self.experiments():
                 finished.setdefault(one.name, []).append(one)
-            self._unfinished = [task for task in tasks if not self._is_done(task, finished.get(task.name, []))]
+            self._unfinished = [
+                task for task in tasks if not self._is_done(task, finished.get(task.name, []))
+            ]
         return self._unfinished
 
     def _is_done(self, task: _Task, finished: list[_Experiment]) -> bool:
-        """Whether one of the finished ones of its name came of it, or, where it was queued again, of its params."""
+        """Whether one of the finished ones of its name came of it, or, where it was queued again,
+        of its params.
+        """
         if any(one.baseline == task.began_from for one in finished):
             return True
         own = self.file(task.commit, "params.yaml")
-        return own is not None and any(self.file(one.commit, "params.yaml") == own for one in finished)
+        return own is not None and any(
+            self.file(one.commit, "params.yaml") == own for one in finished
+        )
 
     def _before_openings_of(self, task: _Task) -> _Task:
         return replace(task, began_from=self.before_openings(task.began_from))
 
     def _of_log(self, ref: str, state: str) -> Iterator[_Task]:
-        """The lines end in dvc-exp:<commit>:<baseline>:<name>, and in a branch where one was named."""
-        log = self.run("log", "--walk-reflogs", "--format=%H %gs", f"refs/exps/celery/{ref}", "--") or b""
+        """The lines end in dvc-exp:<commit>:<baseline>:<name>, and in a branch where one was
+        named.
+        """
+        log = (
+            self.run("log", "--walk-reflogs", "--format=%H %gs", f"refs/exps/celery/{ref}", "--")
+            or b""
+        )
         for line in log.decode().splitlines():
             if found := re.search(r"^(\w+) .*dvc-exp:\w+:(\w+):([^:]*)", line):
                 commit, began_from, name = found.groups()
@@ -299,7 +393,8 @@ PREPARING_OR_RUNNING = (0, 1, 2)
 def _begun(path: Path) -> _Task | None:
     """What DVC keeps of an experiment that it began, unless that says that it has results.
 
-    Outside the queue DVC writes nothing more once it began, so those that ended well are among them.
+    Outside the queue DVC writes nothing more once it began, so those that ended well are among
+    them.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -307,7 +402,13 @@ def _begun(path: Path) -> _Task | None:
             return None
         runs = record["status"] in PREPARING_OR_RUNNING and Path(record["root_dir"]).is_dir()
         ended = "failed" if record["location"] == "dvc-task" else "failed or removed"
-        state = "running or failed" if record["location"] == "workspace" else "running" if runs else ended
+        state = (
+            "running or failed"
+            if record["location"] == "workspace"
+            else "running"
+            if runs
+            else ended
+        )
         name, began_from = record["name"] or path.stem[:7], record["baseline_rev"]
     except (OSError, ValueError, LookupError, TypeError):
         return None
@@ -334,18 +435,32 @@ def _named(git: _Git, name: str, notes: list[str], must: bool) -> Iterator[Run]:
             raise UserError(notes[-1])
         yield from found
     elif must and any(fnmatch.fnmatchcase(task.name, name) for task in git.unfinished()):
-        raise UserError(f"{name} is queued, running or failed and has no results; see `dvc queue status`")
-    elif must:
-        refs = git.run("for-each-ref", "--format=%(refname:short)", "refs/heads", "refs/tags") or b""
-        studies = [f"studies/{path.parent.name}" for path in (git.root / "studies").glob("*/points")]
-        known = [WORKSPACE, *(one.name for one in git.experiments()), *refs.decode().split(), *studies]
         raise UserError(
-            f"nothing is called {name!r}: no finished experiment, commit or study; {params.nearest(name, known)}"
+            f"{name} is queued, running or failed and has no results; see `dvc queue status`"
+        )
+    elif must:
+        refs = (
+            git.run("for-each-ref", "--format=%(refname:short)", "refs/heads", "refs/tags") or b""
+        )
+        studies = [
+            f"studies/{path.parent.name}" for path in (git.root / "studies").glob("*/points")
+        ]
+        known = [
+            WORKSPACE,
+            *(one.name for one in git.experiments()),
+            *refs.decode().split(),
+            *studies,
+        ]
+        raise UserError(
+            f"nothing is called {name!r}: no finished experiment, commit or study;"
+            f" {params.nearest(name, known)}"
         )
 
 
 def _experiments_called(git: _Git, name: str) -> list[_Experiment]:
-    """Those of a name or a pattern; those of HEAD where it has some, as a name may be given again on another commit."""
+    """Those of a name or a pattern; those of HEAD where it has some, as a name may be given again
+    on another commit.
+    """
     head = git.commit("HEAD")
     found = [one for one in git.experiments() if fnmatch.fnmatchcase(one.name, name)]
     return [one for one in found if one.baseline == head] or found
@@ -357,14 +472,22 @@ def _of_experiment(git: _Git, experiment: _Experiment, notes: list[str]) -> Iter
 
     def opened(path: str) -> bytes | None:
         content = git.file(commit, path)
-        return content if content is not None else _cached(git.root, git.file(commit, "dvc.lock"), path)
+        return (
+            content
+            if content is not None
+            else _cached(git.root, git.file(commit, "dvc.lock"), path)
+        )
 
-    for run in _run(experiment.name, _with_times(git.root, opened), lambda path: git.file(commit, path), notes):
+    for run in _run(
+        experiment.name, _with_times(git.root, opened), lambda path: git.file(commit, path), notes
+    ):
         yield replace(run, began_from=experiment.baseline)
 
 
 def _with_times(root: Path, opened: Reader) -> Reader:
-    """The same files, and data/timing/<stage>.json as that run's stages took on this machine, which no commit holds."""
+    """The same files, and data/timing/<stage>.json as that run's stages took on this machine, which
+    no commit holds.
+    """
 
     def open_(path: str) -> bytes | None:
         if not path.startswith(f"{timing.FOLDER}/"):
@@ -389,12 +512,16 @@ def _workspace(root: Path, head: str, notes: list[str], must: bool) -> Iterator[
 
 
 def _run(name: str, opened: Reader, file: Reader, notes: list[str]) -> Iterator[Run]:
-    """The run that a set of files tells of, if they tell of one; otherwise a note that says why not."""
+    """The run that a set of files tells of, if they tell of one; otherwise a note that says why
+    not.
+    """
     results = METRICS if file(MEASURES) is None else MEASURES
     metrics, written, locked = file(results), file("params.yaml"), file("dvc.lock")
     if metrics is None or written is None or locked is None:
         missing = METRICS if metrics is None else "params.yaml" if written is None else "dvc.lock"
-        notes.append(f"{name} holds no run: it has no {missing}; run `dvc repro` and commit, or name another")
+        notes.append(
+            f"{name} holds no run: it has no {missing}; run `dvc repro` and commit, or name another"
+        )
         return
     try:
         lock = _Lock(locked.decode(), results)
@@ -406,16 +533,29 @@ def _run(name: str, opened: Reader, file: Reader, notes: list[str]) -> Iterator[
     if stale := lock.stale(metrics):
         notes.append(f"{name} is left out: {stale}; run `dvc repro` there")
         return
-    edited = {key: value for key, value in lock.params.items() if key in tree and tree[key] != value}
+    edited = {
+        key: value for key, value in lock.params.items() if key in tree and tree[key] != value
+    }
     if edited:
-        few = ", ".join(f"{key} {value!r} (now {tree[key]!r})" for key, value in list(edited.items())[:3])
+        few = ", ".join(
+            f"{key} {value!r} (now {tree[key]!r})" for key, value in list(edited.items())[:3]
+        )
         more = f" and {len(edited) - 3} more" if len(edited) > 3 else ""
-        notes.append(f"{name}: params.yaml was edited after the run; it counts as what it ran with: {few}{more}")
+        notes.append(
+            f"{name}: params.yaml was edited after the run; it counts as what it ran with:"
+            f" {few}{more}"
+        )
     curves = {}
     for curve in (*CURVES, BLOCKS):
         content = file(f"results/{curve}.csv")
-        if content is not None and lock.made.get(f"results/{curve}.csv") not in (None, _md5(content)):
-            notes.append(f"{name}: results/{curve}.csv is not the one that dvc.lock tells of, so it is not shown")
+        if content is not None and lock.made.get(f"results/{curve}.csv") not in (
+            None,
+            _md5(content),
+        ):
+            notes.append(
+                f"{name}: results/{curve}.csv is not the one that dvc.lock tells of, so it is not"
+                " shown"
+            )
             continue
         try:
             if content and content.strip():
@@ -425,7 +565,8 @@ def _run(name: str, opened: Reader, file: Reader, notes: list[str]) -> Iterator[
     yield replace(run, params={**tree, **edited}, curves=curves, made_with=lock.made_with)
 
 
-# ------------------------------------------------------------------------------------------------------ params and locks
+# --------------------------------------------------------------------------------------------------
+# params and locks
 
 
 @cache
@@ -434,7 +575,9 @@ def _block(text: str) -> Any:
 
 
 def _yaml(text: str) -> dict[str, Any]:
-    """A file of blocks as `params.read` reads it. Block by block, since those of thirty experiments are mostly the same."""
+    """A file of blocks as `params.read` reads it. Block by block, since those of thirty experiments
+    are mostly the same.
+    """
     blocks = re.split(r"^(?=[A-Za-z_])", text, flags=re.MULTILINE)
     try:
         tree: dict[str, Any] = {}
@@ -449,9 +592,11 @@ def _yaml(text: str) -> dict[str, Any]:
 
 
 class _Lock:
-    """What a dvc.lock says of the stages that lead to the metrics: what they read, with what params, and what they wrote.
+    """What a dvc.lock says of the stages that lead to the metrics: what they read, with what
+    params, and what they wrote.
 
-    DVC writes the file in one shape, so the hashes are read line by line: a YAML parser takes half a second for each.
+    DVC writes the file in one shape, so the hashes are read line by line: a YAML parser takes half
+    a second for each.
     """
 
     def __init__(self, text: str, results: str = METRICS) -> None:
@@ -463,10 +608,23 @@ class _Lock:
         self.stages = self._leading_to(results)
         self.params: dict[str, Any] = {}
         for name in self.stages:
-            if part := re.search(r"^    params:\n      params\.yaml:\n((?: {8}.*\n)+)", stages[name], flags=re.MULTILINE):
-                self.params |= leaves(_yaml("".join(line[8:] for line in part[1].splitlines(keepends=True))))
-        code = (item for name in ("train", "evaluate") if name in self.stages for item in self.reads[name].items())
-        self.made_with = {path: md5 for path, md5 in code if not path.startswith("data/") or path == "data/shards"}
+            if part := re.search(
+                r"^    params:\n      params\.yaml:\n((?: {8}.*\n)+)",
+                stages[name],
+                flags=re.MULTILINE,
+            ):
+                self.params |= leaves(
+                    _yaml("".join(line[8:] for line in part[1].splitlines(keepends=True)))
+                )
+        code = (
+            item
+            for name in ("train", "evaluate")
+            if name in self.stages
+            for item in self.reads[name].items()
+        )
+        self.made_with = {
+            path: md5 for path, md5 in code if not path.startswith("data/") or path == "data/shards"
+        }
 
     def _leading_to(self, path: str) -> list[str]:
         found: list[str] = []
@@ -474,13 +632,17 @@ class _Lock:
         while wanted:
             path = wanted.pop()
             for name, writes in self.writes.items():
-                if name not in found and any(path == out or path.startswith(f"{out}/") for out in writes):
+                if name not in found and any(
+                    path == out or path.startswith(f"{out}/") for out in writes
+                ):
                     found.append(name)
                     wanted += self.reads[name]
         return found
 
     def stale(self, metrics: bytes) -> str:
-        """Why these results are not those of the run that this lock tells of; empty where they are."""
+        """Why these results are not those of the run that this lock tells of; empty where they
+        are.
+        """
         if not self.stages:
             return f"its dvc.lock knows nothing of {self.results}"
         made = self.made
@@ -501,15 +663,23 @@ def _md5(content: bytes) -> str:
 def _hashes(stage: str, part: str) -> dict[str, str]:
     """The MD5 of each of a stage's `deps` or `outs`."""
     found = re.search(rf"^    {part}:\n((?:    [- ] .*\n)+)", stage, flags=re.MULTILINE)
-    pairs = re.findall(r"- path: (.+)\n(?:      (?!md5).*\n)*      md5: (\S+)", found[1]) if found else []
+    pairs = (
+        re.findall(r"- path: (.+)\n(?:      (?!md5).*\n)*      md5: (\S+)", found[1])
+        if found
+        else []
+    )
     return dict(pairs)
 
 
 def _cached(root: Path, locked: bytes | None, path: str) -> bytes | None:
-    """A file that a stage wrote, from DVC's cache, by what dvc.lock says of it or of a folder it lies in."""
+    """A file that a stage wrote, from DVC's cache, by what dvc.lock says of it or of a folder it
+    lies in.
+    """
     if locked is None:
         return None
-    outs = {out: md5 for writes in _Lock(locked.decode()).writes.values() for out, md5 in writes.items()}
+    outs = {
+        out: md5 for writes in _Lock(locked.decode()).writes.values() for out, md5 in writes.items()
+    }
     for out, md5 in outs.items():
         if path == out:
             return _object(root, md5)
@@ -523,7 +693,10 @@ def _object(root: Path, md5: str) -> bytes | None:
     file = _cache(root.resolve()) / md5[:2] / md5[2:]
     content = file.read_bytes() if file.is_file() else None
     if content is not None and _md5(content) != md5.removesuffix(".dir"):
-        raise UserError(f"{file} in DVC's cache is damaged; delete it and run `dvc pull`, or `dvc repro` at that commit")
+        raise UserError(
+            f"{file} in DVC's cache is damaged; delete it and run `dvc pull`, or `dvc repro` at"
+            " that commit"
+        )
     return content
 
 
@@ -536,25 +709,32 @@ def _cache(root: Path) -> Path:
         return Path(repository.cache.local.path)
 
 
-# -------------------------------------------------------------------------------------------------------------- studies
+# --------------------------------------------------------------------------------------------------
+# studies
 
 
 def _of_study(root: Path, folder: Path, wanted: str, swept: bool = False) -> Iterator[Run]:
-    """The runs of a study's arms, or of one of them, at the values that each arm's sweep found best, or at all it swept."""
+    """The runs of a study's arms, or of one of them, at the values that each arm's sweep found
+    best, or at all it swept.
+    """
     from lmlab.experiments.studies import studies  # it loads torch, which nothing else here needs
 
     study = studies.read(root / folder)
     points = sorted((root / folder / "points").glob("*.json"))
     arms = [path.stem for path in points]
     if wanted and wanted not in arms:
-        raise UserError(f"{folder} has no results of an arm {wanted!r}; {params.nearest(wanted, arms)}")
+        raise UserError(
+            f"{folder} has no results of an arm {wanted!r}; {params.nearest(wanted, arms)}"
+        )
     if study.params.reference in arms:  # what the others are compared with comes first
         points.sort(key=lambda path: path.stem != study.params.reference)
     project = params.read(root / "params.yaml")
     for path in points:
         if wanted in ("", path.stem):
             found = read_json(path, made_by="arm")
-            tree = params.changed(params.changed(project, study.params.changes), study.arm(path.stem)[0])
+            tree = params.changed(
+                params.changed(project, study.params.changes), study.arm(path.stem)[0]
+            )
             for point in found["points"]:
                 if swept or point["at"] == found["best"]:
                     yield _point(f"{folder}:{path.stem}", params.changed(tree, point["at"]), point)
@@ -568,11 +748,16 @@ def _point(arm: str, tree: params.Tree, point: dict[str, Any]) -> Run:
         measures["tokens_seen"] = measures.pop("tokens")
     there = {**leaves(tree), "train.seed": seed, "train.data_seed": seed}
     if (context := there.get("train.context")) is not None:
-        measures |= {"window": float(context), "stride": float(context)}  # a study scores in windows that do not overlap
+        measures |= {
+            "window": float(context),
+            "stride": float(context),
+        }  # a study scores in windows that do not overlap
     curves = {}
     if point.get("training"):
         curves["training"] = pd.DataFrame(point["training"], columns=["step", "train_nats"])
     if point.get("curve"):
         curves["validation"] = pd.DataFrame(point["curve"], columns=["step", "validation_nats"])
     where, broke = point.get("environment", {}), point.get("broke", "")
-    return Run(f"{arm}, seed {seed}", there, measures, curves, broke=broke, arm=arm, environment=where)
+    return Run(
+        f"{arm}, seed {seed}", there, measures, curves, broke=broke, arm=arm, environment=where
+    )

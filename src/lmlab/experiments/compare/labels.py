@@ -1,7 +1,8 @@
-"""What variants are called where there is little room: by the fewest of the params that tell them apart.
+"""What variants are called where there is little room: by the fewest of the params that tell them
+apart.
 
-A variant's own name lists every param that not all share; over two texts these are a dozen, and cut off at the edge of
-a chart they all begin alike.
+A variant's own name lists every param that not all share; over two texts these are a dozen, and cut
+off at the edge of a chart they all begin alike.
 """
 
 from collections.abc import Sequence
@@ -31,7 +32,9 @@ def labels(variants: Sequence[Variant]) -> list[str]:
 
 
 def _of_arms(variants: Sequence[Variant]) -> list[str]:
-    """The names of the arms, where all are of studies and these tell them apart; otherwise nothing."""
+    """The names of the arms, where all are of studies and these tell them apart; otherwise
+    nothing.
+    """
     arms = [variant.runs[0].arm.rpartition(":")[2] for variant in variants]
     return arms if all(arms) and len(set(arms)) == len(arms) else []
 
@@ -42,15 +45,23 @@ def _of_params(params: Sequence[dict[str, Any]]) -> list[str]:
     values = [{key: repr(there[key]) for key in keys if key in there} for there in params]
     chosen = next((some for some in _subsets(keys) if _tells(some, values)), tuple(keys))
     short = _short(chosen)
-    return [" ".join(_told(short[key], there[key]) for key in chosen if key in there) for there in params]
+    return [
+        " ".join(_told(short[key], there[key]) for key in chosen if key in there)
+        for there in params
+    ]
 
 
 def _short(keys: Sequence[str]) -> dict[str, str]:
-    """Each key by its last word, such as rate for optimizers.adamw.learning_rate, or by more where two would be alike."""
+    """Each key by its last word, such as rate for optimizers.adamw.learning_rate, or by more where
+    two would be alike.
+    """
     short = dict(zip(keys, keys, strict=True))
     for sign in (".", "_"):
         ends = [key.rpartition(sign)[2] for key in short.values()]
-        short = {key: end if ends.count(end) == 1 else short[key] for key, end in zip(keys, ends, strict=True)}
+        short = {
+            key: end if ends.count(end) == 1 else short[key]
+            for key, end in zip(keys, ends, strict=True)
+        }
     return short
 
 
@@ -71,7 +82,9 @@ def _told(key: str, value: Any) -> str:
 
 
 def _cut(label: str) -> str:
-    """The same with its middle left out where it is too long: variants that begin alike may end differently."""
+    """The same with its middle left out where it is too long: variants that begin alike may end
+    differently.
+    """
     if len(label) <= LONGEST:
         return label
     head = (LONGEST - 1) // 2
@@ -80,4 +93,7 @@ def _cut(label: str) -> str:
 
 def _apart(cut: list[str]) -> list[str]:
     """The same with a number before each that is not the only one of its kind."""
-    return [_cut(f"{number}: {label}") if cut.count(label) > 1 else label for number, label in enumerate(cut, start=1)]
+    return [
+        _cut(f"{number}: {label}") if cut.count(label) > 1 else label
+        for number, label in enumerate(cut, start=1)
+    ]

@@ -1,7 +1,9 @@
-"""Which comparisons were looked at before, with other seeds: a test that promises 5 % promises it for one look.
+"""Which comparisons were looked at before, with other seeds: a test that promises 5 % promises it
+for one look.
 
-Every comparison made in a project is noted in .scratch/looks.jsonl, a line for each set of pairs: what was compared with
-what, in which measure, and which seeds had both. The file is of this folder alone and may be deleted; it stops nobody.
+Every comparison made in a project is noted in .scratch/looks.jsonl, a line for each set of pairs:
+what was compared with what, in which measure, and which seeds had both. The file is of this folder
+alone and may be deleted; it stops nobody.
 """
 
 import hashlib
@@ -38,14 +40,21 @@ def look(baseline: Variant, variant: Variant, measure: str) -> Look:
 
 
 def note(looks: Sequence[Look], root: Path = Path()) -> dict[str, int]:
-    """Note these, and tell by key how many times each was looked at before with other seeds; those never are left out."""
+    """Note these, and tell by key how many times each was looked at before with other seeds; those
+    never are left out.
+    """
     before = set(_read(root / FILE))
-    earlier = {one.key: sum(past.key == one.key and past.seeds != one.seeds for past in before) for one in looks}
+    earlier = {
+        one.key: sum(past.key == one.key and past.seeds != one.seeds for past in before)
+        for one in looks
+    }
     if fresh := [one for one in dict.fromkeys(looks) if one not in before]:
         with suppress(OSError):  # a folder that cannot be written to is no reason not to compare
             (root / FILE).parent.mkdir(exist_ok=True)
             with open(root / FILE, "a", encoding="utf-8") as file:
-                file.writelines(json.dumps({"key": one.key, "seeds": one.seeds}) + "\n" for one in fresh)
+                file.writelines(
+                    json.dumps({"key": one.key, "seeds": one.seeds}) + "\n" for one in fresh
+                )
     return {key: count for key, count in earlier.items() if count}
 
 

@@ -1,4 +1,6 @@
-"""A finished run: its params, what was measured, and any of its files. All that compares runs works on these."""
+"""A finished run: its params, what was measured, and any of its files. All that compares runs works
+on these.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -24,7 +26,9 @@ MEASURES = "results/measures.json"
 METRICS = "results/metrics.json"
 """The few of them that people compare; in a run made before there was MEASURES, all of them."""
 NO_MEASURES = ("about", "diverged", "environment", "text")
-"""Blocks of MEASURES that hold no measures: what decides those, where a run diverged, what it ran with, on which text."""
+"""Blocks of MEASURES that hold no measures: what decides those, where a run diverged, what it ran
+with, on which text.
+"""
 WORKSPACE = "workspace"
 
 Reader = Callable[[str], bytes | None]
@@ -35,23 +39,35 @@ class Run:
     """One finished run, as its results say."""
 
     name: str
-    """What a person calls it: the experiment's, the branch's or the commit's name, or the study's arm and seed."""
+    """What a person calls it: the experiment's, the branch's or the commit's name, or the study's
+    arm and seed.
+    """
     params: dict[str, Any]
     """All of params.yaml as that run had it, by dotted keys; lists stay lists."""
     measures: dict[str, float]
-    """results/measures.json (or a study's point) by dotted keys, such as validation.bits_per_byte; numbers only."""
+    """results/measures.json (or a study's point) by dotted keys, such as validation.bits_per_byte;
+    numbers only.
+    """
     curves: dict[str, pd.DataFrame] = field(default_factory=dict)
-    """The tables of results/ by their names without .csv: CURVES, and BLOCKS where the run has it."""
+    """The tables of results/ by their names without .csv: CURVES, and BLOCKS where the run has
+    it.
+    """
     open: Reader = lambda path: None
-    """Any file of that run by its path in the repository, from Git or DVC's cache; None where it is not to be had."""
+    """Any file of that run by its path in the repository, from Git or DVC's cache; None where it is
+    not to be had.
+    """
     made_with: dict[str, str] = field(default_factory=dict)
-    """MD5 of the code and data that training and evaluation used, by path; empty where that is not known."""
+    """MD5 of the code and data that training and evaluation used, by path; empty where that is not
+    known.
+    """
     broke: str = ""
     """Where the run diverged and why, if it did; then it counts as the worst there can be."""
     arm: str = ""
     """The study and arm it belongs to, if it does."""
     about: Mapping[str, About] = field(default_factory=dict)
-    """What results/measures.json says of each measure, by its name; empty where older code did not write that."""
+    """What results/measures.json says of each measure, by its name; empty where older code did not
+    write that.
+    """
     environment: Mapping[str, str] = field(default_factory=dict)
     """Versions of what it ran with, such as torch's; empty where they were not recorded."""
     text: str = ""
@@ -72,7 +88,8 @@ class Run:
 
 
 def as_it_lies(root: Path = Path()) -> Run:
-    """The workspace's files as they are, for a stage that DVC runs: then what it reads belongs together.
+    """The workspace's files as they are, for a stage that DVC runs: then what it reads belongs
+    together.
 
     Times are not among them: what a stage writes does not depend on those.
     """
@@ -82,13 +99,19 @@ def as_it_lies(root: Path = Path()) -> Run:
         return vouched(root / path, _maker(path)).read_bytes() if there else None
 
     tables = {name: file(f"results/{name}.csv") for name in (*CURVES, BLOCKS)}
-    curves = {name: pd.read_csv(BytesIO(table)) for name, table in tables.items() if table and table.strip()}
+    curves = {
+        name: pd.read_csv(BytesIO(table))
+        for name, table in tables.items()
+        if table and table.strip()
+    }
     results = MEASURES if file(MEASURES) else METRICS
     run = Run(WORKSPACE, leaves(params.read(root / "params.yaml")), {}, curves, file)
     try:
         return measured(run, read_json(root / results, made_by="evaluate"))
     except (ValueError, AttributeError, LookupError, OverflowError):
-        raise UserError(f"{results} is damaged; run `dvc repro --force evaluate` to make it again") from None
+        raise UserError(
+            f"{results} is damaged; run `dvc repro --force evaluate` to make it again"
+        ) from None
 
 
 def measured(run: Run, results: Mapping[str, Any]) -> Run:
@@ -104,21 +127,30 @@ def measured(run: Run, results: Mapping[str, Any]) -> Run:
         run,
         measures=dict(numbers(values)),
         broke=how_it_diverged(results),
-        about={name: About.model_validate(block) for name, block in results.get("about", {}).items()},
+        about={
+            name: About.model_validate(block) for name, block in results.get("about", {}).items()
+        },
         environment=results.get("environment", {}),
         text=str(results.get("text", {}).get("sha256") or ""),
     )
 
 
 def _hashable(value: Any) -> Any:
-    """A seed as it is; a list or block, which a run that failed may have for one, as it is written."""
+    """A seed as it is; a list or block, which a run that failed may have for one, as it is
+    written.
+    """
     return value if isinstance(value, int | float | str) or value is None else repr(value)
 
 
 def _maker(path: str) -> str:
     """The stage that writes a file."""
     folder = Path(path).parent.name
-    return {"results": "evaluate", "corpus": "download", "probes": "probe", "tokenizer": "tokenizer"}.get(folder, "train")
+    return {
+        "results": "evaluate",
+        "corpus": "download",
+        "probes": "probe",
+        "tokenizer": "tokenizer",
+    }.get(folder, "train")
 
 
 def numbers(tree: Any, at: str = "") -> Iterator[tuple[str, float]]:

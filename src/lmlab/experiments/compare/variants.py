@@ -1,7 +1,9 @@
-"""Which runs are of one variant, what tells variants apart, and what would make comparing them unfair.
+"""Which runs are of one variant, what tells variants apart, and what would make comparing them
+unfair.
 
-Runs are of one variant where what they used is the same but for the seeds: the params that mattered, the code and the text.
-Options of parts that no choice names do not matter, nor what only steers logs, samples, probes and pictures.
+Runs are of one variant where what they used is the same but for the seeds: the params that
+mattered, the code and the text. Options of parts that no choice names do not matter, nor what only
+steers logs, samples, probes and pictures.
 """
 
 import math
@@ -57,20 +59,28 @@ def mattering(run: Run) -> dict[str, Any]:
     """
     blocks = _blocks(run.params)
     of_parts = {kind.partition(".")[0] for kind in _kinds()}
-    found = {key: value for key, value in run.params.items() if key.partition(".")[0] not in of_parts and not _inert(key)}
+    found = {
+        key: value
+        for key, value in run.params.items()
+        if key.partition(".")[0] not in of_parts and not _inert(key)
+    }
     waiting = list(found.values())
     while waiting:
         value = waiting.pop()
         named = blocks.pop(value, {}) if isinstance(value, str) else {}
         found |= named
         waiting += named.values()
-    return {key: value for key, value in found.items() if value != {}}  # a part without options: its name is enough
+    return {
+        key: value for key, value in found.items() if value != {}
+    }  # a part without options: its name is enough
 
 
 def chosen_parts(run: Run, mattered: dict[str, Any]) -> dict[str, str]:
     """Of a run's params that mattered those that name a part, with its name."""
     names = _part_names() | _blocks(run.params).keys()
-    return {key: value for key, value in mattered.items() if isinstance(value, str) and value in names}
+    return {
+        key: value for key, value in mattered.items() if isinstance(value, str) and value in names
+    }
 
 
 @cache
@@ -84,7 +94,9 @@ def _part_names() -> frozenset[str]:
 
 
 def _blocks(params: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The options of parts by the parts' names; of those that share a name, such as `absent`, together."""
+    """The options of parts by the parts' names; of those that share a name, such as `identity`,
+    together.
+    """
     blocks: dict[str, dict[str, Any]] = {}
     for key, value in params.items():
         words = key.split(".")
@@ -99,9 +111,11 @@ def _inert(key: str) -> bool:
 
 
 def group(runs: Iterable[Run]) -> tuple[list[Variant], list[str]]:
-    """The variants there are, in the order of their first runs, and a line for each that has a seed more than once.
+    """The variants there are, in the order of their first runs, and a line for each that has a seed
+    more than once.
 
-    Of runs with the same seeds the first is kept. A variant's name holds the params that not all variants share.
+    Of runs with the same seeds the first is kept. A variant's name holds the params that not all
+    variants share.
     """
     apart: dict[str, list[Run]] = {}
     params: dict[str, dict[str, Any]] = {}
@@ -122,19 +136,28 @@ def group(runs: Iterable[Run]) -> tuple[list[Variant], list[str]]:
             if run is not first and run.measures != first.measures:
                 others.append(run)
                 notes.append(
-                    f"{run.name} has the params, seeds and code of {first.name}, yet other results: {first.name} counts, and"
+                    f"{run.name} has the params, seeds and code of {first.name}, yet other"
+                    f" results: {first.name} counts, and"
                     " a verdict that would not stand with the other is unsettled"
                 )
-            elif run is not first and run.name != WORKSPACE:  # which usually holds what was committed or applied
-                notes.append(f"{run.name} has the params and seeds of {first.name}, and counts once")
+            elif (
+                run is not first and run.name != WORKSPACE
+            ):  # which usually holds what was committed or applied
+                notes.append(
+                    f"{run.name} has the params and seeds of {first.name}, and counts once"
+                )
         variants.append(Variant(name, list(kept.values()), params[identity], others))
     return variants, notes
 
 
 def differing(variants: Sequence[dict[str, Any]]) -> list[str]:
-    """The keys that do not have one value in all variants; options of a part that only one of them uses are left out."""
+    """The keys that do not have one value in all variants; options of a part that only one of them
+    uses are left out.
+    """
     keys = dict.fromkeys(key for params in variants for key in params)
-    return [key for key in keys if len({repr(params[key]) for params in variants if key in params}) > 1]
+    return [
+        key for key in keys if len({repr(params[key]) for params in variants if key in params}) > 1
+    ]
 
 
 def _names(params: list[dict[str, Any]], first: list[Run]) -> list[str]:
@@ -142,19 +165,25 @@ def _names(params: list[dict[str, Any]], first: list[Run]) -> list[str]:
     ends = [key.rpartition(".")[2] for key in keys]
     short = {key: end if ends.count(end) == 1 else key for key, end in zip(keys, ends)}
     names = [
-        run.arm or " ".join(f"{short[key]}={there[key]}" for key in keys if key in there) or run.name
+        run.arm
+        or " ".join(f"{short[key]}={there[key]}" for key in keys if key in there)
+        or run.name
         for there, run in zip(params, first)
     ]
-    return [f"{name} ({run.name})" if names.count(name) > 1 else name for name, run in zip(names, first)]
+    return [
+        f"{name} ({run.name})" if names.count(name) > 1 else name for name, run in zip(names, first)
+    ]
 
 
 def unfair(baseline: Variant, variant: Variant) -> Iterator[str]:
-    """What the two do not have in common besides what is compared, a line each; a run that diverged got less of all."""
+    """What the two do not have in common besides what is compared, a line each; a run that diverged
+    got less of all.
+    """
     ours, theirs = ([run for run in one.runs if not run.broke] for one in (baseline, variant))
     for key, what in (
         ("tokens_seen", "tokens seen in training"),
         ("parameters", "parameters"),
-        ("operations", "operations spent on training"),
+        ("flops", "FLOPs spent on training"),
         ("training_bits", "bits of the numbers multiplied in training"),
     ):
         yield from _unequal(what, ours, theirs, key)
@@ -163,11 +192,24 @@ def unfair(baseline: Variant, variant: Variant) -> Iterator[str]:
     yield from _text_seen(ours, theirs)
     apart = differing([baseline.params, variant.params])
     text = [key for key in apart if key.startswith(("download.", "corpora."))]
-    shards = [{run.made_with[SHARDS] for run in runs if SHARDS in run.made_with} for runs in (ours, theirs)]
+    shards = [
+        {run.made_with[SHARDS] for run in runs if SHARDS in run.made_with}
+        for runs in (ours, theirs)
+    ]
     if text:
-        yield f"another text, or another split of it ({', '.join(text)}): measures of the two are about different texts"
-    elif all(shards) and shards[0] != shards[1] and not any(key.startswith(("tokenizer.", "tokenizers.")) for key in apart):
-        yield "the tokens learned from differ, though the params that made them do not: the files in texts/ or code changed"
+        yield (
+            f"another text, or another split of it ({', '.join(text)}): measures of the two are"
+            " about different texts"
+        )
+    elif (
+        all(shards)
+        and shards[0] != shards[1]
+        and not any(key.startswith(("tokenizer.", "tokenizers.")) for key in apart)
+    ):
+        yield (
+            "the tokens learned from differ, though the params that made them do not: the files"
+            " in texts/ or code changed"
+        )
     yield from _windows(baseline, variant)
     yield from _code(baseline.runs, variant.runs)
 
@@ -186,9 +228,14 @@ def _unequal(what: str, ours: Sequence[Run], theirs: Sequence[Run], key: str) ->
 def _text_seen(ours: Sequence[Run], theirs: Sequence[Run]) -> Iterator[str]:
     """Bytes of training text, told only where as many tokens are another amount of text."""
     if _values(ours, "tokens_seen") == _values(theirs, "tokens_seen"):
-        one, other = ({seen for run in runs if (seen := _bytes_seen(run))} for runs in (ours, theirs))
+        one, other = (
+            {seen for run in runs if (seen := _bytes_seen(run))} for runs in (ours, theirs)
+        )
         if one and other and max(one | other) > 1.01 * min(one | other):
-            yield f"bytes of text seen in training: about {_range(other)} against the baseline's {_range(one)}"
+            yield (
+                f"bytes of text seen in training: about {_range(other)} against the baseline's"
+                f" {_range(one)}"
+            )
 
 
 def _bytes_seen(run: Run) -> float | None:
@@ -207,18 +254,29 @@ def _range(values: set[float]) -> str:
 
 
 def _windows(baseline: Variant, variant: Variant) -> Iterator[str]:
-    for key, what in (("window", "tokens in an evaluation window"), ("stride", "tokens between evaluation windows")):
+    for key, what in (
+        ("window", "tokens in an evaluation window"),
+        ("stride", "tokens between evaluation windows"),
+    ):
         one, other = _values(baseline.runs, key), _values(variant.runs, key)
         if one and other and one != other:
-            yield f"{what}: {_range(other)} against {_range(one)}; that alone changes what is measured"
+            yield (
+                f"{what}: {_range(other)} against {_range(one)}; that alone changes what is"
+                " measured"
+            )
 
 
 def _code(ours: Sequence[Run], theirs: Sequence[Run]) -> Iterator[str]:
-    """Files that both used, in different states. Those that only one used belong to a part that it chose."""
+    """Files that both used, in different states. Those that only one used belong to a part that it
+    chose.
+    """
     files = [
-        {path: run.made_with[path] for run in runs for path in run.made_with if path != SHARDS} for runs in (ours, theirs)
+        {path: run.made_with[path] for run in runs for path in run.made_with if path != SHARDS}
+        for runs in (ours, theirs)
     ]
-    changed = sorted(path for path in files[0].keys() & files[1].keys() if files[0][path] != files[1][path])
+    changed = sorted(
+        path for path in files[0].keys() & files[1].keys() if files[0][path] != files[1][path]
+    )
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         yield f"another version of the code: {', '.join(changed[:3])}{more}"
@@ -227,7 +285,7 @@ def _code(ours: Sequence[Run], theirs: Sequence[Run]) -> Iterator[str]:
 def same_tokenizer(one: Variant, other: Variant) -> bool:
     """Whether a token is the same in both, so that costs for each token compare."""
     apart = differing([one.params, other.params])
-    vocabulary = [_values(variant.runs, "vocabulary") for variant in (one, other)]
-    return vocabulary[0] == vocabulary[1] and not any(
+    vocabulary_size = [_values(variant.runs, "vocabulary_size") for variant in (one, other)]
+    return vocabulary_size[0] == vocabulary_size[1] and not any(
         key.startswith(("tokenizer.", "tokenizers.", "download.", "corpora.")) for key in apart
     )

@@ -1,4 +1,6 @@
-"""The page of a report: HTML made piece by piece, its charts, and the one file that all of it becomes."""
+"""The page of a report: HTML made piece by piece, its charts, and the one file that all of it
+becomes.
+"""
 
 import json
 import math
@@ -50,31 +52,53 @@ class Page:
     def note(self, text: str) -> None:
         self.add(f'<p class="note">{escape(text)}</p>')
 
-    def chart(self, spec: Spec, title: str = "", broad: bool = False, sides: tuple[float, float] | None = None) -> None:
-        """`broad` ones scroll on small screens; `sides` give a box the shape of what is drawn in it."""
+    def chart(
+        self,
+        spec: Spec,
+        title: str = "",
+        broad: bool = False,
+        sides: tuple[float, float] | None = None,
+    ) -> None:
+        """`broad` ones scroll on small screens; `sides` give a box the shape of what is drawn in
+        it.
+        """
         name = f"chart-{len(self.charts)}"
         self.charts[name] = spec
         kind = "chart broad" if broad else "chart"
         shape = f' style="aspect-ratio: {sides[0]:g} / {sides[1]:g}"' if sides else ""
         caption = f"<figcaption>{escape(title)}</figcaption>" if title else ""
-        self.add(f'<figure class="{kind}">{caption}<div id="{name}" class="vega"{shape}></div></figure>')
+        self.add(
+            f'<figure class="{kind}">{caption}<div id="{name}" class="vega"{shape}></div></figure>'
+        )
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[Any]], kind: str = "") -> None:
-        """The first column names the rows; numbers stand to the right. Cells are text, numbers, or HTML if `Markup`."""
-        numeric = [bool(rows) and all(_is_number(row[place]) for row in rows) for place in range(len(head))]
+        """The first column names the rows; numbers stand to the right. Cells are text, numbers, or
+        HTML if `Markup`.
+        """
+        numeric = [
+            bool(rows) and all(_is_number(row[place]) for row in rows) for place in range(len(head))
+        ]
         side = [' class="number"' if number else "" for number in numeric]
         self.add(f'<div class="wide" tabindex="0"><table class="{kind}"><thead><tr>')
-        self.add(*(f'<th scope="col"{s}>{escape(title)}</th>' for title, s in zip(head, side, strict=True)))
+        self.add(
+            *(
+                f'<th scope="col"{s}>{escape(title)}</th>'
+                for title, s in zip(head, side, strict=True)
+            )
+        )
         self.add("</tr></thead><tbody>")
         for row in rows:
             cells = [cell if isinstance(cell, Markup) else escape(as_text(cell)) for cell in row]
             self.add(f'<tr><th scope="row">{cells[0]}</th>')
-            self.add(*(f"<td{s}>{cell}</td>" for cell, s in zip(cells[1:], side[1:], strict=True)), "</tr>")
+            self.add(
+                *(f"<td{s}>{cell}</td>" for cell, s in zip(cells[1:], side[1:], strict=True)),
+                "</tr>",
+            )
         self.add("</tbody></table></div>")
 
     def write(self, target: Path, title: str, legend: Sequence[tuple[str, str]]) -> None:
-        """Write the whole as one file that loads nothing; `legend` names the variants that a reader may switch off, each by
-        a label and in full.
+        """Write the whole as one file that loads nothing; `legend` names the variants that a reader
+        may switch off, each by a label and in full.
         """
         button = '<button type="button" class="variant" aria-pressed="true"'
         buttons = (
@@ -84,10 +108,14 @@ class Page:
         charts = json.dumps(self.charts, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         pieces = {
             "title": escape(title),
-            "links": "".join(f'<a href="#{name}">{escape(heading)}</a>' for name, heading in self.sections),
+            "links": "".join(
+                f'<a href="#{name}">{escape(heading)}</a>' for name, heading in self.sections
+            ),
             "legend": "".join(buttons),
             "body": "\n".join(self.parts),
-            "charts": charts.replace("<", "\\u003c"),  # no sign of a tag may stand in a script, not even of a comment
+            "charts": charts.replace(
+                "<", "\\u003c"
+            ),  # no sign of a tag may stand in a script, not even of a comment
             "library": library(),
         }
         text, *rest = TEMPLATE.read_text(encoding="utf-8").split("{{")
@@ -99,7 +127,10 @@ class Page:
 
 
 def _is_number(cell: Any) -> bool:
-    text = cell == "" or (isinstance(cell, str) and re.fullmatch(rf"[-+{MINUS}]?[\d,.]+(e[-+]\d+)?|-", cell) is not None)
+    text = cell == "" or (
+        isinstance(cell, str)
+        and re.fullmatch(rf"[-+{MINUS}]?[\d,.]+(e[-+]\d+)?|-", cell) is not None
+    )
     return text or (isinstance(cell, int | float) and not isinstance(cell, bool))
 
 

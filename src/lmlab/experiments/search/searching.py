@@ -1,10 +1,12 @@
-"""Searches: Optuna chooses the next point of a sweep from what the earlier ones gave, and each point is a DVC experiment.
+"""Searches: Optuna chooses the next point of a sweep from what the earlier ones gave, and each
+point is a DVC experiment.
 
-A trial is `dvc exp run --temp` under the search's name and a number, so it is in the history like any other run. Points
-come from the tree-structured Parzen estimator (Bergstra et al. 2011, Algorithms for Hyper-Parameter Optimization), seeded
-anew for every trial from the search's seed and the trial's number. So where a search was interrupted does not matter: what
-Optuna's own storage (SQLite in .scratch/search) remembers of finished trials decides the next point, and if the storage is
-lost, the experiments in Git tell the same once more.
+A trial is `dvc exp run --temp` under the search's name and a number, so it is in the history like
+any other run. Points come from the tree-structured Parzen estimator (Bergstra et al. 2011,
+Algorithms for Hyper-Parameter Optimization), seeded anew for every trial from the search's seed and
+the trial's number. So where a search was interrupted does not matter: what Optuna's own storage
+(SQLite in .scratch/search) remembers of finished trials decides the next point, and if the storage
+is lost, the experiments in Git tell the same once more.
 """
 
 import difflib
@@ -23,7 +25,12 @@ from typing import Any
 import numpy as np
 import optuna
 import psutil
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.trial import TrialState
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -61,7 +68,9 @@ class Trial:
 
 @dataclass(frozen=True)
 class Search:
-    """What is searched. All of it is fixed once the search has begun; only the number of trials may change."""
+    """What is searched. All of it is fixed once the search has begun; only the number of trials may
+    change.
+    """
 
     name: str
     keys: dict[str, BaseDistribution]
@@ -71,11 +80,16 @@ class Search:
     maximise: bool
     seed: int
     base: dict[str, str]
-    """What the trials share, as hashes by what they are of; a search goes on only where these are the same."""
+    """What the trials share, as hashes by what they are of; a search goes on only where these are
+    the same.
+    """
 
     def record(self) -> dict[str, Any]:
         """As plain values for JSON."""
-        ranges = {key: optuna.distributions.distribution_to_json(range_) for key, range_ in self.keys.items()}
+        ranges = {
+            key: optuna.distributions.distribution_to_json(range_)
+            for key, range_ in self.keys.items()
+        }
         return asdict(self) | {"keys": ranges}
 
     def title(self, number: int) -> str:
@@ -83,15 +97,24 @@ class Search:
         return f"{self.name}-{number:04d}"
 
 
-def read(name: str, ranges: list[str], measure: str, maximise: bool, seed: int, tree: Tree) -> Search:
-    """A search from what was typed. Raises UserError for keys that params.yaml lacks and ranges that cannot be."""
+def read(
+    name: str, ranges: list[str], measure: str, maximise: bool, seed: int, tree: Tree
+) -> Search:
+    """A search from what was typed. Raises UserError for keys that params.yaml lacks and ranges
+    that cannot be.
+    """
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
-        raise UserError(f"--name {name}: a name begins with a letter and has only letters, digits, - and _")
+        raise UserError(
+            f"--name {name}: a name begins with a letter and has only letters, digits, - and _"
+        )
     keys: dict[str, BaseDistribution] = {}
     for typed in ranges:
         key, equals, text = typed.partition("=")
         if not equals:
-            raise UserError(f"--key {typed}: write KEY=RANGE, such as optimizers.adamw.learning_rate=log:0.0003..0.03")
+            raise UserError(
+                f"--key {typed}: write KEY=RANGE, such as"
+                " optimizers.adamw.learning_rate=log:0.0003..0.03"
+            )
         if key in keys:
             raise UserError(f"--key {key} is given twice")
         keys[key] = _range(key, text, _now(tree, key))
@@ -103,40 +126,62 @@ def read(name: str, ranges: list[str], measure: str, maximise: bool, seed: int, 
 
 
 def _now(tree: Tree, dotted: str) -> Any:
-    """The value that params.yaml has at a key. Raises UserError for a key it lacks, with the nearest it has."""
+    """The value that params.yaml has at a key. Raises UserError for a key it lacks, with the
+    nearest it has.
+    """
     values = commands.leaves(tree)
     if dotted not in values:
-        near = difflib.get_close_matches(dotted, values, n=1) or difflib.get_close_matches(dotted, values, n=1, cutoff=0.3)
-        raise UserError(f"--key {dotted}: params.yaml has no such key; did you mean {near[0] if near else 'train.steps'}?")
+        near = difflib.get_close_matches(dotted, values, n=1) or difflib.get_close_matches(
+            dotted, values, n=1, cutoff=0.3
+        )
+        raise UserError(
+            f"--key {dotted}: params.yaml has no such key; did you mean"
+            f" {near[0] if near else 'train.steps'}?"
+        )
     if isinstance(values[dotted], list):
         raise UserError(f"--key {dotted} is a list in params.yaml; name a key with a single value")
     return values[dotted]
 
 
 def _range(key: str, text: str, now: Any) -> BaseDistribution:
-    """`a,b,c` (choices), `low..high`, `low..high/step` or `log:low..high`; whole numbers where params.yaml has one."""
+    """`a,b,c` (choices), `low..high`, `low..high/step` or `log:low..high`; whole numbers where
+    params.yaml has one.
+    """
     if ".." not in text:
         choices = [_scalar(word) for word in text.split(",")]
         if len(set(map(repr, choices))) < 2 or len(set(map(repr, choices))) < len(choices):
-            raise UserError(f"--key {key}={text}: give two different values or more, or a range such as 2..8")
+            raise UserError(
+                f"--key {key}={text}: give two different values or more, or a range such as 2..8"
+            )
         return CategoricalDistribution(choices)
     found = re.fullmatch(r"(log:)?([^/:]+?)\.\.([^/:]+?)(?:/([^/:]+))?", text)
     bounds = [_scalar(word) for word in found.groups()[1:] if word is not None] if found else []
-    if not found or any(isinstance(bound, bool) or not isinstance(bound, int | float) for bound in bounds):
-        raise UserError(f"--key {key}={text}: a range is low..high, low..high/step or log:low..high, in numbers")
+    if not found or any(
+        isinstance(bound, bool) or not isinstance(bound, int | float) for bound in bounds
+    ):
+        raise UserError(
+            f"--key {key}={text}: a range is low..high, low..high/step or log:low..high, in numbers"
+        )
     logarithmic, (low, high), step = bool(found[1]), bounds[:2], bounds[2] if found[4] else None
     if not low < high:
         raise UserError(f"--key {key}={text}: {low} is not below {high}")
     if logarithmic and (low <= 0 or step):
         raise UserError(f"--key {key}={text}: a logarithmic range begins above 0 and has no step")
     if step is not None and not 0 < step <= high - low:
-        raise UserError(f"--key {key}={text}: the step should be above 0 and no more than {high - low}")
+        raise UserError(
+            f"--key {key}={text}: the step should be above 0 and no more than {high - low}"
+        )
     if isinstance(now, int) and not isinstance(now, bool):
         if any(isinstance(bound, float) for bound in bounds):
-            raise UserError(f"--key {key}={text}: params.yaml has a whole number there; give whole numbers")
+            raise UserError(
+                f"--key {key}={text}: params.yaml has a whole number there; give whole numbers"
+            )
         return IntDistribution(low, high - (high - low) % (step or 1), logarithmic, step or 1)
     if not isinstance(now, float):
-        raise UserError(f"--key {key}={text}: params.yaml has {now!r} there, no number; give choices such as a,b")
+        raise UserError(
+            f"--key {key}={text}: params.yaml has {now!r} there, no number; give choices such as"
+            " a,b"
+        )
     if step is not None:
         steps = math.floor((high - low) / step + 1e-9)
         high = float(f"{low + steps * step:.12g}")  # Optuna lowers it too, but warns
@@ -159,10 +204,14 @@ def _ends(range_: BaseDistribution) -> list[Any]:
 
 
 def _check_alone(tree: Tree, key: str, value: Any) -> None:
-    """Refuse a value that its key can never have. One that does not go with other keys' values may go with others."""
+    """Refuse a value that its key can never have. One that does not go with other keys' values may
+    go with others.
+    """
     if refused := _refused(tree, {key: value}):
         says = refused.removeprefix("params.yaml: ")
-        if re.match(rf"{re.escape(key)}(:| (?!\())", says):  # in brackets stands what it has to go with
+        if re.match(
+            rf"{re.escape(key)}(:| (?!\())", says
+        ):  # in brackets stands what it has to go with
             raise UserError(f"--key {says}")
 
 
@@ -176,12 +225,18 @@ def _refused(tree: Tree, values: Values) -> str:
 
 
 def run(
-    search: Search, trials: int, storage: Path, run_trial: Callable[[str, Values], Outcome], show: Callable[[str], None]
+    search: Search,
+    trials: int,
+    storage: Path,
+    run_trial: Callable[[str, Values], Outcome],
+    show: Callable[[str], None],
 ) -> list[Trial]:
-    """Run trials until there are as many as wished, those of earlier calls included; all of them in order.
+    """Run trials until there are as many as wished, those of earlier calls included; all of them in
+    order.
 
-    `run_trial` is given an experiment's name and the values to try. It may raise UserError for what says nothing about
-    the values, such as a full disk: then the search ends, and goes on with the same trial when it is called again.
+    `run_trial` is given an experiment's name and the values to try. It may raise UserError for what
+    says nothing about the values, such as a full disk: then the search ends, and goes on with the
+    same trial when it is called again.
     """
     storage.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -192,11 +247,15 @@ def run(
             load_if_exists=True,
         )
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError):
-        raise UserError(f"{storage} is damaged; delete it and search again: what is in Git is not run twice") from None
+        raise UserError(
+            f"{storage} is damaged; delete it and search again: what is in Git is not run twice"
+        ) from None
     _check_same(search, study)
     _check_alone_at_work(search, study)
     for left in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        study.tell(left.number, state=TrialState.FAIL)  # its process is gone; the same point is drawn once more
+        study.tell(
+            left.number, state=TrialState.FAIL
+        )  # its process is gone; the same point is drawn once more
     while len(done := _finished(search, study)) < trials:
         study.sampler = optuna.samplers.TPESampler(seed=_seed(search.seed, len(done)))
         trial = study.ask(search.keys)
@@ -209,7 +268,9 @@ def run(
             raise
         if outcome.value is None:
             trial.set_user_attr("reason", outcome.reason)
-            study.tell(trial, state=TrialState.PRUNED)  # no measure: worse than any, so that what is near it is avoided
+            study.tell(
+                trial, state=TrialState.PRUNED
+            )  # no measure: worse than any, so that what is near it is avoided
         else:
             study.tell(trial, outcome.value)
         says = outcome.reason if outcome.value is None else f"{search.measure} {outcome.value:.4f}"
@@ -224,7 +285,9 @@ def _seed(seed: int, number: int) -> int:
 def _finished(search: Search, study: optuna.Study) -> list[Trial]:
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
     outcomes = [
-        Outcome(trial.value) if trial.state == TrialState.COMPLETE else Outcome(None, trial.user_attrs["reason"])
+        Outcome(trial.value)
+        if trial.state == TrialState.COMPLETE
+        else Outcome(None, trial.user_attrs["reason"])
         for trial in done
     ]
     return [
@@ -244,11 +307,14 @@ def _check_same(search: Search, study: optuna.Study) -> None:
             unlike = [what for what, hash_ in value.items() if before["base"].get(what) != hash_]
             if unlike:
                 raise UserError(
-                    f"--name {search.name}: {unlike[0]} is no longer what this search began with, so its trials would not"
+                    f"--name {search.name}: {unlike[0]} is no longer what this search began with,"
+                    " so its trials would not"
                     " compare; put it back or give another --name"
                 )
         elif before[part] != value:
-            raise UserError(f"--name {search.name} is a search with other {part}; give another --name")
+            raise UserError(
+                f"--name {search.name} is a search with other {part}; give another --name"
+            )
 
 
 def _check_alone_at_work(search: Search, study: optuna.Study) -> None:
@@ -257,7 +323,9 @@ def _check_alone_at_work(search: Search, study: optuna.Study) -> None:
     me = psutil.Process()
     with suppress(psutil.Error):
         if number != me.pid and abs(psutil.Process(number).create_time() - started) < 1:
-            raise UserError(f"--name {search.name}: process {number} is at this search; wait for it or stop it")
+            raise UserError(
+                f"--name {search.name}: process {number} is at this search; wait for it or stop it"
+            )
     study.set_user_attr("process", [me.pid, me.create_time()])
 
 
@@ -269,13 +337,18 @@ def ranked(search: Search, trials: list[Trial]) -> list[Trial]:
 
 
 def lines(search: Search, trials: list[Trial], tree: Tree, shown: int = 10) -> list[str]:
-    """What to tell at the end: the best trials, how to take the best over, and that it has to be confirmed."""
+    """What to tell at the end: the best trials, how to take the best over, and that it has to be
+    confirmed.
+    """
     best = ranked(search, trials)
     told = [f"trials: {len(trials)}, without a measure: {len(trials) - len(best)}", ""]
     if not best:
         return [*told[:1], f"first: {trials[0].outcome.reason}"] if trials else told[:1]
     width = max(len(trial.name) for trial in best)
-    told += [f"  {trial.name:<{width}}  {trial.outcome.value:.4f}  {_listed(trial.values)}" for trial in best[:shown]]
+    told += [
+        f"  {trial.name:<{width}}  {trial.outcome.value:.4f}  {_listed(trial.values)}"
+        for trial in best[:shown]
+    ]
     seed = params.block(tree, "train")["seed"]
     also = "" if params.block(tree, "train")["data_seed"] == -1 else " -S train.data_seed=-1"
     overrides = " ".join(f"-S {key}={_written(value)}" for key, value in best[0].values.items())
@@ -283,7 +356,8 @@ def lines(search: Search, trials: list[Trial], tree: Tree, shown: int = 10) -> l
         *told,
         "",
         f"take it over:  dvc exp apply {best[0].name}",
-        f"The best of {len(best)} looks better than it is: it was chosen for its luck too. Before you believe it, run it",
+        f"The best of {len(best)} looks better than it is: it was chosen for its luck too. Before"
+        " you believe it, run it",
         "with fresh seeds, and what it should beat with the same:",
         f"  dvc exp run --queue {overrides} -S 'train.seed=range({seed + 1},{seed + 6})'{also}",
         f"  dvc exp run --queue -S 'train.seed=range({seed + 1},{seed + 6})'{also}",
@@ -292,12 +366,17 @@ def lines(search: Search, trials: list[Trial], tree: Tree, shown: int = 10) -> l
 
 def _listed(values: Values) -> str:
     """For reading: four digits."""
-    return ", ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items())
+    return ", ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in values.items()
+    )
 
 
 def _written(value: Any) -> str:
     """As it stands in a command line: exactly, and plain words without quotes."""
-    return json.dumps(value) if isinstance(value, bool | int | float) or value is None else str(value)
+    return (
+        json.dumps(value) if isinstance(value, bool | int | float) or value is None else str(value)
+    )
 
 
 class Experiments:
@@ -310,7 +389,11 @@ class Experiments:
         """The trial's outcome: of the experiment if there is one, else by running it."""
         if refused := _refused(self.tree, values):
             return Outcome(None, refused)
-        overrides = [word for key, value in values.items() for word in ("-S", f"{key}={commands.literal(value)}")]
+        overrides = [
+            word
+            for key, value in values.items()
+            for word in ("-S", f"{key}={commands.literal(value)}")
+        ]
         words = ("exp", "run", "--temp", "-n", name, *overrides, "evaluate")
         _wait_for(words)
         if (found := self._kept(name, values)) is not None:
@@ -320,9 +403,18 @@ class Experiments:
         code = _dvc(log, words)
         if (found := self._kept(name, values)) is not None:
             return found
-        said = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        mistakes = [line.removeprefix("error: ") for line in said if line.startswith("error: ")] or said[-1:]
-        raise UserError(f"{name} did not finish (dvc gave {code}): {' '.join(mistakes[:1])} (all it said is in {log})")
+        said = [
+            line
+            for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
+            if line.strip()
+        ]
+        mistakes = [
+            line.removeprefix("error: ") for line in said if line.startswith("error: ")
+        ] or said[-1:]
+        raise UserError(
+            f"{name} did not finish (dvc gave {code}): {' '.join(mistakes[:1])} (all it said is"
+            f" in {log})"
+        )
 
     def _kept(self, name: str, values: Values) -> Outcome | None:
         """The outcome of an experiment in Git; None if there is none of that name."""
@@ -335,28 +427,42 @@ class Experiments:
 
 
 def measured(found: dict[str, Any], measure: str) -> Outcome:
-    """A number of results/measures.json by its dotted key; of a run that diverged the reason why it has none.
+    """A number of results/measures.json by its dotted key; of a run that diverged the reason why it
+    has none.
 
     Raises UserError for a key that is not there.
     """
     if diverged := how_it_diverged(found):
         return Outcome(None, diverged)
-    numbers = {key: value for key, value in commands.leaves(found).items() if type(value) in (int, float)}
+    numbers = {
+        key: value for key, value in commands.leaves(found).items() if type(value) in (int, float)
+    }
     if measure not in numbers:
-        raise UserError(f"--measure {measure}: no such number in {MEASURES}; {params.nearest(measure, numbers)}")
+        raise UserError(
+            f"--measure {measure}: no such number in {MEASURES}; {params.nearest(measure, numbers)}"
+        )
     value = float(numbers[measure])
     return Outcome(value) if math.isfinite(value) else Outcome(None, f"{measure} is {value}")
 
 
 def _base(tree: Tree, keys: list[str]) -> dict[str, str]:
-    """What decides the results besides the searched keys, as hashes: the other params, and code that may be uncommitted."""
+    """What decides the results besides the searched keys, as hashes: the other params, and code
+    that may be uncommitted.
+    """
     try:
-        code = [commands.git("rev-parse", f"HEAD:{path}") for path in ("src", "pipeline", "dvc.yaml")]
+        code = [
+            commands.git("rev-parse", f"HEAD:{path}") for path in ("src", "pipeline", "dvc.yaml")
+        ]
         code.append(commands.git("diff", "HEAD", "--", "src", "pipeline", "dvc.yaml"))
     except UserError:
-        raise UserError("a search needs the project's Git history with a first commit; run `git status` to see") from None
+        raise UserError(
+            "a search needs the project's Git history with a first commit; run `git status` to see"
+        ) from None
     others = changed(tree, dict.fromkeys(keys))
-    return {"the rest of params.yaml": _hash(json.dumps(others, sort_keys=True)), "the code": _hash("\n".join(code))}
+    return {
+        "the rest of params.yaml": _hash(json.dumps(others, sort_keys=True)),
+        "the code": _hash("\n".join(code)),
+    }
 
 
 def _hash(text: str) -> str:
@@ -367,7 +473,10 @@ def _dvc(log: Path, words: tuple[str, ...]) -> int:
     """Run DVC; its exit code."""
     with open(log, "w", encoding="utf-8") as file:
         started = subprocess.Popen(
-            commands.dvc_command(*words), stdout=file, stderr=subprocess.STDOUT, env=commands.dvc_environment()
+            commands.dvc_command(*words),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=commands.dvc_environment(),
         )
         try:
             return started.wait()

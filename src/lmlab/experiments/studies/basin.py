@@ -1,7 +1,9 @@
-"""How much room a learning rate leaves: the width of the interval of rates that do nearly as well as the best.
+"""How much room a learning rate leaves: the width of the interval of rates that do nearly as well
+as the best.
 
-A method with a wide basin is easily tuned; one that wins by little at one rate and loses beside it may not be better at all
-(after Wortsman et al. 2024, who measure how much a loss depends on the rate).
+A method with a wide basin is easily tuned; one that wins by little at one rate and loses beside it
+may not be better at all (after Wortsman et al. 2024, who measure how much a loss depends on the
+rate).
 """
 
 import math
@@ -39,10 +41,11 @@ class Basin:
 def basin(rates: Sequence[float], losses: Sequence[float], tolerance: float) -> Basin:
     """The interval around the rate of least loss where the loss is at most `tolerance` higher.
 
-    Between two rates of the sweep the loss is taken to follow a straight line over the rate's logarithm. A loss that is no
-    finite number (a run that broke down) ends the basin at the last rate before it, the least that it can be. Only rates
-    that hang together with the best count. Several losses of one rate (seeds) are to be averaged before. Raises ValueError
-    for no rates, rates that are not positive or repeat, or no finite loss.
+    Between two rates of the sweep the loss is taken to follow a straight line over the rate's
+    logarithm. A loss that is no finite number (a run that broke down) ends the basin at the last
+    rate before it, the least that it can be. Only rates that hang together with the best count.
+    Several losses of one rate (seeds) are to be averaged before. Raises ValueError for no rates,
+    rates that are not positive or repeat, or no finite loss.
     """
     sweep = np.array(sorted(zip(rates, losses, strict=True)), dtype=np.float64).reshape(-1, 2)
     at, loss = sweep[:, 0], sweep[:, 1]
@@ -59,7 +62,9 @@ def basin(rates: Sequence[float], losses: Sequence[float], tolerance: float) -> 
 
 
 def _edge(place: Floats, loss: Floats, limit: float) -> tuple[float, bool]:
-    """Where the loss first crosses the limit, going on from the first place; and whether it never does."""
+    """Where the loss first crosses the limit, going on from the first place; and whether it never
+    does.
+    """
     for number in range(1, len(place)):
         if loss[number] > limit:
             if math.isinf(loss[number]):

@@ -1,10 +1,11 @@
 """Studies: arms that are compared, each many small runs, and the table of what they measured.
 
-A study is a folder with a params.yaml. Its section `study` says what all runs share; each block of `arms` is one of the
-things compared. An arm may sweep some values first; then it runs with all seeds at the best of them, so that every arm is
-judged at its own. A run goes through tokenizer, shards, training and evaluation in a folder of its own that does not stay.
-What it measured does: under a key of its params, its corpus and the code, so that an arm that was stopped, or is given more
-seeds or values, runs only what is missing.
+A study is a folder with a params.yaml. Its section `study` says what all runs share; each block of
+`arms` is one of the things compared. An arm may sweep some values first; then it runs with all
+seeds at the best of them, so that every arm is judged at its own. A run goes through tokenizer,
+shards, training and evaluation in a folder of its own that does not stay. What it measured does:
+under a key of its params, its corpus and the code, so that an arm that was stopped, or is given
+more seeds or values, runs only what is missing.
 """
 
 import hashlib
@@ -44,7 +45,7 @@ from lmlab.evaluation.probe import ProbeParams
 from lmlab.experiments import preflight
 from lmlab.training import loop as training
 from lmlab.training import step as stepping
-from lmlab.training.cost import forward_operations, training_operations
+from lmlab.training.cost import forward_flops, training_flops
 from lmlab.training.status import how_it_diverged
 from lmlab.training.step import TrainParams
 
@@ -61,12 +62,14 @@ class StudyParams(Params):
 
     changes: Values
     """To the project's own params.yaml, in all runs."""
-    operations: float = Field(ge=0)
-    """Floating-point operations each run may spend on training; 0: as many steps as `train.steps` says."""
+    flops: float = Field(ge=0)
+    """FLOPs each run may spend on training; 0: as many steps as `train.steps` says."""
     each: str
     """The key that an arm's name is a value of, such as train.learning_rule; may be empty."""
     sweep: dict[str, list[Any]]
-    """For arms that have none of their own: values to try for each key, all combinations; `key*` holds factors."""
+    """For arms that have none of their own: values to try for each key, all combinations; `key*`
+    holds factors.
+    """
     sweep_seeds: list[int] = Field(min_length=1)
     """What each of an arm's swept values is run with."""
     seeds: list[int]
@@ -94,9 +97,14 @@ class Study:
     arms: dict[str, ArmParams]
 
     def arm(self, name: str) -> tuple[Values, dict[str, list[Any]]]:
-        """What an arm changes and what it sweeps. Any value of the key `each` is one, whether it has a block or not."""
+        """What an arm changes and what it sweeps. Any value of the key `each` is one, whether it
+        has a block or not.
+        """
         if name not in self.arms and not self.params.each:
-            raise UserError(f"{self.folder / 'params.yaml'}: arms has no {name!r}; {params.nearest(name, self.arms)}")
+            raise UserError(
+                f"{self.folder / 'params.yaml'}: arms has no {name!r};"
+                f" {params.nearest(name, self.arms)}"
+            )
         arm = self.arms.get(name, ArmParams())
         by_name = {self.params.each: name} if self.params.each else {}
         return {**by_name, **arm.changes}, self.params.sweep if arm.sweep is None else arm.sweep
@@ -107,7 +115,8 @@ class Study:
 
 
 def read(folder: Path, quick: bool = False) -> Study:
-    """A study, or its quick form: what the section `quick` says takes the place of `study`'s, and its `arms` of the arms'.
+    """A study, or its quick form: what the section `quick` says takes the place of `study`'s, and
+    its `arms` of the arms'.
 
     Raises UserError.
     """
@@ -120,7 +129,10 @@ def read(folder: Path, quick: bool = False) -> Study:
                 shared[key] = {**shared[key], **value} if key == "changes" else value
         for name in params.block(tree, "quick.arms"):
             if name not in blocks:
-                raise UserError(f"{folder / 'params.yaml'}: quick.arms.{name} is no arm; {params.nearest(name, blocks)}")
+                raise UserError(
+                    f"{folder / 'params.yaml'}: quick.arms.{name} is no arm;"
+                    f" {params.nearest(name, blocks)}"
+                )
             blocks[name] |= params.block(tree, f"quick.arms.{name}")
     study = params.section({"study": shared}, "study", StudyParams)
     arms = {name: params.section({"arms": blocks}, f"arms.{name}", ArmParams) for name in blocks}
@@ -128,11 +140,15 @@ def read(folder: Path, quick: bool = False) -> Study:
 
 
 def build_corpus(study: Study, target: Path) -> dict[str, Any]:
-    """Make the corpus that the study's own `download.*` name, for a study that does not take the project's; its manifest."""
+    """Make the corpus that the study's own `download.*` name, for a study that does not take the
+    project's; its manifest.
+    """
     tree = changed(params.read(), study.params.changes)
     preflight.check(tree)
     download = params.section(tree, "download", DownloadParams)
-    return collecting.build(download, registry.choices(tree, "download", download)["corpus"].build(), target)
+    return collecting.build(
+        download, registry.choices(tree, "download", download)["corpus"].build(), target
+    )
 
 
 def _value(tree: Tree, dotted: str) -> Any:
@@ -141,7 +157,9 @@ def _value(tree: Tree, dotted: str) -> Any:
 
 
 def run_arm(study: Study, name: str, corpus: Path, target: Path) -> dict[str, Any]:
-    """Run one arm and write `target`: its sweep, the best of it (bits per byte on validation), all seeds at the best."""
+    """Run one arm and write `target`: its sweep, the best of it (bits per byte on validation), all
+    seeds at the best.
+    """
     changes, sweep = study.arm(name)
     if not (corpus / "train.parquet").exists():
         stage = "download" if corpus == Path("data/corpus") else f"{study.folder}/dvc.yaml:corpus"
@@ -152,11 +170,18 @@ def run_arm(study: Study, name: str, corpus: Path, target: Path) -> dict[str, An
     points = run_points(study, tree, swept, corpus)
 
     def mean(at: Values) -> float:
-        costs = [_cost(point) for (where, _), point in zip(swept, points, strict=True) if where == at]
+        costs = [
+            _cost(point) for (where, _), point in zip(swept, points, strict=True) if where == at
+        ]
         return sum(costs) / len(costs)
 
     best = min(grid, key=mean)
-    points += run_points(study, tree, [(best, seed) for seed in study.params.seeds if (best, seed) not in swept], corpus)
+    points += run_points(
+        study,
+        tree,
+        [(best, seed) for seed in study.params.seeds if (best, seed) not in swept],
+        corpus,
+    )
     found = {"arm": name, "best": _resolved(tree, best), "points": points}
     write_json(target, seal(found))
     return found
@@ -172,13 +197,17 @@ def _resolved(tree: Tree, at: Values) -> Values:
     return {key.removesuffix("*"): _value(there, key) for key in at}
 
 
-def run_points(study: Study, tree: Tree, wanted: Iterable[tuple[Values, int]], corpus: Path) -> list[dict[str, Any]]:
-    """Runs with some values and a seed each, side by side; those whose result is kept already are not run again."""
+def run_points(
+    study: Study, tree: Tree, wanted: Iterable[tuple[Values, int]], corpus: Path
+) -> list[dict[str, Any]]:
+    """Runs with some values and a seed each, side by side; those whose result is kept already are
+    not run again.
+    """
     keys, works = [], {}
     for at, seed in wanted:
         there = changed(tree, {**at, "train.seed": seed, "train.data_seed": seed})
         preflight.check(there)
-        work = (there, study.params.operations, corpus)
+        work = (there, study.params.flops, corpus)
         label = {"at": _resolved(tree, at), "seed": seed}
         keys.append((_kept(work), label))
         if not _is_whole(_kept(work)):
@@ -206,12 +235,14 @@ Work = tuple[Tree, float, Path]
 
 def _kept(work: Work) -> Path:
     """Where the result of a run stays, by all that decides it."""
-    tree, operations, corpus = work
+    tree, flops, corpus = work
     decides = {
         "params": tree,
-        "operations": operations,
+        "flops": flops,
         "corpus": {path.name: sha256(path) for path in sorted(corpus.glob("*.parquet"))},
-        "tokenizer": sha256(given) if (given := params.section(tree, "tokenizer", TokenizerParams).given) else "",
+        "tokenizer": sha256(given)
+        if (given := params.section(tree, "tokenizer", TokenizerParams).given)
+        else "",
         "code": _code(),
         "torch": torch.__version__,
     }
@@ -232,7 +263,8 @@ def _side_by_side(works: dict[Path, Work], processes: int) -> Iterator[tuple[Pat
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, initializer=lifeline.stop_with_parent) as pool:
-        # what ignores Ctrl-C when it is started goes on to: it is for the parent to answer, in one line
+        # what ignores Ctrl-C when it is started goes on to: it is for the parent to answer, in one
+        # line
         answer = signal.signal(signal.SIGINT, signal.SIG_IGN)
         results = {path: pool.submit(quiet_point, *work) for path, work in works.items()}
         signal.signal(signal.SIGINT, answer)
@@ -245,68 +277,115 @@ def _side_by_side(works: dict[Path, Work], processes: int) -> Iterator[tuple[Pat
             raise
 
 
-def quiet_point(tree: Tree, operations: float, corpus: Path) -> dict[str, Any]:
+def quiet_point(tree: Tree, flops: float, corpus: Path) -> dict[str, Any]:
     """`run_point` without a word."""
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-        return run_point(tree, operations, corpus)
+        return run_point(tree, flops, corpus)
 
 
-def run_point(tree: Tree, operations: float, corpus: Path) -> dict[str, Any]:
-    """Everything from the tokenizer to the evaluation with these params; what it measured, as plain values for JSON.
+def run_point(tree: Tree, flops: float, corpus: Path) -> dict[str, Any]:
+    """Everything from the tokenizer to the evaluation with these params; what it measured, as plain
+    values for JSON.
 
-    Of a run that diverged that is what was found: `broke` says where, and beside it is only the curve until there.
+    Of a run that diverged that is what was found: `broke` says where, and beside it is only the
+    curve until there.
     """
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         asked = params.section(tree, "tokenizer", TokenizerParams)
         chosen = registry.choices(tree, "tokenizer", asked)["name"]
-        tokenizer = tokenizers.made(asked, chosen, (text for _, _, text in documents.read_parts(corpus / "train.parquet")))
+        tokenizer = tokenizers.made(
+            asked, chosen, (text for _, _, text in documents.read_parts(corpus / "train.parquet"))
+        )
         tokenizers.save(chosen, tokenizer, folder / "tokenizer" / "tokenizer.json")
-        sharding.build(params.section(tree, "shard", ShardParams), corpus, folder / "tokenizer", folder / "shards")
+        sharding.build(
+            params.section(tree, "shard", ShardParams),
+            corpus,
+            folder / "tokenizer",
+            folder / "shards",
+        )
         shards = open_shards(folder / "shards", folder / "tokenizer" / "tokenizer.json")
 
         train = params.section(tree, "train", TrainParams)
         choices = registry.choices(tree, "train", train)
-        if operations:
-            train = _within(train, choices, shards.vocabulary, operations)
-        timing = training.train(train, choices, shards, tokenizer, folder / "model", folder / "log", folder / "snapshots")
+        if flops:
+            train = _within(train, choices, shards.vocabulary_size, flops)
+        timing = training.train(
+            train,
+            choices,
+            shards,
+            tokenizer,
+            folder / "model",
+            folder / "log",
+            folder / "snapshots",
+        )
         saved = read_json(folder / "model" / "model.json", made_by="train")
-        rows = [json.loads(line) for line in (folder / "log" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        rows = [
+            json.loads(line)
+            for line in (folder / "log" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
         curves = {
-            "curve": [[row["step"], row["validation_nats"]] for row in rows if "validation_nats" in row],
-            "training": _thinned([[row["step"], row["train_nats"]] for row in rows if "train_nats" in row]),
+            "curve": [
+                [row["step"], row["validation_nats"]] for row in rows if "validation_nats" in row
+            ],
+            "training": _thinned(
+                [[row["step"], row["train_nats"]] for row in rows if "train_nats" in row]
+            ),
         }
         made_with = {"environment": {"torch": torch.__version__}}
         if diverged := how_it_diverged(saved):
             return {"broke": diverged, **curves, **made_with}
-        last = [row for row in rows if "validation_nats" in row][-1]  # at the end of training, in the same windows
+        last = [row for row in rows if "validation_nats" in row][
+            -1
+        ]  # at the end of training, in the same windows
         bits, nats = last["validation_bits_per_byte"], last["validation_nats"]
         looked = _looked(tree, train, shards, tokenizer, folder) if train.snapshots else {}
-        spent = training_operations(saved["size"]["forward_operations_per_token"], saved["tokens"])
+        spent = training_flops(saved["size"]["forward_flops_per_token"], saved["tokens"])
         return {
             "validation": {"bits_per_byte": bits, "nats_per_token": nats},
-            "vocabulary": shards.vocabulary,
-            "bytes_per_token": shards.count("validation", "bytes") / shards.count("validation", "tokens"),
+            "vocabulary_size": shards.vocabulary_size,
+            "bytes_per_token": shards.count("validation", "bytes")
+            / shards.count("validation", "tokens"),
             "parameters": saved["parameters"],
             "steps": saved["steps"],
             "tokens": saved["tokens"],
-            "operations": spent,
-            **{key: timing[key] for key in ("training_seconds", "validation_seconds", "tokens_per_second")},
+            "flops": spent,
+            **{
+                key: timing[key]
+                for key in ("training_seconds", "validation_seconds", "tokens_per_second")
+            },
             **looked,
             **curves,
             **made_with,
         }
 
 
-def _looked(tree: Tree, train: TrainParams, shards: Shards, tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
-    """What a call of the rule costs, and at each snapshot the cosine of its gradient with the true one."""
+def _looked(
+    tree: Tree, train: TrainParams, shards: Shards, tokenizer: Tokenizer, folder: Path
+) -> dict[str, Any]:
+    """What a call of the rule costs, and at each snapshot the cosine of its gradient with the true
+    one.
+    """
     probe = ProbeParams(
-        probes=["cost", "gradient_angle"], windows=WINDOWS, text="", device=train.device, threads=train.threads
+        probes=["cost", "gradient_angle"],
+        windows=WINDOWS,
+        text="",
+        device=train.device,
+        threads=train.threads,
     )
-    timed = probing.look(probe, probing.chosen(tree, probe), shards, tokenizer, folder / "snapshots", folder / "probes")
+    timed = probing.look(
+        probe,
+        probing.chosen(tree, probe),
+        shards,
+        tokenizer,
+        folder / "snapshots",
+        folder / "probes",
+    )
     readings = pd.read_parquet(folder / "probes" / "probes.parquet")
     angles = readings.query("probe == 'gradient_angle' and measure == 'rule' and where == 'all'")
-    costs = {key.split(".")[1]: value for key, value in timed.items() if key.split(".")[2] == "rule"}
+    costs = {
+        key.split(".")[1]: value for key, value in timed.items() if key.split(".")[2] == "rule"
+    }
     return {
         "step_seconds": costs["seconds"],
         "step_bytes": costs["peak_bytes"],
@@ -320,15 +399,18 @@ def _thinned(rows: list[list[float]]) -> list[list[float]]:
     return rows[::-1][:: max(1, every)][::-1]
 
 
-def _within(train: TrainParams, choices: dict[str, registry.Choice], vocabulary: int, operations: float) -> TrainParams:
-    """The same with as many steps as the operations pay for."""
-    sized, run = stepping.begin(train, choices, vocabulary, torch.device("cpu"))
-    a_step = training_operations(forward_operations(run.model), sized.batch * sized.context)
-    return train.model_copy(update={"steps": max(1, round(operations / a_step))})
+def _within(
+    train: TrainParams, choices: dict[str, registry.Choice], vocabulary_size: int, flops: float
+) -> TrainParams:
+    """The same with as many steps as the FLOPs pay for."""
+    sized, run = stepping.begin(train, choices, vocabulary_size, torch.device("cpu"))
+    a_step = training_flops(forward_flops(run.model), sized.batch * sized.context)
+    return train.model_copy(update={"steps": max(1, round(flops / a_step))})
 
 
 def collect(points: Path, target: Path) -> pd.DataFrame:
-    """All runs of the arms in a folder as one table, written as CSV too: arms by name, values and seeds as they were run.
+    """All runs of the arms in a folder as one table, written as CSV too: arms by name, values and
+    seeds as they were run.
 
     `at_best` marks the runs at the value that the arm's sweep found best.
     """
@@ -337,10 +419,22 @@ def collect(points: Path, target: Path) -> pd.DataFrame:
         arm = read_json(path, made_by="arm")
         for point in arm["points"]:
             of_splits = {
-                f"{split}_{key}": value for split in ("validation", "test") for key, value in point.get(split, {}).items()
+                f"{split}_{key}": value
+                for split in ("validation", "test")
+                for key, value in point.get(split, {}).items()
             }
-            plain = {key: value for key, value in point.items() if not isinstance(value, dict | list)}
-            rows.append({"arm": arm["arm"], **point["at"], "at_best": point["at"] == arm["best"], **of_splits, **plain})
+            plain = {
+                key: value for key, value in point.items() if not isinstance(value, dict | list)
+            }
+            rows.append(
+                {
+                    "arm": arm["arm"],
+                    **point["at"],
+                    "at_best": point["at"] == arm["best"],
+                    **of_splits,
+                    **plain,
+                }
+            )
     if not rows:
         raise UserError(f"{points} holds no points; run `dvc repro {points.parent}/dvc.yaml`")
     table = pd.DataFrame(rows)

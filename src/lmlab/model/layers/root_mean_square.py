@@ -1,6 +1,7 @@
 """Division by the root mean square (Zhang & Sennrich 2019), with a backward pass of its own.
 
-torch has none for processors: differentiating its steps one by one takes three to eight times as long as layer norm does.
+torch has none for processors: differentiating its steps one by one takes three to eight times as
+long as layer norm does.
 """
 
 from typing import Any
@@ -17,16 +18,22 @@ def rms_norm(x: Tensor, gain: Tensor | None = None, epsilon: float = EPSILON) ->
 
     Returns a contiguous tensor of the shape and dtype of x, as torch's own does.
     """
-    x = x.contiguous()  # so that it is added up in the same order whether or not there is a gradient
+    x = (
+        x.contiguous()
+    )  # so that it is added up in the same order whether or not there is a gradient
     # torch's compiler can do neither with a derivative of our own nor gain by it
     if x.device.type != "cpu" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return nn.functional.rms_norm(x, x.shape[-1:], None if gain is None else gain.to(x.dtype), epsilon)
+        return nn.functional.rms_norm(
+            x, x.shape[-1:], None if gain is None else gain.to(x.dtype), epsilon
+        )
     normalised: Tensor = _Normalised.apply(x, gain, epsilon)[0]  # type: ignore[no-untyped-call]
     return normalised
 
 
 class _Normalised(torch.autograd.Function):
-    """Also returns what x is multiplied with, of shape (..., 1), in float32 or above, for its own backward pass."""
+    """Also returns what x is multiplied with, of shape (..., 1), in float32 or above, for its own
+    backward pass.
+    """
 
     generate_vmap_rule = True
 
@@ -37,7 +44,9 @@ class _Normalised(torch.autograd.Function):
         return (y if gain is None else y * gain.to(x.dtype)), scale
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor | None, float], output: tuple[Tensor, Tensor]) -> None:
+    def setup_context(
+        ctx: Any, inputs: tuple[Tensor, Tensor | None, float], output: tuple[Tensor, Tensor]
+    ) -> None:
         x, gain, ctx.epsilon = inputs
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(x, gain, output[1])
@@ -48,17 +57,30 @@ class _Normalised(torch.autograd.Function):
         x, gain, scale = ctx.saved_tensors
         inward = error if gain is None else error * gain.to(error.dtype)
         if torch.is_grad_enabled():
-            # in steps that have derivatives themselves, should the gradient's own gradient be asked for
+            # in steps that have derivatives themselves, should the gradient's own gradient be asked
+            # for
             scale = _scale(x, ctx.epsilon)
             straight = x.to(scale.dtype) * scale
             along = (inward * straight).mean(-1, keepdim=True)
             of_x = ((inward - straight * along) * scale).to(x.dtype)
-            of_gain = None if gain is None else (error * straight).flatten(0, -2).sum(0).to(gain.dtype)
+            of_gain = (
+                None if gain is None else (error * straight).flatten(0, -2).sum(0).to(gain.dtype)
+            )
             return of_x, of_gain, None
-        # layer norm's, told that the mean is 0: it takes the mean off the gradient, which has to be put back
-        weight = x.new_ones(x.shape[-1], dtype=scale.dtype) if gain is None else gain.to(scale.dtype)
+        # layer norm's, told that the mean is 0: it takes the mean off the gradient, which has to be
+        # put back
+        weight = (
+            x.new_ones(x.shape[-1], dtype=scale.dtype) if gain is None else gain.to(scale.dtype)
+        )
         of_x, of_gain, _ = torch.ops.aten.native_layer_norm_backward(
-            error, x, x.shape[-1:], torch.zeros_like(scale), scale, weight, None, [True, gain is not None, False]
+            error,
+            x,
+            x.shape[-1:],
+            torch.zeros_like(scale),
+            scale,
+            weight,
+            None,
+            [True, gain is not None, False],
         )
         of_x += (inward.mean(-1, keepdim=True, dtype=scale.dtype) * scale).to(x.dtype)
         return of_x, None if gain is None else of_gain.to(gain.dtype), None

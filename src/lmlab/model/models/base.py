@@ -1,4 +1,6 @@
-"""What a language model is, how one is saved and loaded, and the loss of predicting the next token."""
+"""What a language model is, how one is saved and loaded, and the loss of predicting the next
+token.
+"""
 
 from abc import ABC, abstractmethod
 from math import sqrt
@@ -13,22 +15,22 @@ from torch import Tensor, nn
 from lmlab.core.errors import UserError
 from lmlab.core.files import checked, read_json, sha256, whole_folder, write_json
 from lmlab.core.registry import Choice, recall
-from lmlab.model.layers.memory import Memory
+from lmlab.model.layers.cache import Cache
 from lmlab.model.layers.root_mean_square import rms_norm
 from lmlab.model.noise import name_sites
 
-SPOILT = "run `dvc repro --force train` to make it again"
+CORRUPTED = "run `dvc repro --force train` to make it again"
 WEIGHTS = "weights.safetensors"
 
 
 class LanguageModel(nn.Module, ABC):
     """Tokens in, logits of the next token out. It knows nothing of how it is trained.
 
-    Final classes take `(options, vocabulary, context, **inner parts)`. Changing token t leaves the logits before t as
-    they were, bit for bit.
+    Final classes take `(options, vocabulary_size, context, **inner parts)`. Changing token t leaves
+    the logits before t as they were, bit for bit.
     """
 
-    vocabulary: int
+    vocabulary_size: int
     context: int
     """The number of tokens it is trained to see at a time."""
     width: int
@@ -36,53 +38,69 @@ class LanguageModel(nn.Module, ABC):
     choice: Choice
     """What it was built from."""
     width_ratio: float = 1.0
-    """How many times as wide it is as the width for which its initialisation and learning rates are given: 1, but where a
-    parametrisation has scaled them."""
+    """How many times as wide it is as the width for which its initialisation and learning rates are
+    given: 1, but where a parametrisation has scaled them.
+    """
     plain_stream: bool = True
-    """Whether blocks hand on x_BTD and nothing else, so that those of another model can stand between them."""
+    """Whether blocks hand on x_BTD and nothing else, so that those of another model can stand
+    between them.
+    """
     blocks: nn.ModuleList
-    """Each maps (x_BTD, memory) to x_BTD. One that cannot see all of the past has an integer `reach`: how many positions
-    before the present one it sees."""
+    """Each maps (x_BTD, memory) to x_BTD. One that cannot see all of the past has an integer
+    `lookback`: how many positions before the present one it sees.
+    """
     readout: nn.Linear | None
     """The last linear map, width to vocabulary; None in a model whose blocks end in logits."""
 
     @abstractmethod
-    def embed(self, tokens_BT: Tensor, memory: Memory | None = None) -> Tensor:
-        """Token ids as vectors x_BTD; with the first block's memory, as those that follow on what it has seen."""
+    def embed(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
+        """Token ids as vectors x_BTD; with the first block's memory, as those that follow on what
+        it has seen.
+        """
 
     @abstractmethod
     def head(self, x_BTD: Tensor) -> Tensor:
         """The last block's output as logits_BTV."""
 
-    def forward(self, tokens_BT: Tensor, memory: list[Memory] | None = None) -> Tensor:
-        """logits_BTV; with a memory (from `new_memory`) the tokens go on where the last call ended."""
-        x_BTD = self.embed(tokens_BT, memory[0] if memory else None)
+    def forward(self, tokens_BT: Tensor, cache: list[Cache] | None = None) -> Tensor:
+        """logits_BTV; with a memory (from `new_cache`) the tokens go on where the last call
+        ended.
+        """
+        x_BTD = self.embed(tokens_BT, cache[0] if cache else None)
         for number, block in enumerate(self.blocks):
-            x_BTD = block(x_BTD, memory[number] if memory else None)
-        for of_block in memory or []:
+            x_BTD = block(x_BTD, cache[number] if cache else None)
+        for of_block in cache or []:
             of_block.seen += tokens_BT.shape[1]
         return self.head(x_BTD)
 
     @property
-    def sight(self) -> int | None:
-        """How many of the last tokens the next one's logits depend on, the present one included; None: no limit is set."""
-        reaches: list[Any] = [getattr(block, "reach", None) for block in self.blocks]
-        return None if None in reaches else 1 + sum(reaches)
+    def receptive_field(self) -> int | None:
+        """How many of the last tokens the next one's logits depend on, the present one included;
+        None: no limit is set.
+        """
+        lookbacks: list[Any] = [getattr(block, "lookback", None) for block in self.blocks]
+        return None if None in lookbacks else 1 + sum(lookbacks)
 
-    def new_memory(self) -> list[Memory]:
-        """An empty memory for generation, one for each block (or a single one for a model without blocks)."""
-        return [Memory() for _ in range(max(1, len(self.blocks)))]
+    def new_cache(self) -> list[Cache]:
+        """An empty memory for generation, one for each block (or a single one for a model without
+        blocks).
+        """
+        return [Cache() for _ in range(max(1, len(self.blocks)))]
 
 
 def working(x_BTD: Tensor) -> Tensor:
-    """The same in the precision that autocast gives linear maps, lest each of them cast it; without autocast as it is."""
+    """The same in the precision that autocast gives linear maps, lest each of them cast it; without
+    autocast as it is.
+    """
     device = x_BTD.device.type
     lower = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     return x_BTD.to(torch.get_autocast_dtype(device)) if lower else x_BTD
 
 
 class Norm(nn.Module):
-    """x / sqrt(mean(x²) + 1e-5) * weight, in the precision that x_BTD is in (Zhang & Sennrich 2019)."""
+    """x / sqrt(mean(x²) + 1e-5) * weight, in the precision that x_BTD is in (Zhang & Sennrich
+    2019).
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -92,42 +110,48 @@ class Norm(nn.Module):
         return rms_norm(x_BTD, self.weight)
 
 
-def with_past(x_BTD: Tensor, memory: Memory | None, count: int, name: str = "past") -> Tensor:
-    """x_BTD with the `count` positions before it in front, so T + count long: from the memory, zeros where there is none.
+def with_past(x_BTD: Tensor, cache: Cache | None, count: int, name: str = "past") -> Tensor:
+    """x_BTD with the `count` positions before it in front, so T + count long: from the memory,
+    zeros where there is none.
 
     The last `count` positions are remembered under `name` for the next call.
     """
-    past_BCD = memory.tensors.get(name) if memory is not None else None
+    past_BCD = cache.tensors.get(name) if cache is not None else None
     if past_BCD is None:
         past_BCD = x_BTD.new_zeros(x_BTD.shape[0], count, x_BTD.shape[2])
     joined = torch.cat((past_BCD, x_BTD), dim=1)
-    if memory is not None:
-        memory.tensors[name] = joined[:, joined.shape[1] - count :]
+    if cache is not None:
+        cache.tensors[name] = joined[:, joined.shape[1] - count :]
     return joined
 
 
-def draw_weights(model: LanguageModel, deviation: float = 0.02) -> None:
-    """Normal first weights for every matrix and zero biases (Radford et al. 2019).
+def init_weights(model: LanguageModel, sigma: float = 0.02) -> None:
+    """Normal initial weights for every matrix and zero biases (Radford et al. 2019).
 
-    Linear maps named `out`, which write to the stream that runs through the blocks, get smaller ones.
+    Linear maps named `out`, which write to the stream that runs through the blocks, get smaller
+    ones.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Embedding | nn.Conv1d):
             writes = name.endswith(".out")
-            nn.init.normal_(module.weight, std=deviation / sqrt(2 * len(model.blocks)) if writes else deviation)
+            nn.init.normal_(
+                module.weight, std=sigma / sqrt(2 * len(model.blocks)) if writes else sigma
+            )
         if isinstance(module, nn.Linear | nn.Conv1d) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
 
 def next_token_loss(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """Mean cross-entropy in nats per token, a scalar in float32, or in float64 where the model is."""
+    """Mean cross-entropy in nats per token, a scalar in float32, or in float64 where the model
+    is.
+    """
     precise = torch.promote_types(logits_BTV.dtype, torch.float32)
     return nn.functional.cross_entropy(logits_BTV.flatten(0, 1).to(precise), targets_BT.flatten())
 
 
-def build(choice: Choice, vocabulary: int, context: int) -> LanguageModel:
+def build(choice: Choice, vocabulary_size: int, context: int) -> LanguageModel:
     """The chosen model, its weights drawn from torch's global generator."""
-    model: LanguageModel = choice.build(vocabulary=vocabulary, context=context)
+    model: LanguageModel = choice.build(vocabulary_size=vocabulary_size, context=context)
     model.choice = choice
     name_sites(model)
     return model
@@ -139,26 +163,50 @@ def parameter_count(model: nn.Module) -> int:
 
 
 def save(folder: Path, choice: Choice, model: LanguageModel, facts: dict[str, Any]) -> None:
-    """Write `weights.safetensors` and `model.json` (what it is built from, and `facts` about its training)."""
+    """Write `weights.safetensors` and `model.json` (what it is built from, and `facts` about its
+    training).
+    """
     with whole_folder(folder) as made:
         # copies, because safetensors refuses tensors that share memory, as tied weights do
         weights = {
-            name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in model.state_dict().items()
+            name: tensor.cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in model.state_dict().items()
         }
         save_file(weights, made / WEIGHTS)
-        shape = {"vocabulary": model.vocabulary, "context": model.context, "parameters": parameter_count(model)}
-        record = {"model": choice.record(), **shape, **facts, "weights_sha256": sha256(made / WEIGHTS)}
+        shape = {
+            "vocabulary_size": model.vocabulary_size,
+            "context": model.context,
+            "parameters": parameter_count(model),
+        }
+        record = {
+            "model": choice.record(),
+            **shape,
+            **facts,
+            "weights_sha256": sha256(made / WEIGHTS),
+        }
         write_json(made / "model.json", record)
 
 
 def load(folder: Path, device: torch.device) -> tuple[LanguageModel, dict[str, Any]]:
-    """The saved model in evaluation mode, and its `model.json`. Raises UserError when either file is missing or damaged."""
+    """The saved model in evaluation mode, and its `model.json`. Raises UserError when either file
+    is missing or damaged.
+    """
     saved = read_json(folder / "model.json", made_by="train")
     weights = checked(folder / WEIGHTS, made_by="train")
     try:
-        model = build(recall("models", saved["model"]), saved["vocabulary"], saved["context"])
+        model = build(recall("models", saved["model"]), saved["vocabulary_size"], saved["context"])
         model.load_state_dict(load_file(weights))
-    except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError, AttributeError, UserError) as error:
+    except (
+        SafetensorError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        UserError,
+    ) as error:
         reason = " ".join(str(error).removeprefix("params.yaml: ").split())[:200]
-        raise UserError(f"{folder} is damaged or of another version of the model ({reason}); {SPOILT}") from None
+        raise UserError(
+            f"{folder} is damaged or of another version of the model ({reason}); {CORRUPTED}"
+        ) from None
     return model.to(device).eval(), saved

@@ -1,7 +1,9 @@
-"""Long short-term memory (Hochreiter & Schmidhuber 1997; with forget gates: Gers et al. 2000), in residual blocks.
+"""Long short-term memory (Hochreiter & Schmidhuber 1997; with forget gates: Gers et al. 2000), in
+residual blocks.
 
-A cell c carries what is to be kept; gates decide at each token what goes in, what stays and what is shown. The memory is the
-last cell and the last output of each block: of a fixed size, and it sees as far back as the gates let it.
+A cell c carries what is to be kept; gates decide at each token what goes in, what stays and what is
+shown. The memory is the last cell and the last output of each block: of a fixed size, and it sees
+as far back as the gates let it.
 """
 
 import torch
@@ -9,8 +11,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lmlab.core.params import Params
-from lmlab.model.layers.memory import Memory
-from lmlab.model.models.base import LanguageModel, Norm, draw_weights
+from lmlab.model.layers.cache import Cache
+from lmlab.model.models.base import LanguageModel, Norm, init_weights
 
 
 class Options(Params):
@@ -21,7 +23,9 @@ class Options(Params):
 
 
 class Recurrence(nn.Module):
-    """c = forget * c + input * tanh(candidate); h = output * tanh(c). Gates read the token and the last h."""
+    """c = forget * c + input * tanh(candidate); h = output * tanh(c). Gates read the token and the
+    last h.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -29,20 +33,22 @@ class Recurrence(nn.Module):
         self.from_input = nn.Linear(width, 4 * width)
         self.from_last = nn.Linear(width, 4 * width, bias=False)
 
-    def forward(self, x_BTD: Tensor, memory: Memory | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, cache: Cache | None) -> Tensor:
         width = x_BTD.shape[-1]
         h_BD = c_BD = x_BTD.new_zeros(x_BTD.shape[0], width)
-        if memory is not None and memory.seen:
-            h_BD, c_BD = memory.tensors["output"], memory.tensors["cell"]
+        if cache is not None and cache.seen:
+            h_BD, c_BD = cache.tensors["output"], cache.tensors["cell"]
         outputs = []
-        for token in self.from_input(x_BTD).unbind(dim=1):  # what needs no last h is one product for all positions
+        for token in self.from_input(x_BTD).unbind(
+            dim=1
+        ):  # what needs no last h is one product for all positions
             gates, candidate = (token + self.from_last(h_BD)).split((3 * width, width), dim=-1)
             take, keep, show = gates.sigmoid().chunk(3, dim=-1)
             c_BD = keep * c_BD + take * candidate.tanh()
             h_BD = show * c_BD.tanh()
             outputs.append(h_BD)
-        if memory is not None:
-            memory.tensors["output"], memory.tensors["cell"] = h_BD, c_BD
+        if cache is not None:
+            cache.tensors["output"], cache.tensors["cell"] = h_BD, c_BD
         return torch.stack(outputs, dim=1)
 
 
@@ -53,8 +59,8 @@ class Block(nn.Module):
         super().__init__()
         self.norm, self.recurrence = Norm(width), Recurrence(width)
 
-    def forward(self, x_BTD: Tensor, memory: Memory | None = None) -> Tensor:
-        return x_BTD + self.recurrence(self.norm(x_BTD), memory)
+    def forward(self, x_BTD: Tensor, cache: Cache | None = None) -> Tensor:
+        return x_BTD + self.recurrence(self.norm(x_BTD), cache)
 
 
 class LSTM(LanguageModel):
@@ -62,20 +68,22 @@ class LSTM(LanguageModel):
 
     readout: nn.Linear
 
-    def __init__(self, options: Options, vocabulary: int, context: int) -> None:
+    def __init__(self, options: Options, vocabulary_size: int, context: int) -> None:
         super().__init__()
         width = options.width
-        self.vocabulary, self.context, self.width = vocabulary, context, width
-        self.embedding = nn.Embedding(vocabulary, width)
+        self.vocabulary_size, self.context, self.width = vocabulary_size, context, width
+        self.embedding = nn.Embedding(vocabulary_size, width)
         self.blocks = nn.ModuleList(Block(width) for _ in range(options.layers))
         self.final_norm = Norm(width)
-        self.readout = nn.Linear(width, vocabulary, bias=False)
-        draw_weights(self)
+        self.readout = nn.Linear(width, vocabulary_size, bias=False)
+        init_weights(self)
         for module in self.modules():
-            if isinstance(module, Recurrence):  # at first a cell keeps most of what it holds (Jozefowicz et al. 2015)
+            if isinstance(
+                module, Recurrence
+            ):  # at first a cell keeps most of what it holds (Jozefowicz et al. 2015)
                 nn.init.constant_(module.from_input.bias[width : 2 * width], 1.0)
 
-    def embed(self, tokens_BT: Tensor, memory: Memory | None = None) -> Tensor:
+    def embed(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
         return self.embedding(tokens_BT)
 
     def head(self, x_BTD: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
-"""A minimal gated recurrent unit (Feng et al. 2024, "Were RNNs All We Needed?"), between feed-forward layers.
+"""A minimal gated recurrent unit (Feng et al. 2024, "Were RNNs All We Needed?"), between
+feed-forward layers.
 
-Gate and candidate read the token alone, so the states of all positions come from one parallel scan instead of a loop. The
-memory is the last state of each block: of a fixed size, and it sees as far back as the gates let it.
+Gate and candidate read the token alone, so the states of all positions come from one parallel scan
+instead of a loop. The memory is the last state of each block: of a fixed size, and it sees as far
+back as the gates let it.
 """
 
 import torch
@@ -9,8 +11,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lmlab.core.params import Params
-from lmlab.model.layers.memory import Memory
-from lmlab.model.models.base import LanguageModel, Norm, draw_weights
+from lmlab.model.layers.cache import Cache
+from lmlab.model.models.base import LanguageModel, Norm, init_weights
 
 
 class Options(Params):
@@ -23,15 +25,19 @@ class Options(Params):
 
 
 def scan(keep_BTE: Tensor, add_BTE: Tensor) -> Tensor:
-    """H of h[t] = keep[t] * h[t - 1] + add[t], with h before the first 0, in log2(T) rounds (Hillis & Steele 1986).
+    """H of h[t] = keep[t] * h[t - 1] + add[t], with h before the first 0, in log2(T) rounds (Hillis
+    & Steele 1986).
 
-    After each round a position holds the sum over twice as many positions up to its own. `keep` should be between 0 and 1:
-    products of it may vanish but nothing is divided by them. (The paper's cumulative sums of logarithms are safe as well;
-    on a CPU they took three times as long, and in float32 lost a digit more.)
+    After each round a position holds the sum over twice as many positions up to its own. `keep`
+    should be between 0 and 1: products of it may vanish but nothing is divided by them. (The
+    paper's cumulative sums of logarithms are safe as well; on a CPU they took three times as long,
+    and in float32 lost a digit more.)
     """
     step, time = 1, keep_BTE.shape[1]
     while step < time:
-        add_BTE = torch.cat((add_BTE[:, :step], add_BTE[:, step:] + keep_BTE[:, step:] * add_BTE[:, :-step]), dim=1)
+        add_BTE = torch.cat(
+            (add_BTE[:, :step], add_BTE[:, step:] + keep_BTE[:, step:] * add_BTE[:, :-step]), dim=1
+        )
         keep_BTE = torch.cat((keep_BTE[:, :step], keep_BTE[:, step:] * keep_BTE[:, :-step]), dim=1)
         step *= 2
     return add_BTE
@@ -45,15 +51,15 @@ class Recurrence(nn.Module):
         self.update_candidate = nn.Linear(width, 2 * state)
         self.out = nn.Linear(state, width, bias=False)
 
-    def forward(self, x_BTD: Tensor, memory: Memory | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, cache: Cache | None) -> Tensor:
         gate_BTE, candidate_BTE = self.update_candidate(x_BTD).chunk(2, dim=-1)
         keep_BTE, add_BTE = (-gate_BTE).sigmoid(), gate_BTE.sigmoid() * candidate_BTE
-        if memory is not None and memory.seen:
-            first_B1E = add_BTE[:, :1] + keep_BTE[:, :1] * memory.tensors["state"]
+        if cache is not None and cache.seen:
+            first_B1E = add_BTE[:, :1] + keep_BTE[:, :1] * cache.tensors["state"]
             add_BTE = torch.cat((first_B1E, add_BTE[:, 1:]), dim=1)
         h_BTE = scan(keep_BTE, add_BTE)
-        if memory is not None:
-            memory.tensors["state"] = h_BTE[:, -1:]
+        if cache is not None:
+            cache.tensors["state"] = h_BTE[:, -1:]
         return self.out(h_BTE)
 
 
@@ -62,7 +68,10 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.up, self.out = nn.Linear(width, hidden, bias=False), nn.Linear(hidden, width, bias=False)
+        self.up, self.out = (
+            nn.Linear(width, hidden, bias=False),
+            nn.Linear(hidden, width, bias=False),
+        )
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return self.out(nn.functional.gelu(self.up(x_BTD)))
@@ -76,8 +85,8 @@ class Block(nn.Module):
         self.recurrence_norm, self.recurrence = Norm(width), Recurrence(width, state)
         self.feed_forward_norm, self.feed_forward = Norm(width), FeedForward(width, hidden)
 
-    def forward(self, x_BTD: Tensor, memory: Memory | None = None) -> Tensor:
-        x_BTD = x_BTD + self.recurrence(self.recurrence_norm(x_BTD), memory)
+    def forward(self, x_BTD: Tensor, cache: Cache | None = None) -> Tensor:
+        x_BTD = x_BTD + self.recurrence(self.recurrence_norm(x_BTD), cache)
         return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
 
 
@@ -86,18 +95,20 @@ class MinGRU(LanguageModel):
 
     readout: nn.Linear
 
-    def __init__(self, options: Options, vocabulary: int, context: int) -> None:
+    def __init__(self, options: Options, vocabulary_size: int, context: int) -> None:
         super().__init__()
         width = options.width
-        state, hidden = (max(1, round(times * width)) for times in (options.state_expansion, options.expansion))
-        self.vocabulary, self.context, self.width = vocabulary, context, width
-        self.embedding = nn.Embedding(vocabulary, width)
+        state, hidden = (
+            max(1, round(times * width)) for times in (options.state_expansion, options.expansion)
+        )
+        self.vocabulary_size, self.context, self.width = vocabulary_size, context, width
+        self.embedding = nn.Embedding(vocabulary_size, width)
         self.blocks = nn.ModuleList(Block(width, state, hidden) for _ in range(options.layers))
         self.final_norm = Norm(width)
-        self.readout = nn.Linear(width, vocabulary, bias=False)
-        draw_weights(self)
+        self.readout = nn.Linear(width, vocabulary_size, bias=False)
+        init_weights(self)
 
-    def embed(self, tokens_BT: Tensor, memory: Memory | None = None) -> Tensor:
+    def embed(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
         return self.embedding(tokens_BT)
 
     def head(self, x_BTD: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""A multilayer perceptron over the embeddings of the last tokens (Bengio et al. 2003), with residual connections.
+"""A multilayer perceptron over the embeddings of the last tokens (Bengio et al. 2003), with
+residual connections.
 
-Only the first block looks back; those above it compute at each token alone. It sees `window` tokens, and the memory is the
-normalised embeddings of the last window - 1.
+Only the first block looks back; those above it compute at each token alone. It sees `window`
+tokens, and the memory is the normalised embeddings of the last window - 1.
 """
 
 import torch
@@ -9,8 +10,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lmlab.core.params import Params
-from lmlab.model.layers.memory import Memory
-from lmlab.model.models.base import LanguageModel, Norm, draw_weights, with_past
+from lmlab.model.layers.cache import Cache
+from lmlab.model.models.base import LanguageModel, Norm, init_weights, with_past
 
 
 class Options(Params):
@@ -25,17 +26,17 @@ class Options(Params):
 class Block(nn.Module):
     """x + out(tanh(up(the normalised x of the last reach + 1 tokens, side by side)))."""
 
-    def __init__(self, width: int, hidden: int, reach: int) -> None:
+    def __init__(self, width: int, hidden: int, lookback: int) -> None:
         super().__init__()
-        self.reach = reach
+        self.lookback = lookback
         self.norm = Norm(width)
-        self.up = nn.Linear((reach + 1) * width, hidden)
+        self.up = nn.Linear((lookback + 1) * width, hidden)
         self.out = nn.Linear(hidden, width, bias=False)
 
-    def forward(self, x_BTD: Tensor, memory: Memory | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, cache: Cache | None = None) -> Tensor:
         time = x_BTD.shape[1]
-        seen_BSD = with_past(self.norm(x_BTD), memory, self.reach)
-        window = torch.cat([seen_BSD[:, at : at + time] for at in range(self.reach + 1)], dim=-1)
+        seen_BSD = with_past(self.norm(x_BTD), cache, self.lookback)
+        window = torch.cat([seen_BSD[:, at : at + time] for at in range(self.lookback + 1)], dim=-1)
         return x_BTD + self.out(self.up(window).tanh())
 
 
@@ -44,19 +45,20 @@ class Perceptron(LanguageModel):
 
     readout: nn.Linear
 
-    def __init__(self, options: Options, vocabulary: int, context: int) -> None:
+    def __init__(self, options: Options, vocabulary_size: int, context: int) -> None:
         super().__init__()
         width, hidden = options.width, max(1, round(options.expansion * options.width))
-        self.vocabulary, self.context, self.width = vocabulary, context, width
-        self.embedding = nn.Embedding(vocabulary, width)
+        self.vocabulary_size, self.context, self.width = vocabulary_size, context, width
+        self.embedding = nn.Embedding(vocabulary_size, width)
         self.blocks = nn.ModuleList(
-            Block(width, hidden, reach=0 if layer else options.window - 1) for layer in range(options.layers)
+            Block(width, hidden, lookback=0 if layer else options.window - 1)
+            for layer in range(options.layers)
         )
         self.final_norm = Norm(width)
-        self.readout = nn.Linear(width, vocabulary, bias=False)
-        draw_weights(self)
+        self.readout = nn.Linear(width, vocabulary_size, bias=False)
+        init_weights(self)
 
-    def embed(self, tokens_BT: Tensor, memory: Memory | None = None) -> Tensor:
+    def embed(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
         return self.embedding(tokens_BT)
 
     def head(self, x_BTD: Tensor) -> Tensor:

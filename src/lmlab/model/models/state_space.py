@@ -1,8 +1,10 @@
-"""A selective state space (Mamba-2: Dao & Gu 2024): a linear recurrence whose decay and inputs are chosen by the tokens.
+"""A selective state space (Mamba-2: Dao & Gu 2024): a linear recurrence whose decay and inputs are
+chosen by the tokens.
 
-Each head's state is a matrix that shrinks by one number a token. Within a chunk the recurrence is computed as masked matrix
-products, and the state is handed from chunk to chunk. The memory is the state and the last inputs of a short convolution:
-of a fixed size, and it sees as far back as the decays let it.
+Each head's state is a matrix that shrinks by one number a token. Within a chunk the recurrence is
+computed as masked matrix products, and the state is handed from chunk to chunk. The memory is the
+state and the last inputs of a short convolution: of a fixed size, and it sees as far back as the
+decays let it.
 """
 
 from math import log
@@ -13,8 +15,8 @@ from torch import Tensor, nn
 
 from lmlab.core.errors import UserError
 from lmlab.core.params import Params
-from lmlab.model.layers.memory import Memory
-from lmlab.model.models.base import LanguageModel, Norm, draw_weights, with_past
+from lmlab.model.layers.cache import Cache
+from lmlab.model.models.base import LanguageModel, Norm, init_weights, with_past
 
 
 class Options(Params):
@@ -30,21 +32,32 @@ class Options(Params):
 
 
 def one_chunk(
-    log_keep_BHT: Tensor, values_BHTP: Tensor, keys_BTN: Tensor, queries_BTN: Tensor, state_BHPN: Tensor
+    log_keep_BHT: Tensor,
+    values_BHTP: Tensor,
+    keys_BTN: Tensor,
+    queries_BTN: Tensor,
+    state_BHPN: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """y_BHTP and the last state of `state = keep * state + value keyᵀ; y = state query`, position by position.
+    """y_BHTP and the last state of `state = keep * state + value keyᵀ; y = state query`, position
+    by position.
 
-    Position t reads what s wrote times all keeps after s up to t: exp(upto[t] - upto[s]), never above 1.
+    Position t reads what s wrote times all keeps after s up to t: exp(upto[t] - upto[s]), never
+    above 1.
     """
     upto_BHT = log_keep_BHT.cumsum(dim=-1)
     time = upto_BHT.shape[-1]
     later = torch.ones(time, time, dtype=torch.bool, device=upto_BHT.device).triu(1)
-    kept_BHTS = (upto_BHT[..., :, None] - upto_BHT[..., None, :]).masked_fill(later, float("-inf")).exp()
+    kept_BHTS = (
+        (upto_BHT[..., :, None] - upto_BHT[..., None, :]).masked_fill(later, float("-inf")).exp()
+    )
     scores_BTS = queries_BTN @ keys_BTN.transpose(1, 2)
     from_chunk = (kept_BHTS * scores_BTS[:, None]) @ values_BHTP
     from_state = (queries_BTN[:, None] @ state_BHPN.transpose(2, 3)) * upto_BHT.exp()[..., None]
     kept_values = values_BHTP * (upto_BHT[..., -1:] - upto_BHT).exp()[..., None]
-    state_BHPN = state_BHPN * upto_BHT[..., -1:, None].exp() + kept_values.transpose(2, 3) @ keys_BTN[:, None]
+    state_BHPN = (
+        state_BHPN * upto_BHT[..., -1:, None].exp()
+        + kept_values.transpose(2, 3) @ keys_BTN[:, None]
+    )
     return from_chunk + from_state, state_BHPN
 
 
@@ -57,7 +70,8 @@ class Mixer(nn.Module):
         self.inner = round(options.expansion * options.width)
         if not self.inner or self.inner % self.heads:
             raise UserError(
-                f"params.yaml: models.state_space.heads: {self.heads} heads do not divide expansion times width, which is"
+                f"params.yaml: models.state_space.heads: {self.heads} heads do not divide"
+                " expansion times width, which is"
                 f" {self.inner}; make that a multiple of {self.heads}"
             )
         convolved = self.inner + 2 * self.state  # values, keys and queries
@@ -71,8 +85,11 @@ class Mixer(nn.Module):
         self.out = nn.Linear(self.inner, options.width, bias=False)
 
     def start(self) -> None:
-        """The paper's first values: steps between 0.001 and 0.1, decays between 1 and 16 a unit of step."""
-        # on the CPU also when the model is built without storage, where torch would load its compiler for these functions
+        """The paper's first values: steps between 0.001 and 0.1, decays between 1 and 16 a unit of
+        step.
+        """
+        # on the CPU also when the model is built without storage, where torch would load its
+        # compiler for these functions
         decay = torch.empty(self.heads, device="cpu").uniform_(1, 16)
         step = torch.empty(self.heads, device="cpu").uniform_(log(0.001), log(0.1)).exp()
         bound = self.convolution.kernel_size[0] ** -0.5
@@ -82,28 +99,37 @@ class Mixer(nn.Module):
             self.step_bias.copy_(step.expm1().log())  # of which softplus gives the step back
             self.skip.fill_(1)
 
-    def forward(self, x_BTD: Tensor, memory: Memory | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, cache: Cache | None) -> Tensor:
         batch, time, _ = x_BTD.shape
         gate_BTE, mixed, step_BTH = self.into(x_BTD).split(self.parts, dim=-1)
-        seen = with_past(mixed, memory, self.convolution.kernel_size[0] - 1, "inputs")
+        seen = with_past(mixed, cache, self.convolution.kernel_size[0] - 1, "inputs")
         mixed = nn.functional.silu(self.convolution(seen.transpose(1, 2)).transpose(1, 2))
-        values, keys_BTN, queries_BTN = torch.split(mixed, [self.inner, self.state, self.state], dim=-1)
+        values, keys_BTN, queries_BTN = torch.split(
+            mixed, [self.inner, self.state, self.state], dim=-1
+        )
         values_BHTP = values.view(batch, time, self.heads, -1).transpose(1, 2)
         step_BHT = nn.functional.softplus(step_BTH + self.step_bias).transpose(1, 2)
         log_keep_BHT = -step_BHT * self.log_decay.exp()[:, None]
-        y_BHTP = self._recur(log_keep_BHT, values_BHTP * step_BHT[..., None], keys_BTN, queries_BTN, memory)
+        y_BHTP = self._recur(
+            log_keep_BHT, values_BHTP * step_BHT[..., None], keys_BTN, queries_BTN, cache
+        )
         y_BHTP = y_BHTP + values_BHTP * self.skip[:, None, None]
         y_BTE = y_BHTP.transpose(1, 2).reshape(batch, time, self.inner)
         return self.out(self.norm(y_BTE * nn.functional.silu(gate_BTE)))
 
     def _recur(
-        self, log_keep_BHT: Tensor, values_BHTP: Tensor, keys_BTN: Tensor, queries_BTN: Tensor, memory: Memory | None
+        self,
+        log_keep_BHT: Tensor,
+        values_BHTP: Tensor,
+        keys_BTN: Tensor,
+        queries_BTN: Tensor,
+        cache: Cache | None,
     ) -> Tensor:
         """The recurrence over all positions, chunk by chunk, from the state in memory."""
         batch, heads, _, size = values_BHTP.shape
         state_BHPN = values_BHTP.new_zeros(batch, heads, size, self.state)
-        if memory is not None and memory.seen:
-            state_BHPN = memory.tensors["state"]
+        if cache is not None and cache.seen:
+            state_BHPN = cache.tensors["state"]
         chunks = zip(
             torch.split(log_keep_BHT, self.chunk, dim=2),
             torch.split(values_BHTP, self.chunk, dim=2),
@@ -115,8 +141,8 @@ class Mixer(nn.Module):
         for log_keep, values, keys, queries in chunks:
             y_BHTP, state_BHPN = one_chunk(log_keep, values, keys, queries, state_BHPN)
             outputs.append(y_BHTP)
-        if memory is not None:
-            memory.tensors["state"] = state_BHPN
+        if cache is not None:
+            cache.tensors["state"] = state_BHPN
         return torch.cat(outputs, dim=2)
 
 
@@ -127,8 +153,8 @@ class Block(nn.Module):
         super().__init__()
         self.norm, self.mixer = Norm(options.width), Mixer(options)
 
-    def forward(self, x_BTD: Tensor, memory: Memory | None = None) -> Tensor:
-        return x_BTD + self.mixer(self.norm(x_BTD), memory)
+    def forward(self, x_BTD: Tensor, cache: Cache | None = None) -> Tensor:
+        return x_BTD + self.mixer(self.norm(x_BTD), cache)
 
 
 class StateSpace(LanguageModel):
@@ -136,20 +162,20 @@ class StateSpace(LanguageModel):
 
     readout: nn.Linear
 
-    def __init__(self, options: Options, vocabulary: int, context: int) -> None:
+    def __init__(self, options: Options, vocabulary_size: int, context: int) -> None:
         super().__init__()
         width = options.width
-        self.vocabulary, self.context, self.width = vocabulary, context, width
-        self.embedding = nn.Embedding(vocabulary, width)
+        self.vocabulary_size, self.context, self.width = vocabulary_size, context, width
+        self.embedding = nn.Embedding(vocabulary_size, width)
         self.blocks = nn.ModuleList(Block(options) for _ in range(options.layers))
         self.final_norm = Norm(width)
-        self.readout = nn.Linear(width, vocabulary, bias=False)
-        draw_weights(self)
+        self.readout = nn.Linear(width, vocabulary_size, bias=False)
+        init_weights(self)
         for module in self.modules():
             if isinstance(module, Mixer):
                 module.start()
 
-    def embed(self, tokens_BT: Tensor, memory: Memory | None = None) -> Tensor:
+    def embed(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
         return self.embedding(tokens_BT)
 
     def head(self, x_BTD: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""A decoder-only transformer (Vaswani et al. 2017; Radford et al. 2019) whose layers are handed in by name.
+"""A decoder-only transformer (Vaswani et al. 2017; Radford et al. 2019) whose layers are handed in
+by name.
 
-The file is the diagram: tokens are embedded, each block lets attention and then the feed-forward layer join the stream, and
-the normalised result is read out as logits.
+The file is the diagram: tokens are embedded, each block lets attention and then the feed-forward
+layer join the stream, and the normalised result is read out as logits.
 """
 
 from math import sqrt
@@ -13,9 +14,9 @@ from torch import Tensor, nn
 from lmlab.core.params import Params
 from lmlab.core.registry import Choice, OneOf
 from lmlab.model.layers.attention.base import Attention
+from lmlab.model.layers.cache import Cache
 from lmlab.model.layers.embedding.base import Embedding
 from lmlab.model.layers.feed_forward.base import FeedForward
-from lmlab.model.layers.memory import Memory
 from lmlab.model.layers.position.base import Position
 from lmlab.model.layers.residual.base import Residual
 from lmlab.model.models.base import LanguageModel, working
@@ -37,7 +38,7 @@ class Options(Params):
     placement: Annotated[str, OneOf("layers.placement")]
     residual: Annotated[str, OneOf("layers.residual")]
     dropout: float = Field(ge=0, lt=1)
-    logit_cap: float = Field(ge=0)
+    logit_soft_cap: float = Field(ge=0)
     tied: bool
 
     @property
@@ -47,19 +48,29 @@ class Options(Params):
 
 
 class Block(nn.Module):
-    """Attention, then the feed-forward layer, each joined to the stream by its residual connection."""
+    """Attention, then the feed-forward layer, each joined to the stream by its residual
+    connection.
+    """
 
     def __init__(
-        self, attention: Attention, feed_forward: FeedForward, residuals: tuple[Residual, Residual], dropout: float
+        self,
+        attention: Attention,
+        feed_forward: FeedForward,
+        residuals: tuple[Residual, Residual],
+        dropout: float,
     ) -> None:
         super().__init__()
         self.attention, self.feed_forward = attention, feed_forward
         self.attention_residual, self.feed_forward_residual = residuals
         self.attention_dropout, self.feed_forward_dropout = Dropout(dropout), Dropout(dropout)
 
-    def forward(self, s_BTS: Tensor, memory: Memory | None = None) -> Tensor:
-        s_BTS = self.attention_residual(s_BTS, lambda x, values: self.attention_dropout(self.attention(x, memory, values)))
-        return self.feed_forward_residual(s_BTS, lambda x, values: self.feed_forward_dropout(self.feed_forward(x)))
+    def forward(self, s_BTS: Tensor, cache: Cache | None = None) -> Tensor:
+        s_BTS = self.attention_residual(
+            s_BTS, lambda x, values: self.attention_dropout(self.attention(x, cache, values))
+        )
+        return self.feed_forward_residual(
+            s_BTS, lambda x, values: self.feed_forward_dropout(self.feed_forward(x))
+        )
 
 
 class Transformer(LanguageModel):
@@ -70,7 +81,7 @@ class Transformer(LanguageModel):
     def __init__(
         self,
         options: Options,
-        vocabulary: int,
+        vocabulary_size: int,
         context: int,
         embedding: Choice,
         position: Choice,
@@ -82,39 +93,47 @@ class Transformer(LanguageModel):
     ) -> None:
         super().__init__()
         width = options.whole_width
-        self.vocabulary, self.context, self.width = vocabulary, context, width
-        self.embedding: Embedding = embedding.build(vocabulary, width)
+        self.vocabulary_size, self.context, self.width = vocabulary_size, context, width
+        self.embedding: Embedding = embedding.build(vocabulary_size, width)
         self.position: Position = position.build(width, context)
         self.dropout = Dropout(options.dropout)
         joins: list[Residual] = [
-            residual.build(width, place, placement.build(width, normalisation)) for place in range(2 * options.depth)
+            residual.build(width, place, placement.build(width, normalisation))
+            for place in range(2 * options.depth)
         ]
         self.blocks = nn.ModuleList(
-            Block(attention.build(width, context, self.position), feed_forward.build(width), pair, options.dropout)
+            Block(
+                attention.build(width, context, self.position),
+                feed_forward.build(width),
+                pair,
+                options.dropout,
+            )
             for pair in zip(joins[::2], joins[1::2], strict=True)
         )
         # bound methods, not submodules: the connections belong to their blocks
         self.open, self.close = joins[0].open, joins[-1].close
         self.plain_stream = not joins[0].widens
         self.final_norm = normalisation.build(width)
-        self.readout = nn.Linear(width, vocabulary, bias=False)
-        self.logit_cap = options.logit_cap
-        self._start_weights()
+        self.readout = nn.Linear(width, vocabulary_size, bias=False)
+        self.logit_soft_cap = options.logit_soft_cap
+        self._init_weights()
         if options.tied:
             self.readout.weight = self.embedding.tokens.weight
 
-    def embed(self, tokens_BT: Tensor, memory: Memory | None = None) -> Tensor:
-        x_BTD = self.position.embed(self.embedding(tokens_BT, memory), memory.seen if memory else 0)
+    def embed(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
+        x_BTD = self.position.embed(self.embedding(tokens_BT, cache), cache.seen if cache else 0)
         return self.open(self.dropout(working(x_BTD)))
 
     def head(self, s_BTS: Tensor) -> Tensor:
         logits_BTV = self.readout(self.final_norm(self.close(s_BTS)))
-        if self.logit_cap:  # (Gemma Team 2024): no logit leaves (-cap, cap)
-            logits_BTV = self.logit_cap * (logits_BTV / self.logit_cap).tanh()
+        if self.logit_soft_cap:  # (Gemma Team 2024): no logit leaves (-cap, cap)
+            logits_BTV = self.logit_soft_cap * (logits_BTV / self.logit_soft_cap).tanh()
         return logits_BTV
 
-    def _start_weights(self) -> None:
-        """Normal weights of standard deviation 0.02, smaller where a block writes to the stream (Radford et al. 2019)."""
+    def _init_weights(self) -> None:
+        """Normal weights of standard deviation 0.02, smaller where a block writes to the stream
+        (Radford et al. 2019).
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)

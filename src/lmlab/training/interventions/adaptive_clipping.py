@@ -1,4 +1,6 @@
-"""Adaptive gradient clipping (Brock et al. 2021): no unit's gradient may be long beside the unit's own weights."""
+"""Adaptive gradient clipping (Brock et al. 2021): no unit's gradient may be long beside the unit's
+own weights.
+"""
 
 import torch
 from pydantic import Field
@@ -10,7 +12,9 @@ from lmlab.training.interventions.base import GradientEdit, Gradients, shortenin
 from lmlab.training.learning_rules.base import LearningRule
 
 SMALLEST_NORM = 0.001
-"""Weights shorter than this count as this long: otherwise those that start at zero could never move."""
+"""Weights shorter than this count as this long: otherwise those that start at zero could never
+move.
+"""
 
 
 class Options(Params):
@@ -20,9 +24,11 @@ class Options(Params):
 
 
 class AdaptiveClipping(GradientEdit):
-    """Row by row (a vector is one row), the gradient's norm becomes min(norm, limit * norm of the weights).
+    """Row by row (a vector is one row), the gradient's norm becomes min(norm, limit * norm of the
+    weights).
 
-    Readouts' weights, the model's and a rule's own, are left alone, as the authors do with the last layer. Limit 0: none.
+    Readouts' weights, the model's and a rule's own, are left alone, as the authors do with the last
+    layer. Limit 0: none.
     """
 
     neutral = {"limit": 0.0}
@@ -35,7 +41,10 @@ class AdaptiveClipping(GradientEdit):
         if not self.limit:
             return gradients
         weights = self.weights(model)
-        readouts = [*(model.readout.parameters() if model.readout else ()), *self.own_groups(model).get("readout", [])]
+        readouts = [
+            *(model.readout.parameters() if model.readout else ()),
+            *self.own_groups(model).get("readout", []),
+        ]
         alone = {id(parameter) for parameter in readouts}
         return {
             name: gradient if id(weights[name]) in alone else self._clipped(gradient, weights[name])

@@ -1,4 +1,6 @@
-"""Gradient centralisation (Yong et al. 2020): what all weights into one unit have in common is taken out of the gradient."""
+"""Gradient centralisation (Yong et al. 2020): what all weights into one unit have in common is
+taken out of the gradient.
+"""
 
 from pydantic import Field
 
@@ -15,9 +17,11 @@ class Options(Params):
 
 
 class CentralisedGradients(GradientEdit):
-    """g - strength * (mean of its row), for every tensor of two or more dimensions; a row is what leads into one output.
+    """g - strength * (mean of its row), for every tensor of two or more dimensions; a row is what
+    leads into one output.
 
-    The rows of an embedding are tokens' vectors, each centred as well. At strength 1 doing it twice changes nothing more.
+    The rows of an embedding are tokens' vectors, each centred as well. At strength 1 doing it twice
+    changes nothing more.
     """
 
     neutral = {"strength": 0.0}
@@ -30,7 +34,8 @@ class CentralisedGradients(GradientEdit):
         if not self.strength:
             return gradients
         return {
-            name: gradient - self.strength * gradient.mean(dim=tuple(range(1, gradient.ndim)), keepdim=True)
+            name: gradient
+            - self.strength * gradient.mean(dim=tuple(range(1, gradient.ndim)), keepdim=True)
             if gradient.ndim > 1
             else gradient
             for name, gradient in gradients.items()

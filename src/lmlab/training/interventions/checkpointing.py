@@ -1,4 +1,6 @@
-"""Activation checkpointing (Chen et al. 2016): blocks compute their forward pass again on the way back, to keep less."""
+"""Activation checkpointing (Chen et al. 2016): blocks compute their forward pass again on the way
+back, to keep less.
+"""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -22,9 +24,11 @@ class Options(Params):
 
 
 class Checkpointing(Intervention):
-    """The lowest blocks, so many of them, keep only their input until the backward pass comes; bit for bit the same result.
+    """The lowest blocks, so many of them, keep only their input until the backward pass comes; bit
+    for bit the same result.
 
-    Noise is drawn by its site, so that dropout drops the same the second time. More blocks than there are means all.
+    Noise is drawn by its site, so that dropout drops the same the second time. More blocks than
+    there are means all.
     """
 
     on_the_way = True
@@ -46,7 +50,9 @@ def _forgetful(model: LanguageModel, blocks: int) -> Iterator[None]:
     lowest = list(model.blocks)[:blocks]
     before = [vars(block).get("forward") for block in lowest]
     for block in lowest:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=_both_times)
+        block.forward = partial(
+            checkpoint, block.forward, use_reentrant=False, context_fn=_both_times
+        )
     try:
         yield
     finally:
@@ -60,7 +66,8 @@ def _forgetful(model: LanguageModel, blocks: int) -> Iterator[None]:
 def _both_times() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """What surrounds a block's first and its second forward pass.
 
-    Autograd starts the second outside the modes that a learning rule or another intervention had put around the first.
+    Autograd starts the second outside the modes that a learning rule or another intervention had
+    put around the first.
     """
     modes = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
 

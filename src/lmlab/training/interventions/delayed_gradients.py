@@ -1,6 +1,8 @@
-"""Delayed gradients (Recht et al. 2011, for asynchronous training): each step is taken by what the loss said steps ago.
+"""Delayed gradients (Recht et al. 2011, for asynchronous training): each step is taken by what the
+loss said steps ago.
 
-On a loss of curvature h gradient descent at rate r is stable while r h < 2 sin(pi / (2 (2 delay + 1))).
+On a loss of curvature h gradient descent at rate r is stable while r h < 2 sin(pi / (2 (2 delay +
+1))).
 """
 
 import torch
@@ -22,8 +24,8 @@ class Options(Params):
 class DelayedGradients(GradientEdit):
     """The gradients of `delay` steps ago; in the first steps none, so that nothing moves.
 
-    Kept with its state, a copy of the gradients for each step waited. (Within `sample_clipping` every window counts as a
-    step.)
+    Kept with its state, a copy of the gradients for each step waited. (Within `sample_clipping`
+    every window counts as a step.)
     """
 
     neutral = {"delay": 0}
@@ -34,8 +36,13 @@ class DelayedGradients(GradientEdit):
         self.delay = options.delay
         self.register_buffer("calls", torch.zeros((), dtype=torch.long))
         for name, parameter in self.weights(model).items():
-            self.register_buffer(self._waiting(name), parameter.new_zeros(self.delay, *parameter.shape))
-            self.register_buffer(self._there(name), torch.zeros(self.delay, dtype=torch.bool, device=parameter.device))
+            self.register_buffer(
+                self._waiting(name), parameter.new_zeros(self.delay, *parameter.shape)
+            )
+            self.register_buffer(
+                self._there(name),
+                torch.zeros(self.delay, dtype=torch.bool, device=parameter.device),
+            )
 
     def edit(self, model: LanguageModel, gradients: Gradients) -> Gradients:
         if not self.delay:
@@ -43,7 +50,10 @@ class DelayedGradients(GradientEdit):
         place = int(self.calls) % self.delay
         old: Gradients = {}
         for name in self.weights(model):
-            waiting, there = self.get_buffer(self._waiting(name)), self.get_buffer(self._there(name))
+            waiting, there = (
+                self.get_buffer(self._waiting(name)),
+                self.get_buffer(self._there(name)),
+            )
             if there[place]:
                 old[name] = waiting[place].clone()
             there[place] = name in gradients

@@ -1,4 +1,5 @@
-"""Clipping of the whole gradient (Pascanu et al. 2013): too long a one is made shorter, in the same direction.
+"""Clipping of the whole gradient (Pascanu et al. 2013): too long a one is made shorter, in the same
+direction.
 
 `train.clip` does the same at the end of everything; as an intervention it can stand before another.
 """
@@ -20,7 +21,8 @@ class Options(Params):
 class GlobalClipping(GradientEdit):
     """The norm of all the model's gradients together becomes min(norm, limit). Limit 0: none.
 
-    The gradients of a rule's own parameters are made shorter by the same factor, as by `train.clip`.
+    The gradients of a rule's own parameters are made shorter by the same factor, as by
+    `train.clip`.
     """
 
     neutral = {"limit": 0.0}

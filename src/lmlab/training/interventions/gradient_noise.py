@@ -1,4 +1,6 @@
-"""Gradient noise (Neelakantan et al. 2015): normal numbers added to every gradient, fewer as training goes on."""
+"""Gradient noise (Neelakantan et al. 2015): normal numbers added to every gradient, fewer as
+training goes on.
+"""
 
 import torch
 from pydantic import Field
@@ -14,14 +16,16 @@ from lmlab.training.learning_rules.base import LearningRule
 class Options(Params):
     """Options of the intervention."""
 
-    deviation: float = Field(ge=0)
+    sigma: float = Field(ge=0)
     fading: float = Field(ge=0)
 
 
 class GradientNoise(GradientEdit):
-    """g + N(0, deviation² / (1 + steps so far)^fading); its mean is g. The paper's fading is 0.55."""
+    """g + N(0, deviation² / (1 + steps so far)^fading); its mean is g. The paper's fading is
+    0.55.
+    """
 
-    neutral = {"deviation": 0.0}
+    neutral = {"sigma": 0.0}
     calls: Tensor
 
     def __init__(self, options: Options, model: LanguageModel, rule: LearningRule) -> None:
@@ -30,8 +34,11 @@ class GradientNoise(GradientEdit):
         self.register_buffer("calls", torch.zeros((), dtype=torch.long))
 
     def edit(self, model: LanguageModel, gradients: Gradients) -> Gradients:
-        if not self.options.deviation:
+        if not self.options.sigma:
             return gradients
-        deviation = self.options.deviation / float(1 + self.calls) ** (self.options.fading / 2)
+        sigma = self.options.sigma / float(1 + self.calls) ** (self.options.fading / 2)
         self.calls += 1
-        return {name: gradient + deviation * noise.normal(gradient, self.site, name) for name, gradient in gradients.items()}
+        return {
+            name: gradient + sigma * noise.normal(gradient, self.site, name)
+            for name, gradient in gradients.items()
+        }

@@ -26,4 +26,7 @@ class LayerClipping(GradientEdit):
     def edit(self, model: LanguageModel, gradients: Gradients) -> Gradients:
         if not self.limit:
             return gradients
-        return {name: shortening(norm([gradient]), self.limit) * gradient for name, gradient in gradients.items()}
+        return {
+            name: shortening(norm([gradient]), self.limit) * gradient
+            for name, gradient in gradients.items()
+        }

@@ -1,4 +1,6 @@
-"""A learning rate for every block (Howard & Ruder 2018): each moves faster, or slower, than the one above it."""
+"""A learning rate for every block (Howard & Ruder 2018): each moves faster, or slower, than the one
+above it.
+"""
 
 from pydantic import Field
 from torch import Tensor
@@ -17,11 +19,12 @@ class Options(Params):
 
 
 class LayerRates(Intervention):
-    """The highest block, and all above, have the optimizer's learning rate; each block below, the next one's times factor.
+    """The highest block, and all above, have the optimizer's learning rate; each block below, the
+    next one's times factor.
 
-    What is below the blocks (the embedding) counts as one more; a tied embedding is the readout, which is above. Parameters
-    of a rule's own have the full rate, or their leader's. It is the rate that changes, not the gradient, whose size would
-    mean nothing to Adam.
+    What is below the blocks (the embedding) counts as one more; a tied embedding is the readout,
+    which is above. Parameters of a rule's own have the full rate, or their leader's. It is the rate
+    that changes, not the gradient, whose size would mean nothing to Adam.
     """
 
     neutral = {"factor": 1.0}
@@ -33,7 +36,8 @@ class LayerRates(Intervention):
             self.factors = {name: options.factor**blocks for name, blocks in heights.items()}
         except OverflowError:
             raise UserError(
-                f"params.yaml: interventions.layer_rates.factor: {options.factor:g} to the power of {max(heights.values())},"
+                f"params.yaml: interventions.layer_rates.factor: {options.factor:g} to the power"
+                f" of {max(heights.values())},"
                 " the number of blocks, is more than a number can hold; set it nearer to 1"
             ) from None
 

@@ -1,4 +1,6 @@
-"""Stochastic quantisation (Alistarh et al. 2017, "QSGD"): gradients of a few levels, rounded up or down by chance."""
+"""Stochastic quantisation (Alistarh et al. 2017, "QSGD"): gradients of a few levels, rounded up or
+down at random.
+"""
 
 import torch
 from pydantic import Field
@@ -17,7 +19,8 @@ class Options(Params):
 
 
 class QuantisedGradients(GradientEdit):
-    """Each number becomes a multiple of (largest in its tensor) / levels, the nearer neighbour the likelier: the mean is g.
+    """Each number becomes a multiple of (largest in its tensor) / levels, the nearer neighbour the
+    likelier: the mean is g.
 
     With one level it is minus the largest, zero or the largest. 0 levels: no rounding.
     """

@@ -1,4 +1,6 @@
-"""Clipping window by window (Abadi et al. 2016, without their noise): no single text decides a step."""
+"""Clipping window by window (Abadi et al. 2016, without their noise): no single text decides a
+step.
+"""
 
 import torch
 from pydantic import Field
@@ -20,8 +22,9 @@ class Options(Params):
 class SampleClipping(Intervention):
     """The mean over the windows of each one's gradient, shortened to the limit. Limit 0: none.
 
-    The rule is asked for one window after another, so a batch of B costs B small calls instead of a large one, and whatever
-    stands between it and the rule sees single windows. A rule's own gradients are shortened by the same factors.
+    The rule is asked for one window after another, so a batch of B costs B small calls instead of a
+    large one, and whatever stands between it and the rule sees single windows. A rule's own
+    gradients are shortened by the same factors.
     """
 
     neutral = {"limit": 0.0}
@@ -34,7 +37,11 @@ class SampleClipping(Intervention):
     def accumulate_gradients(self, model: LanguageModel, pieces: Pieces) -> Tensor:
         if not self.limit:
             return self.rule.accumulate_gradients(model, pieces)
-        windows = [window for piece in pieces for window in zip(*(batch_BT.unsqueeze(1) for batch_BT in piece), strict=True)]
+        windows = [
+            window
+            for piece in pieces
+            for window in zip(*(batch_BT.unsqueeze(1) for batch_BT in piece), strict=True)
+        ]
         learners = (model, self.rule)
         before = [take(learner) for learner in learners]
         sums: list[Gradients] = [{}, {}]

@@ -1,4 +1,6 @@
-"""Signs for gradients (Bernstein et al. 2018, "signSGD"): every number says only which way, all are of one size."""
+"""Signs for gradients (Bernstein et al. 2018, "signSGD"): every number says only which way, all are
+of one size.
+"""
 
 from pydantic import Field
 
@@ -15,9 +17,11 @@ class Options(Params):
 
 
 class SignGradients(GradientEdit):
-    """(1 - strength) g + strength m sign(g), with m the mean size of the numbers in the tensor, so that g keeps its scale.
+    """(1 - strength) g + strength m sign(g), with m the mean size of the numbers in the tensor, so
+    that g keeps its scale.
 
-    With SGD at strength 1 this is sign descent at each tensor's mean size; Adam with both betas 0 takes the same signs.
+    With SGD at strength 1 this is sign descent at each tensor's mean size; Adam with both betas 0
+    takes the same signs.
     """
 
     neutral = {"strength": 0.0}

@@ -1,4 +1,6 @@
-"""Stop-gradient: the backward pass ends at a chosen height, and what is below stays as it was drawn."""
+"""Stop-gradient: the backward pass ends at a chosen height, and what is below stays as it was
+drawn.
+"""
 
 from typing import Any
 
@@ -19,9 +21,11 @@ class Options(Params):
 
 
 class StopGradient(Intervention):
-    """The lowest blocks, so many of them, and the embedding get no gradient; all above get theirs, bit for bit.
+    """The lowest blocks, so many of them, and the embedding get no gradient; all above get theirs,
+    bit for bit.
 
-    A tied embedding still learns as the readout that it is. The readout alone is left with blocks = all there are.
+    A tied embedding still learns as the readout that it is. The readout alone is left with blocks =
+    all there are.
     """
 
     on_the_way = True
@@ -32,10 +36,13 @@ class StopGradient(Intervention):
         self.blocks = options.blocks
         if self.blocks:
             self.needs_backward()
-        most = len(model.blocks) - (model.readout is None)  # something above has to be left to learn
+        most = len(model.blocks) - (
+            model.readout is None
+        )  # something above has to be left to learn
         if self.blocks > most:
             raise UserError(
-                f"params.yaml: interventions.stop_gradient.blocks is {self.blocks}, which leaves nothing of this model to"
+                f"params.yaml: interventions.stop_gradient.blocks is {self.blocks}, which leaves"
+                " nothing of this model to"
                 f" learn; set it to {most} or less"
             )
 

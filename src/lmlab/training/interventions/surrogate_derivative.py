@@ -1,7 +1,8 @@
-"""Surrogate derivatives (Bengio et al. 2013; Neftci et al. 2019): activations keep their values and get another slope.
+"""Surrogate derivatives (Bengio et al. 2013; Neftci et al. 2019): activations keep their values and
+get another slope.
 
-The backward pass sees a function that is easier to pass through: for one that is flat or steps, such as a spike, there is
-no other way.
+The backward pass sees a function that is easier to pass through: for one that is flat or steps,
+such as a spike, there is no other way.
 """
 
 from collections.abc import Callable
@@ -19,9 +20,16 @@ from lmlab.training.interventions.base import Intervention
 from lmlab.training.learning_rules.base import LearningRule, Pieces
 
 ACTIVATIONS: set[Callable[..., Any]] = {
-    nn.functional.relu, nn.functional.gelu, nn.functional.silu,
-    torch.relu, torch.tanh, torch.sigmoid, Tensor.relu, Tensor.tanh, Tensor.sigmoid,
-}  # fmt: skip
+    nn.functional.relu,
+    nn.functional.gelu,
+    nn.functional.silu,
+    torch.relu,
+    torch.tanh,
+    torch.sigmoid,
+    Tensor.relu,
+    Tensor.tanh,
+    Tensor.sigmoid,
+}
 SURROGATES: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,  # straight through
     "box": lambda x: x.clamp(-1, 1),
@@ -37,9 +45,11 @@ class Options(Params):
 
 
 class SurrogateDerivative(Intervention):
-    """Slope (1 - strength) f'(x) + strength s'(x) for every relu, gelu, silu, tanh and sigmoid; the values stay f(x).
+    """Slope (1 - strength) f'(x) + strength s'(x) for every relu, gelu, silu, tanh and sigmoid; the
+    values stay f(x).
 
-    s is `identity` (straight-through: slope 1), `box` (1 between -1 and 1) or `fast_sigmoid`. Gates are such functions too.
+    s is `identity` (straight-through: slope 1), `box` (1 between -1 and 1) or `fast_sigmoid`. Gates
+    are such functions too.
     """
 
     on_the_way = True
@@ -53,7 +63,8 @@ class SurrogateDerivative(Intervention):
         self.needs_backward()
         if not self._found(model):
             raise UserError(
-                f"params.yaml: train.{self.key}: surrogate_derivative finds no activation function in this model; take it"
+                f"params.yaml: train.{self.key}: surrogate_derivative finds no activation"
+                " function in this model; take it"
                 " away, or choose a model that has one"
             )
 
@@ -79,7 +90,11 @@ class _Sloped(TorchFunctionMode):
         self.surrogate, self.strength, self.count = surrogate, strength, 0
 
     def __torch_function__(
-        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         y = function(*args, **(kwargs or {}))
         if function not in ACTIVATIONS:

@@ -1,4 +1,6 @@
-"""Dropping tokens in the backward pass: the loss is that of all tokens, its gradient comes from a random choice of them."""
+"""Dropping tokens in the backward pass: the loss is that of all tokens, its gradient comes from a
+random choice of them.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,10 +23,11 @@ class Options(Params):
 
 
 class TokenDropping(Intervention):
-    """Each token's error goes into the backward pass with probability `kept`, divided by it; so the mean is the gradient.
+    """Each token's error goes into the backward pass with probability `kept`, divided by it; so the
+    mean is the gradient.
 
-    It acts where logits become a loss, in every rule whose backward pass starts there. Dropped tokens still cost their time:
-    their errors are zeros.
+    It acts where logits become a loss, in every rule whose backward pass starts there. Dropped
+    tokens still cost their time: their errors are zeros.
     """
 
     on_the_way = True
@@ -51,7 +54,11 @@ class _ThinnedErrors(TorchFunctionMode):
         self.kept, self.site = kept, site
 
     def __torch_function__(
-        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if function is nn.functional.cross_entropy and args[0].requires_grad:
             logits_NV = args[0].view_as(args[0])

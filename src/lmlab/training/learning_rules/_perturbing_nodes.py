@@ -1,7 +1,8 @@
-"""Noise at nodes, the outputs of linear maps, and what it did to the losses: for rules that need no backward pass.
+"""Noise at nodes, the outputs of linear maps, and what it did to the losses: for rules that need no
+backward pass.
 
-As in `perturbing`, noise is drawn again rather than kept, and no pass keeps a graph; callers hold `torch.no_grad()` and
-`noise.repeatable()`.
+As in `perturbing`, noise is drawn again rather than kept, and no pass keeps a graph; callers hold
+`torch.no_grad()` and `noise.repeatable()`.
 """
 
 from collections import Counter
@@ -32,27 +33,41 @@ _ARGUMENTS: dict[Any, tuple[str, ...]] = {
     nn.functional.conv1d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
     nn.functional.embedding: ("input", "weight"),
 }
-"""The maps that are linear in their weights: a node is a number in the output of one (an embedding maps one-hot vectors)."""
+"""The maps that are linear in their weights: a node is a number in the output of one (an embedding
+maps one-hot vectors).
+"""
 
 
 @dataclass(frozen=True)
 class Group:
-    """What gets noise in the same pass: the nodes of maps with these weights, and parameters outside maps themselves."""
+    """What gets noise in the same pass: the nodes of maps with these weights, and parameters
+    outside maps themselves.
+    """
 
     weights: Named
     outside: Named
 
 
 def noise_groups(model: nn.Module, at_once: int) -> list[Group]:
-    """`at_once` maps at a time, in the model's order, then what is outside (gains, decays); 0: everything in one pass."""
-    maps = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv1d | nn.Embedding)]
+    """`at_once` maps at a time, in the model's order, then what is outside (gains, decays); 0:
+    everything in one pass.
+    """
+    maps = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Embedding)
+    ]
     inside = {id(parameter) for module in maps for parameter in module.parameters(recurse=False)}
     of_maps = {id(module.weight) for module in maps}
     weights = [(name, parameter) for name, parameter in taught(model) if id(parameter) in of_maps]
-    outside = [(name, parameter) for name, parameter in taught(model) if id(parameter) not in inside]
+    outside = [
+        (name, parameter) for name, parameter in taught(model) if id(parameter) not in inside
+    ]
     if not at_once:
         return [Group(weights, outside)]
-    groups = [Group(weights[first : first + at_once], []) for first in range(0, len(weights), at_once)]
+    groups = [
+        Group(weights[first : first + at_once], []) for first in range(0, len(weights), at_once)
+    ]
     return [*groups, Group([], outside)] if outside else groups
 
 
@@ -68,12 +83,18 @@ class Call:
     batch: int
     time: int
     rows: Tensor | None
-    """For an output with a row for some of the tokens (a mixture's expert): their places in the batch laid out flat."""
+    """For an output with a row for some of the tokens (a mixture's expert): their places in the
+    batch laid out flat.
+    """
     step: int
-    """How often this weight was called before in this pass: the time step, where a row stands for a sequence."""
+    """How often this weight was called before in this pass: the time step, where a row stands for a
+    sequence.
+    """
 
     def noise(self, draw: Draw, member: int) -> Tensor:
-        """A member's noise for the output. A token has its own, also when an expert is sent other tokens beside it."""
+        """A member's noise for the output. A token has its own, also when an expert is sent other
+        tokens beside it.
+        """
         if self.rows is None:
             return drawn(draw, self.output, member, self.name, self.step)
         every_token = self.output.new_empty(self.batch * self.time, self.output.shape[-1])
@@ -82,8 +103,9 @@ class Call:
     def spread(self, credit_BT: Tensor) -> Tensor:
         """Each token's credit laid over the rows it has in the output.
 
-        Where rows are not those of single tokens (a table of positions), all get the credit of the batch's first tokens
-        together, which is the change of the whole loss: unbiased too, but noisier.
+        Where rows are not those of single tokens (a table of positions), all get the credit of the
+        batch's first tokens together, which is the change of the whole loss: unbiased too, but
+        noisier.
         """
         shape, is_linear = self.output.shape, self.function is nn.functional.linear
         if self.rows is not None:
@@ -99,8 +121,14 @@ class Call:
         return credit_BT[:, 0].sum()
 
     def teach(self, gradient: Tensor) -> None:
-        """From the gradient at the output, those of weight and bias: products of what is at hand here, no backward pass."""
-        weight, bias, given = self.arguments["weight"], self.arguments.get("bias"), self.arguments["input"]
+        """From the gradient at the output, those of weight and bias: products of what is at hand
+        here, no backward pass.
+        """
+        weight, bias, given = (
+            self.arguments["weight"],
+            self.arguments.get("bias"),
+            self.arguments["input"],
+        )
         gradient = gradient.to(weight.dtype)
         rows = gradient.flatten(0, -2)
         if self.function is nn.functional.embedding:
@@ -108,7 +136,9 @@ class Call:
         elif self.function is nn.functional.linear:
             add_to_gradient(weight, rows.T @ given.to(weight.dtype).flatten(0, -2))
         else:
-            shape = {key: self.arguments[key] for key in ("stride", "padding", "dilation", "groups")}
+            shape = {
+                key: self.arguments[key] for key in ("stride", "padding", "dilation", "groups")
+            }
             found = conv1d_weight(given.to(weight.dtype), weight.shape, gradient, **shape)  # type: ignore[no-untyped-call]
             add_to_gradient(weight, found)
             rows = gradient.transpose(1, 2).flatten(0, 1)
@@ -117,7 +147,9 @@ class Call:
 
 
 class AtMaps(TorchFunctionMode):
-    """While it is entered, every call of a map with one of the weights gives what `visit` makes of it."""
+    """While it is entered, every call of a map with one of the weights gives what `visit` makes of
+    it.
+    """
 
     def __init__(self, weights: Named, tokens_BT: Tensor, visit: Callable[[Call], Tensor]) -> None:
         super().__init__()
@@ -136,43 +168,77 @@ class AtMaps(TorchFunctionMode):
         weight, rows = id(arguments["weight"]), self._rows(output)
         if weight not in self.names:
             return output
-        call = Call(self.names[weight], func, arguments, output, self.batch, self.time, rows, self.calls[weight])
+        call = Call(
+            self.names[weight],
+            func,
+            arguments,
+            output,
+            self.batch,
+            self.time,
+            rows,
+            self.calls[weight],
+        )
         self.calls[weight] += 1
         return self.visit(call)
 
     def _note_picked(self, tensor: Tensor, index: Any) -> None:
         """A mixture of experts picks rows of x_ND, where N counts all tokens, for the next maps."""
         of_all = tensor.ndim == 2 and len(tensor) == self.batch * self.time
-        if of_all and isinstance(index, Tensor) and index.ndim == 1 and not index.is_floating_point():
+        if (
+            of_all
+            and isinstance(index, Tensor)
+            and index.ndim == 1
+            and not index.is_floating_point()
+        ):
             self.picked = index
 
     def _rows(self, output: Tensor) -> Tensor | None:
-        """The tokens of a map's rows, where they are those picked last; a map over all tokens ends that."""
+        """The tokens of a map's rows, where they are those picked last; a map over all tokens ends
+        that.
+        """
         if self.picked is not None and output.ndim == 2 and len(output) == len(self.picked):
             return self.picked
         self.picked = None
         return None
 
 
-def token_losses(model: LanguageModel, weights: Mapping[str, Tensor], tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+def token_losses(
+    model: LanguageModel, weights: Mapping[str, Tensor], tokens_BT: Tensor, targets_BT: Tensor
+) -> Tensor:
     """losses_BT: each token's share of the mean loss, which is their sum."""
-    logits_BTV = functional_call(model, dict(weights), (tokens_BT,)) if weights else model(tokens_BT)
+    logits_BTV = (
+        functional_call(model, dict(weights), (tokens_BT,)) if weights else model(tokens_BT)
+    )
     precise = torch.promote_types(logits_BTV.dtype, torch.float32)
-    losses_N = nn.functional.cross_entropy(logits_BTV.flatten(0, 1).to(precise), targets_BT.flatten(), reduction="none")
+    losses_N = nn.functional.cross_entropy(
+        logits_BTV.flatten(0, 1).to(precise), targets_BT.flatten(), reduction="none"
+    )
     return losses_N.view_as(targets_BT) / targets_BT.numel()
 
 
 def credit(change_BT: Tensor) -> Tensor:
-    """What noise at each token may have changed: the losses there and later in its sequence, as models are causal."""
+    """What noise at each token may have changed: the losses there and later in its sequence, as
+    models are causal.
+    """
     return change_BT.flip(1).cumsum(dim=1).flip(1)
 
 
 def noisy_losses(
-    model: LanguageModel, group: Group, member: int, draw: Draw, deviation: float, tokens_BT: Tensor, targets_BT: Tensor
+    model: LanguageModel,
+    group: Group,
+    member: int,
+    draw: Draw,
+    sigma: float,
+    tokens_BT: Tensor,
+    targets_BT: Tensor,
 ) -> Tensor:
-    """losses_BT with `deviation` times noise at the nodes of the group's maps and in its parameters outside maps."""
-    weights = moved(group.outside, draw, member, deviation)
-    with AtMaps(group.weights, tokens_BT, lambda call: call.output + deviation * call.noise(draw, member)):
+    """losses_BT with `sigma` times noise at the nodes of the group's maps and in its parameters
+    outside maps.
+    """
+    weights = moved(group.outside, draw, member, sigma)
+    with AtMaps(
+        group.weights, tokens_BT, lambda call: call.output + sigma * call.noise(draw, member)
+    ):
         return token_losses(model, weights, tokens_BT, targets_BT)
 
 
@@ -189,7 +255,12 @@ def value_and_slope(of_duals: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def slopes_along_noise(
-    model: LanguageModel, group: Group, member: int, draw: Draw, tokens_BT: Tensor, targets_BT: Tensor
+    model: LanguageModel,
+    group: Group,
+    member: int,
+    draw: Draw,
+    tokens_BT: Tensor,
+    targets_BT: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """losses_BT, and their derivatives along the noise of `noisy_losses`."""
 
@@ -197,7 +268,10 @@ def slopes_along_noise(
         return call.output + dual(torch.zeros_like(call.output), call.noise(draw, member))
 
     with forward_mode.dual_level(), differentiable_attention():
-        weights = {name: dual(parameter.detach(), drawn(draw, parameter, member, name)) for name, parameter in group.outside}
+        weights = {
+            name: dual(parameter.detach(), drawn(draw, parameter, member, name))
+            for name, parameter in group.outside
+        }
         with AtMaps(group.weights, tokens_BT, along_noise):
             return value_and_slope(token_losses(model, weights, tokens_BT, targets_BT))
 
@@ -212,7 +286,8 @@ class Sample:
 
 
 def teach_nodes(model: LanguageModel, samples: list[Sample], draw: Draw, tokens_BT: Tensor) -> None:
-    """Add to the gradients the sum over samples of noise times credit, in a further pass that draws the noise again.
+    """Add to the gradients the sum over samples of noise times credit, in a further pass that draws
+    the noise again.
 
     Doing it there keeps no map's input for later.
     """

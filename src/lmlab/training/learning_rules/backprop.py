@@ -1,4 +1,6 @@
-"""Backpropagation (Rumelhart, Hinton & Williams 1986): the exact gradient, by reverse-mode differentiation."""
+"""Backpropagation (Rumelhart, Hinton & Williams 1986): the exact gradient, by reverse-mode
+differentiation.
+"""
 
 import torch
 from torch import Tensor
@@ -22,7 +24,9 @@ class Backprop(LearningRule):
     def __init__(self, options: Options, model: LanguageModel) -> None:
         super().__init__()
 
-    def assign_gradients(self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    def assign_gradients(
+        self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor
+    ) -> Tensor:
         loss = next_token_loss(model(tokens_BT), targets_BT)
         torch.autograd.backward(loss)
         return loss.detach()

@@ -1,9 +1,11 @@
-"""Sign symmetry (Liao et al. 2016; Moskovitz et al. 2018): errors go down through weights that share only the forward signs.
+"""Sign symmetry (Liao et al. 2016; Moskovitz et al. 2018): errors go down through weights that
+share only the forward signs.
 
-Behind every linear map and convolution, the gradient at the input is grad_y B in place of grad_y W, with B = sign(W) |B|:
-signs as W has them now, magnitudes fixed at the start. Exact stay the gradients of W and bias for the grad_y that arrives
-(so those of the readout altogether), and whatever is no call of torch's `linear` or `conv1d`. It costs what backprop does,
-and as much memory again as the maps' weights.
+Behind every linear map and convolution, the gradient at the input is grad_y B in place of grad_y W,
+with B = sign(W) |B|: signs as W has them now, magnitudes fixed at the start. Exact stay the
+gradients of W and bias for the grad_y that arrives (so those of the readout altogether), and
+whatever is no call of torch's `linear` or `conv1d`. It costs what backprop does, and as much memory
+again as the maps' weights.
 """
 
 from typing import Literal
@@ -32,12 +34,20 @@ class SignSymmetry(LearningRule):
         super().__init__()
         for name, weight in linear_weights(model).items():
             drawn, size = drawn_like(weight), weight.detach().abs()
-            magnitudes = drawn.abs() if options.magnitudes == "drawn" else torch.ones_like(size) * size.mean()
+            magnitudes = (
+                drawn.abs()
+                if options.magnitudes == "drawn"
+                else torch.ones_like(size) * size.mean()
+            )
             self.register_buffer(key(name), magnitudes)
 
-    def assign_gradients(self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    def assign_gradients(
+        self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor
+    ) -> Tensor:
         return backprop_with(
-            lambda call, grad_y: call.back(grad_y, call.weight.sign() * self.get_buffer(key(call.name))),
+            lambda call, grad_y: call.back(
+                grad_y, call.weight.sign() * self.get_buffer(key(call.name))
+            ),
             model,
             tokens_BT,
             targets_BT,

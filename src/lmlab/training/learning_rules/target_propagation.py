@@ -1,13 +1,16 @@
-"""Difference target propagation (Lee et al. 2015; Meulemans et al. 2020): each block is told what it should have put out.
+"""Difference target propagation (Lee et al. 2015; Meulemans et al. 2020): each block is told what
+it should have put out.
 
-The last block's target is its output, moved `step` down the slope of the loss. Targets below come through learned inverses
-g of the blocks: t[k-1] = x[k-1] + g(t[k]) - g(x[k]), a difference in which g's own error cancels. A block then moves towards
-its target. An inverse starts as the identity, since a block adds to its input, plus a small net that learns, on inputs with
-`noise`, to undo its block; it looks at each token alone, so what a block moves between tokens it undoes on average only.
+The last block's target is its output, moved `step` down the slope of the loss. Targets below come
+through learned inverses g of the blocks: t[k-1] = x[k-1] + g(t[k]) - g(x[k]), a difference in which
+g's own error cancels. A block then moves towards its target. An inverse starts as the identity,
+since a block adds to its input, plus a small net that learns, on inputs with `noise`, to undo its
+block; it looks at each token alone, so what a block moves between tokens it undoes on average only.
 
-Replaced: the transposed Jacobian of every block, by its inverse. Exact: within a block, and at the head. The local losses
-are scaled so that with inverses that are the identity every unit's signal is the loss's gradient at the last block's output.
-Costs another forward pass, at the noisy inputs, and the inverses' training.
+Replaced: the transposed Jacobian of every block, by its inverse. Exact: within a block, and at the
+head. The local losses are scaled so that with inverses that are the identity every unit's signal is
+the loss's gradient at the last block's output. Costs another forward pass, at the noisy inputs, and
+the inverses' training.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,7 +48,9 @@ class Inverse(nn.Module):
 
 
 class TargetPropagation(LearningRule):
-    """One inverse for each block, in the order of the blocks; that of the first gives the embedding its target."""
+    """One inverse for each block, in the order of the blocks; that of the first gives the embedding
+    its target.
+    """
 
     backward = False
 
@@ -53,7 +58,8 @@ class TargetPropagation(LearningRule):
         super().__init__()
         if not model.plain_stream:
             raise UserError(
-                "params.yaml: train.learning_rule: target_propagation inverts blocks from one width to the same, and those"
+                "params.yaml: train.learning_rule: target_propagation inverts blocks from one"
+                " width to the same, and those"
                 " of this model hand on more; set models.transformer.residual to plain"
             )
         self.step, self.noise = options.step, options.noise
@@ -61,36 +67,55 @@ class TargetPropagation(LearningRule):
         self.inverses = nn.ModuleList(Inverse(model.width, hidden) for _ in model.blocks)
         self.follow_width(options, model)
 
-    def assign_gradients(self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    def assign_gradients(
+        self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor
+    ) -> Tensor:
         outputs, values = taken_apart(model, tokens_BT)
         loss = next_token_loss(model.head(values[-1]), targets_BT)
         torch.autograd.backward(loss)
         slope = values[-1].grad
         assert slope is not None
-        per_token = self.step * targets_BT.numel()  # the slope is that of the mean loss, the step is taken on a token's own
+        per_token = (
+            self.step * targets_BT.numel()
+        )  # the slope is that of the mean loss, the step is taken on a token's own
         with torch.no_grad():
             wanted = targets(list(self.inverses), values, values[-1] - per_token * slope)
-        teach(outputs, [(value.detach() - target) / per_token for value, target in zip(values, wanted, strict=True)])
+        teach(
+            outputs,
+            [
+                (value.detach() - target) / per_token
+                for value, target in zip(values, wanted, strict=True)
+            ],
+        )
         self._teach_inverses(model, values[:-1])
         return loss.detach()
 
     def _teach_inverses(self, model: LanguageModel, inputs: list[Tensor]) -> None:
-        """Each to give back the noisy input that its block made its output from: the mean square of what is amiss.
+        """Each to give back the noisy input that its block made its output from: the mean square of
+        what is amiss.
 
         Dropout drops other numbers there, as an inverse cannot know which.
         """
-        for number, (block, inverse, x_BTD) in enumerate(zip(model.blocks, self.inverses, inputs, strict=True)):
+        for number, (block, inverse, x_BTD) in enumerate(
+            zip(model.blocks, self.inverses, inputs, strict=True)
+        ):
             with torch.no_grad(), noise.within("inverses"):
                 size = x_BTD.square().mean().sqrt()
-                noisy_BTD = x_BTD + self.noise * size * noise.normal(x_BTD, f"input of block {number}")
+                noisy_BTD = x_BTD + self.noise * size * noise.normal(
+                    x_BTD, f"input of block {number}"
+                )
                 y_BTD = block(noisy_BTD)
             amiss_BTD = (inverse(y_BTD) - noisy_BTD) / size
             torch.autograd.backward(amiss_BTD.square().mean())
 
 
-def targets(inverses: Sequence[Callable[[Tensor], Tensor]], values: list[Tensor], top: Tensor) -> list[Tensor]:
+def targets(
+    inverses: Sequence[Callable[[Tensor], Tensor]], values: list[Tensor], top: Tensor
+) -> list[Tensor]:
     """A target for every unit's output, the embedding's first, given the last one's."""
     found = [top]
-    for inverse, below, above in zip(reversed(inverses), values[-2::-1], values[:0:-1], strict=True):
+    for inverse, below, above in zip(
+        reversed(inverses), values[-2::-1], values[:0:-1], strict=True
+    ):
         found.insert(0, below + (inverse(found[0]) - inverse(above)))
     return found

@@ -1,10 +1,13 @@
-"""Weight mirrors (Akrout et al. 2019): feedback weights find the forward ones by watching what the maps make of noise.
+"""Weight mirrors (Akrout et al. 2019): feedback weights find the forward ones by watching what the
+maps make of noise.
 
-Errors go down as in feedback alignment, grad_y B in place of grad_y W. Every so many steps each linear map, on its own, is
-given white noise x and answers y = W x; then B <- (1 - decay) B + rate * (mean of y x^T over the noise), whose expectation
-is W. So B follows W (with rate = decay, in size too) though no weight is copied, only activities multiplied. Exact stay the
-gradients of W and bias for the grad_y that arrives, and whatever is no call of torch's `linear` or `conv1d`. It costs what
-backprop does, two products with `samples` rows for each map and noise pass, and as much memory again as the maps' weights.
+Errors go down as in feedback alignment, grad_y B in place of grad_y W. Every so many steps each
+linear map, on its own, is given white noise x and answers y = W x; then B <- (1 - decay) B + rate *
+(mean of y x^T over the noise), whose expectation is W. So B follows W (with rate = decay, in size
+too) though no weight is copied, only activities multiplied. Exact stay the gradients of W and bias
+for the grad_y that arrives, and whatever is no call of torch's `linear` or `conv1d`. It costs what
+backprop does, two products with `samples` rows for each map and noise pass, and as much memory
+again as the maps' weights.
 """
 
 import torch
@@ -28,7 +31,9 @@ class Options(Params):
 
 
 class WeightMirror(LearningRule):
-    """Its state is one B for each W, of the same shape and name, which it moves itself, and the number of steps so far."""
+    """Its state is one B for each W, of the same shape and name, which it moves itself, and the
+    number of steps so far.
+    """
 
     backward = True
 
@@ -40,7 +45,9 @@ class WeightMirror(LearningRule):
         for name, weight in linear_weights(model).items():
             self.register_buffer(key(name), drawn_like(weight))
 
-    def assign_gradients(self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    def assign_gradients(
+        self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor
+    ) -> Tensor:
         return self.accumulate_gradients(model, [(tokens_BT, targets_BT)])
 
     def accumulate_gradients(self, model: LanguageModel, pieces: Pieces) -> Tensor:
@@ -51,12 +58,17 @@ class WeightMirror(LearningRule):
 
     def _assign(self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         return backprop_with(
-            lambda call, grad_y: call.back(grad_y, self.get_buffer(key(call.name))), model, tokens_BT, targets_BT
+            lambda call, grad_y: call.back(grad_y, self.get_buffer(key(call.name))),
+            model,
+            tokens_BT,
+            targets_BT,
         )
 
     @torch.no_grad()
     def _mirror(self, model: LanguageModel) -> None:
-        """One noise pass. A convolution is taken for the linear map of all that one position of its output sees."""
+        """One noise pass. A convolution is taken for the linear map of all that one position of its
+        output sees.
+        """
         samples = self.options.samples
         for name, weight in linear_weights(model).items():
             matrix = weight.flatten(1)

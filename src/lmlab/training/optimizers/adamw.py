@@ -1,4 +1,6 @@
-"""AdamW (Loshchilov & Hutter 2019): Adam with weight decay apart from the gradient. The update is torch's own."""
+"""AdamW (Loshchilov & Hutter 2019): Adam with weight decay apart from the gradient. The update is
+torch's own.
+"""
 
 import torch
 from pydantic import Field

@@ -1,4 +1,6 @@
-"""What optimizers share: named groups of parameters, weight decay, caution, Adam's direction, weights for evaluation."""
+"""What optimizers share: named groups of parameters, weight decay, caution, Adam's direction,
+weights for evaluation.
+"""
 
 import weakref
 from abc import ABC, abstractmethod
@@ -27,13 +29,18 @@ class OptimizerOptions(Params):
 
 
 def parameter_groups(model: LanguageModel) -> Groups:
-    """Every parameter once: `embeddings` (a tied readout too), `readout`, `matrices` and `vectors` (gains, biases).
+    """Every parameter once: `embeddings` (a tied readout too), `readout`, `matrices` and `vectors`
+    (gains, biases).
 
-    The weights of a convolution are among the matrices, though they have three dimensions. Where a parametrisation has asked
-    what grows with the width, groups are split by that (`by_fans`).
+    The weights of a convolution are among the matrices, though they have three dimensions. Where a
+    parametrisation has asked what grows with the width, groups are split by that (`by_fans`).
     """
-    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    readout = {id(parameter) for parameter in (model.readout.parameters() if model.readout else ())} - embeddings
+    embeddings = {
+        id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)
+    }
+    readout = {
+        id(parameter) for parameter in (model.readout.parameters() if model.readout else ())
+    } - embeddings
     groups: Groups = {"embeddings": [], "readout": [], "matrices": [], "vectors": []}
     for parameter in model.parameters():
         if id(parameter) in embeddings:
@@ -47,23 +54,37 @@ def parameter_groups(model: LanguageModel) -> Groups:
 
 def joined(groups: Groups, more: Groups) -> Groups:
     """Two sets of groups as one: those of the same name together."""
-    return {name: [*groups.get(name, []), *more.get(name, [])] for name in dict.fromkeys([*groups, *more])}
+    return {
+        name: [*groups.get(name, []), *more.get(name, [])]
+        for name in dict.fromkeys([*groups, *more])
+    }
 
 
-def param_groups(groups: Groups, options: OptimizerOptions, other_rate: float | None = None) -> list[dict[str, Any]]:
-    """The groups as torch wants them, each with its `name`, learning rate `lr` and weight decay `decay`.
+def param_groups(
+    groups: Groups, options: OptimizerOptions, other_rate: float | None = None
+) -> list[dict[str, Any]]:
+    """The groups as torch wants them, each with its `name`, learning rate `lr` and weight decay
+    `decay`.
 
-    Weight decay acts on matrices alone. `other_rate` is the learning rate of the other groups, if it is another. Whoever
-    builds an optimizer may multiply a group's `lr` before training starts. The key is not torch's `weight_decay`, since
-    `add_decay` does the work and torch's optimizers should not do it again. Where a parametrisation follows the width, there
-    is what does not go with it as `lr` does: `base_lr` at the base width, and `epsilon_factor` (`epsilon_of`).
+    Weight decay acts on matrices alone. `other_rate` is the learning rate of the other groups, if
+    it is another. Whoever builds an optimizer may multiply a group's `lr` before training starts.
+    The key is not torch's `weight_decay`, since `add_decay` does the work and torch's optimizers
+    should not do it again. Where a parametrisation follows the width, there is what does not go
+    with it as `lr` does: `base_lr` at the base width, and `epsilon_factor` (`epsilon_of`).
     """
     matrices = {"lr": options.learning_rate, "decay": options.weight_decay}
     others = {"lr": options.learning_rate if other_rate is None else other_rate, "decay": 0.0}
     described: list[dict[str, Any]] = []
     for name, parameters in groups.items():
         rates = matrices if kind_of(name) == "matrices" else others
-        described.append({"name": name, "params": parameters, **rates, **_by_width(name, parameters, rates["lr"])})
+        described.append(
+            {
+                "name": name,
+                "params": parameters,
+                **rates,
+                **_by_width(name, parameters, rates["lr"]),
+            }
+        )
     return described
 
 
@@ -77,23 +98,26 @@ def _by_width(name: str, parameters: list[nn.Parameter], rate: float) -> dict[st
 def epsilon_of(group: dict[str, Any], epsilon: float) -> float:
     """What Adam adds to the size of a group's gradients, `epsilon` at the base width.
 
-    Where the fan-out grows with the width, gradients get smaller by as much, and so does the epsilon (Yang & Littwin 2023,
-    "Tensor Programs IVb").
+    Where the fan-out grows with the width, gradients get smaller by as much, and so does the
+    epsilon (Yang & Littwin 2023, "Tensor Programs IVb").
     """
     factor: float = group.get("epsilon_factor", 1.0)
     return epsilon * factor
 
 
 def follow(own: nn.Parameter, leader: nn.Parameter) -> None:
-    """Let a parameter of a learning rule have whatever learning rate a parameter of the model is given."""
+    """Let a parameter of a learning rule have whatever learning rate a parameter of the model is
+    given.
+    """
     own.leader = weakref.ref(leader)  # type: ignore[attr-defined]  # the rule does not hold the model
 
 
 def split_by_rate(optimizer: torch.optim.Optimizer, factors: dict[nn.Parameter, float]) -> None:
-    """Make a group of its own, of the same name, of those parameters of a group whose learning rates differ by a factor.
+    """Make a group of its own, of the same name, of those parameters of a group whose learning
+    rates differ by a factor.
 
-    To be done before the first step. A parameter that is not among the factors has its leader's (`follow`), or else keeps
-    its group's rate.
+    To be done before the first step. A parameter that is not among the factors has its leader's
+    (`follow`), or else keeps its group's rate.
     """
 
     def factor_of(parameter: nn.Parameter) -> float:
@@ -107,25 +131,32 @@ def split_by_rate(optimizer: torch.optim.Optimizer, factors: dict[nn.Parameter, 
         for parameter in group["params"]:
             alike.setdefault(factor_of(parameter), []).append(parameter)
         for factor, members in alike.items():
-            multiplied = {key: value * factor for key, value in group.items() if key in ("lr", "base_lr")}
+            multiplied = {
+                key: value * factor for key, value in group.items() if key in ("lr", "base_lr")
+            }
             groups.append({**group, **multiplied, "params": members})
     optimizer.param_groups[:] = groups
 
 
 def held(group: dict[str, Any]) -> list[tuple[nn.Parameter, Tensor]]:
     """A group's parameters that have a gradient, each with it."""
-    return [(parameter, parameter.grad) for parameter in group["params"] if parameter.grad is not None]
+    return [
+        (parameter, parameter.grad) for parameter in group["params"] if parameter.grad is not None
+    ]
 
 
 def add_decay(optimizer: torch.optim.Optimizer, options: OptimizerOptions) -> None:
-    """Pull weights towards zero before each step of any optimizer, by each group's `decay`. At 0 it costs nothing.
+    """Pull weights towards zero before each step of any optimizer, by each group's `decay`. At 0 it
+    costs nothing.
 
-    `decoupled` (Loshchilov & Hutter 2019): p -= lr * decay * p, bit for bit as torch's AdamW does it. `independent`:
-    p -= (lr / peak lr) * decay * p, so that it follows the schedule, but not the size of the learning rate. `coupled`
-    adds decay * p to the gradient: the gradient of an L2 penalty, which the optimizer then treats as any other.
+    `decoupled` (Loshchilov & Hutter 2019): p -= lr * decay * p, bit for bit as torch's AdamW does
+    it. `independent`: p -= (lr / peak lr) * decay * p, so that it follows the schedule, but not the
+    size of the learning rate. `coupled` adds decay * p to the gradient: the gradient of an L2
+    penalty, which the optimizer then treats as any other.
 
-    Where a parametrisation follows the width, the lr of `decoupled` is that at the base width (`base_lr`), on the schedule:
-    a step then takes the same share of a weight at any width, as it does with `independent`.
+    Where a parametrisation follows the width, the lr of `decoupled` is that at the base width
+    (`base_lr`), on the schedule: a step then takes the same share of a weight at any width, as it
+    does with `independent`.
     """
 
     @torch.no_grad()
@@ -151,23 +182,30 @@ SMALLEST_SHARE = 0.001
 
 
 def add_caution(optimizer: torch.optim.Optimizer, options: OptimizerOptions) -> None:
-    """Cautious steps (Liang et al. 2024) for any optimizer: a weight whose step would go up its gradient stays.
+    """Cautious steps (Liang et al. 2024) for any optimizer: a weight whose step would go up its
+    gradient stays.
 
-    The other steps in its tensor grow by the inverse of the share that is kept (at most a thousandfold, as the authors
-    do). Call this after `add_decay`: what that does to the weights then comes before, and is left alone.
+    The other steps in its tensor grow by the inverse of the share that is kept (at most a
+    thousandfold, as the authors do). Call this after `add_decay`: what that does to the weights
+    then comes before, and is left alone.
     """
     before: list[tuple[nn.Parameter, Tensor, Tensor]] = []
 
     @torch.no_grad()
     def remember(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         # the gradients too: some of torch's optimizers write into them
-        before[:] = [(p, p.clone(), gradient.clone()) for group in optimizer.param_groups for p, gradient in held(group)]
+        before[:] = [
+            (p, p.clone(), gradient.clone())
+            for group in optimizer.param_groups
+            for p, gradient in held(group)
+        ]
 
     @torch.no_grad()
     def hold_back(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         for parameter, start, gradient in before:
             kept = ((parameter - start) * gradient < 0).to(parameter.dtype)
-            # from the start to where the step led, or beyond: where all is kept this is that place, to the last bit
+            # from the start to where the step led, or beyond: where all is kept this is that place,
+            # to the last bit
             parameter.copy_(start.lerp(parameter, kept / kept.mean().clamp(min=SMALLEST_SHARE)))
         before.clear()
 
@@ -177,9 +215,11 @@ def add_caution(optimizer: torch.optim.Optimizer, options: OptimizerOptions) -> 
 
 
 def entrywise(kind: str, fans: Fans) -> float:
-    """The power of the width for steps whose entries have about the size of the learning rate: lr as 1 / fan_in.
+    """The power of the width for steps whose entries have about the size of the learning rate: lr
+    as 1 / fan_in.
 
-    Such a step is as long as it can be along its input, so in the output fan_in of its entries add up.
+    Such a step is as long as it can be along its input, so in the output fan_in of its entries add
+    up.
     """
     return -1.0 if fans.fan_in else 0.0
 
@@ -187,15 +227,18 @@ def entrywise(kind: str, fans: Fans) -> float:
 ENTRYWISE = width_powers(entrywise)
 """The `width_powers` of optimizers with such steps.
 
-Every optimizer says by group how its best learning rate goes with the width r, as r^power, where initialisation follows the
-width as maximal update has it (Yang et al. 2022, tables 3 and 8). What decides is how fan-in and fan-out go with it: a step
-is to change each number of a map's output by as much at any width, hence to have a spectral norm in proportion to
-sqrt(fan_out / fan_in) (Yang et al. 2023, "A Spectral Condition for Feature Learning").
+Every optimizer says by group how its best learning rate goes with the width r, as r^power, where
+initialisation follows the width as maximal update has it (Yang et al. 2022, tables 3 and 8). What
+decides is how fan-in and fan-out go with it: a step is to change each number of a map's output by
+as much at any width, hence to have a spectral norm in proportion to sqrt(fan_out / fan_in) (Yang et
+al. 2023, "A Spectral Condition for Feature Learning").
 """
 
 
 class Optimizer(torch.optim.Optimizer, ABC):
-    """Base of the optimizers written here: final classes say how a group moves, given the parameters with a gradient."""
+    """Base of the optimizers written here: final classes say how a group moves, given the
+    parameters with a gradient.
+    """
 
     width_powers: dict[str, float]
 
@@ -215,8 +258,12 @@ class Optimizer(torch.optim.Optimizer, ABC):
         """Take one step in place at the group's `lr`."""
 
 
-def adam_direction(state: dict[str, Any], gradient: Tensor, beta1: float, beta2: float, epsilon: float) -> Tensor:
-    """Adam's step at learning rate -1 (Kingma & Ba 2015), in the gradient's shape; `state` is that parameter's own."""
+def adam_direction(
+    state: dict[str, Any], gradient: Tensor, beta1: float, beta2: float, epsilon: float
+) -> Tensor:
+    """Adam's step at learning rate -1 (Kingma & Ba 2015), in the gradient's shape; `state` is that
+    parameter's own.
+    """
     if not state:
         state.update(step=0, mean=torch.zeros_like(gradient), square=torch.zeros_like(gradient))
     state["step"] += 1
@@ -233,17 +280,35 @@ def adam_step(
     beta2: float,
     epsilon: float,
 ) -> None:
-    """Move parameters as Adam does (Kingma & Ba 2015), in one pass over each: of large tables every pass is felt."""
+    """Move parameters as Adam does (Kingma & Ba 2015), in one pass over each: of large tables every
+    pass is felt.
+    """
     for parameter, _ in parameters:
         if not states[parameter]:
             count = torch.zeros((), device=parameter.device)
-            states[parameter].update(step=count, mean=torch.zeros_like(parameter), square=torch.zeros_like(parameter))
+            states[parameter].update(
+                step=count, mean=torch.zeros_like(parameter), square=torch.zeros_like(parameter)
+            )
     moved: list[Tensor] = [parameter for parameter, _ in parameters]
-    mean, square, steps = ([states[parameter][key] for parameter in moved] for key in ("mean", "square", "step"))
+    mean, square, steps = (
+        [states[parameter][key] for parameter in moved] for key in ("mean", "square", "step")
+    )
     adam(
-        moved, [gradient for _, gradient in parameters], mean, square, [], steps,
-        fused=True, amsgrad=False, beta1=beta1, beta2=beta2, lr=rate, weight_decay=0.0, eps=epsilon, maximize=False,
-    )  # fmt: skip
+        moved,
+        [gradient for _, gradient in parameters],
+        mean,
+        square,
+        [],
+        steps,
+        fused=True,
+        amsgrad=False,
+        beta1=beta1,
+        beta2=beta2,
+        lr=rate,
+        weight_decay=0.0,
+        eps=epsilon,
+        maximize=False,
+    )
 
 
 @runtime_checkable
@@ -256,7 +321,9 @@ class Averaging(Protocol):
 
 @contextmanager
 def evaluation_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Inside, the model has the weights that are to be evaluated or kept; after it, exactly those it trains at."""
+    """Inside, the model has the weights that are to be evaluated or kept; after it, exactly those
+    it trains at.
+    """
     averages = list(optimizer.averages()) if isinstance(optimizer, Averaging) else []
     training = [parameter.detach().clone() for parameter, _ in averages]
     with torch.no_grad():
@@ -273,7 +340,8 @@ def evaluation_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
 def stepping_in_backward(
     optimizer: torch.optim.Optimizer, module: nn.Module, norms: dict[nn.Parameter, Tensor]
 ) -> Iterator[None]:
-    """Inside, a parameter moves as soon as a backward pass has its gradient, which is let go at once (Lv et al. 2023, LOMO).
+    """Inside, a parameter moves as soon as a backward pass has its gradient, which is let go at
+    once (Lv et al. 2023, LOMO).
 
     So at no time are all gradients there. The norm of each is noted in `norms`.
     """
@@ -285,7 +353,10 @@ def stepping_in_backward(
         optimizer.step()  # no other parameter has a gradient now
         parameter.grad = None
 
-    handles = [parameter.register_post_accumulate_grad_hook(move) for parameter in module.parameters()]  # type: ignore[no-untyped-call]
+    handles = []
+    for parameter in module.parameters():
+        handle = parameter.register_post_accumulate_grad_hook(move)  # type: ignore[no-untyped-call]
+        handles.append(handle)
     try:
         yield
     finally:

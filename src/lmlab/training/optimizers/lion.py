@@ -1,4 +1,6 @@
-"""Lion (Chen et al. 2023): every weight moves by the same amount, in the direction its momentum and gradient agree on."""
+"""Lion (Chen et al. 2023): every weight moves by the same amount, in the direction its momentum and
+gradient agree on.
+"""
 
 from typing import Any
 
@@ -6,7 +8,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lmlab.training.optimizers.base import ENTRYWISE, Groups, Optimizer, OptimizerOptions, param_groups
+from lmlab.training.optimizers.base import (
+    ENTRYWISE,
+    Groups,
+    Optimizer,
+    OptimizerOptions,
+    param_groups,
+)
 
 
 class Options(OptimizerOptions):
@@ -17,7 +25,9 @@ class Options(OptimizerOptions):
 
 
 class Lion(Optimizer):
-    """Only the sign of the step is used, so its size is the learning rate: three to ten times less than AdamW's suits it."""
+    """Only the sign of the step is used, so its size is the learning rate: three to ten times less
+    than AdamW's suits it.
+    """
 
     width_powers = ENTRYWISE
 

@@ -1,4 +1,6 @@
-"""Muon (Jordan et al. 2024): steps that turn every direction of a matrix by about the same amount; Adam for the rest."""
+"""Muon (Jordan et al. 2024): steps that turn every direction of a matrix by about the same amount;
+Adam for the rest.
+"""
 
 from collections import defaultdict
 from math import sqrt
@@ -20,12 +22,16 @@ from lmlab.training.optimizers.base import (
 from lmlab.training.widths import Fans, kind_of, width_powers
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the odd polynomial that, applied five times, brings a singular value from 0.0015 up to 1 to between .68 and 1.21.
+"""Of the odd polynomial that, applied five times, brings a singular value from 0.0015 up to 1 to
+between .68 and 1.21.
 
-Values are relative to the matrix's Frobenius norm. A smaller one becomes up to 485 (3.4445 to the fifth) times as large.
+Values are relative to the matrix's Frobenius norm. A smaller one becomes up to 485 (3.4445 to the
+fifth) times as large.
 """
 LONG = 2
-"""From so many times as many columns as rows on, iterating on the Gram matrix takes fewer operations."""
+"""From so many times as many columns as rows on, iterating on the Gram matrix takes fewer
+operations.
+"""
 STEPS_BY_GRAM = 5
 """After so many steps the Gram matrix is taken anew."""
 
@@ -44,22 +50,29 @@ class Options(OptimizerOptions):
 
 
 class Muon(Optimizer):
-    """Of the momentum of each matrix only the directions count: its singular values are set to about 1, but for the tiniest.
+    """Of the momentum of each matrix only the directions count: its singular values are set to
+    about 1, but for the tiniest.
 
-    A step has spectral norm near 1 before it is scaled. `by_shape` multiplies it by sqrt(max(1, rows / columns)), so that
-    the output of a layer wider than its input moves as much per number. `as_adam` multiplies it by
-    0.2 sqrt(max(rows, columns)), which gives its entries the root mean square that Adam's have (Liu et al. 2025), so that
-    Adam's learning rate and weight decay suit it. Convolutions count as matrices of one row for each output.
+    A step has spectral norm near 1 before it is scaled. `by_shape` multiplies it by sqrt(max(1,
+    rows / columns)), so that the output of a layer wider than its input moves as much per number.
+    `as_adam` multiplies it by 0.2 sqrt(max(rows, columns)), which gives its entries the root mean
+    square that Adam's have (Liu et al. 2025), so that Adam's learning rate and weight decay suit
+    it. Convolutions count as matrices of one row for each output.
 
-    The spectral norm of a step is to go with the width as sqrt(fan_out / fan_in). `by_shape` it does so by itself where the
-    fan-out grows; `as_adam` the norm grows by the root of the width where either does.
+    The spectral norm of a step is to go with the width as sqrt(fan_out / fan_in). `by_shape` it
+    does so by itself where the fan-out grows; `as_adam` the norm grows by the root of the width
+    where either does.
     """
 
     def __init__(self, options: Options, groups: Groups) -> None:
-        super().__init__(options, param_groups(groups, options, other_rate=options.adam_learning_rate))
+        super().__init__(
+            options, param_groups(groups, options, other_rate=options.adam_learning_rate)
+        )
         self.options = options
         of_matrices = _as_adam_power if options.scale == "as_adam" else _by_shape_power
-        self.width_powers = width_powers(lambda kind, fans: (of_matrices if kind == "matrices" else entrywise)(kind, fans))
+        self.width_powers = width_powers(
+            lambda kind, fans: (of_matrices if kind == "matrices" else entrywise)(kind, fans)
+        )
 
     def move(self, group: dict[str, Any], parameters: list[tuple[nn.Parameter, Tensor]]) -> None:
         if kind_of(group["name"]) == "matrices":
@@ -67,7 +80,9 @@ class Muon(Optimizer):
             return
         options = self.options
         epsilon = epsilon_of(group, options.adam_epsilon)
-        adam_step(self.state, parameters, group["lr"], options.adam_beta1, options.adam_beta2, epsilon)
+        adam_step(
+            self.state, parameters, group["lr"], options.adam_beta1, options.adam_beta2, epsilon
+        )
 
     def _move_matrices(self, rate: float, parameters: list[tuple[nn.Parameter, Tensor]]) -> None:
         of_shape: dict[tuple[int, ...], list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
@@ -76,11 +91,17 @@ class Muon(Optimizer):
             if not state:
                 state["momentum"] = torch.zeros_like(parameter)
             momentum = state["momentum"].lerp_(gradient, 1 - self.options.momentum)
-            wanted = gradient.lerp(momentum, self.options.momentum) if self.options.nesterov else momentum
+            wanted = (
+                gradient.lerp(momentum, self.options.momentum)
+                if self.options.nesterov
+                else momentum
+            )
             matrix = wanted.flatten(1)
             of_shape[tuple(matrix.shape)].append((parameter, matrix))
         for (rows, columns), alike in of_shape.items():
-            directions = orthogonalised(torch.stack([matrix for _, matrix in alike]), self.options.newton_schulz_steps)
+            directions = orthogonalised(
+                torch.stack([matrix for _, matrix in alike]), self.options.newton_schulz_steps
+            )
             by_shape = self.options.scale == "by_shape"
             scale = sqrt(max(1, rows / columns)) if by_shape else 0.2 * sqrt(max(rows, columns))
             for (parameter, _), direction in zip(alike, directions, strict=True):
@@ -98,7 +119,8 @@ def _as_adam_power(kind: str, fans: Fans) -> float:
 
 
 def orthogonalised(matrices: Tensor, steps: int) -> Tensor:
-    """Each matrix (N, rows, columns) with its singular values brought near 1 by Newton-Schulz iteration, vectors kept.
+    """Each matrix (N, rows, columns) with its singular values brought near 1 by Newton-Schulz
+    iteration, vectors kept.
 
     In the precision given, but in bfloat16 on a GPU, where that is fast and precise enough.
     """
@@ -115,7 +137,9 @@ def orthogonalised(matrices: Tensor, steps: int) -> Tensor:
 
 
 def _iterated(x: Tensor, steps: int) -> Tensor:
-    """The matrices x (N, n, m) after so many steps of x <- p(x xᵀ) x, where p is the polynomial a + b g + c g²."""
+    """The matrices x (N, n, m) after so many steps of x <- p(x xᵀ) x, where p is the polynomial a +
+    b g + c g².
+    """
     a, b, c = COEFFICIENTS
     for _ in range(steps):
         gram = x @ x.mT
@@ -124,10 +148,12 @@ def _iterated(x: Tensor, steps: int) -> Tensor:
 
 
 def _iterated_by_gram(x: Tensor, steps: int) -> Tensor:
-    """The same, but every step is taken by the Gram matrix g alone: g <- p(g) g p(g), as p(g) and g commute.
+    """The same, but every step is taken by the Gram matrix g alone: g <- p(g) g p(g), as p(g) and g
+    commute.
 
-    x comes in at the start and at the end, which for m = 4 n saves almost half of the operations. Squares of small singular
-    values are lost sooner than those themselves: in single precision entries differ by up to 3e-4 after STEPS_BY_GRAM steps.
+    x comes in at the start and at the end, which for m = 4 n saves almost half of the operations.
+    Squares of small singular values are lost sooner than those themselves: in single precision
+    entries differ by up to 3e-4 after STEPS_BY_GRAM steps.
     """
     a, b, c = COEFFICIENTS
     gram = x @ x.mT

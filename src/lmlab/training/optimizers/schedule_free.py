@@ -1,4 +1,6 @@
-"""Schedule-Free AdamW (Defazio et al. 2024): an average of the weights takes the place of a falling learning rate."""
+"""Schedule-Free AdamW (Defazio et al. 2024): an average of the weights takes the place of a falling
+learning rate.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -30,10 +32,11 @@ class Options(OptimizerOptions):
 class ScheduleFree(torch.optim.AdamW):
     """Three sequences of weights, best with the schedule `constant` after a warm-up.
 
-    AdamW without momentum moves the `base`. The `average` of all bases so far, each weighted by its squared learning rate
-    (so that a warm-up counts little), is what is evaluated and kept. The gradient is taken in between, at
-    (1 - interpolation) * base + interpolation * average: these are the parameters during training, and weight decay pulls
-    the base by as much as it would pull them.
+    AdamW without momentum moves the `base`. The `average` of all bases so far, each weighted by its
+    squared learning rate (so that a warm-up counts little), is what is evaluated and kept. The
+    gradient is taken in between, at (1 - interpolation) * base + interpolation * average: these are
+    the parameters during training, and weight decay pulls the base by as much as it would pull
+    them.
     """
 
     width_powers = ENTRYWISE
@@ -66,7 +69,8 @@ class ScheduleFree(torch.optim.AdamW):
         for parameter in self._held():
             if state := self.state.get(parameter):
                 between = state["base"].lerp(state["average"], self.interpolation)
-                # what has moved the parameter since then (weight decay) moves the base; if nothing has, this adds 0
+                # what has moved the parameter since then (weight decay) moves the base; if nothing
+                # has, this adds 0
                 parameter.copy_(state["base"] + (parameter - between))
 
     @torch.no_grad()

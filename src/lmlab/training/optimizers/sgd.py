@@ -1,9 +1,17 @@
-"""Gradient descent with momentum (Polyak 1964; Nesterov's form: Sutskever et al. 2013). The update is torch's own."""
+"""Gradient descent with momentum (Polyak 1964; Nesterov's form: Sutskever et al. 2013). The update
+is torch's own.
+"""
 
 import torch
 from pydantic import Field, model_validator
 
-from lmlab.training.optimizers.base import Groups, OptimizerOptions, add_caution, add_decay, param_groups
+from lmlab.training.optimizers.base import (
+    Groups,
+    OptimizerOptions,
+    add_caution,
+    add_decay,
+    param_groups,
+)
 from lmlab.training.widths import width_powers
 
 
@@ -16,15 +24,18 @@ class Options(OptimizerOptions):
     @model_validator(mode="after")
     def _has_momentum_to_look_along(self) -> "Options":
         if self.nesterov and not self.momentum:
-            raise ValueError("nesterov: true needs a momentum above 0; raise momentum or set nesterov: false")
+            raise ValueError(
+                "nesterov: true needs a momentum above 0; raise momentum or set nesterov: false"
+            )
         return self
 
 
 class SGD(torch.optim.SGD):
     """One learning rate for all weights, whatever the size of their gradients.
 
-    With the width those go as 1 / fan_out, and fan_in of them add up in a number of the output: lr as fan_out / fan_in. That
-    holds for gradients as they are: where `train.clip` shortens them, by a norm that grows with the width, it does not.
+    With the width those go as 1 / fan_out, and fan_in of them add up in a number of the output: lr
+    as fan_out / fan_in. That holds for gradients as they are: where `train.clip` shortens them, by
+    a norm that grows with the width, it does not.
     """
 
     width_powers = width_powers(lambda kind, fans: fans.fan_out - fans.fan_in)
@@ -35,7 +46,9 @@ class SGD(torch.optim.SGD):
             momentum=options.momentum,
             nesterov=options.nesterov,
             weight_decay=0.0,
-            foreach=False,  # torch's faster forms write into gradients, or fail where one comes later than the others
+            # torch's faster forms write into gradients, or fail where one comes later than the
+            # others
+            foreach=False,
         )
         add_decay(self, options)
         add_caution(self, options)

@@ -1,4 +1,6 @@
-"""SOAP (Vyas et al. 2024): Adam in the basis of each matrix's main directions of gradient, those of Shampoo."""
+"""SOAP (Vyas et al. 2024): Adam in the basis of each matrix's main directions of gradient, those of
+Shampoo.
+"""
 
 from math import nan
 from typing import Any
@@ -31,15 +33,18 @@ class Options(OptimizerOptions):
 
 
 class SOAP(Optimizer):
-    """Each side of a matrix has a covariance of its gradients, G G' or G' G, and that one's eigenvectors as its basis.
+    """Each side of a matrix has a covariance of its gradients, G G' or G' G, and that one's
+    eigenvectors as its basis.
 
-    A side longer than `largest_side` keeps the basis it has; a matrix with two such sides, embeddings, readout and vectors
-    are moved by plain Adam. A matrix's first gradient only sets its bases (as the authors do: in the basis made of it
-    alone it would be diagonal). Convolutions count as matrices of one row for each output.
+    A side longer than `largest_side` keeps the basis it has; a matrix with two such sides,
+    embeddings, readout and vectors are moved by plain Adam. A matrix's first gradient only sets its
+    bases (as the authors do: in the basis made of it alone it would be diagonal). Convolutions
+    count as matrices of one row for each output.
 
-    With the width its rates go as Adam's, which is right for steps as long as such entries can make them. While gradients
-    have few directions beside the width, steps are less: what the matrices' own steps change then falls with about the
-    root of the width, and a rate between Adam's and Muon's would suit them.
+    With the width its rates go as Adam's, which is right for steps as long as such entries can make
+    them. While gradients have few directions beside the width, steps are less: what the matrices'
+    own steps change then falls with about the root of the width, and a rate between Adam's and
+    Muon's would suit them.
     """
 
     width_powers = ENTRYWISE
@@ -51,8 +56,13 @@ class SOAP(Optimizer):
     def move(self, group: dict[str, Any], parameters: list[tuple[nn.Parameter, Tensor]]) -> None:
         for parameter, gradient in parameters:
             state, epsilon = self.state[parameter], epsilon_of(group, self.options.epsilon)
-            if kind_of(group["name"]) == "matrices" and min(gradient.flatten(1).shape) <= self.options.largest_side:
-                direction = self._direction(state, gradient.flatten(1), epsilon).reshape(parameter.shape)
+            if (
+                kind_of(group["name"]) == "matrices"
+                and min(gradient.flatten(1).shape) <= self.options.largest_side
+            ):
+                direction = self._direction(state, gradient.flatten(1), epsilon).reshape(
+                    parameter.shape
+                )
             else:
                 direction = self._adam(state, gradient, epsilon)
             parameter.sub_(direction, alpha=group["lr"])
@@ -61,14 +71,22 @@ class SOAP(Optimizer):
         return adam_direction(state, gradient, self.options.beta1, self.options.beta2, epsilon)
 
     def _direction(self, state: dict[str, Any], gradient: Tensor, epsilon: float) -> Tensor:
-        """The step at learning rate -1, (rows, columns) as the gradient. Bases and covariances are None for long sides."""
+        """The step at learning rate -1, (rows, columns) as the gradient. Bases and covariances are
+        None for long sides.
+        """
         new = [self._covariance(gradient), self._covariance(gradient.mT)]
         share = 1 - self.options.covariance_beta
         if not state:
             covariances = [None if covariance is None else share * covariance for covariance in new]
-            state.update(adam={}, covariances=covariances, bases=[_eigenvectors(covariance) for covariance in covariances])
+            state.update(
+                adam={},
+                covariances=covariances,
+                bases=[_eigenvectors(covariance) for covariance in covariances],
+            )
             return torch.zeros_like(gradient)
-        direction = _back(self._adam(state["adam"], _into(gradient, state["bases"]), epsilon), state["bases"])
+        direction = _back(
+            self._adam(state["adam"], _into(gradient, state["bases"]), epsilon), state["bases"]
+        )
         for covariance, latest in zip(state["covariances"], new, strict=True):
             if covariance is not None:
                 covariance.lerp_(latest, share)
@@ -93,8 +111,8 @@ def _back(matrix: Tensor, bases: list[Tensor | None]) -> Tensor:
 def _eigenvectors(covariance: Tensor | None) -> Tensor | None:
     """As columns, the largest eigenvalue's first.
 
-    In single precision the library finds none of some covariances of low rank, and says so or returns NaN; those are found
-    in double precision (as the authors do).
+    In single precision the library finds none of some covariances of low rank, and says so or
+    returns NaN; those are found in double precision (as the authors do).
     """
     if covariance is None:
         return None
@@ -104,13 +122,17 @@ def _eigenvectors(covariance: Tensor | None) -> Tensor | None:
         vectors = torch.full_like(covariance, nan)
     if not vectors.isfinite().all() and covariance.isfinite().all():
         vectors = torch.linalg.eigh(covariance.double()).eigenvectors.to(covariance.dtype)
-    return vectors.flip(1).contiguous()  # in the order that a checkpoint gives back: sums depend on it
+    return vectors.flip(
+        1
+    ).contiguous()  # in the order that a checkpoint gives back: sums depend on it
 
 
 def _refresh(state: dict[str, Any]) -> None:
-    """Bring the bases nearer to the eigenvectors by one power iteration and QR, in place, and Adam's means with them.
+    """Bring the bases nearer to the eigenvectors by one power iteration and QR, in place, and
+    Adam's means with them.
 
-    The mean of the gradient is turned into the new basis. The mean of squares cannot be; it goes along with the order.
+    The mean of the gradient is turned into the new basis. The mean of squares cannot be; it goes
+    along with the order.
     """
     adam, bases = state["adam"], state["bases"]
     mean = _back(adam["mean"], bases)
@@ -118,7 +140,9 @@ def _refresh(state: dict[str, Any]) -> None:
         if covariance is None:
             continue
         stretched = covariance @ bases[side]
-        order = (bases[side] * stretched).sum(0).argsort(descending=True, stable=True)  # by estimated eigenvalue
+        order = (
+            (bases[side] * stretched).sum(0).argsort(descending=True, stable=True)
+        )  # by estimated eigenvalue
         bases[side] = torch.linalg.qr(stretched[:, order]).Q.contiguous()
         adam["square"] = adam["square"].index_select(side, order)
     adam["mean"] = _into(mean, bases).contiguous()

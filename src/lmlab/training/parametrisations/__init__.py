@@ -1,1 +1,1 @@
-"""How first weights and learning rates follow a model's width: one module per parametrisation."""
+"""How initial weights and learning rates follow a model's width: one module per parametrisation."""

@@ -1,4 +1,6 @@
-"""What a parametrisation is: what becomes of first weights and learning rates when the model's width changes."""
+"""What a parametrisation is: what becomes of initial weights and learning rates when the model's
+width changes.
+"""
 
 from abc import ABC, abstractmethod
 
@@ -6,22 +8,28 @@ from lmlab.model.models.base import LanguageModel
 
 
 class Parametrisation(ABC):
-    """Final classes take `(options)`. At the base width every one of them leaves everything as it is, to the last bit."""
+    """Final classes take `(options)`. At the base width every one of them leaves everything as it
+    is, to the last bit.
+    """
 
     @abstractmethod
     def check(self, model: LanguageModel) -> None:
-        """Raise UserError where the model cannot be one of several that differ in width alone, as this one needs it."""
+        """Raise UserError where the model cannot be one of several that differ in width alone, as
+        this one needs it.
+        """
 
     @abstractmethod
     def start(self, model: LanguageModel) -> None:
-        """Scale the first weights the model has drawn, in place.
+        """Scale the initial weights the model has drawn, in place.
 
-        To be called before the learning rule is built, whose own first weights follow the model's (`width_ratio`).
+        To be called before the learning rule is built, whose own initial weights follow the model's
+        (`width_ratio`).
         """
 
     @abstractmethod
     def rate_factor(self, width: int, power: float) -> float:
         """What to multiply a parameter group's learning rate by in a model of this width.
 
-        `power` is how the group's best rate goes with the width by the theory of its optimizer (`width_powers`).
+        `power` is how the group's best rate goes with the width by the theory of its optimizer
+        (`width_powers`).
         """

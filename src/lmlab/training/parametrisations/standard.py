@@ -1,4 +1,6 @@
-"""The standard parametrisation: first weights do not heed the width; all learning rates fall with one power of it."""
+"""The standard parametrisation: initial weights do not heed the width; all learning rates fall with
+one power of it.
+"""
 
 from pydantic import Field
 
@@ -15,7 +17,9 @@ class Options(Params):
 
 
 class Standard(Parametrisation):
-    """Every rate times (base_width / width)^power, a rule of thumb; with power 0 rates are used as they stand."""
+    """Every rate times (base_width / width)^power, a rule of thumb; with power 0 rates are used as
+    they stand.
+    """
 
     def __init__(self, options: Options) -> None:
         self.options = options

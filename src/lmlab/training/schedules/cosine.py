@@ -22,4 +22,6 @@ class Cosine(Schedule):
     def factor(self, step: int) -> float:
         options = self.options
         progress = max(0.0, (step - options.warmup) / max(1, self.steps - options.warmup))
-        return options.reached(step) * (options.final + (1 - options.final) * 0.5 * (1 + cos(pi * progress)))
+        return options.reached(step) * (
+            options.final + (1 - options.final) * 0.5 * (1 + cos(pi * progress))
+        )

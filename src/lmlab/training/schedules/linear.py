@@ -1,4 +1,6 @@
-"""A straight line down to a final share, after a linear warm-up (Defazio et al. 2023 find it hard to beat)."""
+"""A straight line down to a final share, after a linear warm-up (Defazio et al. 2023 find it hard
+to beat).
+"""
 
 from pydantic import Field
 

@@ -1,4 +1,6 @@
-"""The full rate, then 1 - sqrt down to zero in a cool-down (Haegele et al. 2024), after a linear warm-up."""
+"""The full rate, then 1 - sqrt down to zero in a cool-down (Haegele et al. 2024), after a linear
+warm-up.
+"""
 
 from math import sqrt
 
@@ -14,7 +16,8 @@ class Options(Warmup):
 
 
 class WarmupStableDecay(Schedule):
-    """As good as a cosine, and the long middle part serves runs of any length: each needs only a cool-down of its own.
+    """As good as a cosine, and the long middle part serves runs of any length: each needs only a
+    cool-down of its own.
 
     `cooldown` is a share of the whole run; no step of the warm-up is part of it.
     """

@@ -1,11 +1,13 @@
-"""Causal multi-head attention (Vaswani et al. 2017), with queries and keys normalised if wished (Henry et al. 2020)."""
+"""Causal multi-head attention (Vaswani et al. 2017), with queries and keys normalised if wished
+(Henry et al. 2020).
+"""
 
 from pydantic import Field
 from torch import Tensor, nn
 
 from lmlab.core.params import Params
 from lmlab.model.layers.attention.base import Attention, Values, attend, head_count, remember
-from lmlab.model.layers.memory import Memory
+from lmlab.model.layers.cache import Cache
 from lmlab.model.layers.position.base import Position
 from lmlab.model.layers.root_mean_square import rms_norm
 
@@ -14,7 +16,7 @@ class Options(Params):
     """Options of the attention."""
 
     heads: int = Field(ge=0)
-    normalise_queries_and_keys: bool
+    qk_norm: bool
     epsilon: float = Field(gt=0)
 
 
@@ -24,23 +26,28 @@ class MultiHead(Attention):
     def __init__(self, options: Options, width: int, context: int, position: Position) -> None:
         super().__init__()
         self.heads = head_count(options.heads, width, "layers.attention.multi_head.heads")
-        self.sight: int = context
-        self.normalise, self.epsilon = options.normalise_queries_and_keys, options.epsilon
+        self.receptive_field: int = context
+        self.normalise, self.epsilon = options.qk_norm, options.epsilon
         self.queries_keys_values = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
         # bound methods, not a submodule: the position belongs to the model, which has it once
         self.rotate, self.bias = position.rotate, position.bias
 
-    def forward(self, x_BTD: Tensor, memory: Memory | None = None, values: Values | None = None) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, cache: Cache | None = None, values: Values | None = None
+    ) -> Tensor:
         batch, time, width = x_BTD.shape
-        projected = self.queries_keys_values(x_BTD).view(batch, time, 3 * self.heads, width // self.heads)
-        # queries and keys go through normalisation and rotation together: half as many small operations
+        projected = self.queries_keys_values(x_BTD).view(
+            batch, time, 3 * self.heads, width // self.heads
+        )
+        # queries and keys go through normalisation and rotation together: half as many small
+        # operations
         qk_BHTK, v_BHTK = projected.transpose(1, 2).split((2 * self.heads, self.heads), dim=1)
         if self.normalise:
             qk_BHTK = rms_norm(qk_BHTK, epsilon=self.epsilon)
-        q_BHTK, k_BHTK = self.rotate(qk_BHTK, memory.seen if memory else 0).chunk(2, dim=1)
+        q_BHTK, k_BHTK = self.rotate(qk_BHTK, cache.seen if cache else 0).chunk(2, dim=1)
         if values is not None:
             v_BHTK = values(v_BHTK)
-        k_BHSK, v_BHSK = remember(memory, self.sight, keys=k_BHTK, values=v_BHTK)
+        k_BHSK, v_BHSK = remember(cache, self.receptive_field, keys=k_BHTK, values=v_BHTK)
         y_BHTK = attend(q_BHTK, k_BHSK, v_BHSK, self.bias(self.heads, time, k_BHSK.shape[-2]))
         return self.out(y_BHTK.transpose(1, 2).reshape(batch, time, width))

@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 
 from lmlab.core.params import Params
+from lmlab.model.layers.cache import Cache
 from lmlab.model.layers.embedding.base import Embedding
-from lmlab.model.layers.memory import Memory
 
 
 class Options(Params):
@@ -14,9 +14,9 @@ class Options(Params):
 class Token(Embedding):
     """A table of vocabulary x width."""
 
-    def __init__(self, options: Options, vocabulary: int, width: int) -> None:
+    def __init__(self, options: Options, vocabulary_size: int, width: int) -> None:
         super().__init__()
-        self.tokens = nn.Embedding(vocabulary, width)
+        self.tokens = nn.Embedding(vocabulary_size, width)
 
-    def forward(self, tokens_BT: Tensor, memory: Memory | None = None) -> Tensor:
+    def forward(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
         return self.tokens(tokens_BT)

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 
 class FeedForward(nn.Module, ABC):
-    """Final classes take `(options, width)`. Its last linear map is `out`, which models start at a smaller scale.
+    """Final classes take `(options, width)`. Its last linear map is `out`, which models start at a
+    smaller scale.
 
     `out` is None in a layer that is made of others which have one.
     """

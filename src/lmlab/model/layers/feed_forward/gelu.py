@@ -1,4 +1,6 @@
-"""Two linear maps with a Gaussian error linear unit between (Hendrycks & Gimpel 2016), as in GPT."""
+"""Two linear maps with a Gaussian error linear unit between (Hendrycks & Gimpel 2016), as in
+GPT.
+"""
 
 from pydantic import Field
 from torch import Tensor, nn

@@ -24,5 +24,6 @@ class ReLUSquared(FeedForward):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         hidden = self.up(x_BTD)
-        # not a square: its slope is 0 where relu is 0, so that a surrogate's slope of relu would not come through
+        # not a square: its slope is 0 where relu is 0, so that a surrogate's slope of relu would
+        # not come through
         return self.out(hidden * nn.functional.relu(hidden))

@@ -1,4 +1,6 @@
-"""Layer normalisation (Ba et al. 2016): subtract the mean, divide by the standard deviation, times a gain, plus a bias."""
+"""Layer normalisation (Ba et al. 2016): subtract the mean, divide by the standard deviation, times
+a gain, plus a bias.
+"""
 
 import torch
 from pydantic import Field
@@ -24,4 +26,6 @@ class LayerNorm(Normalisation):
         self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return nn.functional.layer_norm(x_BTD, (x_BTD.shape[-1],), self.gain, self.bias, self.epsilon)
+        return nn.functional.layer_norm(
+            x_BTD, (x_BTD.shape[-1],), self.gain, self.bias, self.epsilon
+        )

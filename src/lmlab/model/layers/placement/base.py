@@ -1,4 +1,6 @@
-"""What a placement is: what happens to a layer's input, to its output, and to the stream the output was added to."""
+"""What a placement is: what happens to a layer's input, to its output, and to the stream the output
+was added to.
+"""
 
 from abc import ABC, abstractmethod
 
@@ -6,7 +8,9 @@ from torch import Tensor, nn
 
 
 class Placement(nn.Module, ABC):
-    """Final classes take `(options, width, normalisation)`, the last a choice to be built once for each norm."""
+    """Final classes take `(options, width, normalisation)`, the last a choice to be built once for
+    each norm.
+    """
 
     @abstractmethod
     def enter(self, x_BTD: Tensor) -> Tensor:

@@ -1,4 +1,6 @@
-"""Normalisation after each addition (Vaswani et al. 2017), as in the first transformer; deep models need a long warm-up."""
+"""Normalisation after each addition (Vaswani et al. 2017), as in the first transformer; deep models
+need a long warm-up.
+"""
 
 from torch import Tensor
 

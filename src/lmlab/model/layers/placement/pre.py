@@ -1,4 +1,6 @@
-"""Normalisation before each layer (Xiong et al. 2020): the stream itself is never rescaled, and deep models start well."""
+"""Normalisation before each layer (Xiong et al. 2020): the stream itself is never rescaled, and
+deep models start well.
+"""
 
 from torch import Tensor
 

@@ -1,4 +1,6 @@
-"""Normalisation before and behind each layer (Ding et al. 2021, "CogView"): no layer can write more than its norm's gain."""
+"""Normalisation before and behind each layer (Ding et al. 2021, "CogView"): no layer can write more
+than its norm's gain.
+"""
 
 from torch import Tensor
 

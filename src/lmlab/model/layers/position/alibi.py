@@ -1,4 +1,6 @@
-"""ALiBi, attention with linear biases (Press et al. 2022): scores fall with distance, at a slope of its own in each head."""
+"""ALiBi, attention with linear biases (Press et al. 2022): scores fall with distance, at a slope of
+its own in each head.
+"""
 
 import torch
 from torch import Tensor
@@ -12,7 +14,9 @@ class Options(Params):
 
 
 class ALiBi(Position):
-    """Head h of H takes distance / 2^(8 h / H) off each score, h counted from 1. Nothing is learned."""
+    """Head h of H takes distance / 2^(8 h / H) off each score, h counted from 1. Nothing is
+    learned.
+    """
 
     def __init__(self, options: Options, width: int, context: int) -> None:
         super().__init__()

@@ -1,4 +1,5 @@
-"""Learned positions (Gehring et al. 2017; Radford et al. 2018): a vector for each place in the window, added to the token's.
+"""Learned positions (Gehring et al. 2017; Radford et al. 2018): a vector for each place in the
+window, added to the token's.
 
 Beyond the context, where nothing was learned, every token stands at the last place.
 """

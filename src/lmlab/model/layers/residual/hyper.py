@@ -1,9 +1,11 @@
-"""Hyper-connections (Zhu et al. 2024): n streams side by side, which every layer reads from, mixes and writes to by weights.
+"""Hyper-connections (Zhu et al. 2024): n streams side by side, which every layer reads from, mixes
+and writes to by weights.
 
-Each layer reads a weighted sum of the streams; the streams are mixed by an n x n matrix, and the output is added to each
-by a weight. All weights are learned; with `dynamic` they also depend on the token, through tanh(norm(stream) W) with W zero
-in the beginning. At first layer k reads stream k mod n, no stream is mixed, and every one is written to: with n = 1 that is
-the plain connection. In the end the streams are summed.
+Each layer reads a weighted sum of the streams; the streams are mixed by an n x n matrix, and the
+output is added to each by a weight. All weights are learned; with `dynamic` they also depend on the
+token, through tanh(norm(stream) W) with W zero in the beginning. At first layer k reads stream k
+mod n, no stream is mixed, and every one is written to: with n = 1 that is the plain connection. In
+the end the streams are summed.
 """
 
 import torch
@@ -37,7 +39,9 @@ class Hyper(Residual):
         self.write = nn.Parameter(torch.ones(count))
         self.by_token = nn.Parameter(torch.zeros(count + 2, width)) if options.dynamic else None
         if options.dynamic:
-            self.strength = nn.Parameter(torch.full((2,), 0.01))  # of reading and mixing, and of writing
+            self.strength = nn.Parameter(
+                torch.full((2,), 0.01)
+            )  # of reading and mixing, and of writing
 
     def open(self, x_BTD: Tensor) -> Tensor:
         return x_BTD.repeat(1, 1, self.streams)
@@ -52,14 +56,17 @@ class Hyper(Residual):
         return h_BTND.flatten(-2)
 
     def _weights(self, h_BTND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """How much is read of each stream (N), mixed into each (N, N), and written to each (N); by token if dynamic."""
+        """How much is read of each stream (N), mixed into each (N, N), and written to each (N); by
+        token if dynamic.
+        """
         mix = self.mix.view(self.streams, self.streams)
         if self.by_token is None:
             return self.read, mix, self.write
         by_token = torch.tanh(nn.functional.layer_norm(h_BTND, (self.width,)) @ self.by_token.T)
         return (
             self.read + self.strength[0] * by_token[..., 0],
-            mix + self.strength[0] * by_token[..., 1:-1].mT,  # what stream i says goes into column i
+            mix
+            + self.strength[0] * by_token[..., 1:-1].mT,  # what stream i says goes into column i
             self.write + self.strength[1] * by_token[..., -1],
         )
 

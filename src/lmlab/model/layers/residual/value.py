@@ -1,7 +1,9 @@
-"""Value residual (Zhou et al. 2024, "Value Residual Learning"): every attention mixes the first block's values into its own.
+"""Value residual (Zhou et al. 2024, "Value Residual Learning"): every attention mixes the first
+block's values into its own.
 
-So what a token is stays readable in deep blocks, whatever the stream has become. The first values run along in the stream,
-behind its D numbers, which keeps each block a function of the stream alone.
+So what a token is stays readable in deep blocks, whatever the stream has become. The first values
+run along in the stream, behind its D numbers, which keeps each block a function of the stream
+alone.
 """
 
 import torch
@@ -17,7 +19,9 @@ class Options(Params):
 
 
 class Value(Residual):
-    """x + layer(x); an attention's values become own * v + first * v_1, both factors learned, one half to begin with."""
+    """x + layer(x); an attention's values become own * v + first * v_1, both factors learned, one
+    half to begin with.
+    """
 
     widens = True
 
@@ -26,7 +30,10 @@ class Value(Residual):
         self.placement, self.width = placement, width
         self.is_first, self.is_attention = place == 0, place % 2 == 0
         if self.is_attention and not self.is_first:
-            self.own, self.first = nn.Parameter(torch.full((1,), 0.5)), nn.Parameter(torch.full((1,), 0.5))
+            self.own, self.first = (
+                nn.Parameter(torch.full((1,), 0.5)),
+                nn.Parameter(torch.full((1,), 0.5)),
+            )
 
     def open(self, x_BTD: Tensor) -> Tensor:
         return x_BTD
@@ -41,7 +48,9 @@ class Value(Residual):
 
         def mix(v_BHTK: Tensor) -> Tensor:
             batch, heads, time, width = v_BHTK.shape
-            return self.own * v_BHTK + self.first * first_BTV.reshape(batch, time, heads, width).transpose(1, 2)
+            return self.own * v_BHTK + self.first * first_BTV.reshape(
+                batch, time, heads, width
+            ).transpose(1, 2)
 
         values = (keep if self.is_first else mix) if self.is_attention else None
         placement = self.placement

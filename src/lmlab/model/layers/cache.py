@@ -6,8 +6,10 @@ from torch import Tensor
 
 
 @dataclass
-class Memory:
-    """One block's: how many tokens it has seen, and whatever tensors its layers keep (keys and values, hidden states)."""
+class Cache:
+    """One block's: how many tokens it has seen, and whatever tensors its layers keep (keys and
+    values, hidden states).
+    """
 
     seen: int = 0
     tensors: dict[str, Tensor] = field(default_factory=dict)

@@ -1,4 +1,6 @@
-"""No position: only causality tells the order (Haviv et al. 2022, "... without Positional Encodings Still Learn ...")."""
+"""No position: only causality tells the order (Haviv et al. 2022, "... without Positional Encodings
+Still Learn ...").
+"""
 
 from torch import Tensor
 
@@ -10,7 +12,7 @@ class Options(Params):
     """This position has none."""
 
 
-class Absent(Position):
+class NoPosition(Position):
     """Leaves everything as it is."""
 
     def __init__(self, options: Options, width: int, context: int) -> None:

@@ -12,7 +12,7 @@ class Options(Params):
     """There are none."""
 
 
-class Absent(Intervention):
+class Identity(Intervention):
     """Does nothing."""
 
     neutral = {}

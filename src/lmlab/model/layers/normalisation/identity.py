@@ -1,4 +1,6 @@
-"""No normalisation: numbers keep whatever scale they have. Deep models then need small first weights or low rates."""
+"""No normalisation: numbers keep whatever scale they have. Deep models then need small initial
+weights or low rates.
+"""
 
 from torch import Tensor
 
@@ -10,7 +12,7 @@ class Options(Params):
     """This normalisation has none."""
 
 
-class Absent(Normalisation):
+class Identity(Normalisation):
     """Leaves everything as it is."""
 
     def __init__(self, options: Options, width: int) -> None:
