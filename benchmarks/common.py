@@ -10,53 +10,27 @@ from typing import Any
 import pandas as pd
 import typer
 
-from lmlab.core import params, registry
 from lmlab.core.params import Tree
-from lmlab.data import collect as collecting
-from lmlab.data import documents
-from lmlab.data import shard as sharding
-from lmlab.data.collect import DownloadParams
-from lmlab.data.shard import ShardParams
 from lmlab.data.shards import Shards, open_shards
 from lmlab.data.tokenizers import base as tokenizers
-from lmlab.data.tokenizers.base import Tokenizer, TokenizerParams
+from lmlab.data.tokenizers.base import Tokenizer
+from lmlab.experiments.stages.download import download
+from lmlab.experiments.stages.layout import Layout
+from lmlab.experiments.stages.shard import shard
+from lmlab.experiments.stages.tokenizer import tokenizer
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
 
 
-def download(tree: Tree, folder: Path) -> None:
-    """The stage `download`, without the checks that need the project's folder."""
-    chosen = params.section(tree, "download", DownloadParams)
-    collecting.build(
-        chosen, registry.choices(tree, "download", chosen)["corpus"].build(), folder / "corpus"
-    )
-
-
-def fit_tokenizer(tree: Tree, folder: Path) -> Tokenizer:
-    """The stage `tokenizer`."""
-    chosen = registry.choices(
-        tree, "tokenizer", params.section(tree, "tokenizer", TokenizerParams)
-    )["name"]
-    fitted = tokenizers.fit(
-        chosen, (text for _, _, text in documents.read_parts(folder / "corpus" / "train.parquet"))
-    )
-    tokenizers.save(chosen, fitted, folder / "tokenizer" / "tokenizer.json")
-    return fitted
-
-
-def shard(tree: Tree, folder: Path) -> None:
-    """The stage `shard`."""
-    chosen = params.section(tree, "shard", ShardParams)
-    sharding.build(chosen, folder / "corpus", folder / "tokenizer", folder / "shards")
-
-
 def prepare(tree: Tree, folder: Path) -> tuple[Shards, Tokenizer]:
-    """All three: from the corpus to shards, in a folder."""
-    download(tree, folder)
-    tokenizer = fit_tokenizer(tree, folder)
-    shard(tree, folder)
-    return open_shards(folder / "shards", folder / "tokenizer" / "tokenizer.json"), tokenizer
+    """The stages from the corpus to shards, in a folder; what they leave, opened."""
+    layout = Layout.below(folder)
+    download(tree, layout)
+    tokenizer(tree, layout)
+    shard(tree, layout)
+    shards = open_shards(layout.shards, layout.tokenizer_file)
+    return shards, tokenizers.load(layout.tokenizer_file)
 
 
 def seconds(work: Callable[[], object], times: int = 1) -> float:

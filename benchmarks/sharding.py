@@ -25,10 +25,14 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from common import RESULTS, download, fit_tokenizer, seconds, shard, write
+from common import RESULTS, seconds, write
 
 from lmlab.core import params, registry
 from lmlab.core.params import Tree, changed
+from lmlab.experiments.stages.download import download
+from lmlab.experiments.stages.layout import Layout
+from lmlab.experiments.stages.shard import shard
+from lmlab.experiments.stages.tokenizer import tokenizer
 
 WORDS, LONGEST_WORD, WORDS_IN_A_LINE = 200_000, 10, 12
 
@@ -66,17 +70,20 @@ def most_bytes() -> int:
     return most if sys.platform == "darwin" else most * 1024  # bytes on macOS, kibibytes elsewhere
 
 
-def measured(stage: Callable[[Tree, Path], object], tree: Tree, folder: Path) -> dict[str, float]:
+Stage = Callable[[Tree, Layout], None]
+
+
+def measured(stage: Stage, tree: Tree, layout: Layout) -> dict[str, float]:
     """What a stage took, in this process."""
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-        taken = seconds(lambda: stage(tree, folder))
+        taken = seconds(lambda: stage(tree, layout))
     return {"seconds": taken, "peak_megabytes": most_bytes() / 1e6}
 
 
-def alone(stage: Callable[[Tree, Path], object], tree: Tree, folder: Path) -> dict[str, float]:
+def alone(stage: Stage, tree: Tree, layout: Layout) -> dict[str, float]:
     """What it takes in a process of its own."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(measured, stage, tree, folder).result()
+        return pool.submit(measured, stage, tree, layout).result()
 
 
 def main(
@@ -90,8 +97,9 @@ def main(
     """Print and write what each stage took at each size."""
     rows: list[dict[str, Any]] = []
     for size in megabytes:
-        with TemporaryDirectory() as made:
-            folder = Path(made)
+        with TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            layout = Layout.below(folder)
             write_text(size, folder / "text")
             changes: dict[str, Any] = {
                 "download.corpus": "local",
@@ -99,15 +107,15 @@ def main(
             }
             changes["shard.processes"] = processes
             plain = changed(params.read(), changes)
-            found = alone(download, plain, folder)
+            downloaded = alone(download, plain, layout)
             for number, chosen in enumerate(name or registry.names("tokenizers")):
                 tree = changed(plain, {"tokenizer.name": chosen})
-                stages = {"download": found} if number == 0 else {}
+                stages = {"download": downloaded} if number == 0 else {}
                 stages |= {
-                    "tokenizer": alone(fit_tokenizer, tree, folder),
-                    "shard": alone(shard, tree, folder),
+                    "tokenizer": alone(tokenizer, tree, layout),
+                    "shard": alone(shard, tree, layout),
                 }
-                manifest = json.loads((folder / "shards" / "manifest.json").read_text())
+                manifest = json.loads((layout.shards / "manifest.json").read_text())
                 written = sum(split["bytes"] for split in manifest["splits"].values()) / 1e6
                 for stage, took in stages.items():
                     row = {

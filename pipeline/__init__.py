@@ -7,14 +7,13 @@ is refused.
 """
 
 import functools
-import inspect
 import multiprocessing
 import sys
 import time
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
@@ -33,61 +32,54 @@ if multiprocessing.parent_process() is None:
 try:
     import typer
 
-    from lmlab.core import files, lifeline, params, registry
+    from lmlab.core import files, lifeline, params
+    from lmlab.experiments.stages.layout import Layout
 except ModuleNotFoundError as missing:
     raise errors.UserError(
         f"{sys.executable} lacks the package {missing.name}; run `source .venv/bin/activate`"
         " first (`make setup` makes it)"
     ) from None
 
-P = TypeVar("P", bound=params.Params)
+Stage = Callable[[params.Tree, Layout], dict[str, Any] | None]
+"""A stage's function; what it returns is noted beside the seconds that it took."""
 
 
-def read_params(section: str, kind: type[P]) -> tuple[P, dict[str, registry.Choice]]:
-    """A section of params.yaml, and the parts its keys name."""
-    tree = params.read()
-    values = params.section(tree, section, kind)
-    return values, registry.choices(tree, section, values)
+def run_stage(stage: Stage) -> None:
+    """Run a stage as a command line."""
+    run_command(staged(stage))
 
 
-def run_stage(command: Callable[..., dict[str, Any] | None]) -> None:
-    """Run a stage's command as a command line."""
-    run_command(staged(command))
+def staged(stage: Stage) -> Callable[..., None]:
+    """A stage with what belongs to every stage: check params and folders first, and note the time.
 
-
-def staged(command: Callable[..., dict[str, Any] | None]) -> Callable[..., None]:
-    """A stage's command with what belongs to every stage: check all params and folders first, and
-    note the time.
-
-    Modules that cannot change what the stage writes are loaded by name, so that they are none of
-    its dependencies.
+    Modules that cannot change what a stage writes are loaded by name, so that they are none of its
+    dependencies.
     """
-    defaults = {
-        name: value.default for name, value in inspect.signature(command).parameters.items()
-    }
 
-    @functools.wraps(command)
-    def stage(**paths: Any) -> None:
-        started = time.perf_counter()
-        import_module("lmlab.experiments.surroundings").check_experiment()
-        tree, name = params.read(), command.__name__
-        import_module("lmlab.experiments.preflight").check(tree)
-        for path in (defaults | paths).values():
-            files.check_folder(path.parent if path.suffix else path)
-        import_module("lmlab.experiments.remarks").say(tree, name)
-        if import_module("lmlab.experiments.runcache").restored():
+    @functools.wraps(stage, assigned=("__name__", "__doc__"), updated=())
+    def command(data: Path = Path("data"), results: Path = Path("results")) -> None:
+        start = time.perf_counter()
+        experiment = "lmlab.experiments"
+        import_module(f"{experiment}.surroundings").check_experiment()
+        tree, name = params.read(), stage.__name__
+        import_module(f"{experiment}.preflight").check(tree)
+        for folder in (data, results):
+            files.check_folder(folder)
+        import_module(f"{experiment}.remarks").say(tree, name)
+        runcache = import_module(f"{experiment}.runcache")
+        if runcache.restored():
             print(
                 f"{name}: this was done before on this machine: outputs taken from DVC's run-cache",
                 flush=True,
             )
             return
-        facts = command(**paths) or {}
-        import_module("lmlab.experiments.runcache").keep()
-        import_module("lmlab.experiments.timing").note(
-            name, {"seconds": time.perf_counter() - started, **facts}
-        )
+        facts = stage(tree, Layout.below(data, results)) or {}
+        runcache.keep()
+        seconds = time.perf_counter() - start
+        import_module(f"{experiment}.timing").note(name, {"seconds": seconds, **facts})
 
-    return stage
+    del command.__wrapped__  # typer reads the signature of what it is given
+    return command
 
 
 def run_command(command: Callable[..., None]) -> None:

@@ -1,19 +1,7 @@
-"""Stage `download`: a corpus becomes cleaned, split documents in Parquet and a manifest."""
+"""Stage `download`: get the corpus, clean it, split it."""
 
-from pathlib import Path
-
-from lmlab.data import collect as collecting
-from lmlab.data.collect import DownloadParams
-from pipeline import read_params, run_stage
-
-
-def download(corpus: Path = Path("data/corpus")) -> None:
-    """Get the corpus that `download.corpus` names and write its documents to CORPUS."""
-    params, parts = read_params("download", DownloadParams)
-    manifest = collecting.build(params, parts["corpus"].build(), corpus)
-    for split, facts in manifest["splits"].items():
-        print(f"download: {split}: {facts['documents']:,} documents, {facts['bytes']:,} bytes")
-
+from lmlab.experiments.stages.download import download
+from pipeline import run_stage
 
 if __name__ == "__main__":
     run_stage(download)

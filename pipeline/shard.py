@@ -1,23 +1,7 @@
-"""Stage `shard`: documents become shards of token ids in Parquet."""
+"""Stage `shard`: encode every split into shards of token ids."""
 
-from pathlib import Path
-
-from lmlab.data import shard as sharding
-from lmlab.data.shard import ShardParams
-from pipeline import read_params, run_stage
-
-
-def shard(
-    corpus: Path = Path("data/corpus"),
-    tokenizer: Path = Path("data/tokenizer"),
-    shards: Path = Path("data/shards"),
-) -> None:
-    """Encode the documents in CORPUS with TOKENIZER and write SHARDS."""
-    params, _ = read_params("shard", ShardParams)
-    manifest = sharding.build(params, corpus, tokenizer, shards)
-    for split, facts in manifest["splits"].items():
-        print(f"shard: {split}: {facts['tokens']:,} tokens in {len(facts['files'])} shard(s)")
-
+from lmlab.experiments.stages.shard import shard
+from pipeline import run_stage
 
 if __name__ == "__main__":
     run_stage(shard)

@@ -19,6 +19,7 @@ from lmlab.data.batches import Batches
 from lmlab.evaluation import references
 from lmlab.experiments import adapting
 from lmlab.experiments.adapting import Change
+from lmlab.experiments.stages.layout import Layout
 
 corpus = test_training.corpus  # the fixture
 LOWERED = {
@@ -45,7 +46,12 @@ def adapted(
     data: Path, change: Change | None = None, steps: int = 12, within: float = 0.1, **changes: Any
 ) -> dict[str, Any]:
     return adapting.adapt(
-        small.tree(**{**LOWERED, **changes}), data, change or Change("", 0), steps, 4, within
+        small.tree(**{**LOWERED, **changes}),
+        Layout.below(data),
+        change or Change("", 0),
+        steps,
+        4,
+        within,
     )
 
 

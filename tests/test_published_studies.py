@@ -14,7 +14,7 @@ import small
 
 from lmlab.experiments.studies import scaling
 
-STUDIES = sorted(path.parent.name for path in small.PROJECT.glob("studies/*/dvc.yaml"))
+STUDIES = sorted(path.parent.name for path in small.PROJECT.glob("studies/*/points"))
 every_study = pytest.mark.parametrize("name", STUDIES)
 FIGURE = re.compile(r"(?<![\w.,])-?\d+\.\d{3,}")
 """A number with three decimals or more; fewer are a way of speaking."""

@@ -13,7 +13,8 @@ import pytest
 import small
 
 from lmlab.core.errors import UserError
-from lmlab.experiments.studies import scaling_findings, studies
+from lmlab.experiments.studies import scaling_findings
+from lmlab.experiments.studies import study as studies
 from lmlab.experiments.studies.scaling import Fitted, Law
 
 PLANTED = Law(E=1.1, A=30.0, B=200.0, alpha=0.35, beta=0.4)
@@ -62,6 +63,9 @@ def written(**fit: Any) -> studies.Study:
     return studies.read(Path("study"))
 
 
+MADE = {"params": {}, "flops": 0.0, "corpus": {}, "code": {}, "versions": {}, "processor": "one"}
+
+
 def measure(name: str, noise: float = 0.002, **more: Any) -> None:
     """Write an arm's points as if it had been run, with the planted law's losses."""
     width, rng = WIDTHS[name], np.random.default_rng(WIDTHS[name])
@@ -77,8 +81,9 @@ def measure(name: str, noise: float = 0.002, **more: Any) -> None:
             )
             counts = {"vocabulary_size": 50, "parameters": parameters, "tokens": tokens}
             measured = {"validation": {"nats_per_token": nats}, "flops": 7.5 * parameters * tokens}
-            points.append({"at": {"train.steps": steps}, "seed": seed, **counts, **measured})
-    made = {"arm": name, "best": {}, "points": points, **more}
+            label = {"at": {"train.steps": steps}, "seed": seed, "reported": False}
+            points.append({**label, **counts, **measured})
+    made = {"arm": name, "best": {}, "made": MADE, "points": points, **more}
     Path(f"study/points/{name}.json").write_text(json.dumps(made))
 
 
@@ -201,7 +206,7 @@ def test_runs_that_diverged_are_left_out_and_named(study: studies.Study) -> None
     made["points"][3] = {
         "at": {"train.steps": 400},
         "seed": 1,
-        "broke": "diverged at step 3: the loss is nan",
+        "diverged": "diverged at step 3: the loss is nan",
     }
     path.write_text(json.dumps(made))
     found = scaling_findings.write(study)
@@ -209,9 +214,7 @@ def test_runs_that_diverged_are_left_out_and_named(study: studies.Study) -> None
 
 
 def test_mistakes_are_told_in_one_line(study: studies.Study) -> None:
-    with pytest.raises(
-        UserError, match=r"points/tiny.json is missing; run `dvc repro study/dvc.yaml:arm@tiny`"
-    ):
+    with pytest.raises(UserError, match=r"points/tiny.json is missing or damaged; take it back"):
         scaling_findings.write(study)
     for name in FIT["sizes"]:
         measure(name)
@@ -221,6 +224,6 @@ def test_mistakes_are_told_in_one_line(study: studies.Study) -> None:
         scaling_findings.write(written(held_out=["large"]))
     with pytest.raises(UserError, match="at least 3 different sizes, not 2"):
         scaling_findings.write(written(sizes=["tiny", "small"]))
-    measure("tiny", points=[{"at": {}, "seed": 0, "broke": "training broke down"}])
+    measure("tiny", points=[{"at": {}, "seed": 0, "diverged": "training broke down"}])
     with pytest.raises(UserError, match="no run of tiny came to its end"):
         scaling_findings.write(written(sizes=["tiny"]))

@@ -1,4 +1,4 @@
-"""Studies: changes to params, points, and the table they are collected in."""
+"""Studies: what is run, what is kept, what is stale, and what goes into one table."""
 
 import json
 import shutil
@@ -6,17 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import small
-import torch
 from typer.testing import CliRunner
 
 from lmlab import cli
 from lmlab.core import params
 from lmlab.core.errors import UserError
-from lmlab.core.files import read_json
-from lmlab.experiments.studies import findings, studies
+from lmlab.core.files import read_json, seal
+from lmlab.experiments.studies import making, publish, running, study, table
+from lmlab.experiments.studies import point as points
 
 TEXT = "".join(f"{number} times {number} is {number * number}.\n" for number in range(120))
 SHARED = {
@@ -45,7 +44,7 @@ ARMS = {
 STUDY = {
     "changes": SHARED,
     "flops": 0.0,
-    "sweep_seeds": [0],
+    "sweep_seeds": [100, 101],
     "seeds": [0, 1],
     "processes": 1,
     "each": "",
@@ -59,48 +58,64 @@ def folder(tmp_path: Path, corpus_of: Callable[..., Path], monkeypatch: pytest.M
     """A folder like the project's, with a study in it and a corpus beside."""
     corpus_of(TEXT, "12 times 12 is 144.\n", "7 times 8 is 56.\n")
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "corpus").rename(tmp_path / "data" / "corpus")
     monkeypatch.delenv("DVC_ROOT", raising=False)
     for name in ("params.yaml", "dvc.yaml"):
         (tmp_path / name).write_text((small.PROJECT / name).read_text())
-    made = tmp_path / "study"
-    made.mkdir()
-    write(made)
-    return made
+    folder = tmp_path / "study"
+    folder.mkdir()
+    write(folder)
+    return folder
 
 
-def write(folder: Path, quick: dict[str, Any] | None = None, **changes: Any) -> None:
-    (folder / "params.yaml").write_text(
-        json.dumps({"study": {**STUDY, **changes}, "arms": ARMS, "quick": quick or {}})
-    )
+def write(
+    folder: Path,
+    quick: dict[str, Any] | None = None,
+    arms: dict[str, Any] | None = None,
+    **changes: Any,
+) -> None:
+    blocks = {"study": {**STUDY, **changes}, "arms": arms or ARMS, "quick": quick or {}}
+    (folder / "params.yaml").write_text(json.dumps(blocks))
+
+
+CORPUS = Path("data/corpus")
+STUDIES = sorted(path.parent.name for path in small.PROJECT.glob("studies/*/params.yaml"))
 
 
 def run(folder: Path, arm: str, quick: bool = False) -> dict[str, Any]:
-    found = studies.run_arm(
-        studies.read(folder, quick), arm, Path("corpus"), folder / "points" / f"{arm}.json"
-    )
-    assert read_json(folder / "points" / f"{arm}.json", made_by="arm") == found
-    return found
+    asked = study.read(folder, quick)
+    record = running.run_arm(asked, arm, CORPUS)
+    assert read_json(asked.points(arm), made_by="study") == record
+    return record
 
 
-def test_a_change_replaces_or_multiplies_and_leaves_the_original_alone(tree: params.Tree) -> None:
-    made = params.changed(tree, {"train.seed": 7, "optimizers.adamw.learning_rate*": 0.5})
-    assert (made["train"]["seed"], tree["train"]["seed"]) == (7, 0)
-    assert (
-        made["optimizers"]["adamw"]["learning_rate"]
-        == tree["optimizers"]["adamw"]["learning_rate"] / 2
-    )
-    with pytest.raises(UserError, match=r"params.yaml has no train.sed; did you mean seed\?"):
-        params.changed(tree, {"train.sed": 1})
+def seeds_of(record: dict[str, Any], reported: bool) -> list[int]:
+    return [point["seed"] for point in record["points"] if point["reported"] == reported]
 
 
-def test_an_arm_is_run_with_every_seed_and_leaves_one_file_beside_what_it_keeps(
-    folder: Path,
-) -> None:
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The seeds that were run, in order; what the runs give is made up and quick."""
+    seeds: list[int] = []
+
+    def measured(tree: params.Tree, flops: float, corpus: Path) -> dict[str, Any]:
+        seed = tree["train"]["seed"]
+        seeds.append(seed)
+        bits = 2.5 + seed / 1000
+        return {"validation": {"bits_per_byte": bits, "nats_per_token": bits}}
+
+    monkeypatch.setattr(points, "run_quietly", measured)
+    return seeds
+
+
+def test_an_arm_runs_its_seeds_and_leaves_one_file_beside_what_it_keeps(folder: Path) -> None:
     before = {path for path in Path().rglob("*") if path.is_file()}
-    found = run(folder, "plain")
-    assert found["best"] == {}
-    assert [point["seed"] for point in found["points"]] == [0, 1]
-    first, second = found["points"]
+    record = run(folder, "plain")
+    assert record["best"] == {}
+    assert seeds_of(record, reported=True) == [0, 1]
+    assert seeds_of(record, reported=False) == []
+    first, second = record["points"]
     assert first["validation"] != second["validation"]
     assert [step for step, _ in first["curve"]] == [2, 4]
     assert first["curve"][-1][1] == pytest.approx(first["validation"]["nats_per_token"])
@@ -110,104 +125,182 @@ def test_an_arm_is_run_with_every_seed_and_leaves_one_file_beside_what_it_keeps(
     assert run(folder, "bytes")["points"][0]["vocabulary_size"] == 257
 
 
-def test_an_arm_sweeps_and_runs_its_seeds_at_the_best_value_and_what_breaks_down_is_never_the_best(
+def test_an_arm_reports_other_seeds_than_it_sweeps_with_and_what_diverges_is_never_the_best(
     folder: Path,
 ) -> None:
     write(folder, changes={**SHARED, "train.clip": 0.0})
-    found = run(folder, "swept")
+    record = run(folder, "swept")
     rate = 0.004
-    assert [point["at"]["optimizers.adamw.learning_rate"] for point in found["points"][:3]] == [
-        rate,
-        rate / 2,
-        rate * 1e33,
-    ]
-    assert found["points"][2]["broke"].startswith("diverged at step ")
-    assert found["points"][2]["training"]  # until there
-    assert "validation" not in found["points"][2]
-    least = min(found["points"][:2], key=lambda point: point["validation"]["bits_per_byte"])
-    assert found["best"] == least["at"]
-    assert [(point["at"], point["seed"]) for point in found["points"][3:]] == [(least["at"], 1)]
-    table = studies.collect(folder / "points", folder / "results.csv")
-    assert table["at_best"].sum() == 2
-    assert table["seed"].tolist() == [0, 0, 0, 1]
+    swept = [point for point in record["points"] if not point["reported"]]
+    rates = [point["at"]["optimizers.adamw.learning_rate"] for point in swept]
+    assert rates == [rate, rate, rate / 2, rate / 2, rate * 1e33, rate * 1e33]
+    assert seeds_of(record, reported=False) == [100, 101] * 3
+    assert swept[4]["diverged"].startswith("diverged at step ")
+    assert swept[4]["training"]  # until there
+    assert "validation" not in swept[4]
+    means = {
+        rates[place]: sum(point["validation"]["bits_per_byte"] for point in swept[place:][:2]) / 2
+        for place in (0, 2)
+    }
+    best = {"optimizers.adamw.learning_rate": min(means, key=lambda rate: means[rate])}
+    assert record["best"] == best
+    final = [point for point in record["points"] if point["reported"]]
+    assert [(point["at"], point["seed"]) for point in final] == [(best, 0), (best, 1)]
+    rows = table.rows({"swept": record})
+    assert rows["reported"].sum() == 2
+    summary = table.summary(rows, "plain").iloc[0]
+    assert summary["seeds"] == 2
+    reported_bits = [point["validation"]["bits_per_byte"] for point in final]
+    assert summary["bits_per_byte"] == pytest.approx(sum(reported_bits) / 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sweep_seeds": [100]}, "sweeps with 1 seed"),
+        ({"sweep_seeds": [7, 7]}, "sweeps with 1 seed"),
+        ({"sweep_seeds": [0, 100]}, "seeds that are reported as well"),
+    ],
+)
+def test_a_sweep_needs_seeds_of_its_own(folder: Path, changes: Any, words: str) -> None:
+    write(folder, **changes)
+    with pytest.raises(UserError, match=words):
+        run(folder, "swept")
+    assert study.read(folder).arm("plain").sweep_seeds == changes["sweep_seeds"]  # it sweeps none
+    write(folder, **changes, seeds=[])  # nothing is chosen, so nothing by luck
+    assert study.read(folder).arm("swept").sweep_seeds == changes["sweep_seeds"]
 
 
 def test_a_study_whose_every_run_diverged_is_a_table_all_the_same(folder: Path) -> None:
-    write(
-        folder,
-        changes={**SHARED, "train.clip": 0.0, "optimizers.adamw.learning_rate": 1e38},
-        seeds=[],
-    )
-    found = run(folder, "plain")
-    assert found["points"][0]["broke"].startswith("diverged at step ")
-    assert found["points"][0]["environment"] == {"torch": torch.__version__}
-    summary = findings.write(studies.read(folder), folder)
+    broken = {**SHARED, "train.clip": 0.0, "optimizers.adamw.learning_rate": 1e38}
+    write(folder, changes=broken, seeds=[0])
+    assert run(folder, "plain")["points"][0]["diverged"].startswith("diverged at step ")
+    summary = table.write(study.read(folder))
     assert summary["bits_per_byte"].isna().all()
     assert summary["diverged"].tolist() == [1]
-    shown = CliRunner().invoke(cli.app, ["study", "study", "--arm", "plain", "--corpus", "corpus"])
+    shown = CliRunner().invoke(cli.app, ["study", "study", "--arm", "plain"])
     assert shown.exit_code == 0, shown.output
 
 
 def test_the_test_split_is_sealed_for_studies_too(folder: Path) -> None:
-    assert "test" not in run(folder, "plain")["points"][0]
-    table = studies.collect(folder / "points", folder / "results.csv")
-    assert not [column for column in table if "test" in str(column)]
+    record = run(folder, "plain")
+    assert "test" not in record["points"][0]
+    assert not [column for column in table.rows({"plain": record}) if "test" in str(column)]
 
 
-def test_what_was_run_is_not_run_again_and_another_seed_or_code_is(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ran: list[int] = []
-    real = studies.quiet_point
-    monkeypatch.setattr(
-        studies, "quiet_point", lambda *work: (ran.append(work[0]["train"]["seed"]), real(*work))[1]
-    )
+def test_what_was_run_is_not_run_again_and_another_seed_is(folder: Path, ran: list[int]) -> None:
     first = run(folder, "plain")
     assert run(folder, "plain") == first
     assert ran == [0, 1]
+    shutil.rmtree(".scratch")  # as in a fresh clone: the arm's file is enough
     write(folder, seeds=[0, 1, 2])
     more = run(folder, "plain")
     assert more["points"][:2] == first["points"]
     assert ran == [0, 1, 2]
-    monkeypatch.setattr(studies, "_code", lambda: {"training.py": "edited"})
+    (folder / "points" / "plain.json").unlink()  # as where it was stopped: what is kept is enough
+    shutil.rmtree(".scratch")
+    run(folder, "plain")
+    (folder / "points" / "plain.json").unlink()
     run(folder, "plain")
     assert ran == [0, 1, 2, 0, 1, 2]
 
 
+def used_files(arm: str, folder: Path) -> set[str]:
+    return set(run(folder, arm)["made"]["code"])
+
+
+def test_the_code_of_a_point_is_what_its_run_uses_no_more_and_no_less(
+    folder: Path, ran: list[int]
+) -> None:
+    code = used_files("plain", folder)
+    parts = "src/lmlab/training/optimizers/adamw.py", "src/lmlab/data/tokenizers/character.py"
+    loop = "src/lmlab/training/loop.py", "src/lmlab/experiments/stages/train.py"
+    assert code.issuperset([*parts, *loop, "src/lmlab/experiments/studies/point.py"])
+    unused = (
+        *("src/lmlab/training/optimizers/lion.py", "src/lmlab/data/tokenizers/bpe.py"),
+        *("src/lmlab/cli.py", "src/lmlab/experiments/studies/table.py"),
+        *("src/lmlab/experiments/preflight.py", "src/lmlab/evaluation/measures/induction.py"),
+    )
+    assert code.isdisjoint(unused)
+    assert "src/lmlab/data/tokenizers/byte.py" in used_files("bytes", folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("train.clip", 0.5, "params: train.clip was 1.0, is 0.5"),
+        ("optimizers.adamw.beta1", 0.8, "params: optimizers.adamw.beta1 was 0.9, is 0.8"),
+        ("optimizers.lion.beta1", 0.8, ""),  # which no arm uses
+        ("evaluate.temperature", 0.5, ""),
+        ("train.steps", 9, ""),  # which the study sets itself
+    ],
+)
+def test_a_key_that_the_study_takes_from_the_project_makes_its_points_stale_when_it_changes(
+    folder: Path, ran: list[int], name: str, value: float, reason: str
+) -> None:
+    run(folder, "plain")
+    assert publish.check("study", quick=False)[0] == "study: swept: it has not been run"
+    assert running.stale(study.read(folder), "plain", CORPUS) == []
+    tree = params.changed(params.read(), {name: value})
+    Path("params.yaml").write_text(json.dumps(tree))
+    assert running.stale(study.read(folder), "plain", CORPUS) == ([reason] if reason else [])
+    run(folder, "plain")
+    assert ran == ([0, 1, 0, 1] if reason else [0, 1])
+    assert running.stale(study.read(folder), "plain", CORPUS) == []
+
+
+def test_another_text_or_another_code_or_version_makes_points_stale(
+    folder: Path, ran: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(folder, "plain")
+    now = making.making(study.read(folder).tree("plain"), set(), 0.0, CORPUS)
+    assert making.differences(now, now) == []
+    file = "src/lmlab/training/step.py"
+    edited = now.model_copy(update={"code": {**now.code, file: "0"}})
+    assert making.differences(now, edited) == [f"code: {file}"]
+    newer = now.model_copy(update={"versions": {**now.versions, "torch": "9.9"}})
+    torch_version = now.versions["torch"]
+    assert making.differences(now, newer) == [f"torch {torch_version}, now 9.9"]
+    other_text = now.model_copy(update={"corpus": {**now.corpus, "train": "0"}})
+    assert making.differences(now, other_text) == ["the text is another one"]
+    no_text = now.model_copy(update={"corpus": {}})
+    assert making.differences(now, no_text) == []  # a clone that has not downloaded it yet
+    elsewhere = now.model_copy(update={"processor": "another"})
+    assert making.differences(now, elsewhere) == []  # no fault of the points
+    keys = {making.key(made, {}, 0) for made in (now, edited, newer, other_text, elsewhere)}
+    assert len(keys) == 5
+    write(folder, seeds=[0, 1, 2])
+    assert running.stale(study.read(folder), "plain", CORPUS) == ["seed 2 is missing"]
+
+
 @pytest.mark.parametrize("spoil", ["flip", "cut", "delete"])
 def test_a_kept_result_that_is_not_whole_is_made_again(
-    spoil: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+    spoil: str, folder: Path, ran: list[int]
 ) -> None:
-    ran: list[int] = []
-    point = {"validation": {"bits_per_byte": 2.5, "nats_per_token": 1.5}}
-    monkeypatch.setattr(
-        studies, "quiet_point", lambda *work: (ran.append(work[0]["train"]["seed"]), point)[1]
-    )
     first = run(folder, "plain")
+    (folder / "points" / "plain.json").unlink()
     kept = sorted(Path(".scratch/points").iterdir())[0]
     content = kept.read_text()
-    kept.write_text(
-        {"flip": content.replace("2.5", "2.4"), "cut": content[:-9], "delete": ""}[spoil]
-    )
+    kept.write_text({"flip": content.replace("2.5", "2.4"), "cut": content[:-9]}.get(spoil, ""))
     if spoil == "delete":
         kept.unlink()
     assert run(folder, "plain") == first
     assert len(ran) == 3
     arm = folder / "points" / "plain.json"
     arm.write_text(arm.read_text().replace("2.5", "2.4"))
-    with pytest.raises(UserError, match=r"plain.json is damaged"):
-        findings.write(studies.read(folder), folder)
+    with pytest.raises(UserError, match=r"plain.json is missing or damaged"):
+        table.write(study.read(folder))
 
 
 def test_side_by_side_is_as_one_after_the_other(folder: Path) -> None:
     alone = run(folder, "plain")
-    for kept in Path(".scratch/points").iterdir():
-        kept.unlink()
+    (folder / "points" / "plain.json").unlink()
+    shutil.rmtree(".scratch")
     write(folder, processes=2)
     both = run(folder, "plain")
-    for one, other in zip(alone["points"], both["points"], strict=True):
-        assert {key: value for key, value in one.items() if "second" not in key} == {
-            key: value for key, value in other.items() if "second" not in key
+    for first, second in zip(alone["points"], both["points"], strict=True):
+        assert {key: value for key, value in first.items() if "second" not in key} == {
+            key: value for key, value in second.items() if "second" not in key
         }
 
 
@@ -219,20 +312,25 @@ def test_flops_decide_how_many_steps_there_are(folder: Path) -> None:
     assert more["flops"] == pytest.approx(3 * plain["flops"])
 
 
-def test_the_quick_form_takes_the_place_of_what_it_names(folder: Path) -> None:
-    write(folder, quick={"seeds": [5], "sweep_seeds": [5], "changes": {"train.steps": 2}})
-    found = run(folder, "plain", quick=True)["points"]
-    assert [(point["seed"], point["steps"]) for point in found] == [(5, 2)]
-    assert studies.read(folder, quick=True).params.changes["train.batch"] == 4
-    assert studies.read(folder).params.seeds == [0, 1]
+def test_the_quick_form_takes_the_place_of_what_it_names_and_lies_apart(folder: Path) -> None:
+    write(folder, quick={"seeds": [5], "changes": {"train.steps": 2}})
+    points_of_quick = run(folder, "plain", quick=True)["points"]
+    assert [(point["seed"], point["steps"]) for point in points_of_quick] == [(5, 2)]
+    assert (folder / "tried" / "points" / "plain.json").exists()
+    assert not (folder / "points").exists()
+    assert study.read(folder, quick=True).params.changes["train.batch"] == 4
+    assert study.read(folder).params.seeds == [0, 1]
 
 
-def test_every_value_of_the_key_each_is_an_arm_with_the_shared_sweep(folder: Path) -> None:
+def test_every_value_of_the_key_each_is_an_arm_with_the_shared_sweep(
+    folder: Path, ran: list[int]
+) -> None:
     write(folder, each="train.optimizer", sweep={"train.steps": [2, 3]}, seeds=[])
-    found = run(folder, "lion")
-    assert [point["at"] for point in found["points"]] == [{"train.steps": 2}, {"train.steps": 3}]
-    assert studies.read(folder).arm("swept")[0] == {"train.optimizer": "swept"}
-    assert studies.read(folder).arm("swept")[1] == ARMS["swept"]["sweep"]
+    record = run(folder, "lion")
+    steps = [point["at"]["train.steps"] for point in record["points"]]
+    assert steps == [2, 2, 3, 3]
+    assert study.read(folder).arm("swept").changes == {"train.optimizer": "swept"}
+    assert study.read(folder).arm("swept").sweep == ARMS["swept"]["sweep"]
     with pytest.raises(UserError, match="there is no 'lyon' in optimizers; did you mean lion"):
         run(folder, "lyon")
 
@@ -242,100 +340,197 @@ def test_mistakes_are_told_and_leave_nothing(folder: Path) -> None:
         run(folder, "plian")
     with pytest.raises(UserError, match="heads do not divide"):
         run(folder, "wrong")
+    with pytest.raises(UserError, match=r"there is no study 'stdy' below studies/"):
+        publish.find("stdy")
     write(folder, sede=3)
     with pytest.raises(UserError, match=r"study\.sede is not a known key"):
         run(folder, "plain")
-    assert not (folder / "points").exists() or not list((folder / "points").iterdir())
+    assert not (folder / "points").exists()
 
 
-def test_all_runs_are_collected_in_one_table(folder: Path) -> None:
-    with pytest.raises(UserError, match="holds no points"):
-        studies.collect(folder / "points", folder / "results.csv")
+def test_all_runs_are_collected_in_one_table(folder: Path, ran: list[int]) -> None:
+    with pytest.raises(UserError, match="has no points; run `lmlab study study`"):
+        table.write(study.read(folder))
     run(folder, "plain")
     run(folder, "bytes")
-    table = studies.collect(folder / "points", folder / "results.csv")
-    assert table["arm"].tolist() == ["bytes", "bytes", "plain", "plain"]
-    assert table["seed"].tolist() == [0, 1, 0, 1]
-    assert table["validation_bits_per_byte"].nunique() == 4
-    written = (folder / "results.csv").read_bytes()
-    assert written.count(b"\n") == 5
-    studies.collect(folder / "points", folder / "results.csv")
-    assert (folder / "results.csv").read_bytes() == written
+    table.write(study.read(folder))
+    results = (folder / "results.csv").read_bytes()
+    assert results.count(b"\n") == 5
+    table.write(study.read(folder))
+    assert (folder / "results.csv").read_bytes() == results
 
 
-def test_the_quick_form_may_give_an_arm_another_sweep_and_other_seeds(folder: Path) -> None:
-    write(
-        folder,
-        quick={"arms": {"swept": {"sweep": {"train.steps": [2, 3]}, "sweep_seeds": [4, 5]}}},
-        seeds=[],
+def test_an_arm_that_is_none_any_more_leaves_the_table_and_is_named(
+    folder: Path, ran: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(folder, "plain")
+    run(folder, "bytes")
+    assert table.write(study.read(folder))["arm"].tolist() == ["bytes", "plain"]
+    write(folder, arms={"plain": {}})
+    assert table.write(study.read(folder))["arm"].tolist() == ["plain"]
+    assert "bytes.json is left out: the study has no such arm" in capsys.readouterr().out
+    (line,) = publish.check("study", quick=False)
+    assert line.endswith("bytes.json: the study has no such arm; delete the file")
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        (
+            {"params": {"train.clip": 0.5}},
+            "params: train.clip is 0.5 for one and 1.0 for",
+        ),
+        ({"code": {"src/lmlab/training/step.py": "0"}}, "code: src/lmlab/training/step.py"),
+        ({"versions": {"torch": "9.9"}}, "versions"),
+        ({"corpus": {"train": "0"}}, "corpus"),
+        ({"processor": "another"}, "processor"),
+        ({"flops": 5.0}, "flops"),
+        ({"params": {"tokenizer.name": "bpe"}}, ""),  # the arm's own change
+        ({"code": {"src/lmlab/data/tokenizers/byte.py": "0"}}, ""),  # its own part
+    ],
+)
+def test_points_that_differ_in_more_than_their_arms_changes_go_into_no_table_together(
+    folder: Path, ran: list[int], changed: dict[str, Any], reason: str
+) -> None:
+    run(folder, "plain")
+    record = run(folder, "bytes")
+    for name, value in changed.items():
+        made = record["made"]
+        made[name] = {**made[name], **value} if isinstance(value, dict) else value
+    (folder / "points" / "bytes.json").write_text(json.dumps(seal(record)))
+    if not reason:
+        assert len(table.write(study.read(folder))) == 2
+        return
+    with pytest.raises(UserError) as refused:
+        table.write(study.read(folder))
+    assert reason in str(refused.value)
+    assert "go into no table together" in str(refused.value)
+
+
+def test_points_that_do_not_say_what_they_were_made_with_are_stale_and_in_no_table(
+    folder: Path, ran: list[int]
+) -> None:
+    record = run(folder, "plain")
+    del record["made"]
+    (folder / "points" / "plain.json").write_text(json.dumps(seal(record)))
+    assert running.stale(study.read(folder), "plain", CORPUS) == [running.NEVER_SAID]
+    with pytest.raises(UserError, match="do not say what they were made with"):
+        table.write(study.read(folder))
+    run(folder, "plain")
+    assert len(table.write(study.read(folder))) == 1
+
+
+def test_progress_names_the_arm_and_the_number(
+    folder: Path, ran: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish.run(folder, ["swept", "plain"], quick=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "study: arm 1 of 2: swept"
+    assert lines[1].startswith("study: swept: 1 of 6: optimizers.adamw.learning_rate 0.004, seed")
+    assert lines[-1] == "study: plain: 2 of 2: seed 1: 2.5010 bits/byte"
+
+
+def test_each_row_of_the_summary_has_a_verdict_against_the_baseline(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(tree: params.Tree, flops: float, corpus: Path) -> dict[str, Any]:
+        worse = 0.3 if tree["tokenizer"]["name"] == "byte" else 0.0
+        bits = 2.5 + worse + tree["train"]["seed"] / 1000 + worse * tree["train"]["seed"] / 100
+        return {"validation": {"bits_per_byte": bits, "nats_per_token": bits}}
+
+    monkeypatch.setattr(points, "run_quietly", measured)
+    write(folder, seeds=list(range(6)))
+    for name in ("plain", "bytes"):
+        run(folder, name)
+    rows = table.write(study.read(folder)).set_index("arm")
+    assert rows.loc["bytes", "verdict"] == "worse"
+    assert rows.loc["bytes", "difference"] == pytest.approx(0.3075)
+    assert 0.2999 <= rows.loc["bytes", "difference_low"] <= 0.3075
+    assert 0.3075 <= rows.loc["bytes", "difference_high"] <= 0.3151
+    assert rows["verdict"].isna()["plain"]
+    write(folder, seeds=[0, 1])
+    for name in ("plain", "bytes"):
+        run(folder, name)
+    assert table.write(study.read(folder)).set_index("arm").loc["bytes", "verdict"] == (
+        "too few seeds"
     )
-    found = run(folder, "swept", quick=True)["points"]
-    assert [(point["seed"], point["steps"]) for point in found] == [(4, 2), (5, 2), (4, 3), (5, 3)]
-    assert studies.read(folder).sweep_seeds("swept") == [0]
-    assert studies.read(folder).arm("swept")[1] == ARMS["swept"]["sweep"]
+
+
+def test_the_quick_form_may_give_an_arm_another_sweep_and_other_seeds(
+    folder: Path, ran: list[int]
+) -> None:
+    other = {"swept": {"sweep": {"train.steps": [2, 3]}, "sweep_seeds": [4, 5]}}
+    write(folder, quick={"arms": other}, seeds=[])
+    points_of_quick = run(folder, "swept", quick=True)["points"]
+    swept = [(point["seed"], point["at"]["train.steps"]) for point in points_of_quick]
+    assert swept == [(4, 2), (5, 2), (4, 3), (5, 3)]
+    assert study.read(folder).arm("swept").sweep_seeds == [100, 101]
+    assert study.read(folder).arm("swept").sweep == ARMS["swept"]["sweep"]
     write(folder, quick={"arms": {"swpt": {}}})
     with pytest.raises(UserError, match=r"quick\.arms\.swpt is no arm; did you mean swept"):
-        studies.read(folder, quick=True)
+        study.read(folder, quick=True)
 
 
-def test_a_study_may_have_a_corpus_of_its_own(folder: Path) -> None:
+def test_a_study_may_have_a_corpus_of_its_own_which_is_made_when_it_is_asked_for(
+    folder: Path,
+) -> None:
     own = {
         "download.corpus": "grammar",
         "corpora.grammar.documents": 6,
         "corpora.grammar.sentences": 8,
     }
+    on_the_project = run(folder, "plain")["points"][0]
     write(folder, changes={**SHARED, **own})
-    own_study, own_corpus = studies.read(Path("study")), Path("study/corpus")
-    with pytest.raises(
-        UserError,
-        match=r"study/corpus holds no corpus; run `dvc repro study/dvc\.yaml:corpus` first",
-    ):
-        studies.run_arm(own_study, "plain", own_corpus, folder / "points" / "plain.json")
-    assert studies.build_corpus(own_study, own_corpus)["corpus"] == "grammar"
-    found = studies.run_arm(own_study, "plain", own_corpus, folder / "points" / "plain.json")
-    assert found["points"][0]["validation"] != run(folder, "plain")["points"][0]["validation"]
+    asked = study.read(folder)
+    corpus = running.make_corpus(asked)
+    assert corpus == folder / "corpus"
+    assert json.loads((corpus / "manifest.json").read_text())["corpus"] == "grammar"
+    before = (corpus / "manifest.json").stat().st_mtime_ns
+    assert running.make_corpus(asked) == corpus
+    assert (corpus / "manifest.json").stat().st_mtime_ns == before
+    own_point = running.run_arm(asked, "plain", corpus)["points"][0]
+    assert own_point["validation"] != on_the_project["validation"]
+    write(folder, changes={**SHARED, **own, "corpora.grammar.documents": 9})
+    running.make_corpus(study.read(folder))
+    assert (corpus / "manifest.json").stat().st_mtime_ns != before
+
+
+def test_without_a_corpus_it_is_said_what_to_run(folder: Path) -> None:
+    shutil.rmtree("data")
+    with pytest.raises(UserError, match="run `dvc repro download` first"):
+        publish.run(folder, [], quick=False)
 
 
 def test_the_template_runs_as_it_is(folder: Path) -> None:
     shutil.copytree(small.PROJECT / "studies" / "template", "mine")
-    made = dict(params.read(Path("mine/params.yaml")))
-    made["study"]["changes"] |= {**SHARED, "train.snapshots": 0}
-    made["quick"]["changes"] |= {"train.steps": 3}
-    made["study"]["processes"] = 1
-    Path("mine/params.yaml").write_text(json.dumps(made))
-    shown = CliRunner().invoke(cli.app, ["study", "mine", "--quick", "--corpus", "corpus"])
-    assert shown.exit_code == 0, shown.output
-    tried = pd.read_csv("mine/tried/results.csv")
-    assert dict(tried.groupby("arm").size()) == {
-        "linear": 4,
-        "cosine": 4,
-    }  # three rates, and another seed at the best
-    assert dict(tried.groupby("arm")["at_best"].sum()) == {"linear": 2, "cosine": 2}
-    Path("mine/tried").rename("mine/points")
-    summary = findings.write(studies.read(Path("mine")), Path("mine"))
-    assert set(summary["arm"]) == set(made["arms"])
-    assert {path.name for path in Path("mine").iterdir()} >= {
-        "results.csv",
-        "summary.csv",
-        "charts",
+    tiny = {"train.steps": 3, "train.batch": 2, "train.context": 8, "models.transformer.width": 16}
+    blocks: dict[str, Any] = dict(params.read(Path("mine/params.yaml")))
+    blocks["study"] = {**blocks["study"], "processes": 1, "seeds": [0]}
+    blocks["study"]["changes"] |= {
+        **tiny,
+        "evaluate.stride": 8,
+        "schedules.linear.warmup": 1,
+        "schedules.cosine.warmup": 1,
     }
+    Path("mine/params.yaml").write_text(json.dumps(blocks))
+    shown = CliRunner().invoke(cli.app, ["study", "mine", "--arm", "linear"])
+    assert shown.exit_code == 0, shown.output
+    assert (Path("mine") / "summary.csv").exists()
+    assert (Path("mine") / "charts" / "final.svg").exists()
 
 
-@pytest.mark.parametrize(
-    "name", sorted(path.parent.name for path in small.PROJECT.glob("studies/*/dvc.yaml"))
-)
-def test_a_published_study_has_an_arm_a_stage_and_a_file_of_results_for_each_name(
-    name: str,
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_published_study_names_keys_there_are_and_has_points_of_its_arms_alone(
+    name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = small.PROJECT / "studies" / name
-    study = studies.read(folder)
-    stage = params.read(folder / "dvc.yaml")["stages"]["arm"]
-    named = stage["matrix"]["name"] if "matrix" in stage else stage["foreach"]
-    assert named == "${arms}" or sorted(named) == sorted(
-        study.arms
-    )  # DVC itself reads the arms in params.yaml
-    tree = params.changed(params.read(small.PROJECT / "params.yaml"), study.params.changes)
-    for arm in study.arms:
-        changes, sweep = study.arm(arm)
-        params.changed(tree, {**changes, **{key: values[0] for key, values in sweep.items()}})
-    assert {path.stem for path in (folder / "points").glob("*.json")} == set(study.arms)
+    monkeypatch.chdir(small.PROJECT)
+    folder = publish.find(name)
+    for quick in (False, True):
+        asked = study.read(folder, quick)
+        for arm in asked.arms:
+            tree = asked.tree(arm)
+            for values in asked.arm(arm).grid:
+                params.changed(tree, values)
+    if name != publish.TEMPLATE:
+        files = {path.stem for path in (folder / "points").glob("*.json")}
+        assert files == set(study.read(folder).arms)

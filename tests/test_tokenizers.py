@@ -1,6 +1,6 @@
-import importlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import hostile
@@ -10,13 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small import PROJECT
 
-from lmlab.core import errors, params, registry
+from lmlab.core import params, registry
 from lmlab.core.errors import UserError
 from lmlab.data import pretokens
 from lmlab.data import shard as sharding
 from lmlab.data.tokenizers import base as tokenizers
 from lmlab.data.tokenizers.base import Tokenizer, TokenizerParams
 from lmlab.data.tokenizers.byte import Byte
+from lmlab.experiments.stages.layout import Layout
+from lmlab.experiments.stages.tokenizer import tokenizer as stage
 
 TREE = params.read(PROJECT / "params.yaml")
 NAMES = registry.names("tokenizers")
@@ -288,7 +290,7 @@ def test_the_report_says_when_the_text_has_too_little_for_the_vocabulary_asked_f
 def test_a_vocabulary_without_room_for_the_bytes_is_refused(name: str) -> None:
     tree = {**TREE, "tokenizers": {name: {"vocabulary_size": 256}}}
     with pytest.raises(
-        UserError, match=f"tokenizers.{name}.vocabulary should be greater than or equal to 257"
+        UserError, match=f"tokenizers.{name}.vocabulary_size should be greater than or equal to 257"
     ):
         registry.choose(tree, "tokenizers", name)
 
@@ -328,16 +330,12 @@ def test_the_report_counts_what_unseen_text_costs(name: str, tokens: int, used: 
 def test_the_stage_calls_a_vocabulary_of_a_handful_what_it_is(
     corpus_of: Callable[..., Path],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     text: str,
     told: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.chdir(PROJECT)
-    monkeypatch.syspath_prepend(PROJECT)
-    monkeypatch.setattr(errors, "take_over", lambda: None)  # of this process
-    stage = importlib.import_module("pipeline.tokenizer")
-    stage.tokenizer(corpus_of(text), tmp_path / "tokenizer")
+    layout = replace(Layout.below(tmp_path), corpus=corpus_of(text))
+    stage(params.changed(TREE, {"tokenizer.name": "character"}), layout)
     first, *others = capsys.readouterr().out.splitlines()
     assert first.startswith(f"tokenizer: vocabulary {len(set(text)) + 2},")
     assert [line.startswith(f"tokenizer: {told}") for line in others] == [True] * bool(told)

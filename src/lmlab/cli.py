@@ -113,34 +113,43 @@ def recipe(
 @app.command()
 @errors.one_line
 def study(
-    folder: Annotated[Path, typer.Argument(help="The study's folder.")],
+    name: Annotated[
+        str, typer.Argument(help="A folder of studies/, or a path to one; with --check none: all.")
+    ] = "",
     arm: Annotated[
         list[str] | None, typer.Option(help="Only this arm; may be given several times.")
     ] = None,
     quick: Annotated[
-        bool, typer.Option(help="At the budget that the study's section `quick` gives.")
+        bool, typer.Option(help="At the budget of the study's section `quick`, into STUDY/tried.")
     ] = False,
-    corpus: Annotated[Path, typer.Option(help="The corpus to run it on.")] = Path("data/corpus"),
+    check: Annotated[
+        bool, typer.Option("--check", help="List what is missing or stale; run nothing.")
+    ] = False,
+    fit: Annotated[
+        bool, typer.Option("--fit", help="Fit the study's scaling law to its points.")
+    ] = False,
 ) -> None:
-    """Run a study's arms by hand, into FOLDER/tried, and show the table. (What is published comes
-    from `dvc repro`.)
+    """Run what a study lacks, or what its points are no longer true of; write its table and
+    charts.
     """
-    from lmlab.experiments.studies import studies
+    from lmlab.experiments.studies import publish
 
-    wanted = studies.read(folder, quick)
-    tried = folder / "tried"
-    tried.mkdir(exist_ok=True)
-    for name in arm or wanted.arms:
-        studies.run_arm(wanted, name, corpus, tried / f"{name}.json")
-    table = studies.collect(tried, tried / "results.csv")
-    shown = [
-        "arm",
-        *(column for column in map(str, table.columns) if "." in column),
-        "seed",
-        "at_best",
-        "validation_bits_per_byte",
-    ]
-    typer.echo(table[shown].to_string(index=False))
+    if check:
+        stale = publish.check(name, quick)
+        for line in stale:
+            typer.echo(line)
+        if stale:
+            raise typer.Exit(1)
+        typer.echo("every point is what a run would give now")
+        return
+    folder = publish.find(name)
+    if fit:
+        lines = publish.fit_lines(folder, quick)
+    else:
+        publish.run(folder, arm or [], quick)
+        lines = publish.table_lines(folder, arm or [], quick)
+    for line in lines:
+        typer.echo(line)
 
 
 @app.command()
@@ -385,15 +394,15 @@ def adapt(
     from lmlab.core import params
     from lmlab.core.files import output, write_json
     from lmlab.experiments import adapting
+    from lmlab.experiments.stages.layout import Layout
 
     target = output(out, ".json") if out else None
-    found = adapting.adapt(
-        params.read(), Path("data"), adapting.Change(to, seed), steps, every, within
-    )
-    for line in adapting.lines(found):
+    change = adapting.Change(to, seed)
+    outcome = adapting.adapt(params.read(), Layout.below(), change, steps, every, within)
+    for line in adapting.lines(outcome):
         typer.echo(line)
     if target:
-        write_json(target, found)
+        write_json(target, outcome)
 
 
 @app.command()

@@ -89,7 +89,7 @@ UNUSED_CODE = [
     "src/lmlab/model/layers/attention/latent.py",
     "src/lmlab/model/models/lstm.py",
     "src/lmlab/training/optimizers/muon.py",
-    "src/lmlab/experiments/studies/studies.py",
+    "src/lmlab/experiments/studies/point.py",
     "src/lmlab/model/layers/feed_forward/swiglu.py",
     "src/lmlab/model/layers/normalisation/layer_norm.py",
     "src/lmlab/model/layers/position/no_position.py",

@@ -12,34 +12,34 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from lmlab.core import registry
+from lmlab.core import params, registry
 from lmlab.core.errors import UserError
 from lmlab.core.files import read_json
-from lmlab.core.params import Tree, section
+from lmlab.core.params import Tree
 from lmlab.core.registry import Choice
-from lmlab.data import collect as collecting
-from lmlab.data import shard as sharding
-from lmlab.data.collect import DownloadParams
-from lmlab.data.shard import ShardParams
 from lmlab.data.shards import RowGroup, Shards, open_shards
 from lmlab.data.tokenizers import base as tokenizers
 from lmlab.data.tokenizers.base import Ids
 from lmlab.evaluation.measures.learning_curve import reached
+from lmlab.experiments.stages.download import download
+from lmlab.experiments.stages.layout import Layout
+from lmlab.experiments.stages.shard import shard
 from lmlab.model.device import use_device
 from lmlab.model.models import base as models
 from lmlab.model.models.base import LanguageModel
 from lmlab.model.scoring import bits_per_byte, score
-from lmlab.training import loop as training
+from lmlab.training import loop
 from lmlab.training.status import ADVICE, how_it_diverged
 from lmlab.training.step import TrainParams
 
 SCHEDULE = "constant"
+QUIET = {"sample_every": 0, "snapshots": 0}
 
 
 class Change(NamedTuple):
@@ -49,6 +49,15 @@ class Change(NamedTuple):
     """Another one, a block of `corpora`; empty: the same with other ids."""
     seed: int
     """Which ids those are."""
+
+
+class Course(NamedTuple):
+    """A run after the change."""
+
+    curve: list[list[float]]
+    """(tokens, bits per byte on validation)."""
+    diverged: str
+    """At which step it diverged and why; empty if it did not."""
 
 
 @dataclass(frozen=True)
@@ -78,85 +87,87 @@ def renamed(shards: Shards, seed: int) -> Renamed:
 
 
 def adapt(
-    tree: Tree, data: Path, change: Change, steps: int, every: int, within: float
+    tree: Tree, layout: Layout, change: Change, steps: int, every: int, within: float
 ) -> dict[str, Any]:
-    """Train the model in `data`/model on, after the change, for `steps`; the same from scratch; and
-    say what became of both.
+    """Train the model in `layout.model` on, after the change, for `steps`; train the same from
+    scratch; return the course of both.
 
-    All losses are bits per byte of validation, in windows that do not overlap. `before`: of the
-    trained model on its own text; `level`: what counts as recovered, `within` above that;
-    `at_once`: right after the change. For `adapted` and `from_scratch`: the `curve` of (tokens,
-    loss), and `tokens_to_level` on the way (see `reached`), None if it did not get there; of one
-    that diverged the curve ends there, and `diverged` says where and why. Raises UserError when
-    params.yaml no longer names the model that was trained, or when that one diverged.
+    All losses are bits per byte of validation, in windows that do not overlap. `before` is that of
+    the trained model on its own text; `level`, `within` above it, is what counts as recovered;
+    `at_once` is the loss right after the change. `adapted` and `from_scratch` hold a `curve` of
+    (tokens, loss), and `tokens_to_level` (see `reached`), None where the level was not reached. The
+    curve of a run that diverged ends there, and `diverged` says where and why.
+
+    Raises UserError when params.yaml no longer names the model that was trained, or when that
+    diverged.
     """
-    train = section(tree, "train", TrainParams)
-    trained, saved = models.load(data / "model", use_device(train.device, train.threads))
-    if diverged := how_it_diverged(saved):
-        raise UserError(
-            f"{data / 'model'} cannot go on: its training {diverged}; {ADVICE}, then `dvc repro"
-            " train`"
-        )
-    chosen = registry.choices(tree, "train", train)
-    if chosen["model"].record() != saved["model"] or train.context != saved["context"]:
-        raise UserError(
-            "params.yaml: train.model, its options or train.context are not those of"
-            f" {data / 'model'}; run"
-            " `dvc repro train` first, or set them back"
-        )
-    updates = {
-        "steps": steps,
-        "validate_every": every,
-        "log_every": every,
-        "sample_every": 0,
-        "schedule": SCHEDULE,
-    }
-    train = train.model_copy(update=updates)
-    chosen["schedule"] = registry.choose(tree, "schedules", SCHEDULE)
-    file = data / "tokenizer" / sharding.TOKENIZER_FILE
-    shards = open_shards(data / "shards", file)
-    if saved["tokenizer_sha256"] != shards.manifest["tokenizer_sha256"]:
-        raise UserError(
-            f"{data / 'model'} was trained with another tokenizer than {file}; run `dvc repro`"
-        )
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
-        changed = (
-            _of_corpus(tree, change.corpus, data, folder)
-            if change.corpus
-            else renamed(shards, change.seed)
-        )
-        before, at_once = _bits(trained, shards), _bits(trained, changed)
-        begun = [[0, at_once]] if math.isfinite(at_once) else []
-        level = before + within
-        adapted, ended = _curve(
-            train, chosen, changed, data, folder / "adapted", start=data / "model"
-        )
-        scratch, scratch_ended = _curve(
-            train, chosen, changed, data, folder / "from_scratch", start=None
-        )
+    tree = params.changed(tree, {f"train.{key}": value for key, value in QUIET.items()})
+    tree = params.changed(tree, {"train.steps": steps, "train.schedule": SCHEDULE})
+    tree = params.changed(tree, {"train.validate_every": every, "train.log_every": every})
+    section = params.section(tree, "train", TrainParams)
+    choices = registry.choices(tree, "train", section)
+    model, record = models.load(layout.model, use_device(section.device, section.threads))
+    shards = open_shards(layout.shards, layout.tokenizer_file)
+    _check_goes_on(section, choices, record, shards, layout)
+    before = _bits(model, shards)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        if change.corpus:
+            shards = _of_corpus(tree, change.corpus, layout, folder)
+        else:
+            shards = renamed(shards, change.seed)
+        at_once = _bits(model, shards)
+
+        def course(name: str, start: Path | None) -> Course:
+            run = replace(Layout.below(folder / name), tokenizer=layout.tokenizer)
+            return _course(section, choices, shards, run, start)
+
+        adapted, from_scratch = course("adapted", layout.model), course("from_scratch", None)
+    level = before + within
+    if math.isfinite(at_once):
+        adapted = adapted._replace(curve=[[0, at_once], *adapted.curve])
     return {
         "change": change._asdict(),
         "before": before,
         "level": level,
         "at_once": at_once,
-        "adapted": _told([*begun, *adapted], level, ended),
-        "from_scratch": _told(scratch, level, scratch_ended),
+        "adapted": _summary(adapted, level),
+        "from_scratch": _summary(from_scratch, level),
     }
 
 
-def _of_corpus(tree: Tree, name: str, data: Path, folder: Path) -> Shards:
+def _check_goes_on(
+    section: TrainParams,
+    choices: dict[str, Choice],
+    record: dict[str, Any],
+    shards: Shards,
+    layout: Layout,
+) -> None:
+    """Raise UserError where the saved model cannot be trained on with these params."""
+    if diverged := how_it_diverged(record):
+        raise UserError(
+            f"{layout.model} cannot go on: its training {diverged}; {ADVICE}, then `dvc repro"
+            " train`"
+        )
+    if choices["model"].record() != record["model"] or section.context != record["context"]:
+        raise UserError(
+            "params.yaml: train.model, its options or train.context are not those of"
+            f" {layout.model}; run `dvc repro train` first, or set them back"
+        )
+    if record["tokenizer_sha256"] != shards.manifest["tokenizer_sha256"]:
+        raise UserError(
+            f"{layout.model} was trained with another tokenizer than {layout.tokenizer_file}; run"
+            " `dvc repro`"
+        )
+
+
+def _of_corpus(tree: Tree, name: str, layout: Layout, folder: Path) -> Shards:
     """Another corpus, cut and split as `download` would, in the trained model's tokenizer."""
-    choice = registry.choose(tree, "corpora", name)
-    download = section(tree, "download", DownloadParams).model_copy(update={"corpus": name})
-    collecting.build(download, choice.build(), folder / "corpus")
-    sharding.build(
-        section(tree, "shard", ShardParams),
-        folder / "corpus",
-        data / "tokenizer",
-        folder / "shards",
-    )
-    return open_shards(folder / "shards", data / "tokenizer" / sharding.TOKENIZER_FILE)
+    other = replace(Layout.below(folder), tokenizer=layout.tokenizer)
+    tree = params.changed(tree, {"download.corpus": name})
+    download(tree, other)
+    shard(tree, other)
+    return open_shards(other.shards, other.tokenizer_file)
 
 
 def _bits(model: LanguageModel, shards: Shards) -> float:
@@ -167,32 +178,27 @@ def _bits(model: LanguageModel, shards: Shards) -> float:
     return bits_per_byte(scored.nats, shards.count("validation", "bytes"))
 
 
-def _curve(
-    params: TrainParams,
-    chosen: dict[str, Choice],
+def _course(
+    section: TrainParams,
+    choices: dict[str, Choice],
     shards: Shards,
-    data: Path,
-    folder: Path,
+    layout: Layout,
     start: Path | None,
-) -> tuple[list[list[float]], str]:
-    """(tokens, bits per byte on validation) along a run; and how it diverged, empty if it did
-    not.
-    """
-    tokenizer = tokenizers.load(data / "tokenizer" / sharding.TOKENIZER_FILE)
-    training.train(params, chosen, shards, tokenizer, folder / "model", folder / "log", start=start)
-    rows = [
-        json.loads(line)
-        for line in (folder / "log" / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+) -> Course:
+    """Train from the weights in `start`, or from scratch."""
+    tokenizer = tokenizers.load(layout.tokenizer_file)
+    loop.train(section, choices, shards, tokenizer, layout.model, layout.training, start=start)
+    rows = [json.loads(line) for line in layout.log.read_text(encoding="utf-8").splitlines()]
     key = "validation_bits_per_byte"
-    ended = how_it_diverged(read_json(folder / "model" / "model.json", made_by="train"))
-    return [[row["tokens"], row[key]] for row in rows if key in row], ended
+    record = read_json(layout.model / "model.json", made_by="train")
+    curve = [[row["tokens"], row[key]] for row in rows if key in row]
+    return Course(curve, how_it_diverged(record))
 
 
-def _told(curve: list[list[float]], level: float, diverged: str) -> dict[str, Any]:
-    tokens, bits = [row[0] for row in curve], [row[1] for row in curve]
-    found = {"tokens_to_level": reached(tokens, bits, level), "curve": curve}
-    return {**found, "diverged": diverged} if diverged else found
+def _summary(course: Course, level: float) -> dict[str, Any]:
+    tokens, bits = [row[0] for row in course.curve], [row[1] for row in course.curve]
+    summary = {"tokens_to_level": reached(tokens, bits, level), "curve": course.curve}
+    return {**summary, "diverged": course.diverged} if course.diverged else summary
 
 
 def lines(found: dict[str, Any]) -> Iterator[str]:

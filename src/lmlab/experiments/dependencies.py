@@ -93,17 +93,13 @@ def options(stage: str) -> list[str]:
     return [*sections, *(f"{kind}.${{{key}}}" for kind, key in _keys(OPTIONS.get(stage, ())))]
 
 
-def used(stages: Iterable[str], tree: Tree) -> list[Path]:
-    """All code that some stages use with these params, the chosen parts among it."""
-    modules: set[str] = set()
-    for stage in stages:
-        modules.add(f"pipeline.{stage}")
-        for kind, key in _keys(KINDS.get(stage, ())):
-            section, _, name = key.rpartition(".")
-            modules.add(_module(kind, params.block(tree, section)[name]))
-        if stage in LISTS:
-            modules |= {_module(LISTS[stage], name) for name in registry.names(LISTS[stage])}
-    return sorted(closure(modules))
+def used(modules: Iterable[str], kinds: Iterable[str], tree: Tree) -> list[Path]:
+    """The code that some modules use, with the parts of some kinds that params.yaml chooses."""
+    chosen = set()
+    for kind, key in _keys(kinds):
+        section, _, name = key.rpartition(".")
+        chosen.add(_module(kind, params.block(tree, section)[name]))
+    return sorted(closure({*modules, *chosen}))
 
 
 def write(path: Path) -> None:

@@ -25,7 +25,6 @@ from ruamel.yaml.error import YAMLError
 
 from lmlab.core import params
 from lmlab.core.errors import UserError
-from lmlab.core.files import read_json
 from lmlab.experiments import openings, timing
 from lmlab.experiments.commands import leaves
 from lmlab.experiments.compare.run import (
@@ -39,6 +38,7 @@ from lmlab.experiments.compare.run import (
     measured,
     numbers,
 )
+from lmlab.experiments.studies import study as studies
 from lmlab.experiments.wording import quantity
 
 
@@ -714,50 +714,69 @@ def _cache(root: Path) -> Path:
 
 
 def _of_study(root: Path, folder: Path, wanted: str, swept: bool = False) -> Iterator[Run]:
-    """The runs of a study's arms, or of one of them, at the values that each arm's sweep found
-    best, or at all it swept.
-    """
-    from lmlab.experiments.studies import studies  # it loads torch, which nothing else here needs
-
+    """The reported runs of a study's arms, or of one of them; with `swept` those of sweeps too."""
     study = studies.read(root / folder)
-    points = sorted((root / folder / "points").glob("*.json"))
-    arms = [path.stem for path in points]
+    files = sorted((root / folder / "points").glob("*.json"))
+    arms = [path.stem for path in files]
     if wanted and wanted not in arms:
         raise UserError(
             f"{folder} has no results of an arm {wanted!r}; {params.nearest(wanted, arms)}"
         )
-    if study.params.reference in arms:  # what the others are compared with comes first
-        points.sort(key=lambda path: path.stem != study.params.reference)
-    project = params.read(root / "params.yaml")
-    for path in points:
+    # what the others are compared with comes first
+    files.sort(key=lambda path: path.stem != study.params.reference)
+    for path in files:
         if wanted in ("", path.stem):
-            found = read_json(path, made_by="arm")
-            tree = params.changed(
-                params.changed(project, study.params.changes), study.arm(path.stem)[0]
-            )
-            for point in found["points"]:
-                if swept or point["at"] == found["best"]:
-                    yield _point(f"{folder}:{path.stem}", params.changed(tree, point["at"]), point)
+            record = studies.read_points(path)
+            tree = _params_of_arm(root, study, path.stem, record)
+            versions = record.get("made", {}).get("versions", {})
+            for point in record["points"]:
+                at_best = point["at"] == record["best"]
+                if swept or point.get("reported", at_best):
+                    yield _point(
+                        f"{folder}:{path.stem}",
+                        {**tree, **point["at"]},
+                        {"environment": versions, **point},
+                    )
 
 
-def _point(arm: str, tree: params.Tree, point: dict[str, Any]) -> Run:
+def _params_of_arm(
+    root: Path, study: studies.Study, arm: str, record: dict[str, Any]
+) -> dict[str, Any]:
+    """What the points of an arm were made with, by dotted key. Points that do not say so are taken
+    to have been made with the project's params of today.
+    """
+    if "made" in record:
+        return dict(record["made"]["params"])
+    project = params.changed(params.read(root / "params.yaml"), study.params.changes)
+    return leaves(params.changed(project, study.arm(arm).changes))
+
+
+OLD_WORDS = {"operations": "flops", "vocabulary": "vocabulary_size", "broke": "diverged"}
+"""What points called things before they said what they were made with."""
+
+
+def _point(arm: str, values: dict[str, Any], point: dict[str, Any]) -> Run:
+    point = {OLD_WORDS.get(key, key): value for key, value in point.items()}
     seed = point["seed"]
-    named = ("seed", "at", "environment")
-    measures = dict(numbers({key: value for key, value in point.items() if key not in named}))
+    facts = ("seed", "at", "environment", "reported")
+    measures = dict(numbers({key: value for key, value in point.items() if key not in facts}))
     if "tokens" in measures:
         measures["tokens_seen"] = measures.pop("tokens")
-    there = {**leaves(tree), "train.seed": seed, "train.data_seed": seed}
-    if (context := there.get("train.context")) is not None:
-        measures |= {
-            "window": float(context),
-            "stride": float(context),
-        }  # a study scores in windows that do not overlap
+    values = {**values, "train.seed": seed, "train.data_seed": seed}
+    if (context := values.get("train.context")) is not None:
+        # a study scores in windows that do not overlap
+        measures |= {"window": float(context), "stride": float(context)}
     curves = {}
     if point.get("training"):
         curves["training"] = pd.DataFrame(point["training"], columns=["step", "train_nats"])
     if point.get("curve"):
         curves["validation"] = pd.DataFrame(point["curve"], columns=["step", "validation_nats"])
-    where, broke = point.get("environment", {}), point.get("broke", "")
     return Run(
-        f"{arm}, seed {seed}", there, measures, curves, broke=broke, arm=arm, environment=where
+        f"{arm}, seed {seed}",
+        values,
+        measures,
+        curves,
+        broke=point.get("diverged", ""),
+        arm=arm,
+        environment=point.get("environment", {}),
     )

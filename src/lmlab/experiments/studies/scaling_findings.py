@@ -6,7 +6,6 @@ measured and after.
 """
 
 from collections.abc import Iterator
-from itertools import product
 from operator import attrgetter
 from typing import Any
 
@@ -19,11 +18,12 @@ from pydantic import Field
 
 from lmlab.core import params, registry
 from lmlab.core.errors import UserError
-from lmlab.core.files import read_json, whole_file, whole_folder, write_json
+from lmlab.core.files import whole_file, whole_folder, write_json
 from lmlab.core.params import Params
 from lmlab.experiments.studies import scaling
 from lmlab.experiments.studies.scaling import KAPLAN, PUBLISHED, Fitted, Law
-from lmlab.experiments.studies.studies import Study
+from lmlab.experiments.studies.study import Study, read_points
+from lmlab.experiments.studies.table import check_alike
 from lmlab.training import step as stepping
 from lmlab.training.cost import parameters_by_part
 from lmlab.training.step import TrainParams
@@ -56,12 +56,15 @@ def write(study: Study) -> dict[str, Any]:
 
     Raises UserError where points are missing or can tell no law.
     """
-    folder = study.folder
-    options = params.section(params.read(folder / "params.yaml"), "fit", FitParams)
+    folder = study.output
+    options = params.section(params.read(study.folder / "params.yaml"), "fit", FitParams)
     if both := set(options.sizes) & set(options.held_out):
         raise UserError(
-            f"{folder / 'params.yaml'}: fit.held_out names {min(both)}, which fit.sizes names too"
+            f"{study.folder / 'params.yaml'}: fit.held_out names {min(both)}, which fit.sizes names"
+            " too"
         )
+    wanted = [*options.sizes, *(name for name in options.held_out if study.points(name).exists())]
+    check_alike(study, {name: read_points(study.points(name)) for name in wanted})
     runs, diverged = _measured(study, options.sizes)
     vocabulary_size = int(runs["vocabulary_size"].iloc[0])
     fitted = _fitted(study, runs, options)
@@ -71,9 +74,7 @@ def write(study: Study) -> dict[str, Any]:
         {"law": scaling.record(fitted.law), "runs": len(runs), "held_out": predicted},
     )
 
-    measured_later = [
-        name for name in options.held_out if (folder / "points" / f"{name}.json").exists()
-    ]
+    measured_later = [name for name in options.held_out if study.points(name).exists()]
     later, diverged_later = (
         _measured(study, measured_later) if measured_later else (runs.iloc[:0], [])
     )
@@ -134,11 +135,8 @@ def _measured(study: Study, arms: list[str]) -> tuple[pd.DataFrame, list[str]]:
     rows, diverged = [], []
     for name in arms:
         study.arm(name)
-        arm = read_json(
-            study.folder / "points" / f"{name}.json", made_by=f"{study.folder}/dvc.yaml:arm@{name}"
-        )
-        for point in arm["points"]:
-            if "broke" in point:
+        for point in read_points(study.points(name))["points"]:
+            if "diverged" in point:
                 at = ", ".join(f"{key} {value}" for key, value in point["at"].items())
                 diverged.append(", ".join(filter(None, [name, at, f"seed {point['seed']}"])))
                 continue
@@ -167,12 +165,8 @@ def _budgets(study: Study, name: str, vocabulary_size: int) -> Iterator[tuple[in
     """Parameters, those that are no embedding, and tokens of each of an arm's runs, whether it has
     been run or not.
     """
-    changes, sweep = study.arm(name)
-    for values in product(*sweep.values()):
-        at = dict(zip(sweep, values, strict=True))
-        tree = params.changed(
-            params.changed(params.changed(params.read(), study.params.changes), changes), at
-        )
+    for values in study.arm(name).grid:
+        tree = params.changed(study.tree(name), values)
         train = params.section(tree, "train", TrainParams)
         train, run = stepping.begin(
             train, registry.choices(tree, "train", train), vocabulary_size, torch.device("cpu")

@@ -8,11 +8,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from lmlab.experiments.studies import findings, studies
+from lmlab.experiments.studies import study
+from lmlab.experiments.studies import table as tables
 
 COLUMNS = [
     "arm",
     "a.rate",
+    "reported",
     "at_best",
     "seed",
     "validation_bits_per_byte",
@@ -22,17 +24,20 @@ COLUMNS = [
 ]
 
 
+MADE = {"params": {}, "flops": 0.0, "corpus": {}, "code": {}, "versions": {}, "processor": "one"}
+
+
 def table(*rows: tuple[Any, ...]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def test_the_interval_is_students_over_seeds_at_the_best_value() -> None:
-    made = findings.summary(
+    made = tables.summary(
         table(
-            ("one", 0.1, True, 0, 2.0, 10, 1.0, 5),
-            ("one", 0.1, True, 1, 2.2, 10, 3.0, 5),
-            ("one", 0.1, True, 2, 2.4, 10, 2.0, 5),
-            ("one", 0.9, False, 0, 1.0, 10, 9.0, 9),
+            ("one", 0.1, True, True, 0, 2.0, 10, 1.0, 5),
+            ("one", 0.1, True, True, 1, 2.2, 10, 3.0, 5),
+            ("one", 0.1, True, True, 2, 2.4, 10, 2.0, 5),
+            ("one", 0.9, False, False, 0, 1.0, 10, 9.0, 9),
         ),
         "one",
     )
@@ -47,13 +52,13 @@ def test_the_interval_is_students_over_seeds_at_the_best_value() -> None:
 
 
 def test_there_is_no_mean_over_runs_of_which_one_diverged_and_their_number_is_told() -> None:
-    made = findings.summary(
+    made = tables.summary(
         table(
-            ("half", 0.1, True, 0, 1.0, 10, 1.0, 5),
-            ("half", 0.1, True, 1, float("nan"), float("nan"), float("nan"), float("nan")),
-            ("none", 0.1, True, 0, float("nan"), float("nan"), float("nan"), float("nan")),
-            ("all", 0.1, True, 0, 3.0, 10, 3.0, 5),
-            ("all", 0.1, True, 1, 3.2, 10, 3.0, 5),
+            ("half", 0.1, True, True, 0, 1.0, 10, 1.0, 5),
+            ("half", 0.1, True, True, 1, float("nan"), float("nan"), float("nan"), float("nan")),
+            ("none", 0.1, True, True, 0, float("nan"), float("nan"), float("nan"), float("nan")),
+            ("all", 0.1, True, True, 0, 3.0, 10, 3.0, 5),
+            ("all", 0.1, True, True, 1, 3.2, 10, 3.0, 5),
         ),
         "all",
     )
@@ -65,16 +70,19 @@ def test_there_is_no_mean_over_runs_of_which_one_diverged_and_their_number_is_to
 
 
 def test_arms_come_in_order_and_cost_is_beside_the_reference() -> None:
-    made = findings.summary(
-        table(("dear", 0.1, True, 0, 3.0, 10, 6.0, 50), ("plain", 0.2, True, 0, 2.0, 10, 2.0, 100)),
+    made = tables.summary(
+        table(
+            ("dear", 0.1, True, True, 0, 3.0, 10, 6.0, 50),
+            ("plain", 0.2, True, True, 0, 2.0, 10, 2.0, 100),
+        ),
         "plain",
     )
     assert made["arm"].tolist() == ["plain", "dear"]
     assert made["relative_seconds"].tolist() == [1.0, 3.0]
     assert made["relative_bytes"].tolist() == [1.0, 0.5]
     assert made["low"].isna().all()  # one seed says nothing of others
-    assert "relative_seconds" not in findings.summary(
-        table(("a", 0.1, True, 0, 3.0, 10, 6.0, 50)), "not there"
+    assert "relative_seconds" not in tables.summary(
+        table(("a", 0.1, True, True, 0, 3.0, 10, 6.0, 50)), "not there"
     )
 
 
@@ -84,7 +92,14 @@ def point(seed: int, bits: float, rate: float = 0.1, **more: Any) -> dict[str, A
         "steps": 4,
         "tokens": 40,
     }
-    return {"at": {"a.rate": rate}, "seed": seed, **measured, "training_seconds": 2.0, **more}
+    return {
+        "at": {"a.rate": rate},
+        "seed": seed,
+        "reported": rate == 0.1,
+        **measured,
+        "training_seconds": 2.0,
+        **more,
+    }
 
 
 def test_curves_and_angles_are_means_over_the_seeds_at_the_best_value_alone() -> None:
@@ -92,21 +107,21 @@ def test_curves_and_angles_are_means_over_the_seeds_at_the_best_value_alone() ->
         point(0, 2.0, training=[[2, 3.0], [4, 2.0]], angle=[[0, 0.5]]),
         point(1, 2.2, training=[[2, 4.0], [4, 2.5]], angle=[[0, 0.7]]),
         point(0, 9.0, rate=7.0, training=[[2, 100.0]], angle=[[0, -1.0]]),
-        {"at": {"a.rate": 0.1}, "seed": 3, "broke": "training broke down"},
+        {"at": {"a.rate": 0.1}, "seed": 3, "reported": True, "diverged": "at step 2"},
     ]
     arms = {"one": {"arm": "one", "best": {"a.rate": 0.1}, "points": points}}
-    assert findings.curves(arms).to_dict("records") == [
+    assert tables.curves(arms).to_dict("records") == [
         {"arm": "one", "tokens": 20.0, "seconds": 1.0, "nats": 3.5},
         {"arm": "one", "tokens": 40.0, "seconds": 2.0, "nats": 2.25},
     ]
-    assert findings.readings(arms)["cosine"].tolist() == pytest.approx([0.6])
+    assert tables.readings(arms)["cosine"].tolist() == pytest.approx([0.6])
 
 
 def test_what_a_study_found_is_written_the_same_each_time(tmp_path: Path) -> None:
     shared = {
         "changes": {},
         "flops": 0.0,
-        "sweep_seeds": [0],
+        "sweep_seeds": [],
         "seeds": [0, 1],
         "processes": 1,
         "each": "",
@@ -127,9 +142,9 @@ def test_what_a_study_found_is_written_the_same_each_time(tmp_path: Path) -> Non
             point(seed, number + 0.1 * seed, training=[[2, 3.0], [4, 2.0]], **cost)
             for seed in (0, 1)
         ]
-        made = {"arm": name, "best": {"a.rate": 0.1}, "points": points}
+        made = {"arm": name, "best": {"a.rate": 0.1}, "made": MADE, "points": points}
         (tmp_path / "points" / f"{name}.json").write_text(json.dumps(made))
-    findings.write(studies.read(tmp_path), tmp_path)
+    tables.write(study.read(tmp_path))
     written = {
         path.name: path.read_bytes()
         for path in tmp_path.rglob("*.*")
@@ -140,7 +155,7 @@ def test_what_a_study_found_is_written_the_same_each_time(tmp_path: Path) -> Non
     for chart in charts:
         assert written[chart].startswith(b"<svg")
         assert all(f">{name}<".encode() in written[chart] for name in arms), chart
-    findings.write(studies.read(tmp_path), tmp_path)
+    tables.write(study.read(tmp_path))
     again = {
         path.name: path.read_bytes()
         for path in tmp_path.rglob("*.*")

@@ -1,0 +1,22 @@
+"""Stage `probe`: what the snapshots of a training run show."""
+
+from lmlab.core import params
+from lmlab.core.params import Tree
+from lmlab.data.shards import open_shards
+from lmlab.data.tokenizers import base as tokenizers
+from lmlab.evaluation import probe as probing
+from lmlab.evaluation.probe import ProbeParams
+from lmlab.experiments.stages.layout import Layout
+
+
+def probe(tree: Tree, layout: Layout) -> dict[str, float]:
+    """Look at the snapshots with validation text; write `layout.probes`; return what was timed."""
+    section = params.section(tree, "probe", ProbeParams)
+    return probing.look(
+        section,
+        probing.chosen(tree, section),
+        open_shards(layout.shards, layout.tokenizer_file),
+        tokenizers.load(layout.tokenizer_file),
+        layout.snapshots,
+        layout.probes,
+    )

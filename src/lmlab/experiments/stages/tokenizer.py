@@ -1,0 +1,51 @@
+"""Stage `tokenizer`: fit the tokenizer to the train split alone, or take one fitted before."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from lmlab.core import params, registry
+from lmlab.core.files import whole_folder, write_json
+from lmlab.core.params import Tree
+from lmlab.data.documents import read_parts
+from lmlab.data.tokenizers import base as tokenizers
+from lmlab.data.tokenizers.base import TokenizerParams
+from lmlab.experiments.stages.layout import Layout
+
+FEW_TOKENS = 4
+"""Different ones in the training text: with no more there is hardly anything to learn."""
+
+
+def tokenizer(tree: Tree, layout: Layout) -> None:
+    """Write tokenizer.json and report.json into `layout.tokenizer`.
+
+    With a file in `tokenizer.from` nothing is fitted: it is the tokenizer.
+    """
+    section = params.section(tree, "tokenizer", TokenizerParams)
+    choice = registry.choices(tree, "tokenizer", section)["name"]
+    fitted = tokenizers.made(section, choice, _train_text(layout))
+    options = choice.options if section.given is None else None
+    report = tokenizers.report(fitted, _train_text(layout), options)
+    with whole_folder(layout.tokenizer) as folder:
+        tokenizers.save(choice, fitted, folder / "tokenizer.json")
+        write_json(folder / "report.json", report)
+    for line in _lines(report, section):
+        print(f"tokenizer: {line}", flush=True)
+
+
+def _train_text(layout: Layout) -> Iterator[str]:
+    return (text for _, _, text in read_parts(layout.corpus / "train.parquet"))
+
+
+def _lines(report: dict[str, Any], section: TokenizerParams) -> Iterator[str]:
+    """What came out, for the screen."""
+    if section.given is not None:
+        yield f"taken from {section.given}, nothing is fitted"
+    size = report["vocabulary_size"]
+    asked = report.get("vocabulary_size_asked", size)
+    fewer = f" (of {asked:,}: the text has no more)" if asked > size else ""
+    yield f"vocabulary {size:,}{fewer}, {report['bytes_per_token']:.3f} bytes per token"
+    if report["used"] <= FEW_TOKENS:
+        yield (
+            f"only {report['used']} different token(s) in the training text: there is next to"
+            " nothing to learn"
+        )

@@ -1,0 +1,250 @@
+"""The arms of a study, run: what is missing or stale, side by side; every result is kept.
+
+An arm's file, points/<arm>.json, says what its points were made with. Points that still are what
+they would be made with now are not run again; a run's result is also kept in .scratch, so that an
+arm that was stopped goes on where it was.
+"""
+
+import json
+import math
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lmlab.core import lifeline, params
+from lmlab.core.errors import UserError
+from lmlab.core.files import read_json, seal, write_json
+from lmlab.core.params import Tree, Values, changed
+from lmlab.experiments import preflight
+from lmlab.experiments.stages.download import download
+from lmlab.experiments.stages.layout import Layout
+from lmlab.experiments.studies import point as points
+from lmlab.experiments.studies.making import Making, differences, key, making
+from lmlab.experiments.studies.study import Arm, Study, read_points, resolved
+
+PROJECT_CORPUS = Path("data/corpus")
+NEVER_SAID = "its points do not say what they were made with: they are older than that"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run that an arm needs."""
+
+    arm: str
+    values: Values
+    """Of the swept keys, factors multiplied out."""
+    seed: int
+    reported: bool
+    """Whether it is one of those that the table is made of, or of the sweep."""
+    tree: Tree
+    flops: float
+    corpus: Path
+    kept: Path
+    """Where its result stays until the arm's file is written, and after."""
+
+    @property
+    def label(self) -> dict[str, Any]:
+        return {"at": self.values, "seed": self.seed, "reported": self.reported}
+
+
+def corpus_of(study: Study) -> Path:
+    """The text of a study: the project's, or its own where its changes name one."""
+    sections = {key.split(".")[0] for key in study.params.changes}
+    return study.folder / "corpus" if sections & {"download", "corpora"} else PROJECT_CORPUS
+
+
+def make_corpus(study: Study) -> Path:
+    """The folder of the study's text. Its own is made where it is missing or another is asked for.
+
+    Raises UserError where the project's is missing.
+    """
+    corpus = corpus_of(study)
+    if corpus == PROJECT_CORPUS:
+        if not (corpus / "train.parquet").exists():
+            raise UserError(f"{corpus} holds no corpus; run `dvc repro download` first")
+        return corpus
+    tree = changed(params.read(), study.params.changes)
+    names = ("download", f"corpora.{tree['download']['corpus']}")
+    asked = {name: dict(params.block(tree, name)) for name in names}
+    note = corpus.with_name("corpus.json")
+    is_there = (corpus / "manifest.json").exists() and note.exists()
+    if not is_there or json.loads(note.read_text(encoding="utf-8")) != asked:
+        preflight.check(tree)
+        layout = Layout.below(study.folder)
+        download(tree, layout)
+        write_json(note, asked)
+    return corpus
+
+
+def run_arm(study: Study, name: str, corpus: Path) -> dict[str, Any]:
+    """Run what an arm lacks, write its file of points, and return what stands in it: its sweep, the
+    best of it by mean bits per byte on validation, and all reported seeds at the best.
+    """
+    arm, tree, target = study.arm(name), study.tree(name), study.points(name)
+    made = making(tree, _swept(arm), study.params.flops, corpus)
+    before = _still_valid(target, made)
+    sweep = [(values, seed) for values in arm.grid for seed in arm.sweep_seeds] if arm.sweep else []
+    plans = [_plan(study, arm, made, corpus, tree, *each, reported=False) for each in sweep]
+    swept = _results(study, plans, before)
+    best = _best(arm, swept)
+    final = [
+        _plan(study, arm, made, corpus, tree, best, seed, reported=True)
+        for seed in study.params.seeds
+    ]
+    results = swept + _results(study, final, before)
+    file = {
+        "arm": name,
+        "best": resolved(tree, best),
+        "made": made.model_dump(),
+        "points": [
+            {**plan.label, **result} for plan, result in zip(plans + final, results, strict=True)
+        ],
+    }
+    if before != file:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_json(target, seal(file))
+    return file
+
+
+def stale(study: Study, name: str, corpus: Path) -> list[str]:
+    """Why the points of an arm are not those that a run would give now; empty where they are."""
+    file = study.points(name)
+    if not file.exists():
+        return ["it has not been run"]
+    record = read_points(file)
+    if "made" not in record:
+        return [NEVER_SAID]
+    arm = study.arm(name)
+    now = making(study.tree(name), _swept(arm), study.params.flops, corpus)
+    reasons = differences(Making.model_validate(record["made"]), now)
+    return [*reasons, *_missing(study, arm, record)]
+
+
+def _missing(study: Study, arm: Arm, record: dict[str, Any]) -> Iterator[str]:
+    """The seeds and swept values that a file lacks."""
+    tree = study.tree(arm.name)
+    there = [(point["at"], point["seed"], point["reported"]) for point in record["points"]]
+    for seed in study.params.seeds:
+        if (record["best"], seed, True) not in there:
+            yield f"seed {seed} is missing"
+    for values in arm.grid if arm.sweep else []:
+        for seed in arm.sweep_seeds:
+            if (resolved(tree, values), seed, False) not in there:
+                yield f"of the sweep {resolved(tree, values)}, seed {seed}, is missing"
+
+
+def _swept(arm: Arm) -> set[str]:
+    return {key_.removesuffix("*") for key_ in arm.sweep}
+
+
+def _still_valid(target: Path, made: Making) -> dict[str, Any]:
+    """What stands in an arm's file, where it was made with just the same; else nothing."""
+    if not target.exists():
+        return {}
+    record = _read_kept(target) or {}
+    same = "made" in record and Making.model_validate(record["made"]) == made
+    return record if same else {}
+
+
+def _plan(
+    study: Study,
+    arm: Arm,
+    made: Making,
+    corpus: Path,
+    tree: Tree,
+    values: Values,
+    seed: int,
+    reported: bool,
+) -> Planned:
+    seeds = {"train.seed": seed, "train.data_seed": seed}
+    run_tree = changed(tree, {**values, **seeds})
+    preflight.check(run_tree)
+    at = resolved(tree, values)
+    folder = Path(os.environ.get("DVC_ROOT", ".")) / ".scratch" / "points"
+    kept = folder / f"{key(made, at, seed)}.json"
+    return Planned(arm.name, at, seed, reported, run_tree, study.params.flops, corpus, kept)
+
+
+def _results(study: Study, plans: list[Planned], before: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the planned runs measured: from the arm's file, from what is kept, or by running."""
+    labels = ("at", "seed", "reported")
+    known = {
+        (json.dumps(point["at"], sort_keys=True), point["seed"]): {
+            name: value for name, value in point.items() if name not in labels
+        }
+        for point in before.get("points", [])
+    }
+    results: dict[Path, dict[str, Any]] = {}
+    missing: dict[Path, Planned] = {}
+    for plan in plans:
+        result = known.get((json.dumps(plan.values, sort_keys=True), plan.seed))
+        result = result or _read_kept(plan.kept)
+        if result is None:
+            missing[plan.kept] = plan
+        else:
+            results[plan.kept] = result
+    processes = study.params.processes or os.cpu_count() or 1
+    for number, (plan, result) in enumerate(_side_by_side(list(missing.values()), processes), 1):
+        plan.kept.parent.mkdir(parents=True, exist_ok=True)
+        write_json(plan.kept, seal(result))
+        results[plan.kept] = result
+        measured = result.get("diverged") or f"{_bits(result):.4f} bits/byte"
+        where = ", ".join(f"{name} {value:g}" for name, value in plan.values.items())
+        print(
+            f"{study.name}: {plan.arm}: {number} of {len(missing)}:"
+            f" {where + ', ' if where else ''}seed {plan.seed}: {measured}",
+            flush=True,
+        )
+    return [results[plan.kept] for plan in plans]
+
+
+def _best(arm: Arm, results: list[dict[str, Any]]) -> Values:
+    """The combination of swept values with the fewest bits per byte, in the mean over its seeds."""
+    if not arm.sweep:
+        return {}
+    count = len(arm.sweep_seeds)
+    bits = [_bits(result) for result in results]
+    means = [sum(bits[start : start + count]) / count for start in range(0, len(bits), count)]
+    return arm.grid[means.index(min(means))]
+
+
+def _bits(result: dict[str, Any]) -> float:
+    """Bits per byte on validation; infinite for a run that diverged."""
+    return float(result["validation"]["bits_per_byte"]) if "validation" in result else math.inf
+
+
+def _read_kept(path: Path) -> dict[str, Any] | None:
+    """A kept result; None where it is missing or not as it was written: it is made again."""
+    try:
+        return read_json(path, made_by="study")
+    except UserError:
+        return None
+
+
+def _side_by_side(plans: list[Planned], processes: int) -> Iterator[tuple[Planned, dict[str, Any]]]:
+    """Each plan with its result, in order, some at a time in processes of their own."""
+    if min(processes, len(plans)) <= 1:
+        for plan in plans:
+            yield plan, points.run_quietly(plan.tree, plan.flops, plan.corpus)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, initializer=lifeline.stop_with_parent) as pool:
+        # children inherit that Ctrl-C is ignored: the parent answers it, in one line
+        answer = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        futures = [
+            (plan, pool.submit(points.run_quietly, plan.tree, plan.flops, plan.corpus))
+            for plan in plans
+        ]
+        signal.signal(signal.SIGINT, answer)
+        try:
+            for plan, future in futures:
+                yield plan, future.result()
+        except BaseException:
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            raise
