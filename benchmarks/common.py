@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 import typer
 
-from lmlab.core.params import Tree
+from lmlab.core import params
+from lmlab.core.params import Tree, Values, changed
 from lmlab.data.shards import Shards, open_shards
 from lmlab.data.tokenizers import base as tokenizers
 from lmlab.data.tokenizers.base import Tokenizer
@@ -21,6 +22,29 @@ from lmlab.experiments.stages.tokenizer import tokenizer
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
+PLAIN: Values = {
+    "models.transformer.embedding": "token",
+    "models.transformer.position": "rotary",
+    "models.transformer.attention": "multi_head",
+    "models.transformer.feed_forward": "relu_squared",
+    "models.transformer.normalisation": "rms_norm",
+    "models.transformer.placement": "pre",
+    "models.transformer.residual": "plain",
+    "models.transformer.dropout": 0.0,
+    "models.transformer.logit_soft_cap": 0.0,
+    "models.transformer.tied": False,
+    "layers.attention.multi_head.heads": 0,
+    "layers.attention.multi_head.qk_norm": True,
+    "layers.feed_forward.relu_squared.expansion": 4.0,
+}
+"""The plain transformer. A benchmark carries its own settings, so that its command gives the same
+table whatever params.yaml's defaults have become since.
+"""
+
+
+def pinned(settings: Values) -> Tree:
+    """params.yaml with a benchmark's settings, on top of the plain transformer's."""
+    return changed(params.read(), {**PLAIN, **settings})
 
 
 def prepare(tree: Tree, folder: Path) -> tuple[Shards, Tokenizer]:

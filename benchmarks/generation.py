@@ -1,10 +1,10 @@
-"""Tokens a second when writing text, with a memory of what was read and without one, in one run.
+"""Tokens a second when writing text, with a KV cache and without one, in one run.
 
     python benchmarks/generation.py --batch 1 --batch 32 --tokens 2000
 
-The model is the one of params.yaml as training would begin with it, its ids random: what is timed
-does not depend on what was learned. `remembering` is this project's own generation
-(lmlab.generation); `recomputing` reads the last tokens again for each new one, as many as the
+The model is that of the recipe `fast` as training would begin with it, its ids random: what is
+timed does not depend on what was learned. `remembering` is this project's own generation
+(lmlab.model.generation); `recomputing` reads the last tokens again for each new one, as many as the
 model's context. Recomputing is timed over fewer tokens, of full length, where it would take
 minutes. `first_milliseconds` is from a prompt of half a context to the first token. Writes
 benchmarks/results/generation.csv.
@@ -15,10 +15,10 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from common import RESULTS, seconds, show, write
+from common import RESULTS, pinned, seconds, show, write
 
-from lmlab.core import params, registry
-from lmlab.core.params import changed
+from lmlab.core import registry
+from lmlab.experiments import recipes
 from lmlab.model import generation
 from lmlab.model.device import use_device
 from lmlab.model.models import base as models
@@ -42,7 +42,7 @@ def remembering(model: LanguageModel, batch: int, tokens: int) -> float:
 
 @torch.no_grad()
 def recomputing(model: LanguageModel, batch: int, tokens: int, timed: int) -> float:
-    """The same without a memory: the tokens up to the context's length as they are, then `timed`
+    """The same without a cache: the tokens up to the context's length as they are, then `timed`
     that stand for the rest.
     """
     seen = torch.zeros(batch, 1, dtype=torch.long)
@@ -73,14 +73,16 @@ def main(
     timed: Annotated[
         int, typer.Option(help="Tokens of full length that are timed when recomputing.")
     ] = 100,
-    model: Annotated[str, typer.Option(help="The model of params.yaml.")] = "transformer",
+    model: Annotated[
+        str, typer.Option(help="A model, with its options in params.yaml.")
+    ] = "transformer",
     threads: Annotated[int, typer.Option(help="Processor cores to use.")] = 1,
     out: Annotated[Path, typer.Option(help="Where to write the table.")] = RESULTS
     / "generation.csv",
 ) -> None:
-    """Print and write tokens a second, and how many times faster a memory makes it."""
+    """Print and write tokens a second, and how many times faster the cache makes it."""
     use_device("cpu", threads)
-    tree = changed(params.read(), {"train.model": model})
+    tree = pinned({**recipes.read("fast"), "train.model": model})
     torch.manual_seed(0)
     made = models.build(
         registry.choose(tree, "models", model), VOCABULARY, tree["train"]["context"]

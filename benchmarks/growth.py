@@ -3,7 +3,7 @@ expected beside it.
 
     python benchmarks/growth.py
 
-Every model is the one of params.yaml but for the size named; each size's values take turns, and
+Every model is that of the recipe `fast` but for the size named; each size's values take turns, and
 medians are shown. The order is the exponent between the two largest values (of seconds, and of the
 peak memory of a step beyond the weights): 1 where twice the size costs twice as much. Expected are
 the orders of what dominates once a size is large: products of matrices go with the square of the
@@ -23,12 +23,13 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from common import RESULTS, prepare, seconds, show, write
+from common import RESULTS, pinned, prepare, seconds, show, write
 
 from lmlab.core import params, registry
 from lmlab.core.params import Tree, changed
 from lmlab.data.batches import Batches
 from lmlab.evaluation.probes.cost import peak_bytes
+from lmlab.experiments import recipes
 from lmlab.model.device import use_device
 from lmlab.model.models.base import next_token_loss
 from lmlab.training import step as stepping
@@ -126,7 +127,7 @@ def main(
 ) -> None:
     """Print and write milliseconds of a step, megabytes it needs, and how both grow."""
     use_device("cpu", threads)
-    base = changed(params.read(), FIXED)
+    base = pinned({**recipes.read("fast"), **FIXED})
     rows: list[dict[str, Any]] = []
     for size, (key, every, *expected) in SIZES.items():
         values = every[:values_of_each]

@@ -1,11 +1,12 @@
 """What one step of each learning rule costs beside plain backprop: time, and peak memory at several
 depths, in one run.
 
-    python benchmarks/learning_rules.py --depth 2 --depth 4 --depth 8
+    python benchmarks/learning_rules.py
 
 Rule and backprop take turns on the same model and batch, so that a busy machine slows both; figures
-are ratios of medians. Memory is the most that is held at once beyond the weights. Options are those
-in params.yaml. Writes benchmarks/results/learning_rules.csv.
+are ratios of medians. Memory is the most that is held at once beyond the weights. The model is the
+plain transformer (`PLAIN` in common.py); the rules' own options are those in params.yaml. Writes
+benchmarks/results/learning_rules.csv.
 """
 
 from pathlib import Path
@@ -14,11 +15,10 @@ from typing import Annotated
 
 import torch
 import typer
-from common import RESULTS, write
+from common import RESULTS, pinned, write
 
-from lmlab.core import params, registry
+from lmlab.core import registry
 from lmlab.core.errors import UserError
-from lmlab.core.params import changed
 from lmlab.evaluation.probes.cost import peak_bytes, seconds
 from lmlab.model.device import use_device
 from lmlab.model.models import base as models
@@ -34,7 +34,7 @@ def measure(
     depth.
     """
     sizes = {"models.transformer.depth": depth, "models.transformer.width": width}
-    tree = changed(params.read(), sizes)
+    tree = pinned(sizes)
     torch.manual_seed(0)
     model = models.build(
         registry.choose(tree, "models", "transformer"), VOCABULARY, context
@@ -61,9 +61,11 @@ def measure(
 
 
 def main(
-    depth: Annotated[list[int], typer.Option(help="Blocks; time is shown for the first.")],
-    width: Annotated[int, typer.Option(help="Of the transformer.")] = 128,
-    context: Annotated[int, typer.Option(help="Tokens in a window.")] = 128,
+    depth: Annotated[
+        list[int] | None, typer.Option(help="Blocks, by default 2, 4 and 8; time is of the first.")
+    ] = None,
+    width: Annotated[int, typer.Option(help="Of the transformer.")] = 64,
+    context: Annotated[int, typer.Option(help="Tokens in a window.")] = 64,
     batch: Annotated[int, typer.Option(help="Windows in a batch.")] = 8,
     repeats: Annotated[int, typer.Option(help="Calls that are timed.")] = 5,
     threads: Annotated[int, typer.Option(help="Processor cores to use.")] = 1,
@@ -72,14 +74,15 @@ def main(
 ) -> None:
     """Print and write each rule's time and memory as multiples of backprop's."""
     use_device("cpu", threads)
+    depths = depth or [2, 4, 8]
     rows = []
-    memory = [f"memory at depth {blocks}" for blocks in depth]
+    memory = [f"memory at depth {blocks}" for blocks in depths]
     typer.echo(
         f"{'':28}{'backprop, ms':>14}{'time':>8}  " + "".join(f"{title:>20}" for title in memory)
     )
     for name in registry.names("learning_rules"):
         try:
-            found = [measure(name, blocks, width, context, batch, repeats) for blocks in depth]
+            found = [measure(name, blocks, width, context, batch, repeats) for blocks in depths]
         except UserError as error:
             typer.echo(f"{name:28}{error}")
             continue
@@ -91,7 +94,7 @@ def main(
         }
         row["backprop_milliseconds"] = 1000 * found[0]["backprop_seconds"]
         row["relative_time"] = found[0]["rule_seconds"] / found[0]["backprop_seconds"]
-        for blocks, at in zip(depth, found, strict=True):
+        for blocks, at in zip(depths, found, strict=True):
             row[f"relative_memory_depth_{blocks}"] = at["rule_bytes"] / at["backprop_bytes"]
             row[f"megabytes_depth_{blocks}"] = at["rule_bytes"] / 1e6
         rows.append(row)
