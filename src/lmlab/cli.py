@@ -218,6 +218,15 @@ def requeue(
 
 @app.command()
 @errors.one_line
+def wait() -> None:
+    """Wait, with a bar, until nothing is queued or running; Ctrl-C leaves the queue at work."""
+    from lmlab.experiments.search import waiting
+
+    typer.echo(waiting.summary(*waiting.wait()))
+
+
+@app.command()
+@errors.one_line
 def compare(
     names: Annotated[
         list[str] | None,
