@@ -4,11 +4,16 @@ circle.
 
 import ast
 import graphlib
+import re
 from pathlib import Path
 
+import lmlab
+
 SOURCES = Path(__file__).resolve().parents[1] / "src" / "lmlab"
-LADDER = ["core", "data", "model", "training", "evaluation", "experiments", "cli"]
-"""From the ground up: a module may import from its own room and from those before it."""
+ROOMS = dict(re.findall(r"(?m)^    (\w+)/ +(.+)$", lmlab.__doc__ or ""))
+"""From the ground up, with what each holds; the list stands in the docstring of lmlab."""
+LADDER = [*ROOMS, "cli"]
+"""A module may import from its own room and from those before it."""
 
 
 def modules() -> dict[str, Path]:
@@ -39,6 +44,17 @@ def room(module: str) -> str:
 
 def test_every_module_is_in_a_room() -> None:
     assert {room(module) for module in modules()} - {"__init__"} == set(LADDER)
+
+
+def test_there_is_one_list_of_rooms() -> None:
+    """In lmlab's docstring, in those of the rooms, and in README's map."""
+    assert len(ROOMS) == 6
+    readme = (SOURCES.parents[1] / "README.md").read_text()
+    for name, holds in ROOMS.items():
+        docstring = ast.get_docstring(ast.parse((SOURCES / name / "__init__.py").read_text()))
+        assert docstring == f"{holds[0].upper()}{holds[1:]}."
+        lines = [line for line in readme.splitlines() if f"src/lmlab/{name}/" in line]
+        assert any(docstring in line for line in lines), name
 
 
 def test_imports_go_down_the_ladder() -> None:

@@ -1,5 +1,16 @@
-"""lmlab: a laboratory for small language models built from scratch. README.md says where each thing
-lives.
+"""A laboratory for small language models built from scratch.
+
+Six rooms, in the order in which text becomes a verdict. A room imports from itself and from the
+rooms before it in this list, never from those after it:
+
+    core/         what every stage uses: errors, files, params, the registry of parts, progress
+    data/         text to batches: corpora, tokenizers, shards
+    model/        what predicts: models and their layers, scoring, generation, the device
+    training/     what changes weights: learning rules, interventions, optimizers, schedules, loop
+    evaluation/   one run judged and looked into: measures and probes
+    experiments/  many runs: stages as functions, comparing, searching, studies, the report
+
+cli.py, the command `lmlab`, stands on top of them.
 """
 
 __version__ = "0.1.0"

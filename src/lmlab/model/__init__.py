@@ -1,3 +1,1 @@
-"""What predicts: models and their layers, scoring and generating with them, the device they run
-on.
-"""
+"""What predicts: models and their layers, scoring, generation, the device."""

@@ -1,3 +1,1 @@
-"""What changes weights: learning rules, interventions, optimizers, schedules, and the loop around a
-step.
-"""
+"""What changes weights: learning rules, interventions, optimizers, schedules, loop."""
