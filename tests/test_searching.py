@@ -11,11 +11,10 @@ from dvc.utils.hydra import apply_overrides
 
 from lmlab.core import params
 from lmlab.core.errors import UserError
-from lmlab.core.params import Tree
+from lmlab.core.params import Tree, changed
 from lmlab.experiments import commands
 from lmlab.experiments.search import searching
 from lmlab.experiments.search.searching import Outcome, Search, Values
-from lmlab.experiments.studies import studies
 
 RATE, DEPTH, RULE = (
     "optimizers.muon.learning_rate",
@@ -348,7 +347,7 @@ def test_a_trial_is_judged_by_its_record_and_never_by_what_it_printed(
 
         def ran(log: Path, words: tuple[str, ...], name: str = name, found: Any = found) -> int:
             log.write_text("training broke down; it diverged\n")  # words that mean nothing
-            repository(name, studies.changed(tree, values), found)
+            repository(name, changed(tree, values), found)
             return 0
 
         monkeypatch.setattr(searching, "_dvc", ran)

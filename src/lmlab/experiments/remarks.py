@@ -60,8 +60,8 @@ def _on_learning_rate(tree: Tree, train: TrainParams) -> Iterator[str]:
     if options.warmup >= train.steps:
         yield (
             f"{key}.warmup is {options.warmup:,}, and train.steps {train.steps:,}: the learning"
-            " rate never comes to its"
-            " height"
+            " rate never reaches its"
+            " peak"
         )
         return
     schedule: Schedule = choice.build(train.steps)
@@ -92,6 +92,6 @@ def _on_rhythm(train: TrainParams) -> Iterator[str]:
         )
     if 0 < train.clip < TINY_CLIP:
         yield (
-            f"train.clip is {train.clip:g}: every gradient is shortened to next to nothing; 0"
-            " is no limit"
+            f"train.clip is {train.clip:g}: gradients are clipped to a norm of almost zero; 0 is no"
+            " limit"
         )

@@ -87,11 +87,10 @@ def requeue(names: list[str], tree: Tree) -> Iterator[str]:
 
 def _requeued(task: Task, tree: Tree) -> str:
     if task.lives:
-        return f"{task.name}: runs, left alone"
+        return f"{task.name}: running, left alone"
     if task.state == "running":
-        commands.dvc(
-            "queue", "kill", task.revision
-        )  # there is nothing to kill: it writes Failed into the books
+        # there is nothing left to kill: this marks it as failed
+        commands.dvc("queue", "kill", task.revision)
     if commands.experiment(task.name):
         commands.dvc("queue", "remove", task.revision)
         return f"{task.name}: had finished, taken off the queue"

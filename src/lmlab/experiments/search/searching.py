@@ -25,15 +25,8 @@ from typing import Any
 import numpy as np
 import optuna
 import psutil
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 from sqlalchemy.exc import SQLAlchemyError
 
 from lmlab.core import params
@@ -41,6 +34,7 @@ from lmlab.core.errors import UserError
 from lmlab.core.params import Tree, changed
 from lmlab.experiments import commands, preflight
 from lmlab.experiments.compare.run import MEASURES
+from lmlab.experiments.search import ranges
 from lmlab.training.status import how_it_diverged
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -98,7 +92,7 @@ class Search:
 
 
 def read(
-    name: str, ranges: list[str], measure: str, maximise: bool, seed: int, tree: Tree
+    name: str, typed_keys: list[str], measure: str, maximise: bool, seed: int, tree: Tree
 ) -> Search:
     """A search from what was typed. Raises UserError for keys that params.yaml lacks and ranges
     that cannot be.
@@ -108,7 +102,7 @@ def read(
             f"--name {name}: a name begins with a letter and has only letters, digits, - and _"
         )
     keys: dict[str, BaseDistribution] = {}
-    for typed in ranges:
+    for typed in typed_keys:
         key, equals, text = typed.partition("=")
         if not equals:
             raise UserError(
@@ -117,102 +111,36 @@ def read(
             )
         if key in keys:
             raise UserError(f"--key {key} is given twice")
-        keys[key] = _range(key, text, _now(tree, key))
-        for value in _ends(keys[key]):
+        keys[key] = ranges.parse(key, text, _present(tree, key))
+        for value in ranges.ends(keys[key]):
             _check_alone(tree, key, value)
     if not keys:
         raise UserError("nothing to search; name at least one --key KEY=RANGE")
     return Search(name, keys, measure, maximise, seed, _base(tree, list(keys)))
 
 
-def _now(tree: Tree, dotted: str) -> Any:
+def _present(tree: Tree, dotted: str) -> Any:
     """The value that params.yaml has at a key. Raises UserError for a key it lacks, with the
     nearest it has.
     """
     values = commands.leaves(tree)
     if dotted not in values:
-        near = difflib.get_close_matches(dotted, values, n=1) or difflib.get_close_matches(
-            dotted, values, n=1, cutoff=0.3
-        )
-        raise UserError(
-            f"--key {dotted}: params.yaml has no such key; did you mean"
-            f" {near[0] if near else 'train.steps'}?"
-        )
+        close = difflib.get_close_matches(dotted, values, n=1, cutoff=0.3)
+        nearest = close[0] if close else "train.steps"
+        raise UserError(f"--key {dotted}: params.yaml has no such key; did you mean {nearest}?")
     if isinstance(values[dotted], list):
         raise UserError(f"--key {dotted} is a list in params.yaml; name a key with a single value")
     return values[dotted]
-
-
-def _range(key: str, text: str, now: Any) -> BaseDistribution:
-    """`a,b,c` (choices), `low..high`, `low..high/step` or `log:low..high`; whole numbers where
-    params.yaml has one.
-    """
-    if ".." not in text:
-        choices = [_scalar(word) for word in text.split(",")]
-        if len(set(map(repr, choices))) < 2 or len(set(map(repr, choices))) < len(choices):
-            raise UserError(
-                f"--key {key}={text}: give two different values or more, or a range such as 2..8"
-            )
-        return CategoricalDistribution(choices)
-    found = re.fullmatch(r"(log:)?([^/:]+?)\.\.([^/:]+?)(?:/([^/:]+))?", text)
-    bounds = [_scalar(word) for word in found.groups()[1:] if word is not None] if found else []
-    if not found or any(
-        isinstance(bound, bool) or not isinstance(bound, int | float) for bound in bounds
-    ):
-        raise UserError(
-            f"--key {key}={text}: a range is low..high, low..high/step or log:low..high, in numbers"
-        )
-    logarithmic, (low, high), step = bool(found[1]), bounds[:2], bounds[2] if found[4] else None
-    if not low < high:
-        raise UserError(f"--key {key}={text}: {low} is not below {high}")
-    if logarithmic and (low <= 0 or step):
-        raise UserError(f"--key {key}={text}: a logarithmic range begins above 0 and has no step")
-    if step is not None and not 0 < step <= high - low:
-        raise UserError(
-            f"--key {key}={text}: the step should be above 0 and no more than {high - low}"
-        )
-    if isinstance(now, int) and not isinstance(now, bool):
-        if any(isinstance(bound, float) for bound in bounds):
-            raise UserError(
-                f"--key {key}={text}: params.yaml has a whole number there; give whole numbers"
-            )
-        return IntDistribution(low, high - (high - low) % (step or 1), logarithmic, step or 1)
-    if not isinstance(now, float):
-        raise UserError(
-            f"--key {key}={text}: params.yaml has {now!r} there, no number; give choices such as"
-            " a,b"
-        )
-    if step is not None:
-        steps = math.floor((high - low) / step + 1e-9)
-        high = float(f"{low + steps * step:.12g}")  # Optuna lowers it too, but warns
-    return FloatDistribution(low, high, logarithmic, step)
-
-
-def _scalar(text: str) -> Any:
-    try:
-        value = YAML(typ="safe", pure=True).load(text)
-    except (YAMLError, ValueError, RecursionError):
-        return text
-    return text if isinstance(value, dict | list) else value
-
-
-def _ends(range_: BaseDistribution) -> list[Any]:
-    if isinstance(range_, CategoricalDistribution):
-        return list(range_.choices)
-    assert isinstance(range_, IntDistribution | FloatDistribution)
-    return [range_.low, range_.high]
 
 
 def _check_alone(tree: Tree, key: str, value: Any) -> None:
     """Refuse a value that its key can never have. One that does not go with other keys' values may
     go with others.
     """
-    if refused := _refused(tree, {key: value}):
-        says = refused.removeprefix("params.yaml: ")
-        if re.match(
-            rf"{re.escape(key)}(:| (?!\())", says
-        ):  # in brackets stands what it has to go with
-            raise UserError(f"--key {says}")
+    refusal = _refused(tree, {key: value}).removeprefix("params.yaml: ")
+    # where a value has to go with another key's, it stands in brackets behind its key
+    if re.match(rf"{re.escape(key)}(:| (?!\())", refusal):
+        raise UserError(f"--key {refusal}")
 
 
 def _refused(tree: Tree, values: Values) -> str:
@@ -252,10 +180,9 @@ def run(
         ) from None
     _check_same(search, study)
     _check_alone_at_work(search, study)
-    for left in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        study.tell(
-            left.number, state=TrialState.FAIL
-        )  # its process is gone; the same point is drawn once more
+    for abandoned in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        # its process is gone; the same point is drawn once more
+        study.tell(abandoned.number, state=TrialState.FAIL)
     while len(done := _finished(search, study)) < trials:
         study.sampler = optuna.samplers.TPESampler(seed=_seed(search.seed, len(done)))
         trial = study.ask(search.keys)
@@ -268,13 +195,13 @@ def run(
             raise
         if outcome.value is None:
             trial.set_user_attr("reason", outcome.reason)
-            study.tell(
-                trial, state=TrialState.PRUNED
-            )  # no measure: worse than any, so that what is near it is avoided
+            # without a measure it counts as worse than any, so that its neighbours are avoided
+            study.tell(trial, state=TrialState.PRUNED)
+            result = outcome.reason
         else:
             study.tell(trial, outcome.value)
-        says = outcome.reason if outcome.value is None else f"{search.measure} {outcome.value:.4f}"
-        show(f"{name}: {_listed(trial.params)}: {says}")
+            result = f"{search.measure} {outcome.value:.4f}"
+        show(f"{name}: {_listed(trial.params)}: {result}")
     return done
 
 
@@ -341,11 +268,11 @@ def lines(search: Search, trials: list[Trial], tree: Tree, shown: int = 10) -> l
     confirmed.
     """
     best = ranked(search, trials)
-    told = [f"trials: {len(trials)}, without a measure: {len(trials) - len(best)}", ""]
+    count = f"trials: {len(trials)}, without a measure: {len(trials) - len(best)}"
     if not best:
-        return [*told[:1], f"first: {trials[0].outcome.reason}"] if trials else told[:1]
+        return [count, *(f"first: {trial.outcome.reason}" for trial in trials[:1])]
     width = max(len(trial.name) for trial in best)
-    told += [
+    table = [
         f"  {trial.name:<{width}}  {trial.outcome.value:.4f}  {_listed(trial.values)}"
         for trial in best[:shown]
     ]
@@ -353,12 +280,14 @@ def lines(search: Search, trials: list[Trial], tree: Tree, shown: int = 10) -> l
     also = "" if params.block(tree, "train")["data_seed"] == -1 else " -S train.data_seed=-1"
     overrides = " ".join(f"-S {key}={_written(value)}" for key, value in best[0].values.items())
     return [
-        *told,
+        count,
+        "",
+        *table,
         "",
         f"take it over:  dvc exp apply {best[0].name}",
-        f"The best of {len(best)} looks better than it is: it was chosen for its luck too. Before"
-        " you believe it, run it",
-        "with fresh seeds, and what it should beat with the same:",
+        f"The best of {len(best)} was chosen for its luck too, so it looks better than it is."
+        " Before you believe it,",
+        "run it with fresh seeds, and what it should beat with the same seeds:",
         f"  dvc exp run --queue {overrides} -S 'train.seed=range({seed + 1},{seed + 6})'{also}",
         f"  dvc exp run --queue -S 'train.seed=range({seed + 1},{seed + 6})'{also}",
     ]
@@ -389,31 +318,21 @@ class Experiments:
         """The trial's outcome: of the experiment if there is one, else by running it."""
         if refused := _refused(self.tree, values):
             return Outcome(None, refused)
-        overrides = [
-            word
-            for key, value in values.items()
-            for word in ("-S", f"{key}={commands.literal(value)}")
-        ]
+        overrides: list[str] = []
+        for key, value in values.items():
+            overrides += ["-S", f"{key}={commands.literal(value)}"]
         words = ("exp", "run", "--temp", "-n", name, *overrides, "evaluate")
         _wait_for(words)
-        if (found := self._kept(name, values)) is not None:
-            return found
+        if (outcome := self._kept(name, values)) is not None:
+            return outcome
         self.logs.mkdir(parents=True, exist_ok=True)
         log = self.logs / f"{name}.log"
         code = _dvc(log, words)
-        if (found := self._kept(name, values)) is not None:
-            return found
-        said = [
-            line
-            for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
-            if line.strip()
-        ]
-        mistakes = [
-            line.removeprefix("error: ") for line in said if line.startswith("error: ")
-        ] or said[-1:]
+        if (outcome := self._kept(name, values)) is not None:
+            return outcome
         raise UserError(
-            f"{name} did not finish (dvc gave {code}): {' '.join(mistakes[:1])} (all it said is"
-            f" in {log})"
+            f"{name} did not finish (dvc gave {code}): {_reason(log)} (its whole output is in"
+            f" {log})"
         )
 
     def _kept(self, name: str, values: Values) -> Outcome | None:
@@ -426,17 +345,24 @@ class Experiments:
         return measured(json.loads(commands.git("show", f"{ref}:{MEASURES}")), self.search.measure)
 
 
-def measured(found: dict[str, Any], measure: str) -> Outcome:
+def _reason(log: Path) -> str:
+    """The first error in an experiment's output; without one its last line."""
+    output = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = [line for line in output if line.strip()]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return next(iter(errors or lines[-1:]), "")
+
+
+def measured(results: dict[str, Any], measure: str) -> Outcome:
     """A number of results/measures.json by its dotted key; of a run that diverged the reason why it
     has none.
 
     Raises UserError for a key that is not there.
     """
-    if diverged := how_it_diverged(found):
+    if diverged := how_it_diverged(results):
         return Outcome(None, diverged)
-    numbers = {
-        key: value for key, value in commands.leaves(found).items() if type(value) in (int, float)
-    }
+    leaves = commands.leaves(results)
+    numbers = {key: value for key, value in leaves.items() if type(value) in (int, float)}
     if measure not in numbers:
         raise UserError(
             f"--measure {measure}: no such number in {MEASURES}; {params.nearest(measure, numbers)}"
