@@ -22,9 +22,9 @@ def probe(
     values, _ = read_params("probe", ProbeParams)
     opened = open_shards(shards, tokenizer / "tokenizer.json")
     fitted = tokenizers.load(tokenizer / "tokenizer.json")
-    return probing.look(
-        values, probing.chosen(params.read(), values), opened, fitted, snapshots, probes
-    )
+    chosen = probing.chosen(params.read(), values)
+    readings = probing.look(values, chosen, opened, fitted, snapshots, probes)
+    return readings.timings()
 
 
 if __name__ == "__main__":

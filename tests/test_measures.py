@@ -5,6 +5,7 @@ import math
 import re
 import string
 from collections import Counter
+from dataclasses import fields
 from fnmatch import fnmatchcase
 from pathlib import Path
 from random import Random
@@ -29,8 +30,17 @@ from lmlab.evaluation import character_classes
 from lmlab.evaluation import pairs as pairs_module
 from lmlab.evaluation.about import About
 from lmlab.evaluation.kneser_ney import KneserNey
+from lmlab.evaluation.measured import Facts, Scores
 from lmlab.evaluation.measures import minimal_pairs
-from lmlab.evaluation.measures.base import DoesNotApply, Trained, about, chosen, flat, take
+from lmlab.evaluation.measures.base import (
+    DoesNotApply,
+    Measure,
+    Trained,
+    about,
+    chosen,
+    flat,
+    measure_all,
+)
 from lmlab.evaluation.measures.learning_curve import mean_over_logarithm, reached
 from lmlab.evaluation.measures.novelty import Copies
 from lmlab.evaluation.measures.prequential import first_pass
@@ -155,20 +165,24 @@ def test_a_measure_says_what_decides_it_and_results_without_that_are_read_alike(
     """
     run = trained(shards_of)
     choice = registry.choose(small.tree(**LOWERED, folder=str(blimp)), "measures", name)
-    told = About.model_validate(json.loads(json.dumps(about({name: choice}, run)))[name])
+    (record,) = about({name: choice}, run).values()
+    assert About.model_validate_json(record.model_dump_json()) == record
+    part: type[Measure] = choice.part
+    options = choice.options.model_dump()
+    assert set(part.not_deciding) <= set(options)
+    assert record.options == {key: options[key] for key in options if key not in part.not_deciding}
+    known = {"window": 8, "stride": 4, "validated_at": [32.0, 96.0, 3.0]}
+    for values in record.decided_by.values():
+        assert values == {key: known.get(key) for key in values}
+    if name not in meaning.OLDER:  # there are no results without the record
+        return
     older = meaning.OLDER[name]
     for field in ("less_is_better", "more_is_better", "across_tokenizers", "facts"):
-        assert set(getattr(told, field)) == set(getattr(older, field)), field
-    assert {key: set(values) for key, values in told.decided_by.items()} == {
+        assert set(getattr(record, field)) == set(getattr(older, field)), field
+    assert {key: set(values) for key, values in record.decided_by.items()} == {
         key: set(values) for key, values in older.decided_by.items()
     }
-    options = choice.options.model_dump()
-    assert told.options == {
-        key: options[key] for key in options if key not in meaning.NOT_DECIDING.get(name, ())
-    }
-    known = {"window": 8, "stride": 4, "validated_at": [32.0, 96.0, 3.0]}
-    for values in told.decided_by.values():
-        assert values == {key: known.get(key) for key in values}
+    assert set(part.not_deciding) == set(meaning.NOT_DECIDING.get(name, ()))
 
 
 @every_measure
@@ -182,14 +196,14 @@ def test_every_number_that_has_a_direction_or_is_a_fact_is_one_that_the_measure_
             measured(name, trained(shards_of), folder=str(blimp), targets=[8 / 3, 1.0, 3.5])
         )
     ]
-    declared = type(
-        registry.choose(small.tree(**LOWERED, folder=str(blimp)), "measures", name).build()
-    )
+    declared: type[Measure] = registry.find("measures", name)[0]
+    assert set(declared.headlines) <= set(numbers)
     for pattern in (
         *declared.less_is_better,
         *declared.more_is_better,
         *declared.facts,
         *declared.across_tokenizers,
+        *declared.decided_by,
     ):
         assert any(fnmatchcase(number, pattern) for number in numbers), pattern
     assert not any(
@@ -230,9 +244,9 @@ def test_a_text_too_small_or_odd_is_measured_or_left_out_with_a_reason(
 ) -> None:
     run = trained(shards_of, text, "b", tokenizer=tokenizer, context=4)
     tree = small.tree(folder=str(blimp))  # all else as in params.yaml
-    taken, left_out = take(chosen(tree, [name]), run)
-    assert len(taken) + len(left_out) == 1
-    assert all(math.isfinite(value) for numbers in taken.values() for _, value in flat(numbers))
+    numbers_of, left_out = measure_all(chosen(tree, [name]), run)
+    assert len(numbers_of) + len(left_out) == 1
+    assert all(math.isfinite(value) for _, value in flat(numbers_of))
     assert all(
         line.startswith(f"{name}: ") and "\n" not in line and len(line) > len(name) + 10
         for line in left_out
@@ -250,28 +264,18 @@ def test_the_default_measures_suit_every_model(model: str, shards_of: ShardsOf) 
         vocabulary_size=run.shards.vocabulary_size,
         context=16,
     )
-    taken, left_out = take(
+    numbers_of, left_out = measure_all(
         chosen(tree, tree["evaluate"]["measures"]), trained(shards_of, model=made)
     )
-    assert {line.split(":")[0] for line in left_out} == {
-        "context_gain"
-    }  # which looks as far as position 127
-    assert set(taken) == set(tree["evaluate"]["measures"]) - {"context_gain"}
+    # which looks as far as position 127
+    assert {line.split(":")[0] for line in left_out} == {"context_gain"}
+    assert set(numbers_of) == set(tree["evaluate"]["measures"]) - {"context_gain"}
 
 
 def test_no_measure_has_the_name_of_what_evaluate_writes_anyway() -> None:
-    others = {
-        "validation",
-        "test",
-        "references",
-        "window",
-        "stride",
-        "parameters",
-        "tokens_seen",
-        "training_bits",
-        "left_out",
-    }
-    assert others.isdisjoint(MEASURES)
+    keys = {field.name for record in (Facts, Scores) for field in fields(record)}
+    assert keys.isdisjoint(MEASURES)
+    assert {"status", "diverged", "test"}.isdisjoint(MEASURES)
 
 
 def test_the_measures_of_params_yaml_are_checked_before_anything_runs(
@@ -296,8 +300,11 @@ def test_the_measures_of_params_yaml_are_checked_before_anything_runs(
 
 def test_a_number_that_is_none_is_left_out_by_name(shards_of: ShardsOf) -> None:
     run = trained(shards_of, manifest={"entropy_bits_per_byte": math.nan})
-    taken, left_out = take(chosen(small.tree(), ["entropy_gap"]), run)
-    assert (taken, left_out) == ({}, ["entropy_gap: validation is no finite number"])
+    numbers_of, left_out = measure_all(chosen(small.tree(), ["entropy_gap"]), run)
+    assert (numbers_of, left_out) == (
+        {},
+        ["entropy_gap: validation is nan, not a finite number"],
+    )
 
 
 # ---------------------------------------------------------------- learning_curve
@@ -925,5 +932,5 @@ def test_late_comes_after_early(early: int, late: int) -> None:
 
 
 def test_too_few_pairs_by_the_option_are_called_that(shards_of: ShardsOf) -> None:
-    _, (line,) = take(chosen(small.tree(pairs=5), ["minimal_pairs"]), trained(shards_of))
+    _, (line,) = measure_all(chosen(small.tree(pairs=5), ["minimal_pairs"]), trained(shards_of))
     assert line.endswith("(the option pairs allows 5)")

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,13 @@ from lmlab.core.registry import Choice
 from lmlab.evaluation import probe as probing
 from lmlab.evaluation.probe import ProbeParams
 from lmlab.evaluation.probes.activations import dead_share, inputs_of_writers, kurtosis
-from lmlab.evaluation.probes.attention import drawn, entropy, induction, softmax_weights
+from lmlab.evaluation.probes.attention import (
+    WatchedAttention,
+    entropy,
+    induction,
+    random_tokens,
+    softmax_weights,
+)
 from lmlab.evaluation.probes.base import Batch, Probe, Reading, Snapshot, streams
 from lmlab.evaluation.probes.cost import peak_bytes
 from lmlab.evaluation.probes.gradient_angle import cosine
@@ -38,7 +45,8 @@ from lmlab.model.models.base import LanguageModel, next_token_loss
 corpus = test_training.corpus  # the fixture
 PROBES = registry.names("probes")
 every_probe = pytest.mark.parametrize("name", PROBES)
-TIMED = [name for name in PROBES if registry.find("probes", name)[0].timed]
+PARTS: dict[str, type[Probe]] = {name: registry.find("probes", name)[0] for name in PROBES}
+TIMED = [name for name in PROBES if PARTS[name].timed]
 
 
 def the_batch(size: int = 4) -> Batch:
@@ -66,22 +74,62 @@ def probe_for(name: str, **changes: Any) -> Probe:
     return probe
 
 
-def readings(name: str, *of: Snapshot, **changes: Any) -> list[Reading]:
+def readings(name: str, *snapshots: Snapshot, **changes: Any) -> list[Reading]:
     """All that a new probe reads off the snapshots, on the same batch."""
     probe = probe_for(name, **changes)
-    return [reading for one in of for reading in probe.look(one, the_batch())]
+    return [reading for each in snapshots for reading in probe.look(each, the_batch())]
 
 
-def values(name: str, *of: Snapshot, **changes: Any) -> dict[tuple[str, str], float]:
+def values(name: str, *snapshots: Snapshot, **changes: Any) -> dict[tuple[str, str], float]:
     """The same by measure and place."""
-    return {(measure, where): value for measure, where, value in readings(name, *of, **changes)}
+    taken = readings(name, *snapshots, **changes)
+    return {(measure, where): value for measure, where, value in taken}
+
+
+def attends(model: LanguageModel) -> bool:
+    """Whether a model calls attention with a softmax."""
+    with torch.no_grad(), WatchedAttention() as watched:
+        model(the_batch().tokens)
+    return bool(watched.pop())
+
+
+def check_looks_or_refuses(name: str, model: LanguageModel, rule: str = "backprop") -> None:
+    """A probe gives finite readings, or says that the model lacks what the probe declares to need.
+
+    A model that has it is never refused.
+    """
+    needs = PARTS[name].needs
+    taken: list[Reading] = []
+    message = ""
+    try:
+        taken = readings(name, snapshot(model, rule))
+    except UserError as error:
+        message = str(error)
+    if message:
+        lacking = f"{name} finds no {needs} in the model some_model; leave it out"
+        assert needs
+        assert message == f"params.yaml: probe.probes: {lacking}"
+        assert needs != "attention with a softmax" or not attends(model)
+    else:
+        assert taken
+        assert all(math.isfinite(reading.value) for reading in taken)
 
 
 # ---------------------------------------------------------------- what every probe keeps
 
 
 @every_probe
-def test_a_probe_leaves_model_rule_and_chance_as_they_were(name: str) -> None:
+def test_a_probe_says_in_a_sentence_or_two_what_its_numbers_show(name: str) -> None:
+    reading = PARTS[name].reading
+    assert 40 <= len(reading) <= 300
+    assert reading[0].isupper()
+    assert reading.endswith(".")
+    assert "  " not in reading
+    assert "\n" not in reading
+
+
+@every_probe
+def test_a_probe_leaves_model_rule_and_generator_as_they_were(name: str) -> None:
     looked_at = snapshot(small.rough(small.some_model(dropout=0.3)))
     model, rule = looked_at.model, looked_at.rule
     states = [
@@ -89,10 +137,8 @@ def test_a_probe_leaves_model_rule_and_chance_as_they_were(name: str) -> None:
         for module in (model, rule)
     ]
     after = {key: value.clone() for key, value in looked_at.after.items()}
-    modes, doings = (
-        [module.training for module in model.modules()],
-        [vars(module).copy() for module in model.modules()],
-    )
+    modes = [module.training for module in model.modules()]
+    attributes = [set(vars(module)) for module in model.modules()]
     rng = torch.get_rng_state()
     assert readings(name, looked_at)
     assert torch.equal(torch.get_rng_state(), rng)
@@ -104,15 +150,11 @@ def test_a_probe_leaves_model_rule_and_chance_as_they_were(name: str) -> None:
         for parameter in [*model.parameters(), *rule.parameters()]
     )
     assert [module.training for module in model.modules()] == modes
-    assert [vars(module).keys() for module in model.modules()] == [
-        of_module.keys() for of_module in doings
-    ]
-    hooks: list[Any] = [
-        h
-        for m in model.modules()
-        for h in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks)
-    ]
-    assert not any(hooks)
+    assert [set(vars(module)) for module in model.modules()] == attributes
+    for module in model.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+        assert not module._backward_hooks
     assert torch.is_grad_enabled()
 
 
@@ -130,18 +172,7 @@ def test_a_probe_reads_the_same_numbers_twice_each_finite_and_in_its_own_place(n
 
 @pytest.mark.parametrize(("name", "other"), small.drawn(PROBES, registry.names("models"), rounds=3))
 def test_a_probe_looks_at_every_model_or_says_what_it_does_not_find(name: str, other: str) -> None:
-    looked_at = snapshot(small.model(chosen_model(other)))
-    if name == "attention" and other not in ("transformer", "hybrid"):
-        said = (
-            "params.yaml: probe.probes: attention finds no attention with a softmax in the"
-            " model some_model; leave it out"
-        )
-        with pytest.raises(UserError, match=said):
-            readings(name, looked_at)
-        return
-    found = readings(name, looked_at)
-    assert found
-    assert all(math.isfinite(reading.value) for reading in found)
+    check_looks_or_refuses(name, small.model(chosen_model(other)))
 
 
 TRANSFORMERS = {
@@ -153,14 +184,7 @@ TRANSFORMERS = {
 
 @pytest.mark.parametrize(("name", "variant"), small.drawn(PROBES, list(TRANSFORMERS), rounds=2))
 def test_a_probe_looks_at_every_transformer(name: str, variant: str) -> None:
-    choice = TRANSFORMERS[variant]
-    if name == "attention" and choice.inner["attention"].name == "linear":
-        with pytest.raises(UserError, match="attention finds no attention with a softmax"):
-            readings(name, snapshot(small.model(choice)))
-    else:
-        found = readings(name, snapshot(small.model(choice)))
-        assert found
-        assert all(math.isfinite(reading.value) for reading in found)
+    check_looks_or_refuses(name, small.model(TRANSFORMERS[variant]))
 
 
 @pytest.mark.parametrize(
@@ -170,16 +194,25 @@ def test_a_probe_looks_at_runs_by_every_rule(name: str, rule: str) -> None:
     model = small.model(small.some_model())
     if refusal(rule, model):
         pytest.skip("the rule refuses the model")
-    assert all(math.isfinite(reading.value) for reading in readings(name, snapshot(model, rule)))
+    check_looks_or_refuses(name, model, rule)
 
 
-def test_a_probe_looks_alike_at_what_is_a_copy() -> None:
-    """Two snapshots of the same model are the same to every probe that remembers nothing."""
-    for name in PROBES:
-        if name not in (*TIMED, "similarity"):
-            assert readings(name, snapshot(), snapshot())[
-                : len(readings(name, snapshot()))
-            ] == readings(name, snapshot())
+@pytest.mark.parametrize(
+    "name", [name for name in PROBES if not (PARTS[name].timed or PARTS[name].remembers)]
+)
+def test_equal_snapshots_have_equal_readings_unless_the_probe_remembers(name: str) -> None:
+    once = readings(name, snapshot())
+    assert readings(name, snapshot(), snapshot()) == once + once
+
+
+@pytest.mark.parametrize("model", registry.names("models"))
+def test_only_models_without_softmax_attention_are_refused_by_attention(model: str) -> None:
+    looked_at = snapshot(small.model(chosen_model(model)))
+    if attends(looked_at.model):
+        assert readings("attention", looked_at)
+    else:
+        with pytest.raises(UserError, match="attention finds no attention with a softmax"):
+            readings("attention", looked_at)
 
 
 # ---------------------------------------------------------------- gradients and updates
@@ -502,9 +535,9 @@ def test_induction_is_counted_in_the_second_round_alone() -> None:
 
 
 def test_tokens_are_drawn_without_repeats_while_there_are_others() -> None:
-    assert all(len(set(row.tolist())) == 9 for row in drawn(5, 9, 11, 0))
-    assert drawn(3, 30, 11, 0).shape == (3, 30)
-    assert not torch.equal(drawn(3, 9, 11, 0), drawn(3, 9, 11, 1))
+    assert all(len(set(row.tolist())) == 9 for row in random_tokens(5, 9, 11, 0))
+    assert random_tokens(3, 30, 11, 0).shape == (3, 30)
+    assert not torch.equal(random_tokens(3, 9, 11, 0), random_tokens(3, 9, 11, 1))
 
 
 @pytest.mark.parametrize(
@@ -644,7 +677,7 @@ def look(
         },
     }
     params = section(tree, "probe", ProbeParams)
-    timed = probing.look(
+    looked = probing.look(
         params,
         probing.chosen(tree, params),
         *corpus,
@@ -654,7 +687,8 @@ def look(
     rows: list[dict[str, Any]] = pq.read_table(
         Path(folder) / "probes" / "probes.parquet"
     ).to_pylist()
-    return rows, timed
+    assert rows == [asdict(row) for row in looked.rows]
+    return rows, looked.timings()
 
 
 def test_the_stage_writes_one_table_the_same_bytes_each_time(corpus: Corpus) -> None:

@@ -373,7 +373,7 @@ def _looked(
         device=train.device,
         threads=train.threads,
     )
-    timed = probing.look(
+    looked = probing.look(
         probe,
         probing.chosen(tree, probe),
         shards,
@@ -383,9 +383,7 @@ def _looked(
     )
     readings = pd.read_parquet(folder / "probes" / "probes.parquet")
     angles = readings.query("probe == 'gradient_angle' and measure == 'rule' and where == 'all'")
-    costs = {
-        key.split(".")[1]: value for key, value in timed.items() if key.split(".")[2] == "rule"
-    }
+    costs = {row.measure: row.value for row in looked.timed if row.where == "rule"}
     return {
         "step_seconds": costs["seconds"],
         "step_bytes": costs["peak_bytes"],
