@@ -124,6 +124,7 @@ def test_a_probe_says_in_a_sentence_or_two_what_its_numbers_show(name: str) -> N
     assert 40 <= len(reading) <= 300
     assert reading[0].isupper()
     assert reading.endswith(".")
+    assert reading.count(". ") <= 1
     assert "  " not in reading
     assert "\n" not in reading
 
@@ -219,9 +220,9 @@ def test_only_models_without_softmax_attention_are_refused_by_attention(model: s
 
 
 def test_backprop_is_at_no_angle_to_itself() -> None:
-    found = values("gradient_angle", snapshot())
-    assert len(found) == 2 * (1 + len(list(snapshot().model.parameters())))
-    for (measure, where), value in found.items():
+    taken = values("gradient_angle", snapshot())
+    assert len(taken) == 2 * (1 + len(list(snapshot().model.parameters())))
+    for (measure, where), value in taken.items():
         if measure == "rule":
             assert value == pytest.approx(1.0, abs=1e-12), where
 
@@ -289,12 +290,12 @@ def test_an_update_is_measured_by_the_weights() -> None:
         name: weight * (1 + 0.25 * (name == "readout.weight"))
         for name, weight in one.weights.items()
     }
-    found = values("update_ratio", Snapshot(0, 0, one.model, after, one.rule, ""))
-    assert found["ratio", "readout.weight"] == pytest.approx(0.25)
+    taken = values("update_ratio", Snapshot(0, 0, one.model, after, one.rule, ""))
+    assert taken["ratio", "readout.weight"] == pytest.approx(0.25)
     assert [
-        value for (_, where), value in found.items() if where not in ("readout.weight", "all")
-    ] == pytest.approx([0.0] * (len(found) - 2))
-    assert 0 < found["ratio", "all"] < 0.25
+        value for (_, where), value in taken.items() if where not in ("readout.weight", "all")
+    ] == pytest.approx([0.0] * (len(taken) - 2))
+    assert 0 < taken["ratio", "all"] < 0.25
 
 
 def test_weights_that_are_zero_have_no_ratio() -> None:
@@ -317,25 +318,25 @@ def test_the_noise_scale_is_unbiased_with_two_windows() -> None:
     """Over all pairs of the values 1 and 5 about the mean 3: variance 4 and squared mean 9, each on
     average exactly.
     """
-    found = [
+    estimates = [
         noise_and_signal(torch.tensor([value]).double() for value in pair)
         for pair in itertools.product((1, 5), repeat=2)
     ]
-    assert sum(noise for noise, _ in found) / 4 == pytest.approx(4)
-    assert sum(signal for _, signal in found) / 4 == pytest.approx(9)
+    assert sum(noise for noise, _ in estimates) / 4 == pytest.approx(4)
+    assert sum(signal for _, signal in estimates) / 4 == pytest.approx(9)
 
 
 def test_the_noise_scale_of_equal_windows_is_zero_and_of_one_is_refused() -> None:
     tokens, targets = tokens_and_targets(1)
     (same,) = (probe_for("gradient_noise_scale") for _ in range(1))
-    found = {
+    taken = {
         r.measure: r.value
         for r in same.look(snapshot(), Batch(tokens.expand(3, -1), targets.expand(3, -1)))
     }
     true = sum(
         float(g.square().sum()) for g in snapshot().true_gradient(Batch(tokens, targets)).values()
     )
-    assert found == pytest.approx({"noise": 0.0, "signal": true, "scale": 0.0}, abs=1e-9)
+    assert taken == pytest.approx({"noise": 0.0, "signal": true, "scale": 0.0}, abs=1e-9)
     with pytest.raises(UserError, match=r"probe\.probes: gradient_noise_scale compares windows"):
         list(same.look(snapshot(), Batch(tokens, targets)))
 
@@ -374,9 +375,9 @@ def test_a_hidden_unit_that_is_cut_off_counts_as_dead_and_no_other() -> None:
 
 def test_the_size_of_the_stream_is_that_of_the_blocks_outputs() -> None:
     model = small.rough(small.some_model())
-    found = values("activations", snapshot(model))
+    taken = values("activations", snapshot(model))
     for number, x_BTD in enumerate(streams(model, the_batch().tokens)):
-        assert found["root_mean_square", f"blocks.{number}"] == pytest.approx(
+        assert taken["root_mean_square", f"blocks.{number}"] == pytest.approx(
             x_BTD.square().mean().sqrt().item()
         )
 
@@ -390,8 +391,8 @@ def test_squashing_functions_are_saturated_by_large_weights_and_not_by_small(
     with torch.no_grad():
         for parameter in model.blocks.parameters():
             parameter.mul_(factor)
-    found = values("activations", snapshot(model))
-    saturated = [value for (measure, _), value in found.items() if measure == "saturated"]
+    taken = values("activations", snapshot(model))
+    saturated = [value for (measure, _), value in taken.items() if measure == "saturated"]
     assert len(saturated) == len(model.blocks)
     assert all(least <= value <= most for value in saturated)
 
@@ -418,13 +419,13 @@ def test_ranks_are_known_for_the_identity_for_rank_one_and_for_zero() -> None:
 
 def test_every_matrix_has_its_spectrum() -> None:
     model = small.rough(chosen_model("convolution"))
-    found = values("spectra", snapshot(model))
+    taken = values("spectra", snapshot(model))
     matrices = {name: p for name, p in model.named_parameters() if p.ndim >= 2}
     assert any(p.ndim == 3 for p in matrices.values())
-    assert {where for _, where in found} == set(matrices)
+    assert {where for _, where in taken} == set(matrices)
     for name, matrix in matrices.items():
         largest = torch.linalg.matrix_norm(matrix.detach().flatten(1), ord=2)
-        assert found["spectral_norm", name] == pytest.approx(float(largest))
+        assert taken["spectral_norm", name] == pytest.approx(float(largest))
 
 
 def test_alignment_sees_neither_rotation_nor_scale_nor_shift() -> None:
@@ -471,8 +472,8 @@ def test_similarity_is_to_the_first_and_to_the_previous_snapshot() -> None:
 
 def test_entropy_is_ln_t_for_uniform_attention_and_zero_for_one_hot() -> None:
     uniform = torch.ones(6, 6).tril() / torch.arange(1, 7)[:, None]
-    found = entropy(torch.stack([uniform, torch.eye(6)])[None])
-    assert found.tolist() == pytest.approx([sum(math.log(t) for t in range(1, 7)) / 6, 0.0])
+    entropies = entropy(torch.stack([uniform, torch.eye(6)])[None])
+    assert entropies.tolist() == pytest.approx([sum(math.log(t) for t in range(1, 7)) / 6, 0.0])
 
 
 class _Induction(nn.Module):
@@ -564,29 +565,29 @@ def test_the_weights_seen_are_those_the_layer_uses(
     model(the_batch().tokens)
     monkeypatch.undo()
     assert calls == [(4, 2, CONTEXT, CONTEXT)] * 2
-    found = values("attention", snapshot(model))
+    taken = values("attention", snapshot(model))
     heads = {f"blocks.{block}.head.{head}" for block in range(2) for head in range(2)}
-    assert set(found) == {(measure, head) for measure in ("entropy", "induction") for head in heads}
+    assert set(taken) == {(measure, head) for measure in ("entropy", "induction") for head in heads}
 
 
 def test_the_lens_behind_the_last_block_is_the_models_own_loss_to_the_bit() -> None:
     for name in registry.names("models"):
         model = small.model(chosen_model(name)).eval()
-        found = values("logit_lens", snapshot(model))
-        assert len(found) == len(model.blocks)
+        taken = values("logit_lens", snapshot(model))
+        assert len(taken) == len(model.blocks)
         with torch.no_grad():
             loss = next_token_loss(model(the_batch().tokens), the_batch().targets)
-        assert found["nats", f"blocks.{len(model.blocks) - 1}"] == float(loss)
+        assert taken["nats", f"blocks.{len(model.blocks) - 1}"] == float(loss)
 
 
 def test_the_lens_behind_an_earlier_block_is_the_loss_of_a_model_that_ends_there() -> None:
     model = small.rough(small.some_model())
-    found = values("logit_lens", snapshot(model))
+    taken = values("logit_lens", snapshot(model))
     model.blocks = model.blocks[:1]
     with torch.no_grad():
         loss = next_token_loss(model(the_batch().tokens), the_batch().targets)
-    assert found["nats", "blocks.0"] == float(loss)
-    assert found["nats", "blocks.1"] != found["nats", "blocks.0"]
+    assert taken["nats", "blocks.0"] == float(loss)
+    assert taken["nats", "blocks.1"] != taken["nats", "blocks.0"]
 
 
 def test_the_hessians_top_eigenvalue_is_that_of_the_dense_hessian() -> None:
@@ -614,16 +615,16 @@ def test_the_hessians_top_eigenvalue_is_that_of_the_dense_hessian() -> None:
     assert isinstance(dense, Tensor)
     eigenvalues = torch.linalg.eigvalsh(dense)
     top = float(eigenvalues[eigenvalues.abs().argmax()])
-    found = {
+    taken = {
         r.measure: r.value
         for r in probe_for("hessian", iterations=300).look(snapshot(model), of_batch)
     }
-    assert found["top_eigenvalue"] == pytest.approx(top, rel=1e-6)
+    assert taken["top_eigenvalue"] == pytest.approx(top, rel=1e-6)
     early = {
         r.measure: r.value
         for r in probe_for("hessian", iterations=3).look(snapshot(model), of_batch)
     }
-    assert found["error"] < early["error"]
+    assert taken["error"] < early["error"]
     assert float((eigenvalues - early["top_eigenvalue"]).abs().min()) <= early["error"]
 
 
@@ -730,11 +731,11 @@ def test_the_probe_batch_reaches_from_one_end_of_the_validation_text_to_the_othe
     corpus: Corpus,
 ) -> None:
     stream = torch.from_numpy(corpus[0].stream("validation").astype("int64"))
-    found = probing.fixed_batch(corpus[0], 8, 3, torch.device("cpu"))
-    assert found.tokens.shape == found.targets.shape == (3, 8)
-    assert torch.equal(found.tokens[0], stream[:8])
-    assert torch.equal(found.targets[-1], stream[-8:])
-    assert torch.equal(found.tokens[:, 1:], found.targets[:, :-1])
+    windows = probing.fixed_batch(corpus[0], 8, 3, torch.device("cpu"))
+    assert windows.tokens.shape == windows.targets.shape == (3, 8)
+    assert torch.equal(windows.tokens[0], stream[:8])
+    assert torch.equal(windows.targets[-1], stream[-8:])
+    assert torch.equal(windows.tokens[:, 1:], windows.targets[:, :-1])
     short = probing.fixed_batch(corpus[0], 10_000, 3, torch.device("cpu"))
     assert short.tokens.shape == (1, len(stream) - 1)
 

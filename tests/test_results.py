@@ -124,24 +124,24 @@ def table(path: Path) -> list[dict[str, str]]:
 def test_the_measures_are_those_of_the_score(
     corpus: Corpus, model: LanguageModel, tmp_path: Path
 ) -> None:
-    found = evaluate(corpus, model, tmp_path, saved={"weights_sha256": "f00"})
-    assert written(tmp_path, "measures.json") == found
+    record = evaluate(corpus, model, tmp_path, saved={"weights_sha256": "f00"})
+    assert written(tmp_path, "measures.json") == record
     shards, _ = corpus
     size = len("7 times 8 is 56 €.\nand so on.".encode())
     scored = score(model, shards.stream("validation"), shards.bos, model.context, 5)
-    measures = found["validation"]
+    measures = record["validation"]
     assert measures["bits_per_byte"] == pytest.approx(scored.nats / math.log(2) / size)
     assert measures["perplexity"] == pytest.approx(math.exp(measures["nats_per_token"]))
     assert measures["tokens"] * measures["nats_per_token"] == pytest.approx(scored.nats)
     assert measures["bytes"] == size
     uniform = references.uniform(shards.stream("validation"), shards.bos, shards.vocabulary_size)
-    assert found["references"]["validation"]["uniform"] == bits_per_byte(uniform, size)
-    assert found["references"]["train_tokens"] == len(shards.stream("train"))
-    assert (found["window"], found["stride"], found["parameters"]) == (8, 5, 1234)
-    assert "source_entropy" not in found["references"]
-    assert (found["status"], found["weights_sha256"]) == ("finished", "f00")
-    assert found["environment"] == {"torch": torch.__version__}
-    assert found["text"] == {"corpus": "", "split": "validation", "sha256": ""}
+    assert record["references"]["validation"]["uniform"] == bits_per_byte(uniform, size)
+    assert record["references"]["train_tokens"] == len(shards.stream("train"))
+    assert (record["window"], record["stride"], record["parameters"]) == (8, 5, 1234)
+    assert "source_entropy" not in record["references"]
+    assert (record["status"], record["weights_sha256"]) == ("finished", "f00")
+    assert record["environment"] == {"torch": torch.__version__}
+    assert record["text"] == {"corpus": "", "split": "validation", "sha256": ""}
 
 
 def test_references_of_another_split_are_ordered_as_they_must_be(corpus: Corpus) -> None:
@@ -250,10 +250,10 @@ def test_a_run_that_diverged_is_told_and_not_scored(
     does.
     """
     evaluate(corpus, model, tmp_path / "whole")
-    found = evaluate(corpus, model, tmp_path, saved={"status": "diverged", "diverged": DIVERGED})
-    assert (found["status"], found["diverged"]) == ("diverged", DIVERGED)
-    assert "validation" not in found
-    assert written(tmp_path, "measures.json") == found
+    record = evaluate(corpus, model, tmp_path, saved={"status": "diverged", "diverged": DIVERGED})
+    assert (record["status"], record["diverged"]) == ("diverged", DIVERGED)
+    assert "validation" not in record
+    assert written(tmp_path, "measures.json") == record
     told = {"status": "diverged", "diverged": DIVERGED, "parameters": 1234, "tokens_seen": 99}
     assert written(tmp_path, "metrics.json") == told
     assert {path.name for path in (tmp_path / "results").iterdir()} == FILES | {"SHA256SUMS"}
@@ -289,9 +289,9 @@ def test_a_model_whose_logits_are_no_numbers_has_diverged_whatever_its_record_sa
     corpus: Corpus, model: LanguageModel, tmp_path: Path
 ) -> None:
     model.readout.weight.data[:] = math.nan
-    found = evaluate(corpus, model, tmp_path, saved={"steps": 7})
-    assert found["status"] == "diverged"
-    assert found["diverged"] == {"step": 7, "reason": "the model's logits are no numbers"}
+    record = evaluate(corpus, model, tmp_path, saved={"steps": 7})
+    assert record["status"] == "diverged"
+    assert record["diverged"] == {"step": 7, "reason": "the model's logits are no numbers"}
 
 
 def test_a_loss_that_says_nothing_is_called_that(
@@ -301,7 +301,7 @@ def test_a_loss_that_says_nothing_is_called_that(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     one_token = ["evaluate: validation: this split is one token again and again"]
-    for number, (validation, said) in enumerate([(["aaaa", "a"], one_token), ("ab", [])]):
+    for number, (validation, expected) in enumerate([(["aaaa", "a"], one_token), ("ab", [])]):
         corpus = shards_of("ab" * 50, validation)
         model = small.model(small.some_model(), vocabulary_size=corpus[0].vocabulary_size)
         evaluate(corpus, model, tmp_path / str(number))
@@ -310,7 +310,7 @@ def test_a_loss_that_says_nothing_is_called_that(
             for line in capsys.readouterr().out.splitlines()
             if "no measure of learning" in line
         ]
-        assert [line.split(", so")[0] for line in lines] == said
+        assert [line.split(", so")[0] for line in lines] == expected
     monkeypatch.setattr(results, "bits_per_byte", lambda nats, size: 0.0)
     evaluate(corpus, model, tmp_path / "sure")
     lines = [

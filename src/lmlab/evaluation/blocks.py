@@ -1,6 +1,4 @@
-"""Cross-entropy in equal blocks of a text: how far a mean over the text depends on which text it
-was.
-"""
+"""Cross-entropy in equal blocks of a text: how much a mean depends on which text it was."""
 
 import numpy as np
 import pandas as pd

@@ -251,9 +251,7 @@ def _facts(
 
 
 def headline_names(measures: Mapping[str, Choice]) -> list[str]:
-    """The dotted names of the numbers that people compare, in the order of the columns of
-    `dvc exp show`.
-    """
+    """The dotted names of the numbers that people compare, as ordered columns of `dvc exp show`."""
     names = list(HEADLINES)
     for measure, choice in measures.items():
         names += [f"{measure}.{number}" for number in choice.part.headlines]
@@ -261,8 +259,9 @@ def headline_names(measures: Mapping[str, Choice]) -> list[str]:
 
 
 def headlines(record: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """The content of metrics.json: of measures.json how the run ended, and the named numbers that
-    it has, under the same names.
+    """The content of metrics.json: how the run ended, and the named numbers that `record` has.
+
+    They keep the names that they have in measures.json.
     """
     kept: dict[str, Any] = {key: record[key] for key in ("status", "diverged") if key in record}
     for dotted in names:

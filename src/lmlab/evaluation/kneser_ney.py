@@ -13,8 +13,9 @@ FALLBACK_DISCOUNTS = (0.0, 0.5, 1.0, 1.5)
 
 
 class _Level(NamedTuple):
-    """All k-grams of one length k. A k-gram's id is its row here, a context's id its row one level
-    below.
+    """All k-grams of one length k.
+
+    A k-gram's id is its row here, a context's id its row one level below.
     """
 
     keys: Integers
@@ -97,8 +98,7 @@ class KneserNey:
         ]
 
     def nats(self, tokens: npt.NDArray[np.integer]) -> Floats:
-        """Return -ln p of each token given the at most order - 1 tokens before it in the same
-        array.
+        """Return -ln p of each token given the tokens before it in the array, at most order - 1.
 
         The first tokens have shorter contexts and are predicted by the lower orders.
 

@@ -1,5 +1,4 @@
-"""Cross-entropy of a text under models that need no training by gradient; a model's loss says
-little without them.
+"""Cross-entropy of a text under models without gradients; a loss says little without them.
 
 Every reference is fitted to the stream of ids of the train split and scored on the same tokens of
 the same split as the model.
@@ -36,7 +35,5 @@ class NGram:
         self.model = KneserNey(train, vocabulary_size, order)
 
     def nats(self, stream: Stream) -> float:
-        """Nats of a stream's text. BOS tokens serve as context and are not scored, as for the
-        model.
-        """
+        """Nats of a stream's text, where BOS tokens are context only, as for the model."""
         return float(self.model.nats(stream)[stream != self.bos].sum())

@@ -74,9 +74,7 @@ def of_scores(trained: Trained) -> Tables:
 
 
 def loss_by_position(scores: dict[str, Score]) -> pd.DataFrame:
-    """Mean loss at each position of the window, counted from 1, with one column for each scored
-    split.
-    """
+    """Mean loss at each position of the window, from 1 on, in a column for each scored split."""
     columns: dict[str, pd.Series[float]] = {}
     for split, scored in scores.items():
         with np.errstate(invalid="ignore"):  # a position without any text has no mean

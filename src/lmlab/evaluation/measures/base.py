@@ -39,9 +39,7 @@ Numbers = Mapping[str, "float | Numbers"]
 
 
 class DoesNotApply(Exception):  # noqa: N818 (no error: the run is what it is)
-    """A run has nothing for a measure to measure; the message is one line that says what is
-    missing.
-    """
+    """A run has nothing for a measure to measure; the message says in one line what is missing."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ class Trained:
         return self.shards.stream("train")
 
     def text(self, split: str, characters: int) -> list[str]:
-        """The texts of a split, up to the part in which the number of characters is reached."""
+        """The texts of a split, of which at most the first `characters` characters together."""
         texts: list[str] = []
         for _, part, text in documents.read_parts(self.corpus / f"{split}.parquet"):
             if part == 0 or not texts:
@@ -92,8 +90,9 @@ FROM_SCORES = {"*": (WINDOW, STRIDE)}
 
 
 class Measure(ABC):
-    """A measure, constructed as `Name(options)`, which refuses with a UserError options that cannot
-    work for any run.
+    """A measure, constructed as `Name(options)`.
+
+    Options that cannot work for any run are refused on construction with a UserError.
 
     The attributes hold names of its numbers below its own name, or patterns of them, such as `mean`
     or `accuracy.*`; `About` says what each attribute means. Each must match a number that the
@@ -104,7 +103,7 @@ class Measure(ABC):
     """
 
     headlines: ClassVar[tuple[str, ...]] = ()
-    """The numbers that metrics.json repeats, so that `dvc exp show` has them as columns."""
+    """The numbers, without patterns, that metrics.json repeats: the columns of `dvc exp show`."""
     less_is_better: ClassVar[tuple[str, ...]] = ()
     more_is_better: ClassVar[tuple[str, ...]] = ()
     across_tokenizers: ClassVar[tuple[str, ...]] = ()
@@ -205,7 +204,5 @@ def flat(numbers: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, fl
 
 
 def evenly(first: int, last: int, count: int) -> list[int]:
-    """At most `count` integers from `first` to `last`, both included, evenly spaced, without
-    repeats.
-    """
+    """At most `count` integers from `first` to `last` inclusive, evenly spaced, none repeated."""
     return np.unique(np.linspace(first, last, count).astype(np.int64)).tolist()

@@ -1,5 +1,4 @@
-"""Whether a model continues a sequence it has just read: random tokens twice over (Olsson et al.
-2022).
+"""Whether a model repeats a random sequence that it has just read (Olsson et al. 2022).
 
 score = 1 - (loss in the second round) / (loss in the first); see also Elhage et al. 2021.
 """

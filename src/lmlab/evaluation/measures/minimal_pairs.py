@@ -21,7 +21,7 @@ from lmlab.evaluation.measures.base import DoesNotApply, Measure, Numbers, Train
 from lmlab.evaluation.pairs import accuracy, text_nats
 
 FEWEST_PAIRS = 10
-"""A kind with fewer pairs gets no number."""
+"""A kind with fewer pairs is left out."""
 MOST_SENTENCES = 4000
 MOST_CHARACTERS = 100
 """In a sentence."""
@@ -132,8 +132,9 @@ class MinimalPairs(Measure):
         }
 
     def pairs(self, trained: Trained) -> dict[str, list[Pair]]:
-        """At most `pairs` different pairs of each kind, without those whose error or bad texts
-        occur in the training text.
+        """At most `pairs` different pairs of each kind.
+
+        Those whose error or bad texts occur in the training text are left out.
         """
         rng = Random(self.options.seed)
         held_out = sentences(trained.text("validation", CHARACTERS))
@@ -318,8 +319,9 @@ def verb(text: Text, rng: Random) -> Iterator[Candidate]:
 
 
 def verb_across_clause(text: Text, rng: Random) -> Iterator[Candidate]:
-    """The dog that sees the cats sleeps: the verb agrees with a noun further back, not with the one
-    next to it.
+    """The dog that sees the cats sleeps -> the dog that sees the cats sleep.
+
+    The verb agrees with a noun further back, not with the one next to it.
     """
     if "that" in text.words:
         yield from _verbs(rng, clause=True)

@@ -1,5 +1,4 @@
-"""Prequential code length: the loss on the training text when each batch is scored before it is
-learned.
+"""Prequential code length: loss on the training text, each batch scored before it is learned.
 
 The sum of a learner's losses on data it has not seen yet is the length of a code for that data, for
 a receiver who trains the same model along (Dawid 1984; for networks Blier & Ollivier 2018). The

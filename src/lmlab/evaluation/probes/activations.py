@@ -1,5 +1,6 @@
-"""What flows through the blocks: scale, outliers (Bondarenko et al. 2023), dead and saturated units
-(Glorot & Bengio 2010).
+"""What flows through the blocks: scale, outliers, dead and saturated units.
+
+After Bondarenko et al. 2023 (outliers) and Glorot & Bengio 2010 (saturation).
 
 Of each block's output: `root_mean_square`, and `kurtosis` = E[(x - μ)⁴] / σ⁴, which is 3 for a
 normal distribution and large where a few numbers stand out (such a model is hard to quantise). Of
@@ -47,9 +48,9 @@ class Activations(Probe):
     """
 
     reading = (
-        "Size and outliers of each block's output: a root mean square of about 1 to 10 and a"
-        " kurtosis of 3 (no outliers) to 100 are usual. Shares of dead and saturated units should"
-        " be near 0: such units hardly learn."
+        "Size and outliers of each block's output: once trained, a root mean square of about 1 to"
+        " 10 and a kurtosis of 5 to 50 are usual (3 means no outliers). Shares of dead and"
+        " saturated units should be near 0: such units hardly learn."
     )
 
     def __init__(self, options: Options) -> None:

@@ -1,5 +1,4 @@
-"""Where each attention head looks: how widely, and whether it is an induction head (Olsson et al.
-2022).
+"""How widely each attention head looks, and whether it is an induction head (Olsson et al. 2022).
 
 `entropy` is the mean over positions of -Σ w ln w, in nats, over a head's weights w: ln t where t
 tokens have equal weight, 0 where one has all of it. `induction`: random tokens are read twice over;
@@ -81,8 +80,9 @@ def _by_head(
 
 
 def random_tokens(sequences: int, length: int, vocabulary_size: int, seed: int) -> Tensor:
-    """Random tokens of shape (sequences, length), all different within a sequence if the vocabulary
-    is large enough.
+    """Random tokens of shape (sequences, length).
+
+    Within a sequence they are all different if the vocabulary is large enough.
     """
     rng = torch.Generator().manual_seed(seed)
     rounds = -(-length // vocabulary_size)
@@ -114,10 +114,9 @@ def softmax_weights(
     is_causal: bool = False,
     scale: float | None = None,
 ) -> Tensor:
-    """The weights of `scaled_dot_product_attention` called with the same arguments, in double
-    precision.
+    """The weights of `scaled_dot_product_attention` called with the same arguments.
 
-    softmax(scale Q Kᵀ + mask), shape (B, H, T, S).
+    softmax(scale Q Kᵀ + mask) in double precision, shape (B, H, T, S).
     """
     if scale is None:
         scale = q_BHTK.shape[-1] ** -0.5

@@ -70,8 +70,9 @@ class Snapshot:
 
     @cached_property
     def update(self) -> Vectors:
-        """What the step added to the weights, by everything that acted on them together: gradient,
-        clipping, momentum, learning rate and weight decay.
+        """What the step added to the weights.
+
+        Gradient, clipping, momentum, learning rate and weight decay act on it together.
         """
         return {name: self.after[name] - weight for name, weight in self.weights.items()}
 

@@ -1,10 +1,9 @@
-"""What a gradient costs: seconds and peak memory of the run's rule and of backprop on the same
-batch.
+"""What a gradient costs: seconds and peak memory by the run's rule and by backprop.
 
-The two take turns, and each result is the median of several. Peak memory is the most that is
-allocated at once beyond what was before, as counted by CUDA's allocator, or on a CPU by torch's
-profiler (on other devices it is left out). Such numbers differ from run to run, so they go to the
-stage's timing file and not into its table.
+Both compute it on the same batch. They take turns, and each result is the median of several. Peak
+memory is the most that is allocated at once beyond what was before, as counted by CUDA's allocator,
+or on a CPU by torch's profiler (on other devices it is left out). Such numbers differ from run to
+run, so they go to the stage's timing file and not into its table.
 """
 
 import os

@@ -1,5 +1,4 @@
-"""The gradient noise scale: how many windows a batch needs before more help little (McCandlish et
-al. 2018).
+"""The gradient noise scale: the batch size beyond which more helps little (McCandlish et al. 2018).
 
 The gradient of one window is the true gradient G plus noise with covariance S, so the mean over n
 windows has squared length |G|² + tr(S) / n in expectation. Both terms are estimated without bias
@@ -28,8 +27,8 @@ class GradientNoiseScale(Probe):
 
     reading = (
         "Noise of a single window's gradient over the signal, in windows (scale): a batch much"
-        " smaller than this is mostly noise, a much larger one gains little. It is usually a few"
-        " windows at the start and grows as the loss falls."
+        " smaller than this is mostly noise, a much larger one gains little. It is usually about 1"
+        " at the start and hundreds later, known only roughly from a few windows."
     )
 
     def __init__(self, options: Options) -> None:

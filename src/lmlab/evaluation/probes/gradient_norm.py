@@ -1,5 +1,4 @@
-"""The length of the gradient by parameter: where the rule's signal grows or vanishes (Hochreiter
-1991).
+"""The gradient's length by parameter: where the rule's signal grows or vanishes (Hochreiter 1991).
 
 ‖g‖ = √Σ gᵢ², over a parameter's entries or all.
 """

@@ -1,9 +1,9 @@
-"""How sharply the loss curves: the Hessian's eigenvalue of largest size, by power iteration (Yao et
-al. 2020).
+"""Sharpness of the loss: the largest Hessian eigenvalue by power iteration (Yao et al. 2020).
 
-v ← H v / ‖H v‖, eigenvalue vᵀ H v. Gradient descent with step size η is stable below 2/η, and
-training tends to move up to that edge (Cohen et al. 2021). The Hessian H is never formed: its
-product with a vector is the gradient of the gradient's product with that vector.
+v ← H v / ‖H v‖ gives the eigenvalue vᵀ H v of largest size, which may be negative. Gradient descent
+with step size η is stable below 2/η, and training tends to move up to that edge (Cohen et al.
+2021). The Hessian H is never formed: its product with a vector is the gradient of the gradient's
+product with that vector.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,9 +32,9 @@ class Hessian(Probe):
     """
 
     reading = (
-        "Sharpness of the loss: the Hessian's eigenvalue of largest size. Gradient descent with"
-        " step size s is stable below 2/s; tens to hundreds are usual, and it tends to rise while"
-        " the learning rate is low. It is only known to within the error."
+        "Sharpness of the loss: the Hessian's eigenvalue of largest size, known to within the"
+        " error; about 100 in size, of either sign, is usual at the start, and 1 to 100 later."
+        " Gradient descent with step size s is stable below 2/s."
     )
 
     def __init__(self, options: Options) -> None:

@@ -25,7 +25,7 @@ class Spectra(Probe):
     """
 
     reading = (
-        "Singular values of each weight matrix. The effective rank is usually close to the"
+        "Singular values of each weight matrix: the effective rank is usually close to the"
         " matrix's smaller side; the stable rank is about half of that at first and falls as a few"
         " directions take over. A spectral norm that keeps growing warns of instability."
     )
