@@ -26,19 +26,20 @@ def test_guesses_behind_the_last_block_are_the_models_own_and_attention_sums_to_
         registry.choose(small.tree(), "models", "transformer"),
         vocabulary_size=tokenizer.vocabulary_size,
     ).eval()
-    found = close_up(model, tokenizer, shards.bos, "the")
+    seen = close_up(model, tokenizer, shards.bos, "the")
     ids = [shards.bos, *tokenizer.encode("the").tolist()][: model.context]
-    assert found["tokens"][0] == "start"
-    assert len(found["tokens"]) == len(ids)
+    assert seen.tokens[0] == "start"
+    assert len(seen.tokens) == len(ids)
     best = model(torch.tensor([ids]))[0].softmax(-1).max(-1)
     names = [
-        "start" if i == shards.bos else shown(tokenizer.token_bytes[i])
-        for i in best.indices.tolist()
+        "start" if id_ == shards.bos else shown(tokenizer.token_bytes[id_])
+        for id_ in best.indices.tolist()
     ]
-    assert found["lens"][-1][0] == names
-    assert found["lens"][-1][1] == pytest.approx(best.values.tolist(), abs=1e-4)
-    assert len(found["attention"]) == len(found["lens"]) == len(model.blocks)
-    for heads in found["attention"]:
+    last_names, last_probabilities = seen.lens[-1]
+    assert last_names == names
+    assert last_probabilities == pytest.approx(best.values.tolist(), abs=1e-4)
+    assert len(seen.attention) == len(seen.lens) == len(model.blocks)
+    for heads in seen.attention:
         assert heads
         for weights in heads:
             assert [sum(row) for row in weights] == pytest.approx([1.0] * len(ids), abs=0.01)
@@ -52,9 +53,9 @@ def test_long_texts_are_cut_and_signs_can_be_seen(corpus: Corpus) -> None:
     model = small.model(
         registry.choose(small.tree(), "models", "lstm"), vocabulary_size=tokenizer.vocabulary_size
     ).eval()
-    found = close_up(model, tokenizer, shards.bos, "the " * 100)
-    assert len(found["tokens"]) == min(model.context, MOST_TOKENS)
-    assert found["attention"] == [[] for _ in model.blocks]  # it has none
+    seen = close_up(model, tokenizer, shards.bos, "the " * 100)
+    assert len(seen.tokens) == min(model.context, MOST_TOKENS)
+    assert seen.attention == [[] for _ in model.blocks]  # it has none
     assert shown(b" a\n") == "␣a⏎"
     assert shown(b"\xff\x00") == "�▯"
     assert shown(b"") == "▯"
@@ -62,7 +63,7 @@ def test_long_texts_are_cut_and_signs_can_be_seen(corpus: Corpus) -> None:
 
 def test_the_stage_writes_one_for_its_text_and_none_without(corpus: Corpus) -> None:
     test_training.train(corpus, "run")
-    for text, there in (("the", True), ("", False)):
+    for text, is_written in (("the", True), ("", False)):
         tree = {
             **small.tree(),
             "probe": {
@@ -80,6 +81,6 @@ def test_the_stage_writes_one_for_its_text_and_none_without(corpus: Corpus) -> N
             Path("run/snapshots"),
             Path("run/probes"),
         )
-        assert Path("run/probes/close_up.json").exists() == there
-        if there:
+        assert Path("run/probes/close_up.json").exists() == is_written
+        if is_written:
             assert read_json(Path("run/probes/close_up.json"), "probe")["tokens"][0] == "start"

@@ -5,6 +5,7 @@ import math
 import re
 import string
 from collections import Counter
+from dataclasses import fields
 from fnmatch import fnmatchcase
 from pathlib import Path
 from random import Random
@@ -29,8 +30,17 @@ from lmlab.evaluation import character_classes
 from lmlab.evaluation import pairs as pairs_module
 from lmlab.evaluation.about import About
 from lmlab.evaluation.kneser_ney import KneserNey
+from lmlab.evaluation.measured import Facts, Scores
 from lmlab.evaluation.measures import minimal_pairs
-from lmlab.evaluation.measures.base import DoesNotApply, Trained, about, chosen, flat, take
+from lmlab.evaluation.measures.base import (
+    DoesNotApply,
+    Measure,
+    Trained,
+    about,
+    chosen,
+    flat,
+    measure_all,
+)
 from lmlab.evaluation.measures.learning_curve import mean_over_logarithm, reached
 from lmlab.evaluation.measures.novelty import Copies
 from lmlab.evaluation.measures.prequential import first_pass
@@ -155,20 +165,24 @@ def test_a_measure_says_what_decides_it_and_results_without_that_are_read_alike(
     """
     run = trained(shards_of)
     choice = registry.choose(small.tree(**LOWERED, folder=str(blimp)), "measures", name)
-    told = About.model_validate(json.loads(json.dumps(about({name: choice}, run)))[name])
+    (record,) = about({name: choice}, run).values()
+    assert About.model_validate_json(record.model_dump_json()) == record
+    part: type[Measure] = choice.part
+    options = choice.options.model_dump()
+    assert set(part.not_deciding) <= set(options)
+    assert record.options == {key: options[key] for key in options if key not in part.not_deciding}
+    known = {"window": 8, "stride": 4, "validated_at": [32.0, 96.0, 3.0]}
+    for values in record.decided_by.values():
+        assert values == {key: known.get(key) for key in values}
+    if name not in meaning.OLDER:  # there are no results without the record
+        return
     older = meaning.OLDER[name]
     for field in ("less_is_better", "more_is_better", "across_tokenizers", "facts"):
-        assert set(getattr(told, field)) == set(getattr(older, field)), field
-    assert {key: set(values) for key, values in told.decided_by.items()} == {
+        assert set(getattr(record, field)) == set(getattr(older, field)), field
+    assert {key: set(values) for key, values in record.decided_by.items()} == {
         key: set(values) for key, values in older.decided_by.items()
     }
-    options = choice.options.model_dump()
-    assert told.options == {
-        key: options[key] for key in options if key not in meaning.NOT_DECIDING.get(name, ())
-    }
-    known = {"window": 8, "stride": 4, "validated_at": [32.0, 96.0, 3.0]}
-    for values in told.decided_by.values():
-        assert values == {key: known.get(key) for key in values}
+    assert set(part.not_deciding) == set(meaning.NOT_DECIDING.get(name, ()))
 
 
 @every_measure
@@ -182,14 +196,14 @@ def test_every_number_that_has_a_direction_or_is_a_fact_is_one_that_the_measure_
             measured(name, trained(shards_of), folder=str(blimp), targets=[8 / 3, 1.0, 3.5])
         )
     ]
-    declared = type(
-        registry.choose(small.tree(**LOWERED, folder=str(blimp)), "measures", name).build()
-    )
+    declared: type[Measure] = registry.find("measures", name)[0]
+    assert set(declared.headlines) <= set(numbers)
     for pattern in (
         *declared.less_is_better,
         *declared.more_is_better,
         *declared.facts,
         *declared.across_tokenizers,
+        *declared.decided_by,
     ):
         assert any(fnmatchcase(number, pattern) for number in numbers), pattern
     assert not any(
@@ -230,9 +244,9 @@ def test_a_text_too_small_or_odd_is_measured_or_left_out_with_a_reason(
 ) -> None:
     run = trained(shards_of, text, "b", tokenizer=tokenizer, context=4)
     tree = small.tree(folder=str(blimp))  # all else as in params.yaml
-    taken, left_out = take(chosen(tree, [name]), run)
-    assert len(taken) + len(left_out) == 1
-    assert all(math.isfinite(value) for numbers in taken.values() for _, value in flat(numbers))
+    numbers_of, left_out = measure_all(chosen(tree, [name]), run)
+    assert len(numbers_of) + len(left_out) == 1
+    assert all(math.isfinite(value) for _, value in flat(numbers_of))
     assert all(
         line.startswith(f"{name}: ") and "\n" not in line and len(line) > len(name) + 10
         for line in left_out
@@ -245,33 +259,23 @@ def test_the_default_measures_suit_every_model(model: str, shards_of: ShardsOf) 
     tree = small.tree(
         **{key: LOWERED[key] for key in ("texts", "tokens", "sequences", "windows", "pairs")}
     )
-    made = small.model(
+    built = small.model(
         registry.choose(tree, "models", model),
         vocabulary_size=run.shards.vocabulary_size,
         context=16,
     )
-    taken, left_out = take(
-        chosen(tree, tree["evaluate"]["measures"]), trained(shards_of, model=made)
+    numbers_of, left_out = measure_all(
+        chosen(tree, tree["evaluate"]["measures"]), trained(shards_of, model=built)
     )
-    assert {line.split(":")[0] for line in left_out} == {
-        "context_gain"
-    }  # which looks as far as position 127
-    assert set(taken) == set(tree["evaluate"]["measures"]) - {"context_gain"}
+    # which looks as far as position 127
+    assert {line.split(":")[0] for line in left_out} == {"context_gain"}
+    assert set(numbers_of) == set(tree["evaluate"]["measures"]) - {"context_gain"}
 
 
 def test_no_measure_has_the_name_of_what_evaluate_writes_anyway() -> None:
-    others = {
-        "validation",
-        "test",
-        "references",
-        "window",
-        "stride",
-        "parameters",
-        "tokens_seen",
-        "training_bits",
-        "left_out",
-    }
-    assert others.isdisjoint(MEASURES)
+    keys = {field.name for record in (Facts, Scores) for field in fields(record)}
+    assert keys.isdisjoint(MEASURES)
+    assert {"status", "diverged", "test"}.isdisjoint(MEASURES)
 
 
 def test_the_measures_of_params_yaml_are_checked_before_anything_runs(
@@ -284,20 +288,23 @@ def test_the_measures_of_params_yaml_are_checked_before_anything_runs(
         return {**tree, "evaluate": {**tree["evaluate"], "measures": names}}
 
     preflight.check(with_list([]))
-    for names, said in (
+    for names, message in (
         (["noveltly"], "there is no 'noveltly' in measures; did you mean novelty"),
         (["novelty", "novelty"], "novelty stands there twice"),
         (["blimp"], r"measures\.blimp\.folder: 'nothing' is no folder with BLiMP's \.jsonl files"),
     ):
-        with pytest.raises(UserError, match=said) as refused:
+        with pytest.raises(UserError, match=message) as refused:
             preflight.check(with_list(names))
         assert "\n" not in str(refused.value)
 
 
 def test_a_number_that_is_none_is_left_out_by_name(shards_of: ShardsOf) -> None:
     run = trained(shards_of, manifest={"entropy_bits_per_byte": math.nan})
-    taken, left_out = take(chosen(small.tree(), ["entropy_gap"]), run)
-    assert (taken, left_out) == ({}, ["entropy_gap: validation is no finite number"])
+    numbers_of, left_out = measure_all(chosen(small.tree(), ["entropy_gap"]), run)
+    assert (numbers_of, left_out) == (
+        {},
+        ["entropy_gap: validation is nan, not a finite number"],
+    )
 
 
 # ---------------------------------------------------------------- learning_curve
@@ -325,14 +332,17 @@ def test_the_mean_over_a_curve_that_is_straight_over_the_logarithm_is_its_middle
 
 def test_tokens_and_flops_to_a_target_are_those_of_the_log(shards_of: ShardsOf) -> None:
     run = trained(shards_of)  # bits: 10/3, 8/3, 2 after 32, 64, 96 tokens
-    found = measured("learning_curve", run, targets=[8 / 3, 1.0, 3.5])
-    assert found["tokens_to"] == {
+    numbers = measured("learning_curve", run, targets=[8 / 3, 1.0, 3.5])
+    assert numbers["tokens_to"] == {
         str(8 / 3): pytest.approx(64)
     }  # 1 is never reached, 3.5 nobody knows when
-    assert found["flops_to"] == {str(8 / 3): pytest.approx(3 * 7 * 64)}
-    assert (found["tokens"], found["flops"]) == (96, 3 * 7 * 96)
-    assert (found["tokens_to_more_than"], found["tokens_to_at_most"]) == ({"1.0": 96}, {"3.5": 32})
-    assert found["flops_to_more_than"] == {"1.0": 3 * 7 * 96}
+    assert numbers["flops_to"] == {str(8 / 3): pytest.approx(3 * 7 * 64)}
+    assert (numbers["tokens"], numbers["flops"]) == (96, 3 * 7 * 96)
+    assert (numbers["tokens_to_more_than"], numbers["tokens_to_at_most"]) == (
+        {"1.0": 96},
+        {"3.5": 32},
+    )
+    assert numbers["flops_to_more_than"] == {"1.0": 3 * 7 * 96}
 
 
 # ---------------------------------------------------------------- prequential
@@ -365,22 +375,22 @@ def test_a_run_of_less_than_a_pass_pays_for_the_rest_with_its_final_model(
 ) -> None:
     run = trained(shards_of)
     order = Batches(run.shards, 1, 8, 0, run.saved["pool_tokens"])
-    found = measured("prequential", run, windows=10_000)
+    numbers = measured("prequential", run, windows=10_000)
     learning = (
         (4 + 3 + 2) * 2 * 2 * 8 / math.log(2)
     )  # three rows of two steps, two windows of eight tokens each
-    assert found["learning"]["bits"] == pytest.approx(learning)
+    assert numbers["learning"]["bits"] == pytest.approx(learning)
     windows = [order.at(number) for number in range(12, order.first_pass)]
     with torch.no_grad():
         rest = sum(
             float(next_token_loss(run.model(tokens), targets)) * 8 for tokens, targets in windows
         ) / math.log(2)
-    assert found["rest"]["bits"] == pytest.approx(rest)
-    assert found["bits"] == pytest.approx(learning + rest)
-    assert found["bytes"] == pytest.approx(
+    assert numbers["rest"]["bits"] == pytest.approx(rest)
+    assert numbers["bits"] == pytest.approx(learning + rest)
+    assert numbers["bytes"] == pytest.approx(
         order.first_pass * 8 * len(SENTENCES) / (len(SENTENCES) + 1)
     )
-    assert found["bits_per_byte"] == pytest.approx(found["bits"] / found["bytes"])
+    assert numbers["bits_per_byte"] == pytest.approx(numbers["bits"] / numbers["bytes"])
 
 
 def test_only_the_first_pass_counts(shards_of: ShardsOf) -> None:
@@ -389,9 +399,9 @@ def test_only_the_first_pass_counts(shards_of: ShardsOf) -> None:
     log = [
         {"step": step, "train_nats": math.log(2)} for step in range(1, 2 * windows)
     ]  # a bit for each token
-    found = measured("prequential", trained(shards_of, log=log))
-    assert "rest" not in found
-    assert found["bits"] == pytest.approx(windows * 8)
+    numbers = measured("prequential", trained(shards_of, log=log))
+    assert "rest" not in numbers
+    assert numbers["bits"] == pytest.approx(windows * 8)
 
 
 def test_windows_before_any_text_comes_again_are_all_different(shards_of: ShardsOf) -> None:
@@ -412,11 +422,11 @@ def test_windows_before_any_text_comes_again_are_all_different(shards_of: Shards
 
 def test_without_anything_learned_by_heart_the_same_text_has_no_gap(shards_of: ShardsOf) -> None:
     run = trained(shards_of, SENTENCES, SENTENCES, stride=8)
-    found = measured("generalisation_gap", run, tokens=10**6)
-    assert found["gap"]["nats_per_token"] == pytest.approx(
+    numbers = measured("generalisation_gap", run, tokens=10**6)
+    assert numbers["gap"]["nats_per_token"] == pytest.approx(
         0, abs=0.01
     )  # but for the first window and stretches' ends
-    assert found["train"]["tokens"] <= len(SENTENCES)
+    assert numbers["train"]["tokens"] <= len(SENTENCES)
     uniformly = measured(
         "generalisation_gap", trained(shards_of, model=uniform(run.shards.vocabulary_size))
     )
@@ -433,12 +443,12 @@ def test_the_gap_is_what_knowing_the_train_split_is_worth(shards_of: ShardsOf) -
         return torch.tensor([3.0, *[0.0] * (shards.vocabulary_size - 1)]).expand(*tokens.shape, -1)
 
     run = trained(shards_of, "a" * 400, "b" * 50, HandMade(only_a, shards.vocabulary_size, 8))
-    found = measured("generalisation_gap", run)
+    numbers = measured("generalisation_gap", run)
     validation = run.scores["validation"].nats_per_token
     train = -math.log(math.exp(3) / (math.exp(3) + shards.vocabulary_size - 1))
-    assert found["train"]["nats_per_token"] == pytest.approx(train)
-    assert found["gap"]["nats_per_token"] == pytest.approx(validation - train)
-    assert found["train"]["bits_per_byte"] == pytest.approx(train / math.log(2))
+    assert numbers["train"]["nats_per_token"] == pytest.approx(train)
+    assert numbers["gap"]["nats_per_token"] == pytest.approx(validation - train)
+    assert numbers["train"]["bits_per_byte"] == pytest.approx(train / math.log(2))
 
 
 # ---------------------------------------------------------------- context_gain and induction
@@ -460,12 +470,12 @@ def test_context_gain_is_the_loss_at_early_positions_minus_that_at_late_ones(
 
     run = trained(shards_of, model=HandMade(surer_and_surer, shards.vocabulary_size, 8))
     known = run.scores["validation"]
-    found = measured("context_gain", run, early=2, late=6, positions=2)
+    numbers = measured("context_gain", run, early=2, late=6, positions=2)
     early, late = (
         (known.nats_at / known.tokens_at)[band].mean() for band in (slice(1, 3), slice(5, 7))
     )
-    assert found["nats"] == pytest.approx(early - late)
-    assert found["nats"] > 0
+    assert numbers["nats"] == pytest.approx(early - late)
+    assert numbers["nats"] > 0
     with pytest.raises(DoesNotApply, match="as far as position 9, and the window ends at 8"):
         measured("context_gain", run, late=7, positions=3)
 
@@ -517,15 +527,15 @@ def test_copies_are_those_that_searching_finds(rng: Random, letters: int) -> Non
         length: [text[at : at + length] for text in texts for at in range(len(text) - length + 1)]
         for length in range(1, 131)
     }
-    found = {
+    occurring = {
         length: [any(piece in other for other in others) for piece in pieces]
         for length, pieces in there.items()
     }
     for length in (1, 2, 3, 8, 13, 14, 29, 30, 31, 60, 61, 62, 63, 64, 100, 124, 127, 128):
-        if found[length]:
-            assert copies.share(length) == pytest.approx(np.mean(found[length]))
+        if occurring[length]:
+            assert copies.share(length) == pytest.approx(np.mean(occurring[length]))
     assert copies.longest() == max(
-        (length for length, hits in found.items() if any(hits)), default=0
+        (length for length, hits in occurring.items() if any(hits)), default=0
     )
 
 
@@ -538,19 +548,19 @@ def test_a_model_that_recites_is_told_from_one_that_does_not(shards_of: ShardsOf
         return 100.0 * nn.functional.one_hot(following, shards.vocabulary_size)
 
     run = trained(shards_of, text, "mnopqrst" * 40, HandMade(recites, shards.vocabulary_size, 8))
-    found = measured("novelty", run, lengths=[5, 20], texts=2, tokens=50)
-    assert found["generated"] == {"copied": {"5": 1.0, "20": 1.0}, "longest_copy": 50}
-    assert found["validation"]["longest_copy"] == 8
-    assert found["validation"]["copied"]["20"] == 0
-    assert found["characters"] == 100
-    assert found["train_characters"] == len(text)
+    numbers = measured("novelty", run, lengths=[5, 20], texts=2, tokens=50)
+    assert numbers["generated"] == {"copied": {"5": 1.0, "20": 1.0}, "longest_copy": 50}
+    assert numbers["validation"]["longest_copy"] == 8
+    assert numbers["validation"]["copied"]["20"] == 0
+    assert numbers["characters"] == 100
+    assert numbers["train_characters"] == len(text)
 
 
 def test_as_many_characters_of_validation_are_searched_for(shards_of: ShardsOf) -> None:
-    found = measured(
+    numbers = measured(
         "novelty", trained(shards_of, validation="To be or not."), lengths=[2], tokens=30
     )
-    assert 10 <= found["characters"] <= 13
+    assert 10 <= numbers["characters"] <= 13
 
 
 # ---------------------------------------------------------------- minimal pairs
@@ -571,10 +581,10 @@ def test_a_text_costs_what_its_tokens_do_however_long_it_is(
     texts = ["The dog.", "", "The cat that we follow.", "x", "is it"]
     nats, lengths = text_nats(model, tokenizer, texts)
     assert lengths.tolist()[:3] == [8, 0, 23]
-    for text, found in zip(texts, nats, strict=True):
+    for text, text_sum in zip(texts, nats, strict=True):
         ids = np.array([shards.bos, *tokenizer.encode(text).tolist()], dtype=np.uint8)
         alone = score(model, ids, shards.bos, context, max(1, context // 2)).nats if text else 0.0
-        assert found == pytest.approx(alone, rel=1e-5)
+        assert text_sum == pytest.approx(alone, rel=1e-5)
 
 
 def test_texts_that_fit_are_read_together(
@@ -625,9 +635,9 @@ def test_both_sides_of_a_pair_differ_and_have_the_same_length(shards_of: ShardsO
 
 def test_the_kinds_of_pairs_are_what_they_say(shards_of: ShardsOf) -> None:
     one = "I fear the man, and he is not at home."
-    found = [all_pairs(shards_of, one, one, "", seed) for seed in range(20)]
+    runs = [all_pairs(shards_of, one, one, "", seed) for seed in range(20)]
     bad = {
-        kind: {pair.bad[0] for pairs in found for pair in pairs[kind]}
+        kind: {pair.bad[0] for pairs in runs for pair in pairs[kind]}
         for kind in minimal_pairs.KINDS
     }
     assert bad["repeated_word"] == {
@@ -676,12 +686,15 @@ def test_no_wrong_sentence_nor_what_is_wrong_in_it_stands_in_the_training_text(
     def text(lines: int) -> str:
         drawn = []
         for _ in range(lines):
-            said = [
+            pieces = [
                 rng.choice(words) + rng.choice(["", "", "", ",", "'", " ,", "\n", ".", ". "])
                 for _ in range(7)
             ]
             drawn.append(
-                rng.choice(["", "'", "x"]) + " ".join(said).capitalize() + rng.choice(".!? ") + "\n"
+                rng.choice(["", "'", "x"])
+                + " ".join(pieces).capitalize()
+                + rng.choice(".!? ")
+                + "\n"
             )
         return "".join(drawn)
 
@@ -742,10 +755,10 @@ def test_the_grammars_pairs_are_right_and_wrong_by_the_grammar_itself(shards_of:
             assert (taken[5] in words["NOUN "]) != one  # what stands beside the verb misleads
         return taken[-1] in words["RESTS " if one else "REST "]
 
-    found = all_pairs(shards_of, SENTENCES, SENTENCES)
+    by_kind = all_pairs(shards_of, SENTENCES, SENTENCES)
     for kind in minimal_pairs.GRAMMAR:
-        assert len(found[kind]) >= 30
-        for pair in found[kind]:
+        assert len(by_kind[kind]) >= 30
+        for pair in by_kind[kind]:
             assert all(map(agrees, pair.good))
             assert not any(map(agrees, pair.bad))
 
@@ -761,10 +774,10 @@ def test_a_model_to_which_all_texts_are_alike_gets_one_half_of_every_kind(
         tokenizer=tokenizer,
         manifest={"corpus": "grammar"},
     )
-    found = measured("minimal_pairs", run)
-    assert set(found["accuracy"]) == {*minimal_pairs.KINDS, *minimal_pairs.GRAMMAR}
-    assert set(found["accuracy"].values()) == {0.5}
-    assert found["mean"] == found["by_length_alone"] == 0.5
+    numbers = measured("minimal_pairs", run)
+    assert set(numbers["accuracy"]) == {*minimal_pairs.KINDS, *minimal_pairs.GRAMMAR}
+    assert set(numbers["accuracy"].values()) == {0.5}
+    assert numbers["mean"] == numbers["by_length_alone"] == 0.5
 
 
 def test_a_model_of_pairs_of_letters_knows_a_misplaced_comma(shards_of: ShardsOf) -> None:
@@ -774,9 +787,9 @@ def test_a_model_of_pairs_of_letters_knows_a_misplaced_comma(shards_of: ShardsOf
     for before, after in zip(ids[:-1].tolist(), ids[1:].tolist(), strict=True):
         counts[before, after] += 1
     bigram = HandMade(lambda tokens: counts.log()[tokens], shards.vocabulary_size, 100)
-    found = measured("minimal_pairs", trained(shards_of, model=bigram))["accuracy"]
-    assert found["misplaced_punctuation"] == 1
-    assert found["misspelt_word"] > 0.8
+    numbers = measured("minimal_pairs", trained(shards_of, model=bigram))["accuracy"]
+    assert numbers["misplaced_punctuation"] == 1
+    assert numbers["misspelt_word"] > 0.8
 
 
 def test_longer_spellings_are_told_apart_from_grammar(shards_of: ShardsOf) -> None:
@@ -784,19 +797,19 @@ def test_longer_spellings_are_told_apart_from_grammar(shards_of: ShardsOf) -> No
     knows nothing of.
     """
     vocabulary_size = shards_of(SENTENCES, tokenizer="word")[0].vocabulary_size
-    found = measured(
+    numbers = measured(
         "minimal_pairs", trained(shards_of, model=uniform(vocabulary_size, 200), tokenizer="word")
     )
-    assert found["by_length_alone"] == pytest.approx(found["mean"])
-    assert found["accuracy"]["misspelt_word"] == 1
+    assert numbers["by_length_alone"] == pytest.approx(numbers["mean"])
+    assert numbers["accuracy"]["misspelt_word"] == 1
 
 
 def test_blimp_is_scored_by_phenomenon(shards_of: ShardsOf, blimp: Path) -> None:
     shards, tokenizer = shards_of(SENTENCES + "We saw.", tokenizer="byte")
     run = trained(shards_of, model=uniform(shards.vocabulary_size, 100), tokenizer="byte")
-    found = measured("blimp", run, folder=str(blimp), pairs=0)
+    numbers = measured("blimp", run, folder=str(blimp), pairs=0)
     # to a uniform model the shorter sentence is the likelier: "sleep." and never "sleeps."
-    assert found == {
+    assert numbers == {
         "mean": 0.5,
         "by_length_alone": 0.5,
         "pairs": 9,
@@ -838,9 +851,9 @@ def test_half_of_each_probability_is_the_models_and_half_the_n_grams(shards_of: 
         stream[1:] != run.shards.bos
     ]
     bits = -np.log2(0.5 / vocabulary_size + 0.5 * counted).sum() / len(text)
-    found = measured("n_gram_mixture", run, order=3)["validation"]
-    assert found["bits_per_byte"] == pytest.approx(bits)
-    assert found["saved"] == pytest.approx(
+    numbers = measured("n_gram_mixture", run, order=3)["validation"]
+    assert numbers["bits_per_byte"] == pytest.approx(bits)
+    assert numbers["saved"] == pytest.approx(
         min(math.log2(vocabulary_size), -np.log2(counted).sum() / len(text)) - bits
     )
 
@@ -850,8 +863,8 @@ def test_a_mixture_with_oneself_saves_nothing(shards_of: ShardsOf) -> None:
     ids = np.arange(shards.vocabulary_size)
     logits_V = torch.tensor(-KneserNey(shards.stream("train"), shards.vocabulary_size, 1).nats(ids))
     unigram = HandMade(lambda tokens: logits_V.expand(*tokens.shape, -1), shards.vocabulary_size, 8)
-    found = measured("n_gram_mixture", trained(shards_of, model=unigram), order=1)["validation"]
-    assert found["saved"] == pytest.approx(0, abs=1e-6)
+    numbers = measured("n_gram_mixture", trained(shards_of, model=unigram), order=1)["validation"]
+    assert numbers["saved"] == pytest.approx(0, abs=1e-6)
 
 
 # ---------------------------------------------------------------- character classes and entropy
@@ -864,8 +877,8 @@ def test_each_character_is_charged_to_its_class(shards_of: ShardsOf) -> None:
     rows = character_classes.table(
         run.scores["validation"], shards.stream("validation"), tokenizer.token_bytes
     )
-    found = rows.set_index("class")
-    assert found["bytes"].to_dict() == {
+    by_class = rows.set_index("class")
+    assert by_class["bytes"].to_dict() == {
         "letter_at_word_start": 3,
         "letter_in_word": 2,
         "capital": 1,
@@ -876,12 +889,12 @@ def test_each_character_is_charged_to_its_class(shards_of: ShardsOf) -> None:
         "other": 2,
     }
     a_token = math.log(shards.vocabulary_size)
-    assert found["nats_per_byte"].drop("other").tolist() == pytest.approx([a_token] * 7)
-    assert found.loc["other", "nats_per_byte"] == pytest.approx(
+    assert by_class["nats_per_byte"].drop("other").tolist() == pytest.approx([a_token] * 7)
+    assert by_class.loc["other", "nats_per_byte"] == pytest.approx(
         a_token / 2
     )  # one token of two bytes
-    assert found["share_of_bytes"].sum() == pytest.approx(1)
-    assert found["share_of_nats"].sum() == pytest.approx(1)
+    assert by_class["share_of_bytes"].sum() == pytest.approx(1)
+    assert by_class["share_of_nats"].sum() == pytest.approx(1)
 
 
 def test_a_token_of_several_characters_is_charged_to_its_first(shards_of: ShardsOf) -> None:
@@ -906,8 +919,8 @@ def test_the_distance_to_the_entropy_of_the_source(shards_of: ShardsOf) -> None:
         model=uniform(vocabulary_size),
         manifest={"entropy_bits_per_byte": 1.25},
     )
-    found = measured("entropy_gap", run)
-    assert found == {
+    numbers = measured("entropy_gap", run)
+    assert numbers == {
         "validation": pytest.approx(math.log2(vocabulary_size) - 1.25),
         "test": pytest.approx(math.log2(vocabulary_size) - 1.25),
     }
@@ -925,5 +938,5 @@ def test_late_comes_after_early(early: int, late: int) -> None:
 
 
 def test_too_few_pairs_by_the_option_are_called_that(shards_of: ShardsOf) -> None:
-    _, (line,) = take(chosen(small.tree(pairs=5), ["minimal_pairs"]), trained(shards_of))
+    _, (line,) = measure_all(chosen(small.tree(pairs=5), ["minimal_pairs"]), trained(shards_of))
     assert line.endswith("(the option pairs allows 5)")

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,13 @@ from lmlab.core.registry import Choice
 from lmlab.evaluation import probe as probing
 from lmlab.evaluation.probe import ProbeParams
 from lmlab.evaluation.probes.activations import dead_share, inputs_of_writers, kurtosis
-from lmlab.evaluation.probes.attention import drawn, entropy, induction, softmax_weights
+from lmlab.evaluation.probes.attention import (
+    WatchedAttention,
+    entropy,
+    induction,
+    random_tokens,
+    softmax_weights,
+)
 from lmlab.evaluation.probes.base import Batch, Probe, Reading, Snapshot, streams
 from lmlab.evaluation.probes.cost import peak_bytes
 from lmlab.evaluation.probes.gradient_angle import cosine
@@ -38,7 +45,8 @@ from lmlab.model.models.base import LanguageModel, next_token_loss
 corpus = test_training.corpus  # the fixture
 PROBES = registry.names("probes")
 every_probe = pytest.mark.parametrize("name", PROBES)
-TIMED = [name for name in PROBES if registry.find("probes", name)[0].timed]
+PARTS: dict[str, type[Probe]] = {name: registry.find("probes", name)[0] for name in PROBES}
+TIMED = [name for name in PROBES if PARTS[name].timed]
 
 
 def the_batch(size: int = 4) -> Batch:
@@ -66,22 +74,63 @@ def probe_for(name: str, **changes: Any) -> Probe:
     return probe
 
 
-def readings(name: str, *of: Snapshot, **changes: Any) -> list[Reading]:
+def readings(name: str, *snapshots: Snapshot, **changes: Any) -> list[Reading]:
     """All that a new probe reads off the snapshots, on the same batch."""
     probe = probe_for(name, **changes)
-    return [reading for one in of for reading in probe.look(one, the_batch())]
+    return [reading for each in snapshots for reading in probe.look(each, the_batch())]
 
 
-def values(name: str, *of: Snapshot, **changes: Any) -> dict[tuple[str, str], float]:
+def values(name: str, *snapshots: Snapshot, **changes: Any) -> dict[tuple[str, str], float]:
     """The same by measure and place."""
-    return {(measure, where): value for measure, where, value in readings(name, *of, **changes)}
+    taken = readings(name, *snapshots, **changes)
+    return {(measure, where): value for measure, where, value in taken}
+
+
+def attends(model: LanguageModel) -> bool:
+    """Whether a model calls attention with a softmax."""
+    with torch.no_grad(), WatchedAttention() as watched:
+        model(the_batch().tokens)
+    return bool(watched.pop())
+
+
+def check_looks_or_refuses(name: str, model: LanguageModel, rule: str = "backprop") -> None:
+    """A probe gives finite readings, or says that the model lacks what the probe declares to need.
+
+    A model that has it is never refused.
+    """
+    needs = PARTS[name].needs
+    taken: list[Reading] = []
+    message = ""
+    try:
+        taken = readings(name, snapshot(model, rule))
+    except UserError as error:
+        message = str(error)
+    if message:
+        lacking = f"{name} finds no {needs} in the model some_model; leave it out"
+        assert needs
+        assert message == f"params.yaml: probe.probes: {lacking}"
+        assert needs != "attention with a softmax" or not attends(model)
+    else:
+        assert taken
+        assert all(math.isfinite(reading.value) for reading in taken)
 
 
 # ---------------------------------------------------------------- what every probe keeps
 
 
 @every_probe
-def test_a_probe_leaves_model_rule_and_chance_as_they_were(name: str) -> None:
+def test_a_probe_says_in_a_sentence_or_two_what_its_numbers_show(name: str) -> None:
+    reading = PARTS[name].reading
+    assert 40 <= len(reading) <= 300
+    assert reading[0].isupper()
+    assert reading.endswith(".")
+    assert reading.count(". ") <= 1
+    assert "  " not in reading
+    assert "\n" not in reading
+
+
+@every_probe
+def test_a_probe_leaves_model_rule_and_generator_as_they_were(name: str) -> None:
     looked_at = snapshot(small.rough(small.some_model(dropout=0.3)))
     model, rule = looked_at.model, looked_at.rule
     states = [
@@ -89,10 +138,8 @@ def test_a_probe_leaves_model_rule_and_chance_as_they_were(name: str) -> None:
         for module in (model, rule)
     ]
     after = {key: value.clone() for key, value in looked_at.after.items()}
-    modes, doings = (
-        [module.training for module in model.modules()],
-        [vars(module).copy() for module in model.modules()],
-    )
+    modes = [module.training for module in model.modules()]
+    attributes = [set(vars(module)) for module in model.modules()]
     rng = torch.get_rng_state()
     assert readings(name, looked_at)
     assert torch.equal(torch.get_rng_state(), rng)
@@ -104,15 +151,11 @@ def test_a_probe_leaves_model_rule_and_chance_as_they_were(name: str) -> None:
         for parameter in [*model.parameters(), *rule.parameters()]
     )
     assert [module.training for module in model.modules()] == modes
-    assert [vars(module).keys() for module in model.modules()] == [
-        of_module.keys() for of_module in doings
-    ]
-    hooks: list[Any] = [
-        h
-        for m in model.modules()
-        for h in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks)
-    ]
-    assert not any(hooks)
+    assert [set(vars(module)) for module in model.modules()] == attributes
+    for module in model.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+        assert not module._backward_hooks
     assert torch.is_grad_enabled()
 
 
@@ -130,18 +173,7 @@ def test_a_probe_reads_the_same_numbers_twice_each_finite_and_in_its_own_place(n
 
 @pytest.mark.parametrize(("name", "other"), small.drawn(PROBES, registry.names("models"), rounds=3))
 def test_a_probe_looks_at_every_model_or_says_what_it_does_not_find(name: str, other: str) -> None:
-    looked_at = snapshot(small.model(chosen_model(other)))
-    if name == "attention" and other not in ("transformer", "hybrid"):
-        said = (
-            "params.yaml: probe.probes: attention finds no attention with a softmax in the"
-            " model some_model; leave it out"
-        )
-        with pytest.raises(UserError, match=said):
-            readings(name, looked_at)
-        return
-    found = readings(name, looked_at)
-    assert found
-    assert all(math.isfinite(reading.value) for reading in found)
+    check_looks_or_refuses(name, small.model(chosen_model(other)))
 
 
 TRANSFORMERS = {
@@ -153,14 +185,7 @@ TRANSFORMERS = {
 
 @pytest.mark.parametrize(("name", "variant"), small.drawn(PROBES, list(TRANSFORMERS), rounds=2))
 def test_a_probe_looks_at_every_transformer(name: str, variant: str) -> None:
-    choice = TRANSFORMERS[variant]
-    if name == "attention" and choice.inner["attention"].name == "linear":
-        with pytest.raises(UserError, match="attention finds no attention with a softmax"):
-            readings(name, snapshot(small.model(choice)))
-    else:
-        found = readings(name, snapshot(small.model(choice)))
-        assert found
-        assert all(math.isfinite(reading.value) for reading in found)
+    check_looks_or_refuses(name, small.model(TRANSFORMERS[variant]))
 
 
 @pytest.mark.parametrize(
@@ -170,25 +195,34 @@ def test_a_probe_looks_at_runs_by_every_rule(name: str, rule: str) -> None:
     model = small.model(small.some_model())
     if refusal(rule, model):
         pytest.skip("the rule refuses the model")
-    assert all(math.isfinite(reading.value) for reading in readings(name, snapshot(model, rule)))
+    check_looks_or_refuses(name, model, rule)
 
 
-def test_a_probe_looks_alike_at_what_is_a_copy() -> None:
-    """Two snapshots of the same model are the same to every probe that remembers nothing."""
-    for name in PROBES:
-        if name not in (*TIMED, "similarity"):
-            assert readings(name, snapshot(), snapshot())[
-                : len(readings(name, snapshot()))
-            ] == readings(name, snapshot())
+@pytest.mark.parametrize(
+    "name", [name for name in PROBES if not (PARTS[name].timed or PARTS[name].remembers)]
+)
+def test_equal_snapshots_have_equal_readings_unless_the_probe_remembers(name: str) -> None:
+    once = readings(name, snapshot())
+    assert readings(name, snapshot(), snapshot()) == once + once
+
+
+@pytest.mark.parametrize("model", registry.names("models"))
+def test_only_models_without_softmax_attention_are_refused_by_attention(model: str) -> None:
+    looked_at = snapshot(small.model(chosen_model(model)))
+    if attends(looked_at.model):
+        assert readings("attention", looked_at)
+    else:
+        with pytest.raises(UserError, match="attention finds no attention with a softmax"):
+            readings("attention", looked_at)
 
 
 # ---------------------------------------------------------------- gradients and updates
 
 
 def test_backprop_is_at_no_angle_to_itself() -> None:
-    found = values("gradient_angle", snapshot())
-    assert len(found) == 2 * (1 + len(list(snapshot().model.parameters())))
-    for (measure, where), value in found.items():
+    taken = values("gradient_angle", snapshot())
+    assert len(taken) == 2 * (1 + len(list(snapshot().model.parameters())))
+    for (measure, where), value in taken.items():
         if measure == "rule":
             assert value == pytest.approx(1.0, abs=1e-12), where
 
@@ -256,12 +290,12 @@ def test_an_update_is_measured_by_the_weights() -> None:
         name: weight * (1 + 0.25 * (name == "readout.weight"))
         for name, weight in one.weights.items()
     }
-    found = values("update_ratio", Snapshot(0, 0, one.model, after, one.rule, ""))
-    assert found["ratio", "readout.weight"] == pytest.approx(0.25)
+    taken = values("update_ratio", Snapshot(0, 0, one.model, after, one.rule, ""))
+    assert taken["ratio", "readout.weight"] == pytest.approx(0.25)
     assert [
-        value for (_, where), value in found.items() if where not in ("readout.weight", "all")
-    ] == pytest.approx([0.0] * (len(found) - 2))
-    assert 0 < found["ratio", "all"] < 0.25
+        value for (_, where), value in taken.items() if where not in ("readout.weight", "all")
+    ] == pytest.approx([0.0] * (len(taken) - 2))
+    assert 0 < taken["ratio", "all"] < 0.25
 
 
 def test_weights_that_are_zero_have_no_ratio() -> None:
@@ -284,25 +318,25 @@ def test_the_noise_scale_is_unbiased_with_two_windows() -> None:
     """Over all pairs of the values 1 and 5 about the mean 3: variance 4 and squared mean 9, each on
     average exactly.
     """
-    found = [
+    estimates = [
         noise_and_signal(torch.tensor([value]).double() for value in pair)
         for pair in itertools.product((1, 5), repeat=2)
     ]
-    assert sum(noise for noise, _ in found) / 4 == pytest.approx(4)
-    assert sum(signal for _, signal in found) / 4 == pytest.approx(9)
+    assert sum(noise for noise, _ in estimates) / 4 == pytest.approx(4)
+    assert sum(signal for _, signal in estimates) / 4 == pytest.approx(9)
 
 
 def test_the_noise_scale_of_equal_windows_is_zero_and_of_one_is_refused() -> None:
     tokens, targets = tokens_and_targets(1)
     (same,) = (probe_for("gradient_noise_scale") for _ in range(1))
-    found = {
+    taken = {
         r.measure: r.value
         for r in same.look(snapshot(), Batch(tokens.expand(3, -1), targets.expand(3, -1)))
     }
     true = sum(
         float(g.square().sum()) for g in snapshot().true_gradient(Batch(tokens, targets)).values()
     )
-    assert found == pytest.approx({"noise": 0.0, "signal": true, "scale": 0.0}, abs=1e-9)
+    assert taken == pytest.approx({"noise": 0.0, "signal": true, "scale": 0.0}, abs=1e-9)
     with pytest.raises(UserError, match=r"probe\.probes: gradient_noise_scale compares windows"):
         list(same.look(snapshot(), Batch(tokens, targets)))
 
@@ -341,9 +375,9 @@ def test_a_hidden_unit_that_is_cut_off_counts_as_dead_and_no_other() -> None:
 
 def test_the_size_of_the_stream_is_that_of_the_blocks_outputs() -> None:
     model = small.rough(small.some_model())
-    found = values("activations", snapshot(model))
+    taken = values("activations", snapshot(model))
     for number, x_BTD in enumerate(streams(model, the_batch().tokens)):
-        assert found["root_mean_square", f"blocks.{number}"] == pytest.approx(
+        assert taken["root_mean_square", f"blocks.{number}"] == pytest.approx(
             x_BTD.square().mean().sqrt().item()
         )
 
@@ -357,8 +391,8 @@ def test_squashing_functions_are_saturated_by_large_weights_and_not_by_small(
     with torch.no_grad():
         for parameter in model.blocks.parameters():
             parameter.mul_(factor)
-    found = values("activations", snapshot(model))
-    saturated = [value for (measure, _), value in found.items() if measure == "saturated"]
+    taken = values("activations", snapshot(model))
+    saturated = [value for (measure, _), value in taken.items() if measure == "saturated"]
     assert len(saturated) == len(model.blocks)
     assert all(least <= value <= most for value in saturated)
 
@@ -385,13 +419,13 @@ def test_ranks_are_known_for_the_identity_for_rank_one_and_for_zero() -> None:
 
 def test_every_matrix_has_its_spectrum() -> None:
     model = small.rough(chosen_model("convolution"))
-    found = values("spectra", snapshot(model))
+    taken = values("spectra", snapshot(model))
     matrices = {name: p for name, p in model.named_parameters() if p.ndim >= 2}
     assert any(p.ndim == 3 for p in matrices.values())
-    assert {where for _, where in found} == set(matrices)
+    assert {where for _, where in taken} == set(matrices)
     for name, matrix in matrices.items():
         largest = torch.linalg.matrix_norm(matrix.detach().flatten(1), ord=2)
-        assert found["spectral_norm", name] == pytest.approx(float(largest))
+        assert taken["spectral_norm", name] == pytest.approx(float(largest))
 
 
 def test_alignment_sees_neither_rotation_nor_scale_nor_shift() -> None:
@@ -438,8 +472,8 @@ def test_similarity_is_to_the_first_and_to_the_previous_snapshot() -> None:
 
 def test_entropy_is_ln_t_for_uniform_attention_and_zero_for_one_hot() -> None:
     uniform = torch.ones(6, 6).tril() / torch.arange(1, 7)[:, None]
-    found = entropy(torch.stack([uniform, torch.eye(6)])[None])
-    assert found.tolist() == pytest.approx([sum(math.log(t) for t in range(1, 7)) / 6, 0.0])
+    entropies = entropy(torch.stack([uniform, torch.eye(6)])[None])
+    assert entropies.tolist() == pytest.approx([sum(math.log(t) for t in range(1, 7)) / 6, 0.0])
 
 
 class _Induction(nn.Module):
@@ -502,9 +536,9 @@ def test_induction_is_counted_in_the_second_round_alone() -> None:
 
 
 def test_tokens_are_drawn_without_repeats_while_there_are_others() -> None:
-    assert all(len(set(row.tolist())) == 9 for row in drawn(5, 9, 11, 0))
-    assert drawn(3, 30, 11, 0).shape == (3, 30)
-    assert not torch.equal(drawn(3, 9, 11, 0), drawn(3, 9, 11, 1))
+    assert all(len(set(row.tolist())) == 9 for row in random_tokens(5, 9, 11, 0))
+    assert random_tokens(3, 30, 11, 0).shape == (3, 30)
+    assert not torch.equal(random_tokens(3, 9, 11, 0), random_tokens(3, 9, 11, 1))
 
 
 @pytest.mark.parametrize(
@@ -531,29 +565,29 @@ def test_the_weights_seen_are_those_the_layer_uses(
     model(the_batch().tokens)
     monkeypatch.undo()
     assert calls == [(4, 2, CONTEXT, CONTEXT)] * 2
-    found = values("attention", snapshot(model))
+    taken = values("attention", snapshot(model))
     heads = {f"blocks.{block}.head.{head}" for block in range(2) for head in range(2)}
-    assert set(found) == {(measure, head) for measure in ("entropy", "induction") for head in heads}
+    assert set(taken) == {(measure, head) for measure in ("entropy", "induction") for head in heads}
 
 
 def test_the_lens_behind_the_last_block_is_the_models_own_loss_to_the_bit() -> None:
     for name in registry.names("models"):
         model = small.model(chosen_model(name)).eval()
-        found = values("logit_lens", snapshot(model))
-        assert len(found) == len(model.blocks)
+        taken = values("logit_lens", snapshot(model))
+        assert len(taken) == len(model.blocks)
         with torch.no_grad():
             loss = next_token_loss(model(the_batch().tokens), the_batch().targets)
-        assert found["nats", f"blocks.{len(model.blocks) - 1}"] == float(loss)
+        assert taken["nats", f"blocks.{len(model.blocks) - 1}"] == float(loss)
 
 
 def test_the_lens_behind_an_earlier_block_is_the_loss_of_a_model_that_ends_there() -> None:
     model = small.rough(small.some_model())
-    found = values("logit_lens", snapshot(model))
+    taken = values("logit_lens", snapshot(model))
     model.blocks = model.blocks[:1]
     with torch.no_grad():
         loss = next_token_loss(model(the_batch().tokens), the_batch().targets)
-    assert found["nats", "blocks.0"] == float(loss)
-    assert found["nats", "blocks.1"] != found["nats", "blocks.0"]
+    assert taken["nats", "blocks.0"] == float(loss)
+    assert taken["nats", "blocks.1"] != taken["nats", "blocks.0"]
 
 
 def test_the_hessians_top_eigenvalue_is_that_of_the_dense_hessian() -> None:
@@ -581,16 +615,16 @@ def test_the_hessians_top_eigenvalue_is_that_of_the_dense_hessian() -> None:
     assert isinstance(dense, Tensor)
     eigenvalues = torch.linalg.eigvalsh(dense)
     top = float(eigenvalues[eigenvalues.abs().argmax()])
-    found = {
+    taken = {
         r.measure: r.value
         for r in probe_for("hessian", iterations=300).look(snapshot(model), of_batch)
     }
-    assert found["top_eigenvalue"] == pytest.approx(top, rel=1e-6)
+    assert taken["top_eigenvalue"] == pytest.approx(top, rel=1e-6)
     early = {
         r.measure: r.value
         for r in probe_for("hessian", iterations=3).look(snapshot(model), of_batch)
     }
-    assert found["error"] < early["error"]
+    assert taken["error"] < early["error"]
     assert float((eigenvalues - early["top_eigenvalue"]).abs().min()) <= early["error"]
 
 
@@ -644,7 +678,7 @@ def look(
         },
     }
     params = section(tree, "probe", ProbeParams)
-    timed = probing.look(
+    looked = probing.look(
         params,
         probing.chosen(tree, params),
         *corpus,
@@ -654,7 +688,8 @@ def look(
     rows: list[dict[str, Any]] = pq.read_table(
         Path(folder) / "probes" / "probes.parquet"
     ).to_pylist()
-    return rows, timed
+    assert rows == [asdict(row) for row in looked.rows]
+    return rows, looked.timings()
 
 
 def test_the_stage_writes_one_table_the_same_bytes_each_time(corpus: Corpus) -> None:
@@ -696,11 +731,11 @@ def test_the_probe_batch_reaches_from_one_end_of_the_validation_text_to_the_othe
     corpus: Corpus,
 ) -> None:
     stream = torch.from_numpy(corpus[0].stream("validation").astype("int64"))
-    found = probing.fixed_batch(corpus[0], 8, 3, torch.device("cpu"))
-    assert found.tokens.shape == found.targets.shape == (3, 8)
-    assert torch.equal(found.tokens[0], stream[:8])
-    assert torch.equal(found.targets[-1], stream[-8:])
-    assert torch.equal(found.tokens[:, 1:], found.targets[:, :-1])
+    windows = probing.fixed_batch(corpus[0], 8, 3, torch.device("cpu"))
+    assert windows.tokens.shape == windows.targets.shape == (3, 8)
+    assert torch.equal(windows.tokens[0], stream[:8])
+    assert torch.equal(windows.targets[-1], stream[-8:])
+    assert torch.equal(windows.tokens[:, 1:], windows.targets[:, :-1])
     short = probing.fixed_batch(corpus[0], 10_000, 3, torch.device("cpu"))
     assert short.tokens.shape == (1, len(stream) - 1)
 

@@ -20,7 +20,7 @@ from lmlab.core.files import write_json, write_sums
 from lmlab.data.shards import Shards
 from lmlab.data.tokenizers.base import Tokenizer
 from lmlab.evaluation import evaluate as results
-from lmlab.evaluation import references
+from lmlab.evaluation import references, tables
 from lmlab.evaluation.evaluate import EvaluateParams
 from lmlab.evaluation.measures import base as measures
 from lmlab.experiments.compare.run import numbers
@@ -90,6 +90,7 @@ def evaluate(
     saved: dict[str, Any] | None = None,
     **changes: Any,
 ) -> Any:
+    """What measures.json holds after the stage's library call."""
     tree = small.tree(**{**BASE, **changes})
     values = params.section(tree, "evaluate", EvaluateParams)
     log = a_log(folder / "log", changes.get("log_steps", 3))
@@ -98,7 +99,7 @@ def evaluate(
         texts / "manifest.json", {} if entropy is None else {"entropy_bits_per_byte": entropy}
     )
     write_sums(texts)
-    return results.evaluate(
+    measured = results.evaluate(
         values,
         measures.chosen(tree, values.measures),
         model,
@@ -108,6 +109,7 @@ def evaluate(
         log,
         folder / "results",
     )
+    return measured.as_json()
 
 
 def written(folder: Path, name: str) -> Any:
@@ -122,31 +124,32 @@ def table(path: Path) -> list[dict[str, str]]:
 def test_the_measures_are_those_of_the_score(
     corpus: Corpus, model: LanguageModel, tmp_path: Path
 ) -> None:
-    found = evaluate(corpus, model, tmp_path, saved={"weights_sha256": "f00"})
-    assert written(tmp_path, "measures.json") == found
+    record = evaluate(corpus, model, tmp_path, saved={"weights_sha256": "f00"})
+    assert written(tmp_path, "measures.json") == record
     shards, _ = corpus
     size = len("7 times 8 is 56 €.\nand so on.".encode())
     scored = score(model, shards.stream("validation"), shards.bos, model.context, 5)
-    measures = found["validation"]
+    measures = record["validation"]
     assert measures["bits_per_byte"] == pytest.approx(scored.nats / math.log(2) / size)
     assert measures["perplexity"] == pytest.approx(math.exp(measures["nats_per_token"]))
     assert measures["tokens"] * measures["nats_per_token"] == pytest.approx(scored.nats)
     assert measures["bytes"] == size
     uniform = references.uniform(shards.stream("validation"), shards.bos, shards.vocabulary_size)
-    assert found["references"]["validation"]["uniform"] == bits_per_byte(uniform, size)
-    assert found["references"]["train_tokens"] == len(shards.stream("train"))
-    assert (found["window"], found["stride"], found["parameters"]) == (8, 5, 1234)
-    assert "source_entropy" not in found["references"]
-    assert (found["status"], found["weights_sha256"]) == ("finished", "f00")
-    assert found["environment"] == {"torch": torch.__version__}
-    assert found["text"] == {"corpus": "", "split": "validation", "sha256": ""}
+    assert record["references"]["validation"]["uniform"] == bits_per_byte(uniform, size)
+    assert record["references"]["train_tokens"] == len(shards.stream("train"))
+    assert (record["window"], record["stride"], record["parameters"]) == (8, 5, 1234)
+    assert "source_entropy" not in record["references"]
+    assert (record["status"], record["weights_sha256"]) == ("finished", "f00")
+    assert record["environment"] == {"torch": torch.__version__}
+    assert record["text"] == {"corpus": "", "split": "validation", "sha256": ""}
 
 
 def test_references_of_another_split_are_ordered_as_they_must_be(corpus: Corpus) -> None:
     values = params.section(small.tree(**BASE), "evaluate", EvaluateParams)
     shards = corpus[0]
-    found = results.references_of(values, shards, "test", results.fitted_to(values, shards))
-    assert found["kneser_ney"] < found["unigram"] < found["uniform"]
+    train = results.reference_text(values, shards)
+    scores = results.references_of(values, shards, "test", train)
+    assert scores.kneser_ney < scores.unigram < scores.uniform
 
 
 def test_the_test_split_is_not_looked_at(
@@ -185,46 +188,28 @@ def test_the_test_split_is_not_looked_at(
 def test_metrics_json_has_few_of_the_numbers_under_the_same_names(
     corpus: Corpus, model: LanguageModel, tmp_path: Path
 ) -> None:
-    chosen = small.tree()["evaluate"]["measures"]
-    found = dict(
-        measures.flat(
-            evaluate(corpus, model, tmp_path, 1.5, measures=chosen)
-            | {
-                "status": 0,
-                "environment": {},
-                "weights_sha256": 0,
-                "left_out": 0,
-                "about": {},
-                "text": {},
-            }
-        )
-    )
+    tree = small.tree()
+    chosen = tree["evaluate"]["measures"]
+    all_numbers = dict(numbers(evaluate(corpus, model, tmp_path, 1.5, measures=chosen)))
     few = written(tmp_path, "metrics.json")
     assert few.pop("status") == "finished"
     shown = dict(measures.flat(few))
-    assert 6 <= len(shown) <= 12 < len(found)
-    assert shown == {key: found[key] for key in shown}
-    assert list(shown)[:3] == [
-        "parameters",
-        "tokens_seen",
-        "validation.bits_per_byte",
-    ]  # the first columns of a wide table
-    assert set(shown) == {name for name in results.HEADLINES if name in found}
+    assert 6 <= len(shown) <= 12 < len(all_numbers)
+    assert shown == {key: all_numbers[key] for key in shown}
+    # the first columns of a wide table
+    assert list(shown)[:3] == ["parameters", "tokens_seen", "validation.bits_per_byte"]
+    headlines = results.headline_names(measures.chosen(tree, chosen))
+    assert list(shown) == [name for name in headlines if name in all_numbers]
 
 
-def test_every_headline_is_a_number_of_some_measure_or_of_every_run() -> None:
+def test_every_headline_is_a_number_that_runs_have() -> None:
     """So that none is misspelt: a headline that no run has would be left out without a word."""
-    of_measures = {name.partition(".")[0] for name in results.HEADLINES} - {
-        "validation",
-        "parameters",
-        "tokens_seen",
-    }
-    assert of_measures <= set(small.tree()["evaluate"]["measures"])
+    tree = small.tree()
+    headlines = results.headline_names(measures.chosen(tree, tree["evaluate"]["measures"]))
     project = json.loads((small.PROJECT / "results" / "measures.json").read_text())
-    said = {name for name, _ in numbers(project)}
-    assert set(results.HEADLINES) - said <= {
-        "entropy_gap.validation"
-    }  # the default corpus has no known entropy
+    known = {name for name, _ in numbers(project)}
+    # the default corpus has no known entropy
+    assert set(headlines) - known <= {"entropy_gap.validation"}
 
 
 def test_a_model_far_from_any_text_is_measured_all_the_same(
@@ -265,10 +250,10 @@ def test_a_run_that_diverged_is_told_and_not_scored(
     does.
     """
     evaluate(corpus, model, tmp_path / "whole")
-    found = evaluate(corpus, model, tmp_path, saved={"status": "diverged", "diverged": DIVERGED})
-    assert (found["status"], found["diverged"]) == ("diverged", DIVERGED)
-    assert "validation" not in found
-    assert written(tmp_path, "measures.json") == found
+    record = evaluate(corpus, model, tmp_path, saved={"status": "diverged", "diverged": DIVERGED})
+    assert (record["status"], record["diverged"]) == ("diverged", DIVERGED)
+    assert "validation" not in record
+    assert written(tmp_path, "measures.json") == record
     told = {"status": "diverged", "diverged": DIVERGED, "parameters": 1234, "tokens_seen": 99}
     assert written(tmp_path, "metrics.json") == told
     assert {path.name for path in (tmp_path / "results").iterdir()} == FILES | {"SHA256SUMS"}
@@ -304,9 +289,9 @@ def test_a_model_whose_logits_are_no_numbers_has_diverged_whatever_its_record_sa
     corpus: Corpus, model: LanguageModel, tmp_path: Path
 ) -> None:
     model.readout.weight.data[:] = math.nan
-    found = evaluate(corpus, model, tmp_path, saved={"steps": 7})
-    assert found["status"] == "diverged"
-    assert found["diverged"] == {"step": 7, "reason": "the model's logits are no numbers"}
+    record = evaluate(corpus, model, tmp_path, saved={"steps": 7})
+    assert record["status"] == "diverged"
+    assert record["diverged"] == {"step": 7, "reason": "the model's logits are no numbers"}
 
 
 def test_a_loss_that_says_nothing_is_called_that(
@@ -316,7 +301,7 @@ def test_a_loss_that_says_nothing_is_called_that(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     one_token = ["evaluate: validation: this split is one token again and again"]
-    for number, (validation, said) in enumerate([(["aaaa", "a"], one_token), ("ab", [])]):
+    for number, (validation, expected) in enumerate([(["aaaa", "a"], one_token), ("ab", [])]):
         corpus = shards_of("ab" * 50, validation)
         model = small.model(small.some_model(), vocabulary_size=corpus[0].vocabulary_size)
         evaluate(corpus, model, tmp_path / str(number))
@@ -325,7 +310,7 @@ def test_a_loss_that_says_nothing_is_called_that(
             for line in capsys.readouterr().out.splitlines()
             if "no measure of learning" in line
         ]
-        assert [line.split(", so")[0] for line in lines] == said
+        assert [line.split(", so")[0] for line in lines] == expected
     monkeypatch.setattr(results, "bits_per_byte", lambda nats, size: 0.0)
     evaluate(corpus, model, tmp_path / "sure")
     lines = [
@@ -355,7 +340,7 @@ def test_curves_have_the_lines_of_the_log_thinned_to_the_last(
     ] == [2, 1, 2 / 3]
     evaluate(corpus, model, tmp_path, log_steps=2600)
     thinned = [int(row["step"]) for row in table(tmp_path / "results/training.csv")]
-    assert len(thinned) <= results.MOST_CURVE_ROWS
+    assert len(thinned) <= tables.MOST_CURVE_ROWS
     assert thinned[-1] == 2600
     assert {later - earlier for earlier, later in pairwise(thinned)} == {3}
 

@@ -1,6 +1,4 @@
-"""What each of many equal stretches of a text costs a model: how much a mean over the text owes to
-which text it was.
-"""
+"""Cross-entropy in equal blocks of a text: how much a mean depends on which text it was."""
 
 import numpy as np
 import pandas as pd
@@ -10,23 +8,22 @@ from lmlab.model.scoring import Score
 
 BLOCKS = 100
 LEAST_BYTES = 64
-"""In a block: a shorter text has fewer blocks."""
+"""In a block. A text too short for BLOCKS blocks of this size has fewer."""
 COLUMNS = ("block", "bytes", "nats")
 
 
 def table(scored: Score, stream: Ids, token_bytes: list[bytes]) -> pd.DataFrame:
-    """A row for each block, in the order of the text: its number, the bytes of its tokens, and what
-    those cost in nats.
+    """One row for each block in text order: its number, its bytes, and the nats of its tokens.
 
-    Blocks are equal in bytes of the raw text, so those of models with different tokenizers are
-    about the same text; a token belongs, whole, to the block in which it begins. Tokens without
-    bytes of their own count where they stand.
+    Blocks are equal in bytes of the raw text, so models with different tokenizers get blocks of
+    about the same text. A token belongs as a whole to the block in which it begins. A token without
+    bytes of its own belongs to the block at its position.
     """
     size_N = np.array([len(piece) for piece in token_bytes])[stream[1:]]
-    begins_N = np.cumsum(size_N) - size_N
-    total = int(size_N.sum())
-    count = max(1, min(BLOCKS, total // LEAST_BYTES))
-    block_N = np.minimum(begins_N * count // max(1, total), count - 1)
+    start_N = np.cumsum(size_N) - size_N
+    total_bytes = int(size_N.sum())
+    count = max(1, min(BLOCKS, total_bytes // LEAST_BYTES))
+    block_N = np.minimum(start_N * count // max(1, total_bytes), count - 1)
     nats_N = np.nan_to_num(scored.nats_of, nan=0.0)
     columns = {
         "block": np.arange(count),

@@ -1,7 +1,6 @@
-"""A model seen at work on one text: where its heads look, and what each block would say if the
-model stopped there.
-"""
+"""A model at work on one text: its attention weights, and its prediction after each block."""
 
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -9,49 +8,64 @@ import torch
 from torch import Tensor
 
 from lmlab.data.tokenizers.base import Tokenizer
-from lmlab.evaluation.probes.attention import Watched
+from lmlab.evaluation.probes.attention import WatchedAttention
 from lmlab.evaluation.probes.base import streams
 from lmlab.model.models.base import LanguageModel
 
 MOST_TOKENS = 40
-"""Of the text: pictures of more cannot be read, and grow with the square."""
+"""Of the text: larger pictures cannot be read, and they grow with the square."""
 DIGITS = 4
+"""After the decimal point, since the file is read by charts."""
+
+Matrix = list[list[float]]
+
+
+@dataclass(frozen=True)
+class CloseUp:
+    """What a picture of the model at work shows; T tokens, the BOS token first."""
+
+    tokens: list[str]
+    attention: list[list[Matrix]]
+    """By block and head: the weights, a row for each position and a column for each position it
+    attends to. A block without softmax attention has no heads.
+    """
+    lens: list[tuple[list[str], list[float]]]
+    """By block: the likeliest next token at each position if the model stopped there, and its
+    probability.
+    """
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of close_up.json."""
+        return asdict(self)
 
 
 @torch.no_grad()
-def close_up(model: LanguageModel, tokenizer: Tokenizer, bos: int, text: str) -> dict[str, Any]:
-    """The text's tokens, and by block `attention` (head, position, position seen) and `lens`
-    (position: guess, probability).
+def close_up(model: LanguageModel, tokenizer: Tokenizer, bos: int, text: str) -> CloseUp:
+    """Run the model on a text, cut to its context and to MOST_TOKENS; numbers rounded to DIGITS.
 
-    The BOS token comes first, so the first guess is made from nothing. Blocks without a softmax
-    over tokens have no heads. Everything is rounded to DIGITS, for a file that is read by charts.
+    The BOS token stands before the text, so the first prediction rests on nothing.
     """
     ids = [bos, *tokenizer.encode(text).tolist()][: min(model.context, MOST_TOKENS)]
+    device = next(model.parameters()).device
+    tokens_BT = torch.tensor([ids], device=device)
 
-    def named(numbers: list[int]) -> list[str]:
-        return [
-            "start" if number == bos else shown(tokenizer.token_bytes[number]) for number in numbers
-        ]
+    def names(tokens: list[int]) -> list[str]:
+        return ["start" if id_ == bos else shown(tokenizer.token_bytes[id_]) for id_ in tokens]
 
-    attention, lens = [], []
-    with Watched() as watched:
-        for x_BTD in streams(model, torch.tensor([ids], device=next(model.parameters()).device)):
-            attention.append(
-                [
-                    _rounded(weights_TS)
-                    for weights_BHTS in watched.taken()
-                    for weights_TS in weights_BHTS[0]
-                ]
-            )
-            sure_T, guess_T = model.head(x_BTD)[0].float().softmax(dim=-1).max(dim=-1)
-            lens.append([named(guess_T.tolist()), _rounded(sure_T)])
-    return {"tokens": named(ids), "attention": attention, "lens": lens}
+    attention: list[list[Matrix]] = []
+    lens: list[tuple[list[str], list[float]]] = []
+    with WatchedAttention() as watched:
+        for x_BTD in streams(model, tokens_BT):
+            heads = [weights_TS for weights_BHTS in watched.pop() for weights_TS in weights_BHTS[0]]
+            attention.append([_rounded(weights_TS) for weights_TS in heads])
+            probability_TV = model.head(x_BTD)[0].float().softmax(dim=-1)
+            highest_T, likeliest_T = probability_TV.max(dim=-1)
+            lens.append((names(likeliest_T.tolist()), _rounded(highest_T)))
+    return CloseUp(names(ids), attention, lens)
 
 
 def shown(token: bytes) -> str:
-    """A token's bytes as text that can be seen: spaces and line ends as signs, what is no text as a
-    box.
-    """
+    """A token's bytes as visible text: symbols for white space, a box for what is not text."""
     text = token.decode("utf-8", "replace").replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")
     return "".join(sign if sign.isprintable() else "▯" for sign in text) or "▯"
 

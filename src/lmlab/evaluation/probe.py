@@ -1,8 +1,7 @@
-"""The stage `probe`: every probe looks at every snapshot that training left; what they read becomes
-one table.
-"""
+"""The stage `probe`: every probe looks at every snapshot that training left, for one table."""
 
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +38,7 @@ COLUMNS = pa.schema(
         "value": pa.float64(),
     }
 )
+"""Of probes.parquet."""
 
 
 class ProbeParams(Params):
@@ -51,9 +51,38 @@ class ProbeParams(Params):
     threads: int = Field(ge=1, le=4096)
 
 
+@dataclass(frozen=True)
+class Row:
+    """A reading of a probe at a snapshot: a row of probes.parquet, with its columns."""
+
+    step: int
+    tokens: int
+    probe: str
+    measure: str
+    where: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What all probes read off all snapshots, in order."""
+
+    rows: list[Row] = field(default_factory=list)
+    timed: list[Row] = field(default_factory=list)
+    """Readings of the probes whose numbers differ each time, kept out of the table."""
+
+    def timings(self) -> dict[str, float]:
+        """The timed readings by dotted name, as in the stage's timing file."""
+        return {
+            f"{row.probe}.{row.measure}.{row.where}.step_{row.step}": row.value
+            for row in self.timed
+        }
+
+
 def chosen(tree: Tree, params: ProbeParams) -> dict[str, Choice]:
-    """The probes that `probe.probes` lists, by name. Raises UserError with the nearest spelling of
-    one that is not there.
+    """The probes listed in `probe.probes`, by name.
+
+    Raises UserError with the nearest known name for one that does not exist.
     """
     return {name: registry.choose(tree, "probes", name, "probe.probes") for name in params.probes}
 
@@ -65,12 +94,11 @@ def look(
     tokenizer: Tokenizer,
     snapshot_folder: Path,
     folder: Path,
-) -> dict[str, float]:
-    """Let all probes look at all snapshots, write `probes.parquet` and return what was timed, a
-    name and a number each.
+) -> Readings:
+    """Let all probes look at all snapshots; write probes.parquet and return the readings.
 
-    `close_up.json` shows the last snapshot's model at work on `probe.text`; there is none without a
-    text or a snapshot.
+    close_up.json shows the last snapshot's model at work on `probe.text`; without a text or a
+    snapshot there is none. Raises UserError if the snapshots are of another tokenizer.
     """
     device = use_device(params.device, params.threads)
     record, states = snapshots.read(snapshot_folder)
@@ -78,63 +106,72 @@ def look(
         raise UserError(
             f"{snapshot_folder} was left by a run with another tokenizer; run `dvc repro train`"
         )
-    if not record["snapshots"]:
+    count = len(record["snapshots"])
+    if not count:
         print(
             "probe: nothing to look at: train.snapshots is 0, or the run diverged before one was"
             " taken",
             flush=True,
         )
     batch = fixed_batch(shards, record["context"], params.windows, device)
-    looking: dict[str, Probe] = {name: choice.build() for name, choice in probes.items()}
-    rows: list[dict[str, Any]] = []
-    timed: dict[str, float] = {}
-    last: LanguageModel | None = None
-    with ProgressBar("probe", len(record["snapshots"]) * len(looking), "looks") as bar:
-        for snapshot in (restored(record, state, device) for state in states):
-            for name, probe in looking.items():
-                at = {"step": snapshot.step, "tokens": snapshot.tokens, "probe": name}
-                for measure, where, value in probe.look(snapshot, batch):
-                    if probe.timed:
-                        timed[f"{name}.{measure}.{where}.step_{snapshot.step}"] = value
-                    else:
-                        rows.append({**at, "measure": measure, "where": where, "value": value})
+    built: dict[str, Probe] = {name: choice.build() for name, choice in probes.items()}
+    readings = Readings()
+    last_model: LanguageModel | None = None
+    with ProgressBar("probe", count * len(built), "looks") as bar:
+        for state in states:
+            snapshot = restored(record, state, device)
+            for name, probe in built.items():
+                target = readings.timed if probe.timed else readings.rows
+                target.extend(_rows(name, probe, snapshot, batch))
                 bar.advance(1, name)
-            last = snapshot.model
-    pictures = close_up(last, tokenizer, shards.bos, params.text) if params.text and last else {}
-    with whole_folder(folder) as made:
-        pq.write_table(pa.Table.from_pylist(rows, schema=COLUMNS), made / "probes.parquet")
-        if pictures:
-            write_json(made / "close_up.json", pictures)
-    return timed
+            last_model = snapshot.model
+    with whole_folder(folder) as partial:
+        table = pa.Table.from_pylist([asdict(row) for row in readings.rows], schema=COLUMNS)
+        pq.write_table(table, partial / "probes.parquet")
+        if params.text and last_model:
+            shown = close_up(last_model, tokenizer, shards.bos, params.text)
+            write_json(partial / "close_up.json", shown.as_json())
+    return readings
+
+
+def _rows(name: str, probe: Probe, snapshot: Snapshot, batch: Batch) -> Iterator[Row]:
+    """The readings of one probe at one snapshot."""
+    for measure, where, value in probe.look(snapshot, batch):
+        yield Row(snapshot.step, snapshot.tokens, name, measure, where, value)
 
 
 def restored(record: dict[str, Any], state: dict[str, Any], device: torch.device) -> Snapshot:
-    """A snapshot with its model and rule as they were, from what `snapshots.read` gives."""
-    choices = dict(_recalled(record["parts"]))
+    """A snapshot with its model and rule as they were, from what `snapshots.read` returns."""
+    choices = _recalled(record["parts"])
     model = models.build(choices["model"], record["vocabulary_size"], record["context"])
-    choices["parametrisation"].build().start(model)  # a rule may go by it
+    choices["parametrisation"].build().start(model)  # a rule may depend on it
     rule = build_rule(choices, model)
     model.load_state_dict(state["model"])
     rule.load_state_dict(state["rule"])
     after = {name: state["after"][name].to(device) for name, _ in model.named_parameters()}
-    name = choices["model"].name
     return Snapshot(
-        state["step"], state["tokens"], model.to(device).eval(), after, rule.to(device), name
+        step=state["step"],
+        tokens=state["tokens"],
+        model=model.to(device).eval(),
+        after=after,
+        rule=rule.to(device),
+        name=choices["model"].name,
     )
 
 
-def _recalled(recorded: dict[str, Any]) -> Iterator[tuple[str, Choice]]:
-    """The parts that make model and rule."""
-    yield "model", registry.recall("models", recorded["model"])
-    yield "parametrisation", registry.recall("parametrisations", recorded["parametrisation"])
-    yield "learning_rule", registry.recall("learning_rules", recorded["learning_rule"])
-    for key in interventions.KEYS:
-        yield key, registry.recall("interventions", recorded[key])
+def _recalled(parts: dict[str, Any]) -> dict[str, Choice]:
+    """The parts that model and rule are built from, by the key of `train` that names them."""
+    kinds = {
+        "model": "models",
+        "parametrisation": "parametrisations",
+        "learning_rule": "learning_rules",
+        **dict.fromkeys(interventions.KEYS, "interventions"),
+    }
+    return {key: registry.recall(kind, parts[key]) for key, kind in kinds.items()}
 
 
 def fixed_batch(shards: Shards, context: int, windows: int, device: torch.device) -> Batch:
-    """Windows of the validation split, the first at its start, the last at its end, the others
-    evenly between.
+    """Evenly spaced windows of the validation split, the first at its start, the last at its end.
 
     A split shorter than a context is one shorter window.
     """

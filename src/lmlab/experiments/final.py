@@ -10,7 +10,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,8 @@ def _read(run: Run, commit: str, before: list[Opening], folder: Path) -> Opened:
     size = shards.count(TEST, "bytes")
     scored = results.score_split(options, model, shards, TEST, "final")
     bits = bits_per_byte(scored.nats, size)
-    of_references = results.references_of(options, shards, TEST, results.fitted_to(options, shards))
+    train = results.reference_text(options, shards)
+    references = results.references_of(options, shards, TEST, train)
     test = text_sha256(shards, tokenizer, TEST)
     opened, different = counted(before, saved["weights_sha256"], test)
     opening = Opening(
@@ -122,7 +123,7 @@ def _read(run: Run, commit: str, before: list[Opening], folder: Path) -> Opened:
         corpus=str(run.params.get("download.corpus", "")),
         test_sha256=test,
         bits_per_byte=bits,
-        **of_references,
+        **asdict(references),
         source_entropy=run.measures.get("references.source_entropy"),
         opened=opened,
         runs=different,

@@ -1,20 +1,22 @@
-"""What a measure is: it gets a finished run with everything that `evaluate` has open, and gives
-plain numbers.
+"""What a measure is: it takes a finished run and everything `evaluate` has open, and gives numbers.
 
-They land in results/measures.json under the measure's name. A measure that has nothing to measure
-in a run is left out, with the reason in the list `left_out` there; it never gives a number that
-means nothing. What has to be known before runs are compared by its numbers (which way is better,
-what decides them, whether they compare across tokenizers) a measure declares in class attributes,
-and it lands in the same file under `about`.
+To add one, write a module `measures/<name>.py` with an `Options` model and a final class derived
+from `Measure` and named like the module, and add a block `measures.<name>` with its options to
+params.yaml. The docstrings here state every rule that tests/test_measures.py checks.
 
-Where a number is known to be more than something, or at most that, and no more is known, the bound
-stands in a block of the same name that ends in `_more_than` or `_at_most`:
-`tokens_to_more_than.2.5` for `tokens_to.2.5`.
+The numbers are written to results/measures.json under the measure's name. Beside them, under
+`about`, is written what must be known before runs are compared by them: which direction is better,
+what decides them, whether they compare across tokenizers. A measure declares this in class
+attributes. A measure that does not apply to a run is left out, with the reason in the list
+`left_out`; it never gives a number without meaning.
+
+A number of which only a bound is known is written in a block whose name ends in `_more_than` or
+`_at_most`: `tokens_to_more_than.2.5` instead of `tokens_to.2.5`.
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,12 +34,12 @@ from lmlab.evaluation.about import STRIDE, VALIDATED_AT, WINDOW, About
 from lmlab.model.models.base import LanguageModel
 from lmlab.model.scoring import Score
 
-Numbers = dict[str, Any]
-"""Numbers by name, or dicts of them by name, and so on."""
+Numbers = Mapping[str, "float | Numbers"]
+"""Numbers by name, or blocks of them by name."""
 
 
 class DoesNotApply(Exception):  # noqa: N818 (no error: the run is what it is)
-    """A run has nothing for a measure to measure; the message says what is missing."""
+    """A run has nothing for a measure to measure; the message says in one line what is missing."""
 
 
 @dataclass(frozen=True)
@@ -50,145 +52,157 @@ class Trained:
     shards: Shards
     tokenizer: Tokenizer
     corpus: Path
-    """The folder of the corpus, its splits in Parquet."""
+    """The folder of the corpus, whose splits are Parquet files."""
     manifest: dict[str, Any]
     """The corpus's."""
     log: list[dict[str, Any]]
-    """The lines of the training's log."""
+    """The lines of the training log."""
     scores: dict[str, Score]
-    """Of each split that was scored, which is `validation`."""
+    """The score of each split that was scored; `validation` always is."""
     stride: int
-    """Tokens between the windows of those scores."""
+    """Tokens between the starts of two windows of those scores."""
 
     @cached_property
     def train(self) -> Ids:
-        """The train split's ids."""
+        """The ids of the train split."""
         return self.shards.stream("train")
 
     def text(self, split: str, characters: int) -> list[str]:
-        """A split's texts, about the first `characters` of them."""
-        taken: list[str] = []
+        """The texts of a split, of which at most the first `characters` characters together."""
+        texts: list[str] = []
         for _, part, text in documents.read_parts(self.corpus / f"{split}.parquet"):
-            if part == 0 or not taken:
-                taken.append("")
-            taken[-1] += text[:characters]
+            if part == 0 or not texts:
+                texts.append("")
+            texts[-1] += text[:characters]
             characters -= len(text)
             if characters <= 0:
                 break
-        return taken
+        return texts
 
     def bits_per_byte(self, split: str, nats_per_token: float) -> float:
-        """What a cost per token comes to for each byte of a split's text, by the split's own bytes
-        per token.
-        """
-        return (
-            nats_per_token
-            / math.log(2)
-            * self.shards.count(split, "tokens")
-            / self.shards.count(split, "bytes")
-        )
+        """A loss in nats per token as bits per byte, by the split's own bytes per token."""
+        tokens, size = self.shards.count(split, "tokens"), self.shards.count(split, "bytes")
+        return nats_per_token / math.log(2) * tokens / size
 
 
-SCORED = {"*": (WINDOW, STRIDE)}
-"""What decides numbers that are made from the scores of a split."""
+FROM_SCORES = {"*": (WINDOW, STRIDE)}
+"""`decided_by` of a measure whose numbers are computed from the scores of a split."""
 
 
 class Measure(ABC):
-    """Final classes take `(options)`; what cannot work whatever the run is refused there, with a
-    UserError.
+    """A measure, constructed as `Name(options)`.
 
-    The attributes hold patterns of the names of its numbers, such as `mean` or `accuracy.*`;
-    `About` says what each means. A number that none of them fits is only ever higher or lower,
-    compares within one tokenizer, and is decided by the options.
+    Options that cannot work for any run are refused on construction with a UserError.
+
+    The attributes hold names of its numbers below its own name, or patterns of them, such as `mean`
+    or `accuracy.*`; `About` says what each attribute means. Each must match a number that the
+    measure gives, and a fact has no direction. By default a number has no better direction,
+    compares only between runs with the same tokenizer, and is decided by the options alone.
+
+    The name is none of the keys that measures.json has anyway (see `evaluation/measured.py`).
     """
 
+    headlines: ClassVar[tuple[str, ...]] = ()
+    """The numbers, without patterns, that metrics.json repeats: the columns of `dvc exp show`."""
     less_is_better: ClassVar[tuple[str, ...]] = ()
     more_is_better: ClassVar[tuple[str, ...]] = ()
     across_tokenizers: ClassVar[tuple[str, ...]] = ()
     facts: ClassVar[tuple[str, ...]] = ()
-    decided_by: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """Beside its options: params by dotted key, WINDOW, STRIDE or VALIDATED_AT."""
+    decided_by: ClassVar[Mapping[str, Sequence[str]]] = {}
+    """For each pattern, what decides the numbers beside the options: params by dotted key, WINDOW,
+    STRIDE or VALIDATED_AT.
+    """
     not_deciding: ClassVar[tuple[str, ...]] = ()
-    """Options that decide which numbers there are, and none of them."""
+    """Options that decide which numbers there are, but not the value of any."""
 
     @abstractmethod
     def measure(self, trained: Trained) -> Numbers:
-        """Finite numbers, the same each time; raises DoesNotApply. Model and chance stay as they
-        were, to the bit.
+        """Measure a run. Raises DoesNotApply where it has nothing to measure.
+
+        The numbers are finite, at least one, plain Python numbers in dicts with text keys (so JSON
+        keeps them as they are), and the same each time, whatever the state of the random
+        generators. Those of torch and NumPy are left as they were, and so is the model: weights,
+        gradients and training mode.
+
+        Every run is either measured or refused by DoesNotApply, however short or odd its texts are
+        (one character again and again, no full window). A measure in the default params applies to
+        every model.
         """
 
 
 def chosen(tree: Tree, names: list[str]) -> dict[str, Choice]:
-    """The measures that `evaluate.measures` lists, by name. Raises UserError with the nearest
-    spelling of one not there.
+    """The measures listed in `evaluate.measures`, by name.
+
+    Raises UserError with the nearest known name for one that does not exist.
     """
     return {name: registry.choose(tree, "measures", name, "evaluate.measures") for name in names}
 
 
-def take(measures: Mapping[str, Choice], trained: Trained) -> tuple[Numbers, list[str]]:
-    """Each measure's numbers under its name, and a line for each that was left out."""
-    taken: Numbers = {}
+def measure_all(
+    measures: Mapping[str, Choice], trained: Trained
+) -> tuple[dict[str, Numbers], list[str]]:
+    """The numbers of each measure, and a line with the reason for each measure left out."""
+    numbers: dict[str, Numbers] = {}
     left_out: list[str] = []
     for name, choice in measures.items():
+        measure: Measure = choice.build()
         try:
-            numbers = choice.build().measure(trained)
-            if wrong := [key for key, value in flat(numbers) if not math.isfinite(value)]:
-                raise DoesNotApply(f"{wrong[0]} is no finite number")
-            taken[name] = numbers
+            numbers[name] = _finite(measure.measure(trained))
         except DoesNotApply as reason:
             left_out.append(f"{name}: {reason}")
-    return taken, left_out
+    return numbers, left_out
 
 
-def about(measures: Mapping[str, Choice], trained: Trained) -> dict[str, Any]:
-    """What is to be known before runs are compared by each measure's numbers, as plain values for
-    JSON (see `About`).
-    """
-    return {
-        name: _about(choice, trained).model_dump(mode="json") for name, choice in measures.items()
-    }
+def _finite(numbers: Numbers) -> Numbers:
+    """The same numbers; raises DoesNotApply naming the first that is NaN or infinite."""
+    for name, value in flat(numbers):
+        if not math.isfinite(value):
+            raise DoesNotApply(f"{name} is {value}, not a finite number")
+    return numbers
 
 
-def _about(choice: Choice, trained: Trained) -> About:
-    part: type[Measure] = choice.part
+def about(measures: Mapping[str, Choice], trained: Trained) -> dict[str, About]:
+    """How the numbers of each measure may be compared between runs."""
     values = {
         WINDOW: trained.model.context,
         STRIDE: trained.stride,
         VALIDATED_AT: _validated_at(trained),
     }
+    return {name: _about(choice, values) for name, choice in measures.items()}
+
+
+def _about(choice: Choice, values: Mapping[str, Any]) -> About:
+    """The declarations of a measure with its options; `values` are those of WINDOW and its like."""
+    part: type[Measure] = choice.part
+    decided_by = {
+        pattern: {key: values.get(key) for key in keys} for pattern, keys in part.decided_by.items()
+    }
+    options = choice.options.model_dump(exclude=set(part.not_deciding))
     return About(
         less_is_better=part.less_is_better,
         more_is_better=part.more_is_better,
         across_tokenizers=part.across_tokenizers,
         facts=part.facts,
-        decided_by={
-            pattern: {key: values.get(key) for key in keys}
-            for pattern, keys in part.decided_by.items()
-        },
-        options={
-            key: value
-            for key, value in choice.options.model_dump().items()
-            if key not in part.not_deciding
-        },
+        decided_by=decided_by,
+        options=options,
     )
 
 
 def _validated_at(trained: Trained) -> list[float] | None:
+    """The value of VALIDATED_AT; None without any validation."""
     tokens = [float(row["tokens"]) for row in trained.log if "validation_nats" in row]
     return [tokens[0], tokens[-1], float(len(tokens))] if tokens else None
 
 
-def flat(numbers: Numbers, above: str = "") -> Iterator[tuple[str, float]]:
-    """Every number with the names that lead to it."""
+def flat(numbers: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Every number with its dotted name."""
     for name, value in numbers.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{above}{name}.")
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{name}.")
         else:
-            yield f"{above}{name}", float(value)
+            yield f"{prefix}{name}", float(value)
 
 
 def evenly(first: int, last: int, count: int) -> list[int]:
-    """At most `count` whole numbers from `first` to `last`, both included, spread evenly; none
-    twice.
-    """
+    """At most `count` integers from `first` to `last` inclusive, evenly spaced, none repeated."""
     return np.unique(np.linspace(first, last, count).astype(np.int64)).tolist()

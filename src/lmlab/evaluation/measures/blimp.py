@@ -1,10 +1,9 @@
-"""BLiMP: 67 sets of 1,000 English minimal pairs in twelve phenomena, from its files in a folder
-(Warstadt et al. 2020).
-"""
+"""BLiMP: 67 sets of 1,000 English minimal pairs in twelve phenomena (Warstadt et al. 2020)."""
 
 import json
 from collections import defaultdict
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import Field
 
@@ -21,13 +20,23 @@ class Options(Params):
     pairs: int = Field(ge=0)
 
 
-class Blimp(Measure):
-    """How often the grammatical sentence of a pair is the likelier, by phenomenon
-    (`linguistics_term`) and as their mean.
+class Pair(NamedTuple):
+    """A line of BLiMP's files."""
 
-    `by_length_alone` is what counting tokens would get, the shorter being the better; chance is one
-    half. Since how many tokens a sentence has is the tokenizer's doing, results compare within one.
-    DVC does not watch the folder: after a change of its files run `dvc repro --force evaluate`.
+    phenomenon: str
+    good: str
+    bad: str
+
+
+class Blimp(Measure):
+    """How often the grammatical sentence of a pair has the lower cross-entropy.
+
+    `accuracy` is by phenomenon (`linguistics_term`), `mean` the mean over phenomena; a random
+    choice scores one half. `by_length_alone` is the score of counting tokens, the shorter being the
+    better. Since the tokenizer decides how many tokens a sentence has, results compare within one.
+
+    The files are read from `folder`; at most `pairs` pairs of each are used, 0 for all. DVC does
+    not watch the folder: after a change of its files run `dvc repro --force evaluate`.
     """
 
     more_is_better = ("mean", "accuracy.*")
@@ -43,52 +52,51 @@ class Blimp(Measure):
             )
 
     def measure(self, trained: Trained) -> Numbers:
-        good: dict[str, list[str]] = defaultdict(list)
-        bad: dict[str, list[str]] = defaultdict(list)
+        pairs: dict[str, list[Pair]] = defaultdict(list)
         for path in sorted(self.folder.glob("*.jsonl")):
             for pair in self._read(path):
-                good[pair["linguistics_term"]].append(pair["sentence_good"])
-                bad[pair["linguistics_term"]].append(pair["sentence_bad"])
-        found: dict[str, tuple[float, float]] = {}
-        for phenomenon in sorted(good):
-            both = [
-                text_nats(trained.model, trained.tokenizer, side[phenomenon])
-                for side in (good, bad)
-            ]
-            found[phenomenon] = accuracy(both[0][0], both[1][0]), accuracy(both[0][1], both[1][1])
-        by_model, by_length = (
-            {name: value[which] for name, value in found.items()} for which in (0, 1)
-        )
+                pairs[pair.phenomenon].append(pair)
+        by_model: dict[str, float] = {}
+        by_length: dict[str, float] = {}
+        for phenomenon in sorted(pairs):
+            good = [pair.good for pair in pairs[phenomenon]]
+            bad = [pair.bad for pair in pairs[phenomenon]]
+            good_nats, good_tokens = text_nats(trained.model, trained.tokenizer, good)
+            bad_nats, bad_tokens = text_nats(trained.model, trained.tokenizer, bad)
+            by_model[phenomenon] = accuracy(good_nats, bad_nats)
+            by_length[phenomenon] = accuracy(good_tokens, bad_tokens)
         return {
             "mean": sum(by_model.values()) / len(by_model),
             "by_length_alone": sum(by_length.values()) / len(by_length),
-            "pairs": sum(map(len, good.values())),
+            "pairs": sum(map(len, pairs.values())),
             "accuracy": by_model,
         }
 
-    def _read(self, path: Path) -> list[dict[str, str]]:
-        """A file's pairs, or `pairs` of them spread evenly. Raises UserError naming the file and
-        line that is none.
+    def _read(self, path: Path) -> list[Pair]:
+        """The pairs of a file, or `pairs` of them, evenly spaced.
+
+        Raises UserError naming the file and the line that is not a pair.
         """
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        taken = (
-            evenly(0, len(lines) - 1, self.pairs)
-            if 0 < self.pairs < len(lines)
-            else range(len(lines))
-        )
-        read = []
-        for number in taken:
+        numbers = list(range(len(lines)))
+        if 0 < self.pairs < len(lines):
+            numbers = evenly(0, len(lines) - 1, self.pairs)
+        pairs = []
+        for number in numbers:
             try:
-                pair = json.loads(lines[number])
-                read.append(
-                    {
-                        key: str(pair[key])
-                        for key in ("sentence_good", "sentence_bad", "linguistics_term")
-                    }
-                )
+                pairs.append(_parsed(lines[number]))
             except (json.JSONDecodeError, KeyError, TypeError):
                 raise UserError(
                     f"{path}, line {number + 1}: no object with sentence_good, sentence_bad and"
                     " linguistics_term"
                 ) from None
-        return read
+        return pairs
+
+
+def _parsed(line: str) -> Pair:
+    fields = json.loads(line)
+    return Pair(
+        phenomenon=str(fields["linguistics_term"]),
+        good=str(fields["sentence_good"]),
+        bad=str(fields["sentence_bad"]),
+    )

@@ -1,10 +1,8 @@
-"""What each class of character costs in nats per byte: word starts, letters within words, capitals,
-spaces, and so on.
-"""
+"""Cross-entropy in nats per byte by class of character: word starts, capitals, spaces and so on."""
 
 from lmlab.core.params import Params
 from lmlab.evaluation import character_classes
-from lmlab.evaluation.measures.base import SCORED, Measure, Numbers, Trained
+from lmlab.evaluation.measures.base import FROM_SCORES, Measure, Numbers, Trained
 
 
 class Options(Params):
@@ -12,23 +10,23 @@ class Options(Params):
 
 
 class CharacterClasses(Measure):
-    """On validation, for each class that occurs; results/character_classes.csv has the shares of
-    bytes and nats as well.
+    """Nats per byte on validation for each class of character that occurs.
 
-    A token of several characters is charged to the class of its first byte, so tokenizers do not
-    compare class by class. No class is better the less it costs: a model that expects nothing but
-    spaces pays least for those.
+    results/character_classes.csv also has the shares of bytes and nats. A token of several
+    characters counts in the class of its first byte, so a class does not compare across tokenizers.
+    A lower number is not better: a model that predicts only spaces scores lowest on those.
     """
 
-    decided_by = SCORED
+    decided_by = FROM_SCORES
 
     def __init__(self, options: Options) -> None:
         super().__init__()
 
     def measure(self, trained: Trained) -> Numbers:
-        stream = trained.shards.stream("validation")
         rows = character_classes.table(
-            trained.scores["validation"], stream, trained.tokenizer.token_bytes
+            trained.scores["validation"],
+            trained.shards.stream("validation"),
+            trained.tokenizer.token_bytes,
         )
-        costs = rows.set_index("class")["nats_per_byte"].dropna()
-        return {str(name): float(cost) for name, cost in costs.items()}
+        nats_per_byte = rows.set_index("class")["nats_per_byte"].dropna()
+        return {str(name): float(nats) for name, nats in nats_per_byte.items()}

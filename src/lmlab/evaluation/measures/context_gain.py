@@ -1,5 +1,6 @@
-"""What more context is worth: the loss early in the window against the loss late in it (Olsson et
-al. 2022).
+"""What more context is worth: loss early in the window minus loss late in it (Olsson et al. 2022).
+
+gain = mean loss at positions early .. early + n - 1, minus mean loss at late .. late + n - 1.
 """
 
 from typing import ClassVar
@@ -9,6 +10,7 @@ from pydantic import Field, model_validator
 from lmlab.core.params import Params
 from lmlab.evaluation.about import STRIDE
 from lmlab.evaluation.measures.base import DoesNotApply, Measure, Numbers, Trained
+from lmlab.model.scoring import Score
 
 
 class Options(Params):
@@ -26,13 +28,14 @@ class Options(Params):
 
 
 class ContextGain(Measure):
-    """On validation, each the mean over `positions` positions of the window from `early` or `late`
-    on, 1 being the first.
+    """On validation, mean losses over `positions` positions of the window from `early` and `late`.
 
-    `nats` is early minus late: positive where context helps. The positions are fixed, so runs with
-    other windows compare. A larger gain is not better by itself: whatever is lost early adds to it.
+    Positions count from 1. `nats` is early minus late: positive where context helps. The positions
+    are fixed, so runs with different windows compare. A larger gain is not better by itself: a
+    worse early loss raises it.
     """
 
+    headlines = ("nats",)
     decided_by: ClassVar = {"*": (STRIDE,)}
 
     def __init__(self, options: Options) -> None:
@@ -40,16 +43,21 @@ class ContextGain(Measure):
 
     def measure(self, trained: Trained) -> Numbers:
         options, scored = self.options, trained.scores["validation"]
-        needed = max(options.early, options.late) + options.positions - 1
-        if len(scored.nats_at) < needed:
+        last = max(options.early, options.late) + options.positions - 1
+        window = len(scored.nats_at)
+        if window < last:
             raise DoesNotApply(
-                f"it looks as far as position {needed}, and the window ends at"
-                f" {len(scored.nats_at)}"
+                f"it looks as far as position {last}, and the window ends at {window}"
             )
-        means = []
-        for first in (options.early, options.late):
-            band = slice(first - 1, first - 1 + options.positions)
-            if not scored.tokens_at[band].sum():
-                raise DoesNotApply(f"no text of validation stands at position {first} of a window")
-            means.append(float(scored.nats_at[band].sum() / scored.tokens_at[band].sum()))
-        return {"early_nats": means[0], "late_nats": means[1], "nats": means[0] - means[1]}
+        early = _mean_loss(scored, options.early, options.positions)
+        late = _mean_loss(scored, options.late, options.positions)
+        return {"early_nats": early, "late_nats": late, "nats": early - late}
+
+
+def _mean_loss(scored: Score, first: int, positions: int) -> float:
+    """Nats per token over some positions of the window, from the position `first`."""
+    band = slice(first - 1, first - 1 + positions)
+    tokens = scored.tokens_at[band].sum()
+    if not tokens:
+        raise DoesNotApply(f"no text of validation stands at position {first} of a window")
+    return float(scored.nats_at[band].sum() / tokens)

@@ -1,9 +1,7 @@
-"""How far from the best there can be: bits per byte above the exact entropy of a synthetic
-corpus.
-"""
+"""Distance from the best possible loss: bits per byte above the entropy of a synthetic corpus."""
 
 from lmlab.core.params import Params
-from lmlab.evaluation.measures.base import SCORED, DoesNotApply, Measure, Numbers, Trained
+from lmlab.evaluation.measures.base import FROM_SCORES, DoesNotApply, Measure, Numbers, Trained
 from lmlab.model.scoring import bits_per_byte
 
 
@@ -12,13 +10,15 @@ class Options(Params):
 
 
 class EntropyGap(Measure):
-    """On each split. The entropy is that of the source; a short split's own text may by chance be a
-    little cheaper.
+    """Bits per byte of each split minus the exact entropy of the source.
+
+    The text of a short split may by chance be slightly easier than the entropy of its source.
     """
 
+    headlines = ("validation",)
     less_is_better = ("*",)
     across_tokenizers = ("*",)
-    decided_by = SCORED
+    decided_by = FROM_SCORES
 
     def __init__(self, options: Options) -> None:
         super().__init__()
@@ -27,8 +27,8 @@ class EntropyGap(Measure):
         entropy = trained.manifest.get("entropy_bits_per_byte")
         if entropy is None:
             raise DoesNotApply("the exact entropy of this corpus is not known")
-        sizes = {split: trained.shards.count(split, "bytes") for split in trained.scores}
-        return {
-            split: bits_per_byte(scored.nats, sizes[split]) - entropy
-            for split, scored in trained.scores.items()
-        }
+        gaps = {}
+        for split, scored in trained.scores.items():
+            size = trained.shards.count(split, "bytes")
+            gaps[split] = bits_per_byte(scored.nats, size) - entropy
+        return gaps

@@ -1,16 +1,18 @@
-"""How much better a model is on text it was trained on: its loss there, and the distance from
-validation.
+"""How much lower the loss is on text the model was trained on than on validation.
+
+gap = loss on validation - loss on the train split.
 """
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from lmlab.core.params import Params
-from lmlab.evaluation.measures.base import SCORED, Measure, Numbers, Trained, evenly
+from lmlab.evaluation.measures.base import FROM_SCORES, Measure, Numbers, Trained, evenly
 from lmlab.model.scoring import score
 
 STRIDES = 16
-"""In each stretch of text."""
+"""Strides that are scored in each stretch of text."""
 
 
 class Options(Params):
@@ -20,45 +22,56 @@ class Options(Params):
 
 
 class GeneralisationGap(Measure):
-    """About `tokens` of the train split in stretches spread evenly, by the windows and the stride
-    of the splits' scores.
+    """The loss on about `tokens` tokens of the train split, and its distance from validation.
 
-    A window's length of text stands before each stretch and is not charged, so every token sees as
-    much as it would on validation. `train` is the loss on it; `gap` is validation minus that, in
-    nats per token and bits per byte: 0 for a model that has learned nothing by heart, if train and
-    validation are equally hard. They need not be, since they are other texts. Neither is better by
-    being small: a model that has learned nothing has no gap, and one that has learned everything by
-    heart no loss on this text. Over another tokenizer the stretches are other text.
+    The train split is scored in evenly spaced stretches, with the windows and the stride of the
+    splits' scores. A window of text before each stretch is read but not scored, so every token has
+    as much context as on validation. `train` is the loss on the stretches. `gap` is validation
+    minus that, in nats per token and bits per byte: 0 for a model that has memorised nothing, if
+    both splits are equally hard, which different texts need not be.
+
+    Neither is better by being small: a model that has learned nothing has no gap, and one that has
+    memorised everything has no loss on this text. With another tokenizer the stretches are other
+    text.
     """
 
+    headlines = ("gap.bits_per_byte",)
     facts = ("train.tokens",)
-    decided_by = SCORED
+    decided_by = FROM_SCORES
 
     def __init__(self, options: Options) -> None:
         self.tokens = options.tokens
 
     def measure(self, trained: Trained) -> Numbers:
-        model, stream, bos = trained.model, trained.train, trained.shards.bos
-        charged = STRIDES * trained.stride
-        length = min(len(stream), model.context + 1 + charged)
-        before = model.context if length > model.context + 1 else 0
-        nats = []
-        stretches = max(1, min(-(-self.tokens // charged), (len(stream) - 1) // charged))
-        for start in evenly(0, len(stream) - length, stretches):
-            stretch = stream[start : start + length]
-            nats.append(score(model, stretch, bos, model.context, trained.stride).nats_of[before:])
-        all_nats = np.concatenate(nats)
-        text = all_nats[~np.isnan(all_nats)]
-        train = float(text.mean())
+        train_nats = self._train_nats(trained)
+        train = float(train_nats.mean())
         validation = trained.scores["validation"].nats_per_token
-        bits = {
-            split: trained.bits_per_byte(split, cost)
-            for split, cost in (("train", train), ("validation", validation))
-        }
+        train_bits = trained.bits_per_byte("train", train)
+        validation_bits = trained.bits_per_byte("validation", validation)
         return {
-            "train": {"nats_per_token": train, "bits_per_byte": bits["train"], "tokens": len(text)},
+            "train": {
+                "nats_per_token": train,
+                "bits_per_byte": train_bits,
+                "tokens": len(train_nats),
+            },
             "gap": {
                 "nats_per_token": validation - train,
-                "bits_per_byte": bits["validation"] - bits["train"],
+                "bits_per_byte": validation_bits - train_bits,
             },
         }
+
+    def _train_nats(self, trained: Trained) -> NDArray[np.float64]:
+        """Nats of each scored token of the stretches."""
+        model, stream, bos = trained.model, trained.train, trained.shards.bos
+        scored_length = STRIDES * trained.stride
+        length = min(len(stream), model.context + 1 + scored_length)
+        unscored = model.context if length > model.context + 1 else 0
+        most = (len(stream) - 1) // scored_length
+        stretches = max(1, min(-(-self.tokens // scored_length), most))
+        nats = []
+        for start in evenly(0, len(stream) - length, stretches):
+            stretch = stream[start : start + length]
+            scored = score(model, stretch, bos, model.context, trained.stride)
+            nats.append(scored.nats_of[unscored:])
+        all_nats = np.concatenate(nats)
+        return all_nats[~np.isnan(all_nats)]

@@ -1,5 +1,6 @@
-"""Whether a model goes on with what it has just read: random tokens twice over (Elhage et al. 2021;
-Olsson et al. 2022).
+"""Whether a model repeats a random sequence that it has just read (Olsson et al. 2022).
+
+score = 1 - (loss in the second round) / (loss in the first); see also Elhage et al. 2021.
 """
 
 from typing import ClassVar
@@ -7,11 +8,11 @@ from typing import ClassVar
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor, nn
 
 from lmlab.core.params import Params
 from lmlab.evaluation.about import WINDOW
 from lmlab.evaluation.measures.base import DoesNotApply, Measure, Numbers, Trained
+from lmlab.evaluation.pairs import token_nats
 
 
 class Options(Params):
@@ -22,17 +23,19 @@ class Options(Params):
 
 
 class Induction(Measure):
-    """`score` is 1 - (loss in the second round) / (loss in the first), both without each round's
-    first token.
+    """`score` is 1 - (loss in the second round) / (loss in the first), first tokens left out.
 
-    1: the second round is copied without fail; 0: no better than the first, as for a uniform model;
-    negative: worse. Tokens are those of validation's text, all different within a round, so that
-    each says what came after it. A round fills half the context, or less if there are not so many
-    tokens. How many there are and what they cost is the tokenizer's doing, so scores compare within
-    one. None of the numbers is better by itself: random tokens cost a model that knows nothing the
-    least, and a dear first round raises the score.
+    It is 1 if the second round is copied perfectly, 0 if it is predicted no better than the first
+    (as by a uniform model), and negative if worse. The tokens are those of validation's text, all
+    different within a round, so that each determines the next. A round fills half the context, or
+    less if there are fewer distinct tokens (`period`).
+
+    The tokenizer decides how many tokens there are and how hard they are, so scores compare within
+    one. None of the numbers is better by itself: an untrained model has the lowest loss on random
+    tokens, and a higher loss in the first round raises the score.
     """
 
+    headlines = ("score",)
     facts = ("period",)
     decided_by: ClassVar = {"*": (WINDOW,)}
 
@@ -48,22 +51,15 @@ class Induction(Measure):
         rng = np.random.default_rng(self.options.seed)
         once = np.stack([rng.permutation(ids)[:period] for _ in range(self.options.sequences)])
         twice_BT = torch.from_numpy(np.concatenate((once, once), axis=1))
-        nats_BT = _costs(trained.model, twice_BT.to(next(trained.model.parameters()).device))
-        first, second = (
-            float(nats_BT[:, start : start + period - 1].mean()) for start in (0, period)
-        )
+        device = next(trained.model.parameters()).device
+        nats_BT = token_nats(trained.model, twice_BT.to(device))
+        first = float(nats_BT[:, : period - 1].mean())
+        second = float(nats_BT[:, period:].mean())
         if first == 0:
-            raise DoesNotApply("random tokens cost this model nothing")
+            raise DoesNotApply("this model's loss on random tokens is 0")
         return {
             "score": 1 - second / first,
             "first_nats": first,
             "second_nats": second,
             "period": period,
         }
-
-
-@torch.no_grad()
-def _costs(model: nn.Module, tokens_BT: Tensor) -> Tensor:
-    """Nats of every token but the first, shape (B, T - 1)."""
-    logs_BTV = model(tokens_BT[:, :-1]).float().log_softmax(-1)
-    return -logs_BTV.gather(-1, tokens_BT[:, 1:, None])[..., 0].cpu().double()

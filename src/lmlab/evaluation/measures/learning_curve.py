@@ -1,7 +1,6 @@
-"""How fast a run learned: tokens and FLOPs it took to given losses on validation, and the mean over
-its course.
-"""
+"""How fast a run learned: tokens and FLOPs to given validation losses, and the curve's mean."""
 
+from collections.abc import Mapping
 from itertools import pairwise
 from math import exp, log
 from typing import ClassVar
@@ -21,20 +20,22 @@ class Options(Params):
 
 
 class LearningCurve(Measure):
-    """From the validation losses of the training log, whose windows do not overlap, in bits per
-    byte.
+    """Tokens and FLOPs to each target in bits per byte, and the mean over the validation curve.
 
-    `tokens_to` and `flops_to` have an entry for each target that was reached between two
-    validations, by a straight line over the logarithm of tokens. When it was is not known of a
-    target that the first validation was already below: it stands, with the amount until then, in
-    `tokens_to_at_most` (a smaller `train.validate_every` tells more); nor of one that was never
-    reached, which stands with all that the run took in `tokens_to_more_than`; and so for FLOPs.
-    `mean` is the area under the curve over that axis, from the first validation to the last,
-    divided by its length: it compares runs that validate at the same steps. Operations are those of
-    backpropagation, whatever rule the run learned by. Seconds differ from run to run, so they stand
-    in data/timing/train.json and not here.
+    The losses are those of the training log, whose windows do not overlap. `tokens_to` and
+    `flops_to` have an entry for each target reached between two validations, interpolated linearly
+    in the logarithm of tokens. If the first validation was already below a target, the amount until
+    then is an upper bound and stands in `tokens_to_at_most` (a smaller `train.validate_every` says
+    more). If a target was never reached, all that the run took is a lower bound and stands in
+    `tokens_to_more_than`. FLOPs have the same blocks.
+
+    `mean` is the area under the curve over the logarithm of tokens, from the first validation to
+    the last, divided by its length: it compares runs that validate at the same steps. FLOPs are
+    those of backpropagation, whatever the learning rule. Seconds differ from run to run, so they
+    are in data/timing/train.json.
     """
 
+    headlines = ("mean",)
     less_is_better = ("tokens_to.*", "flops_to.*", "mean")
     across_tokenizers = ("mean", "flops", "flops_to*")
     facts = ("tokens", "flops", "*_to_at_most.*", "*_to_more_than.*")
@@ -50,37 +51,42 @@ class LearningCurve(Measure):
             raise DoesNotApply("the training log has no validation, or model.json no size")
         tokens = [float(row["tokens"]) for row in rows]
         bits = [float(row["validation_bits_per_byte"]) for row in rows]
-        forward = trained.saved["size"]["forward_flops_per_token"]
-        crossings = {
-            str(target): reached(tokens, bits, target)
-            for target in self.targets
-            if target < bits[0]
+        forward_flops = trained.saved["size"]["forward_flops_per_token"]
+        numbers: dict[str, float | Mapping[str, float]] = {
+            "tokens": tokens[-1],
+            "flops": training_flops(forward_flops, tokens[-1]),
         }
-        counts = {
-            "to": {target: count for target, count in crossings.items() if count is not None},
-            "to_at_most": {str(target): tokens[0] for target in self.targets if target >= bits[0]},
-            "to_more_than": {
-                target: tokens[-1] for target, count in crossings.items() if count is None
-            },
-        }
-        numbers: Numbers = {"tokens": tokens[-1], "flops": training_flops(forward, tokens[-1])}
-        for known, of_targets in counts.items():
-            numbers[f"tokens_{known}"] = of_targets
-            numbers[f"flops_{known}"] = {
-                target: training_flops(forward, count) for target, count in of_targets.items()
+        for block, tokens_to in self._tokens_to(tokens, bits).items():
+            numbers[f"tokens_{block}"] = tokens_to
+            numbers[f"flops_{block}"] = {
+                target: training_flops(forward_flops, count) for target, count in tokens_to.items()
             }
         if len(rows) > 1:
             numbers["mean"] = mean_over_logarithm(tokens, bits)
         return numbers
 
+    def _tokens_to(self, tokens: list[float], bits: list[float]) -> dict[str, dict[str, float]]:
+        """Tokens to each target, in the block for what is known of it."""
+        exact: dict[str, float] = {}
+        at_most: dict[str, float] = {}
+        more_than: dict[str, float] = {}
+        for target in self.targets:
+            crossing = reached(tokens, bits, target)
+            if target >= bits[0]:
+                at_most[str(target)] = tokens[0]
+            elif crossing is None:
+                more_than[str(target)] = tokens[-1]
+            else:
+                exact[str(target)] = crossing
+        return {"to": exact, "to_at_most": at_most, "to_more_than": more_than}
+
 
 def reached(amounts: list[float], losses: list[float], target: float) -> float | None:
-    """How much (tokens, FLOPs, seconds: `amounts`, ascending) it took until the loss was `target`
-    for the first time.
+    """The amount (tokens, FLOPs or seconds, ascending) at which the loss first was `target`.
 
-    Between two amounts the loss is taken to follow a straight line over the logarithm of the
-    amount, or over the amount itself where the earlier one is 0. The first amount if the loss is no
-    higher there already, None if it never is.
+    Between two amounts the loss is interpolated linearly in the logarithm of the amount, or in the
+    amount itself if the earlier one is 0. The first amount if the loss is no higher there already,
+    None if it is never reached.
     """
     if losses and losses[0] <= target:
         return amounts[0]
@@ -94,11 +100,13 @@ def reached(amounts: list[float], losses: list[float], target: float) -> float |
 
 
 def mean_over_logarithm(amounts: list[float], losses: list[float]) -> float:
-    """The mean loss over the logarithm of the amount, by trapezoids; at least two positive,
-    ascending amounts.
+    """The mean loss over the logarithm of the amount, by the trapezoidal rule.
+
+    There must be at least two amounts, positive and ascending.
     """
-    steps = list(pairwise(zip(map(log, amounts), losses, strict=True)))
+    points = list(zip(map(log, amounts), losses, strict=True))
     area = sum(
-        (later - earlier) * (first + second) / 2 for (earlier, first), (later, second) in steps
+        (later - earlier) * (first + second) / 2
+        for (earlier, first), (later, second) in pairwise(points)
     )
-    return area / (steps[-1][1][0] - steps[0][0][0])
+    return area / (points[-1][0] - points[0][0])

@@ -1,9 +1,8 @@
-"""Prequential code length: what the training text costs if each batch is paid for before it is
-learned from.
+"""Prequential code length: loss on the training text, each batch scored before it is learned.
 
-The sum of a learner's losses on data it has not seen yet is a length in which that data can be
-sent, to someone who trains the same model along (Dawid 1984; for networks Blier & Ollivier 2018):
-the sooner a run learns, the shorter. It is sample efficiency in bits, with no split held out.
+The sum of a learner's losses on data it has not seen yet is the length of a code for that data, for
+a receiver who trains the same model along (Dawid 1984; for networks Blier & Ollivier 2018). The
+sooner a run learns, the shorter the code: it is sample efficiency in bits, with no split held out.
 """
 
 import math
@@ -26,19 +25,20 @@ class Options(Params):
 
 
 class Prequential(Measure):
-    """The first pass over the train split, the windows in the order they were trained on.
+    """The code length of the first pass over the train split, in the order it was trained on.
 
-    `bits_per_byte` is the whole pass. Where training ended before, the windows it never saw are
-    paid at the final model's mean loss on `windows` of them, spread evenly: `learning` is the part
-    coded while learning, `rest` the other, each with its `bytes` and `bits`; `rest` is not there
-    after a whole pass. What the training log says counts: the loss in training mode (dropout
-    included), BOS tokens included, means over the steps between two lines; where the pass ends
-    between two, the line counts by its share. A window sees nothing of the text before it, so the
-    first tokens of each are dear and a longer context saves bits. The odd ends of the text that
-    fill no window are no part of the sum. `bits_per_byte` is of the raw text, and compares across
-    tokenizers.
+    `bits_per_byte` is of the whole pass and of the raw text, so it compares across tokenizers. If
+    training ended earlier, the windows it never saw are scored at the final model's mean loss on
+    `windows` of them, evenly spaced. `learning` is the part coded while learning and `rest` the
+    other, each with its `bytes` and `bits`; after a whole pass there is no `rest`.
+
+    The losses are those of the training log: in training mode (with dropout), BOS tokens included,
+    means over the steps between two lines. If the pass ends between two lines, the later one counts
+    by its share. A window has no context before it, so its first tokens have a high loss, and a
+    longer context saves bits. Leftover text that fills no window is not counted.
     """
 
+    headlines = ("bits_per_byte",)
     less_is_better = ("bits_per_byte",)
     across_tokenizers = ("bits_per_byte",)
     facts = ("bits", "bytes", "learning.*", "rest.*")
@@ -49,53 +49,60 @@ class Prequential(Measure):
 
     def measure(self, trained: Trained) -> Numbers:
         saved, shards, context = trained.saved, trained.shards, trained.model.context
-        rows = [
+        losses = [
             (int(row["step"]), float(row["train_nats"]))
             for row in trained.log
             if "train_nats" in row
         ]
-        if not rows or not {"size", "data_seed", "pool_tokens"} <= saved.keys():
+        if not losses or not {"size", "data_seed", "pool_tokens"} <= saved.keys():
             raise DoesNotApply(
                 "the training log has no losses, or model.json does not say how the text was read"
             )
         order = Batches(shards, 1, context, saved["data_seed"], saved["pool_tokens"])
         batch = saved["size"]["batch"]
-        seen, nats = first_pass(rows, order.first_pass / batch)
-        coded, whole = round(seen * batch), order.first_pass
-        bytes_of = context * shards.count("train", "bytes") / order.tokens
+        window_bytes = context * shards.count("train", "bytes") / order.tokens
+        steps, nats = first_pass(losses, order.first_pass / batch)
+        learned = round(steps * batch)
+        rest = order.first_pass - learned
         parts = {
-            "learning": {"bits": nats * batch * context / math.log(2), "bytes": coded * bytes_of}
+            "learning": {
+                "bits": nats * batch * context / math.log(2),
+                "bytes": learned * window_bytes,
+            }
         }
-        if coded < whole:
-            mean = self._mean(trained, order, coded, whole)
-            rest = whole - coded
-            parts["rest"] = {"bits": rest * context * mean / math.log(2), "bytes": rest * bytes_of}
-        bits, size = (sum(part[key] for part in parts.values()) for key in ("bits", "bytes"))
+        if rest > 0:
+            mean = self._mean_loss(trained, order, learned)
+            parts["rest"] = {
+                "bits": rest * context * mean / math.log(2),
+                "bytes": rest * window_bytes,
+            }
+        bits = sum(part["bits"] for part in parts.values())
+        size = sum(part["bytes"] for part in parts.values())
         return {"bits_per_byte": bits / size, "bits": bits, "bytes": size, **parts}
 
     @torch.no_grad()
-    def _mean(self, trained: Trained, order: Batches, first: int, end: int) -> float:
-        """Nats per token of the final model on some of the windows from `first` on."""
+    def _mean_loss(self, trained: Trained, order: Batches, first: int) -> float:
+        """Nats per token of the final model on windows of the first pass from `first` on."""
         device = next(trained.model.parameters()).device
-        some = [order.at(window) for window in evenly(first, end - 1, self.windows)]
-        losses = [
-            float(next_token_loss(trained.model(tokens.to(device)), targets.to(device)))
-            for tokens, targets in some
-        ]
+        losses = []
+        for window in evenly(first, order.first_pass - 1, self.windows):
+            tokens, targets = order.at(window)
+            loss = next_token_loss(trained.model(tokens.to(device)), targets.to(device))
+            losses.append(float(loss))
         return sum(losses) / len(losses)
 
 
-def first_pass(rows: list[tuple[int, float]], steps: float) -> tuple[float, float]:
-    """From a log's (step, mean loss since the row before), how many of the first `steps` it has,
-    and the sum of their losses.
+def first_pass(losses: list[tuple[int, float]], steps: float) -> tuple[float, float]:
+    """How many of the first `steps` a log covers, and the sum of their losses.
 
-    `steps` may end within a step; of the row it ends in, the mean is taken for each step.
+    The log has pairs of a step and the mean loss since the pair before. If `steps` ends between two
+    of them, each step there counts with their mean.
     """
     seen = total = 0.0
-    for step, mean in rows:
-        share = min(step, steps) - seen
-        if share <= 0:
+    for step, mean in losses:
+        new = min(step, steps) - seen
+        if new <= 0:
             break
-        total += share * mean
-        seen += share
+        total += new * mean
+        seen += new
     return seen, total

@@ -1,10 +1,9 @@
-"""Where each head of attention looks: how widely, and whether it finds what came next before
-(Olsson et al. 2022).
+"""How widely each attention head looks, and whether it is an induction head (Olsson et al. 2022).
 
-`entropy` is the mean over positions of the entropy of a head's weights in nats: ln t where t tokens
-are seen alike, 0 where one gets everything. `induction`: random tokens are read twice over, and in
-the second round it is the mean weight that a token gives to the one behind its first occurrence, 1
-for a perfect induction head.
+`entropy` is the mean over positions of -Σ w ln w, in nats, over a head's weights w: ln t where t
+tokens have equal weight, 0 where one has all of it. `induction`: random tokens are read twice over;
+in the second round it is the mean weight that a token gives to the token after its first
+occurrence, 1 for a perfect induction head.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,9 +21,10 @@ from lmlab.evaluation.probes.base import (
     Reading,
     Snapshot,
     module_name,
-    nothing_found,
+    nothing_to_look_at,
     streams,
 )
+from lmlab.model.models.base import LanguageModel
 
 
 class Options(Params):
@@ -35,65 +35,74 @@ class Options(Params):
 
 
 class Attention(Probe):
-    """By block and head, for every attention with a softmax. The layers run as they are: their
-    queries and keys are seen.
+    """Entropy and induction by block and head, for every attention with a softmax.
+
+    The layers run as they are: their queries and keys are observed.
     """
+
+    reading = (
+        "How widely each head looks (entropy in nats: 0 for one token, ln t for t tokens alike) and"
+        " how far it is an induction head, which finds what came next the last time (0: not at"
+        " all, 1: perfectly). Entropy usually falls in training; most heads have little induction."
+    )
+    needs = "attention with a softmax"
 
     def __init__(self, options: Options) -> None:
         super().__init__()
         self.options = options
 
     def look(self, snapshot: Snapshot, batch: Batch) -> Iterator[Reading]:
-        model = snapshot.model
+        model, options = snapshot.model, self.options
         period = max(1, model.context // 2)
-        once = drawn(self.options.sequences, period, model.vocabulary_size, self.options.seed).to(
-            batch.tokens.device
-        )
-        measures: dict[str, tuple[Tensor, Callable[[Tensor], Tensor]]] = {
-            "entropy": (batch.tokens, entropy),
-            "induction": (once.repeat(1, 2), lambda weights: induction(weights, period)),
-        }
-        readings: list[Reading] = []
-        for measure, (tokens_BT, of_heads) in measures.items():
-            with torch.no_grad(), Watched() as watched:
-                for number, _ in enumerate(streams(model, tokens_BT)):
-                    heads = [
-                        value
-                        for weights_BHTS in watched.taken()
-                        for value in of_heads(weights_BHTS).tolist()
-                    ]
-                    where = [f"{module_name(number)}.head.{head}" for head in range(len(heads))]
-                    readings += [
-                        Reading(measure, *found) for found in zip(where, heads, strict=True)
-                    ]
+        once_BT = random_tokens(options.sequences, period, model.vocabulary_size, options.seed)
+        twice_BT = once_BT.to(batch.tokens.device).repeat(1, 2)
+        readings = [
+            *_by_head("entropy", model, batch.tokens, entropy),
+            *_by_head("induction", model, twice_BT, lambda weights: induction(weights, period)),
+        ]
         if not readings:
-            raise nothing_found(self, snapshot, "attention with a softmax")
+            raise nothing_to_look_at(self, snapshot)
         yield from readings
 
 
-def drawn(sequences: int, length: int, vocabulary_size: int, seed: int) -> Tensor:
-    """Random tokens of shape (sequences, length), in each sequence all different as long as the
-    vocabulary allows it.
+@torch.no_grad()
+def _by_head(
+    measure: str, model: LanguageModel, tokens_BT: Tensor, of_heads: Callable[[Tensor], Tensor]
+) -> list[Reading]:
+    """A reading for each head, of what `of_heads` computes from weights of shape (B, H, T, S)."""
+    readings = []
+    with WatchedAttention() as watched:
+        for number, _ in enumerate(streams(model, tokens_BT)):
+            values = [value for weights in watched.pop() for value in of_heads(weights).tolist()]
+            for head, value in enumerate(values):
+                readings.append(Reading(measure, f"{module_name(number)}.head.{head}", value))
+    return readings
+
+
+def random_tokens(sequences: int, length: int, vocabulary_size: int, seed: int) -> Tensor:
+    """Random tokens of shape (sequences, length).
+
+    Within a sequence they are all different if the vocabulary is large enough.
     """
     rng = torch.Generator().manual_seed(seed)
     rounds = -(-length // vocabulary_size)
-    orders = [
-        [torch.randperm(vocabulary_size, generator=rng) for _ in range(rounds)]
-        for _ in range(sequences)
-    ]
-    return torch.stack([torch.cat(order)[:length] for order in orders])
+    rows = []
+    for _ in range(sequences):
+        orders = [torch.randperm(vocabulary_size, generator=rng) for _ in range(rounds)]
+        rows.append(torch.cat(orders)[:length])
+    return torch.stack(rows)
 
 
 def entropy(weights_BHTS: Tensor) -> Tensor:
-    """In nats, for each head the mean over positions."""
+    """The entropy of each head's weights in nats, averaged over positions, shape (H,)."""
     return torch.special.entr(weights_BHTS).sum(dim=-1).mean(dim=(0, 2))
 
 
 def induction(weights_BHTS: Tensor, period: int) -> Tensor:
-    """For each head, what positions of the second round give to the one `period` - 1 before them,
-    on average.
-    """
-    return weights_BHTS.diagonal(offset=1 - period, dim1=-2, dim2=-1)[..., 1:].mean(dim=(0, 2))
+    """The mean weight in the second round on the position `period` - 1 earlier, shape (H,)."""
+    earlier_BHT = weights_BHTS.diagonal(offset=1 - period, dim1=-2, dim2=-1)
+    second_round_BHT = earlier_BHT[..., 1:]
+    return second_round_BHT.mean(dim=(0, 2))
 
 
 def softmax_weights(
@@ -105,33 +114,35 @@ def softmax_weights(
     is_causal: bool = False,
     scale: float | None = None,
 ) -> Tensor:
-    """What `scaled_dot_product_attention`, called with the same, weighs the values by; in double
-    precision.
+    """The weights of `scaled_dot_product_attention` called with the same arguments.
+
+    softmax(scale Q Kᵀ + mask) in double precision, shape (B, H, T, S).
     """
-    scores = (
-        q_BHTK.double()
-        @ k_BHSK.double().mT
-        * (q_BHTK.shape[-1] ** -0.5 if scale is None else scale)
-    )
+    if scale is None:
+        scale = q_BHTK.shape[-1] ** -0.5
+    scores_BHTS = q_BHTK.double() @ k_BHSK.double().mT * scale
     if is_causal:
-        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        size = scores_BHTS.shape[-2:]
+        attn_mask = torch.ones(size, dtype=torch.bool, device=scores_BHTS.device).tril()
     if attn_mask is not None:
-        hidden = attn_mask.dtype == torch.bool
-        scores = scores.masked_fill(~attn_mask, float("-inf")) if hidden else scores + attn_mask
-    return scores.softmax(dim=-1)
+        if attn_mask.dtype == torch.bool:
+            scores_BHTS = scores_BHTS.masked_fill(~attn_mask, float("-inf"))
+        else:
+            scores_BHTS = scores_BHTS + attn_mask
+    return scores_BHTS.softmax(dim=-1)
 
 
-class Watched(TorchFunctionMode):
-    """Works out the weights of every call of `scaled_dot_product_attention`."""
+class WatchedAttention(TorchFunctionMode):
+    """Computes the weights of every call of `scaled_dot_product_attention` made inside it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[Tensor] = []
+        self._weights: list[Tensor] = []
 
-    def taken(self) -> list[Tensor]:
-        """Those since the last time it was asked."""
-        seen, self.seen = self.seen, []
-        return seen
+    def pop(self) -> list[Tensor]:
+        """The weights of each call since this was last asked for, each of shape (B, H, T, S)."""
+        weights, self._weights = self._weights, []
+        return weights
 
     def __torch_function__(
         self,
@@ -141,5 +152,5 @@ class Watched(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if function is nn.functional.scaled_dot_product_attention:
-            self.seen.append(softmax_weights(*args, **(kwargs or {})))
+            self._weights.append(softmax_weights(*args, **(kwargs or {})))
         return function(*args, **(kwargs or {}))

@@ -1,8 +1,11 @@
-"""What a probe is: it looks at the snapshots of a run, one after another, and tells what it sees in
-numbers.
+"""What a probe is: it looks at the snapshots of a run, one after another, and reports numbers.
 
-Training knows nothing of probes: they look at what it left, so they change no bit of it and cost it
-nothing.
+To add one, write a module `probes/<name>.py` with an `Options` model and a final class derived from
+`Probe` and named like the module, and add a block `probes.<name>` with its options to params.yaml.
+The docstrings here state every rule that tests/test_probes.py checks.
+
+Training knows nothing of probes. They look at what it left behind, so they change no bit of it and
+cost it no time.
 """
 
 from abc import ABC, abstractmethod
@@ -10,7 +13,7 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,104 +25,126 @@ from lmlab.training.learning_rules.base import LearningRule
 Vectors = dict[str, Tensor]
 """A tensor for each of a model's parameters, by the parameter's name."""
 RULE_SEED = 0
-"""Of the chance that a learning rule draws while it is looked at."""
+"""Of torch's generator while a learning rule is looked at."""
 
 
 class Batch(NamedTuple):
-    """The windows of text that every probe looks with, the same for all snapshots: two tensors of
-    shape (B, T).
-    """
+    """The probe batch: windows of validation text, the same for all snapshots, of shape (B, T)."""
 
     tokens: Tensor
     targets: Tensor
 
 
 class Reading(NamedTuple):
-    """One number: what was measured, and where in the model (`all`, a block, or a parameter by its
-    name).
-    """
+    """One number of a probe."""
 
     measure: str
+    """What was measured."""
     where: str
+    """In which part of the model: `all`, a parameter by its name, or a block or a module in it (see
+    `module_name`).
+    """
     value: float
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A run before one of its steps, and its weights after it."""
+    """A run before one of its steps, and its weights after that step."""
 
     step: int
     tokens: int
-    """How many tokens it had learned from."""
+    """Tokens trained on before the step."""
     model: LanguageModel
-    """Before the step, in evaluation mode: nothing is dropped out."""
+    """Before the step, in evaluation mode (no dropout)."""
     after: Vectors
     """The weights after the step."""
     rule: LearningRule
-    """Before the step, the run's interventions around it."""
+    """Before the step, wrapped in the run's interventions."""
     name: str
     """Of the model, as in params.yaml."""
 
     @cached_property
     def weights(self) -> Vectors:
-        """Before the step, detached."""
+        """The weights before the step, detached."""
         return {name: parameter.detach() for name, parameter in self.model.named_parameters()}
 
     @cached_property
     def update(self) -> Vectors:
-        """What the step added to the weights: gradient, clipping, momentum, learning rate and
-        weight decay together.
+        """What the step added to the weights.
+
+        Gradient, clipping, momentum, learning rate and weight decay act on it together.
         """
         return {name: self.after[name] - weight for name, weight in self.weights.items()}
 
     def true_gradient(self, batch: Batch) -> Vectors:
-        """Of the mean loss on the batch, by backpropagation."""
+        """The gradient of the mean loss on the batch, by backpropagation."""
         parameters = dict(self.model.named_parameters())
         loss = next_token_loss(self.model(batch.tokens), batch.targets)
-        found = torch.autograd.grad(
+        gradients = torch.autograd.grad(
             loss, list(parameters.values()), allow_unused=True, materialize_grads=True
         )
-        return dict(zip(parameters, found, strict=True))
+        return dict(zip(parameters, gradients, strict=True))
 
     def rule_gradient(self, batch: Batch) -> Vectors:
-        """What the run's rule gives instead, zero where it does not teach; made on copies, always
-        with the same chance.
+        """The gradient that the run's rule assigns, zero for parameters it does not train.
+
+        It is computed on copies and always with the same random numbers.
         """
         model, rule = deepcopy(self.model), deepcopy(self.rule)
         with torch.random.fork_rng():
             torch.manual_seed(RULE_SEED)
             rule.assign_gradients(model, batch.tokens, batch.targets)
         return {
-            name: torch.zeros_like(p) if p.grad is None else p.grad
-            for name, p in model.named_parameters()
+            name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            for name, parameter in model.named_parameters()
         }
 
 
 class Probe(ABC):
-    """Final classes take `(options)`. One object sees all snapshots of a run, so it may remember
-    what it saw.
+    """A probe, constructed as `Name(options)`; one object looks at all snapshots of a run in order.
+
+    Options that cannot work for any run are refused on construction with a UserError.
     """
 
-    timed: bool = False
-    """Whether readings are times and the like, which differ from run to run: they are kept apart
-    from the others.
+    reading: ClassVar[str]
+    """One or two plain sentences for the report: what the numbers show and which values are usual.
+    It begins with a capital letter, ends with a full stop, and has 40 to 300 characters.
+    """
+    timed: ClassVar[bool] = False
+    """Whether readings are times or the like, which differ each time: they are kept out of the
+    table of the others, and need not be the same when read again.
+    """
+    remembers: ClassVar[bool] = False
+    """Whether a reading depends on the snapshots before it. Otherwise equal snapshots have equal
+    readings.
+    """
+    needs: ClassVar[str] = ""
+    """What a model must have for the probe to look at it, such as "attention with a softmax"; empty
+    if every model has it.
     """
 
     @abstractmethod
     def look(self, snapshot: Snapshot, batch: Batch) -> Iterator[Reading]:
-        """The readings of one snapshot, each a finite number; it leaves model, rule and chance as
-        they were, to the bit.
+        """The readings of one snapshot, by whichever rule and model it was trained.
 
-        Raises UserError (by `nothing_found`) where the model has nothing that the probe looks at.
+        Each value is a finite Python float, and no two readings have the same measure and place.
+        They are the same each time, whatever the state of torch's generator.
+
+        The snapshot is left as it was, to the bit: weights, buffers, gradients, `requires_grad`,
+        training modes, hooks and attributes of model and rule, and `after`. So are torch's
+        generator and its gradient mode, once all readings are taken.
+
+        Raises UserError (by `nothing_to_look_at`) if the model lacks what the probe `needs`; it is
+        never silent instead, except that a probe that `remembers` may be for later snapshots.
         """
 
 
-def nothing_found(probe: Probe, snapshot: Snapshot, what: str) -> UserError:
-    """The error of a probe that has nothing to look at: `what` is missing."""
+def nothing_to_look_at(probe: Probe, snapshot: Snapshot) -> UserError:
+    """The error for a model that lacks what a probe needs."""
     name = type(probe).__module__.rpartition(".")[2]
     return UserError(
-        f"params.yaml: probe.probes: {name} finds no {what} in the model {snapshot.name}; leave"
-        " it out"
+        f"params.yaml: probe.probes: {name} finds no {probe.needs} in the model {snapshot.name};"
+        " leave it out"
     )
 
 
@@ -136,7 +161,7 @@ def each_and_all(vectors: Vectors) -> Iterator[tuple[str, Vectors]]:
 
 
 def streams(model: LanguageModel, tokens_BT: Tensor) -> Iterator[Tensor]:
-    """What each block hands on, from the first to the last, computed as they are asked for."""
+    """The output of each block, from the first to the last, computed when it is asked for."""
     x_BTD = model.embed(tokens_BT)
     for block in model.blocks:
         x_BTD = block(x_BTD)
@@ -144,12 +169,12 @@ def streams(model: LanguageModel, tokens_BT: Tensor) -> Iterator[Tensor]:
 
 
 def module_name(number: int, module: str = "") -> str:
-    """Where a reading is from, written as parameters are named: `blocks.0`, or a module in it."""
+    """The place of a reading, written as parameters are named: `blocks.0`, or a module in it."""
     return f"blocks.{number}.{module}".rstrip(".")
 
 
 def modules_named(block: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
-    """The modules within a block whose last name is this."""
-    yield from (
-        (path, module) for path, module in block.named_modules() if path.rpartition(".")[2] == name
-    )
+    """The modules within a block whose last name is `name`, with their paths in it."""
+    for path, module in block.named_modules():
+        if path.rpartition(".")[2] == name:
+            yield path, module

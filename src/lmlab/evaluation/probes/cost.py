@@ -1,10 +1,9 @@
-"""What a gradient costs: seconds and peak memory of the run's rule, beside backprop's on the same
-batch.
+"""What a gradient costs: seconds and peak memory by the run's rule and by backprop.
 
-The two take turns, and each time is the median of several. Peak memory is the most that is held at
-once beyond what was there before, as CUDA's allocator counts it, or on a processor torch's profiler
-(elsewhere it is left out). Such numbers differ from run to run, so they go to the stage's timing
-file and not into its table.
+Both compute it on the same batch. They take turns, and each result is the median of several. Peak
+memory is the most that is allocated at once beyond what was before, as counted by CUDA's allocator,
+or on a CPU by torch's profiler (on other devices it is left out). Such numbers differ from run to
+run, so they go to the stage's timing file and not into its table.
 """
 
 import os
@@ -22,6 +21,9 @@ from lmlab.core.params import Params
 from lmlab.evaluation.probes.base import Batch, Probe, Reading, Snapshot
 from lmlab.model.models.base import next_token_loss
 
+Meter = Callable[[Callable[[], None], torch.device], float]
+"""Measures a call on a device."""
+
 
 class Options(Params):
     """Options of the probe."""
@@ -30,11 +32,18 @@ class Options(Params):
 
 
 class Cost(Probe):
-    """`seconds` and `peak_bytes` of `rule` and `backprop`, and their `ratio`; in training mode, at
-    the first snapshot.
+    """`seconds` and `peak_bytes` of `rule` and `backprop`, and their `ratio`.
+
+    They are measured in training mode, at the first snapshot only.
     """
 
+    reading = (
+        "Seconds and peak memory of one gradient by the run's rule, by backprop, and their ratio: 1"
+        " for backprop itself, above 1 where the rule costs more. Seconds vary by some percent from"
+        " run to run."
+    )
     timed = True
+    remembers = True
 
     def __init__(self, options: Options) -> None:
         super().__init__()
@@ -52,55 +61,56 @@ class Cost(Probe):
         def by_backprop() -> None:
             torch.autograd.backward(next_token_loss(model(batch.tokens), batch.targets))
 
-        device = batch.tokens.device
-        measures = {"seconds": seconds, "peak_bytes": peak_bytes}
-        if device.type not in ("cpu", "cuda"):
-            del measures["peak_bytes"]
-        for measure, measured in measures.items():
-            found: dict[str, list[float]] = {"rule": [], "backprop": []}
+        def measured(meter: Meter, gradient: Callable[[], None]) -> float:
+            model.zero_grad()
+            rule.zero_grad()
+            return meter(gradient, batch.tokens.device)
+
+        meters: dict[str, Meter] = {"seconds": seconds}
+        if batch.tokens.device.type in ("cpu", "cuda"):
+            meters["peak_bytes"] = peak_bytes
+        for measure, meter in meters.items():
+            of_rule, of_backprop = [], []
             with torch.random.fork_rng():
-                for turn in range(1 + self.repeats):
-                    for way, run in (("rule", by_rule), ("backprop", by_backprop)):
-                        model.zero_grad()
-                        rule.zero_grad()
-                        value = measured(run, device)
-                        if turn:  # the first one warms up
-                            found[way].append(value)
-            middle = {way: median(values) for way, values in found.items()}
-            for where, value in {**middle, "ratio": middle["rule"] / middle["backprop"]}.items():
-                yield Reading(measure, where, value)
+                for _ in range(1 + self.repeats):
+                    of_rule.append(measured(meter, by_rule))
+                    of_backprop.append(measured(meter, by_backprop))
+            # the first turn is a warm-up
+            rule_median, backprop_median = median(of_rule[1:]), median(of_backprop[1:])
+            yield Reading(measure, "rule", rule_median)
+            yield Reading(measure, "backprop", backprop_median)
+            yield Reading(measure, "ratio", rule_median / backprop_median)
 
 
 def seconds(run: Callable[[], None], device: torch.device) -> float:
-    """How long it takes."""
-    _finish(device)
+    """How long a call takes, all work on the device included."""
+    _synchronize(device)
     started = time.perf_counter()
     run()
-    _finish(device)
+    _synchronize(device)
     return time.perf_counter() - started
 
 
 def peak_bytes(run: Callable[[], None], device: torch.device) -> float:
-    """The most that is allocated at once while it runs, beyond what was before."""
+    """The most that is allocated at once during a call, beyond what was allocated before."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         run()
         return float(torch.cuda.max_memory_allocated() - before)
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or the profiler tells when it starts and stops
+    # otherwise the profiler prints when it starts and stops
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         run()
     assert profiled.profiler is not None
     events = profiled.profiler.kineto_results.events()
-    changes = sorted(
-        (event for event in events if event.name() == "[memory]"),
-        key=lambda event: event.start_ns(),
-    )
-    return float(max(accumulate((event.nbytes() for event in changes), initial=0)))
+    allocations = [event for event in events if event.name() == "[memory]"]
+    allocations.sort(key=lambda event: event.start_ns())
+    return float(max(accumulate((event.nbytes() for event in allocations), initial=0)))
 
 
-def _finish(device: torch.device) -> None:
-    """Wait for a device that works on its own time."""
+def _synchronize(device: torch.device) -> None:
+    """Wait for a device that works asynchronously."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     elif device.type == "mps":

@@ -1,5 +1,6 @@
-"""The length of the gradient, by parameter and in all: where the rule's signal grows or fades
-(Hochreiter 1991).
+"""The gradient's length by parameter: where the rule's signal grows or vanishes (Hochreiter 1991).
+
+‖g‖ = √Σ gᵢ², over a parameter's entries or all.
 """
 
 from collections.abc import Iterator
@@ -13,17 +14,25 @@ class Options(Params):
 
 
 class GradientNorm(Probe):
-    """Euclidean norms on the probe batch: `rule` of the gradient that the run's rule gives,
-    `backprop` of the true one.
+    """Euclidean norms of the rule's gradient and of the true one, `backprop`, on the probe batch.
+
+    Both are given by parameter and over all of them.
     """
+
+    reading = (
+        "Length of the gradient, by the run's rule and by backprop: over all parameters usually"
+        " 1 to 10 at the start and below 1 later. Values that fall or rise many times over from"
+        " block to block show vanishing or exploding gradients."
+    )
 
     def __init__(self, options: Options) -> None:
         super().__init__()
 
     def look(self, snapshot: Snapshot, batch: Batch) -> Iterator[Reading]:
-        for measure, vectors in (
-            ("rule", snapshot.rule_gradient(batch)),
-            ("backprop", snapshot.true_gradient(batch)),
-        ):
+        gradients = {
+            "rule": snapshot.rule_gradient(batch),
+            "backprop": snapshot.true_gradient(batch),
+        }
+        for measure, vectors in gradients.items():
             for where, gradient in each_and_all(vectors):
                 yield Reading(measure, where, float(flat(gradient).norm()))

@@ -1,9 +1,9 @@
-"""How sharply the loss curves: the Hessian's eigenvalue of largest size, by power iteration (Yao et
-al. 2020).
+"""Sharpness of the loss: the largest Hessian eigenvalue by power iteration (Yao et al. 2020).
 
-Gradient descent with a fixed step is stable below 2 / step, and training tends to move up to that
-edge (Cohen et al. 2021). The Hessian is never formed: its product with a vector is the gradient of
-the gradient's product with that vector.
+v ← H v / ‖H v‖ gives the eigenvalue vᵀ H v of largest size, which may be negative. Gradient descent
+with step size η is stable below 2/η, and training tends to move up to that edge (Cohen et al.
+2021). The Hessian H is never formed: its product with a vector is the gradient of the gradient's
+product with that vector.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,12 +26,16 @@ class Options(Params):
 
 
 class Hessian(Probe):
-    """`top_eigenvalue`, and `error`: the length of H v - value * v for the unit vector v it was
-    found with.
+    """`top_eigenvalue` λ, and `error` = ‖H v - λ v‖ for the unit vector v it was computed with.
 
-    Some eigenvalue is within `error` of the one given (H is symmetric); more iterations make it
-    smaller.
+    Since H is symmetric, some eigenvalue is within `error` of λ. More iterations make it smaller.
     """
+
+    reading = (
+        "Sharpness of the loss: the Hessian's eigenvalue of largest size, known to within the"
+        " error; about 100 in size, of either sign, is usual at the start, and 1 to 100 later."
+        " Gradient descent with step size s is stable below 2/s."
+    )
 
     def __init__(self, options: Options) -> None:
         super().__init__()
@@ -41,43 +45,43 @@ class Hessian(Probe):
         weights = list(snapshot.model.parameters())
         rng = torch.Generator().manual_seed(self.options.seed)
         vector = [torch.randn(weight.shape, generator=rng).to(weight) for weight in weights]
-        with sdpa_kernel(SDPBackend.MATH):  # the other forms of attention have no second derivative
+        with sdpa_kernel(SDPBackend.MATH):  # other attention kernels have no second derivative
             loss = next_token_loss(snapshot.model(batch.tokens), batch.targets)
             gradient = torch.autograd.grad(
                 loss, weights, create_graph=True, allow_unused=True, materialize_grads=True
             )
             for _ in range(self.options.iterations):
-                vector = _times(1 / _inner(vector, vector) ** 0.5, vector)
+                vector = _scaled(1 / _inner(vector, vector) ** 0.5, vector)
                 product = _product(gradient, weights, vector)
                 value = _inner(vector, product)
-                away = [
-                    of_product - value * of_vector
-                    for of_product, of_vector in zip(product, vector, strict=True)
-                ]
-                vector = product if any(part.any() for part in product) else vector
+                residual = [h - value * v for h, v in zip(product, vector, strict=True)]
+                if any(part.any() for part in product):
+                    vector = product
         yield Reading("top_eigenvalue", "all", value)
-        yield Reading("error", "all", _inner(away, away) ** 0.5)
+        yield Reading("error", "all", _inner(residual, residual) ** 0.5)
 
 
 def _product(
     gradient: tuple[Tensor, ...], weights: Sequence[Tensor], vector: list[Tensor]
 ) -> list[Tensor]:
-    """The Hessian times a vector. Where the gradient does not depend on the weights it has nothing
-    to add.
+    """The Hessian times a vector.
+
+    Parts of the gradient that do not depend on the weights add nothing to it.
     """
-    curved = [pair for pair in zip(gradient, vector, strict=True) if pair[0].requires_grad]
+    pairs = zip(gradient, vector, strict=True)
+    curved = [(part, along) for part, along in pairs if part.requires_grad]
     if not curved:
         return [torch.zeros_like(weight) for weight in weights]
-    outputs, of_vector = zip(*curved, strict=True)
-    found = torch.autograd.grad(
-        outputs, weights, of_vector, retain_graph=True, allow_unused=True, materialize_grads=True
+    outputs, grad_outputs = zip(*curved, strict=True)
+    product = torch.autograd.grad(
+        outputs, weights, grad_outputs, retain_graph=True, allow_unused=True, materialize_grads=True
     )
-    return list(found)
+    return list(product)
 
 
-def _inner(one: list[Tensor], other: list[Tensor]) -> float:
-    return sum(float((a.double() * b.double()).sum()) for a, b in zip(one, other, strict=True))
+def _inner(x: list[Tensor], y: list[Tensor]) -> float:
+    return sum(float((a.double() * b.double()).sum()) for a, b in zip(x, y, strict=True))
 
 
-def _times(factor: float, vector: list[Tensor]) -> list[Tensor]:
+def _scaled(factor: float, vector: list[Tensor]) -> list[Tensor]:
     return [factor * part for part in vector]

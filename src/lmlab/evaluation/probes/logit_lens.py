@@ -1,6 +1,4 @@
-"""The logit lens (nostalgebraist 2020): what the model would say if it stopped after each block, by
-its loss.
-"""
+"""The logit lens: the model's loss if it stopped after each block (nostalgebraist 2020)."""
 
 from collections.abc import Iterator
 
@@ -16,9 +14,16 @@ class Options(Params):
 
 
 class LogitLens(Probe):
-    """`nats` per token on the probe batch with each block's output read out; behind the last it is
-    the model's own loss.
+    """`nats` per token on the probe batch, with each block's output passed to the output head.
+
+    After the last block it is the model's own loss.
     """
+
+    reading = (
+        "Loss in nats per token if the model stopped after each block. It usually falls from block"
+        " to block down to the model's own loss after the last; the logarithm of the vocabulary"
+        " size is that of a uniform guess, and early blocks may lie above it."
+    )
 
     def __init__(self, options: Options) -> None:
         super().__init__()
@@ -29,6 +34,5 @@ class LogitLens(Probe):
                 snapshot.model.head(x_BTD) for x_BTD in streams(snapshot.model, batch.tokens)
             ]
         for number, logits_BTV in enumerate(outputs):
-            yield Reading(
-                "nats", module_name(number), float(next_token_loss(logits_BTV, batch.targets))
-            )
+            loss = next_token_loss(logits_BTV, batch.targets)
+            yield Reading("nats", module_name(number), float(loss))

@@ -1,9 +1,10 @@
-"""How alike what a block computes stays while it learns: centred kernel alignment (Kornblith et al.
-2019), debiased.
+"""How similar a block's outputs stay while it learns: debiased CKA (Kornblith et al. 2019).
 
-Linear CKA of two sets of vectors for the same tokens is 1 when one is the other turned and scaled.
-The usual estimate is far above 0 even for independent sets when there are few tokens for each
-dimension; this one is not (Song et al. 2012; Murphy et al. 2024).
+Linear centred kernel alignment of two sets of vectors for the same tokens, with HSIC the
+Hilbert-Schmidt independence criterion of their inner products K and L, is
+HSIC(K, L) / √(HSIC(K, K) HSIC(L, L)): 1 if one set is the other rotated and scaled. With few tokens
+for each dimension the usual estimate is far above 0 even for independent sets; this one is not
+(Song et al. 2012; Murphy et al. 2024).
 """
 
 from collections.abc import Iterator
@@ -23,49 +24,58 @@ class Options(Params):
 
 
 class Similarity(Probe):
-    """Of each block's output with that in the first snapshot (`to_first`) and in the one before
-    this (`to_previous`).
+    """CKA of each block's output with that in the first snapshot and in the previous one.
+
+    The measures are `to_first` and `to_previous`; the first snapshot has only the former. At most
+    `most_tokens` tokens of the probe batch are used, evenly spaced.
     """
+
+    reading = (
+        "Similarity (CKA) of a block's output with the first and the previous snapshot: 1 is the"
+        " same up to rotation and scale, about 0 unrelated. To the previous snapshot it usually"
+        " nears 1 as learning slows, to the first it falls."
+    )
+    remembers = True
 
     def __init__(self, options: Options) -> None:
         super().__init__()
-        self.most = options.most_tokens
+        self.most_tokens = options.most_tokens
         self.first: list[Tensor] = []
         self.previous: list[Tensor] = []
 
     def look(self, snapshot: Snapshot, batch: Batch) -> Iterator[Reading]:
         with torch.no_grad():
-            flattened = [x_BTD.flatten(0, 1) for x_BTD in streams(snapshot.model, batch.tokens)]
-        every = -(-len(flattened[0]) // self.most)
-        now = [x_ND[::every].double() for x_ND in flattened]
-        self.first = self.first or now
-        for measure, then in (("to_first", self.first), ("to_previous", self.previous)):
-            for number, (one_ND, other_ND) in enumerate(zip(then, now)):
-                yield Reading(measure, module_name(number), alignment(one_ND, other_ND))
+            outputs = [x_BTD.flatten(0, 1) for x_BTD in streams(snapshot.model, batch.tokens)]
+        every = -(-len(outputs[0]) // self.most_tokens)
+        now = [x_ND[::every].double() for x_ND in outputs]
+        if not self.first:
+            self.first = now
+        for measure, earlier in (("to_first", self.first), ("to_previous", self.previous)):
+            for number, (earlier_ND, now_ND) in enumerate(zip(earlier, now)):
+                yield Reading(measure, module_name(number), alignment(earlier_ND, now_ND))
         self.previous = now
 
 
 def alignment(x_ND: Tensor, y_NE: Tensor) -> float:
-    """Debiased linear CKA of two sets of N vectors, N at least 4; 0 where one of them does not
-    vary.
-    """
-    grams = [_products(x_ND), _products(y_NE)]
-    (xx, xy), (_, yy) = [[independence(one, other) for other in grams] for one in grams]
+    """Debiased linear CKA of two sets of N >= 4 vectors; 0 if one of them does not vary."""
+    x_products, y_products = _inner_products(x_ND), _inner_products(y_NE)
+    xx = independence(x_products, x_products)
+    xy = independence(x_products, y_products)
+    yy = independence(y_products, y_products)
     return xy / (xx * yy) ** 0.5 if xx > 0 and yy > 0 else 0.0
 
 
-def _products(x_ND: Tensor) -> Tensor:
-    """Inner products between different vectors, 0 on the diagonal; centred first, which the
-    estimate does not see.
+def _inner_products(x_ND: Tensor) -> Tensor:
+    """Inner products between different vectors, with 0 on the diagonal.
+
+    The vectors are centred first: that does not change the estimate, only its rounding.
     """
     x_ND = x_ND - x_ND.mean(dim=0)
     return (x_ND @ x_ND.T).fill_diagonal_(0.0)
 
 
 def independence(k_NN: Tensor, l_NN: Tensor) -> float:
-    """The Hilbert-Schmidt independence criterion from products without diagonal, unbiased (Song et
-    al. 2012, equation 5).
-    """
+    """The unbiased HSIC of inner products without diagonal (Song et al. 2012, equation 5)."""
     n = len(k_NN)
     sums_k, sums_l = k_NN.sum(dim=0), l_NN.sum(dim=0)
     both = sums_k.sum() * sums_l.sum() / ((n - 1) * (n - 2))

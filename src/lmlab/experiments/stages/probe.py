@@ -12,7 +12,7 @@ from lmlab.experiments.stages.layout import Layout
 def probe(tree: Tree, layout: Layout) -> dict[str, float]:
     """Look at the snapshots with validation text; write `layout.probes`; return what was timed."""
     section = params.section(tree, "probe", ProbeParams)
-    return probing.look(
+    readings = probing.look(
         section,
         probing.chosen(tree, section),
         open_shards(layout.shards, layout.tokenizer_file),
@@ -20,3 +20,4 @@ def probe(tree: Tree, layout: Layout) -> dict[str, float]:
         layout.snapshots,
         layout.probes,
     )
+    return readings.timings()
