@@ -10,7 +10,6 @@ files, about three times the text, go to the system's folder for them. Writes
 benchmarks/results/sharding.csv.
 """
 
-import json
 import multiprocessing
 import os
 import resource
@@ -29,6 +28,7 @@ from common import RESULTS, download, fit_tokenizer, seconds, shard, write
 
 from lmlab.core import params, registry
 from lmlab.core.params import Tree, changed
+from lmlab.data.shards import ShardManifest
 
 WORDS, LONGEST_WORD, WORDS_IN_A_LINE = 200_000, 10, 12
 
@@ -107,8 +107,8 @@ def main(
                     "tokenizer": alone(fit_tokenizer, tree, folder),
                     "shard": alone(shard, tree, folder),
                 }
-                manifest = json.loads((folder / "shards" / "manifest.json").read_text())
-                written = sum(split["bytes"] for split in manifest["splits"].values()) / 1e6
+                manifest = ShardManifest.read(folder / "shards")
+                written = sum(split.bytes for split in manifest.splits.values()) / 1e6
                 for stage, took in stages.items():
                     row = {
                         "stage": stage,

@@ -14,10 +14,8 @@ from pipeline import run_command
 def corpus(study: Annotated[Path, typer.Argument(help="The study's folder.")]) -> None:
     """Write STUDY/corpus, as the study's changes to `download` and `corpora` say."""
     manifest = studies.build_corpus(studies.read(study), study / "corpus")
-    for split, facts in manifest["splits"].items():
-        typer.echo(
-            f"{study.name}: {split}: {facts['documents']:,} documents, {facts['bytes']:,} bytes"
-        )
+    for split, size in manifest.splits.items():
+        typer.echo(f"{study.name}: {split}: {size.documents:,} documents, {size.bytes:,} bytes")
 
 
 if __name__ == "__main__":

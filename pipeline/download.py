@@ -11,8 +11,8 @@ def download(corpus: Path = Path("data/corpus")) -> None:
     """Get the corpus that `download.corpus` names and write its documents to CORPUS."""
     params, parts = read_params("download", DownloadParams)
     manifest = collecting.build(params, parts["corpus"].build(), corpus)
-    for split, facts in manifest["splits"].items():
-        print(f"download: {split}: {facts['documents']:,} documents, {facts['bytes']:,} bytes")
+    for split, size in manifest.splits.items():
+        print(f"download: {split}: {size.documents:,} documents, {size.bytes:,} bytes")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ def shard(
     """Encode the documents in CORPUS with TOKENIZER and write SHARDS."""
     params, _ = read_params("shard", ShardParams)
     manifest = sharding.build(params, corpus, tokenizer, shards)
-    for split, facts in manifest["splits"].items():
-        print(f"shard: {split}: {facts['tokens']:,} tokens in {len(facts['files'])} shard(s)")
+    for split, contents in manifest.splits.items():
+        print(f"shard: {split}: {contents.tokens:,} tokens in {len(contents.files)} shard(s)")
 
 
 if __name__ == "__main__":

@@ -16,9 +16,10 @@ import torch
 from pydantic import Field
 
 from lmlab.core.errors import UserError
-from lmlab.core.files import checked, read_json, whole_file, write_json, write_sums
+from lmlab.core.files import checked, whole_file, write_json, write_sums
 from lmlab.core.params import Names, Params
 from lmlab.core.registry import Choice
+from lmlab.data.corpus_manifest import CorpusManifest
 from lmlab.data.shards import Shards
 from lmlab.data.tokenizers.base import Ids, Tokenizer
 from lmlab.evaluation import blocks, character_classes, references
@@ -111,7 +112,7 @@ def evaluate(
     """
     rows = _read_log(log)
     scored, diverged = _scored(params, model, saved, shards)
-    manifest = read_json(corpus / "manifest.json", made_by="download")
+    manifest = CorpusManifest.read(corpus)
     facts = _facts(params, model, saved, diverged) | {"text": _text(manifest)}
     folder.mkdir(parents=True, exist_ok=True)
     if scored is None:
@@ -174,14 +175,10 @@ def _facts(
     }
 
 
-def _text(manifest: dict[str, Any]) -> dict[str, str]:
+def _text(manifest: CorpusManifest) -> dict[str, str]:
     """What was scored, so that results can tell by themselves whether they are of the same text."""
-    of_split = manifest.get("splits", {}).get(SCORED, {})
-    return {
-        "corpus": manifest.get("corpus", ""),
-        "split": SCORED,
-        "sha256": of_split.get("sha256", ""),
-    }
+    sha256 = manifest.splits[SCORED].sha256
+    return {"corpus": manifest.corpus, "split": SCORED, "sha256": sha256}
 
 
 def _numbers(
@@ -194,8 +191,8 @@ def _numbers(
     train = fitted_to(params, shards)
     references: dict[str, Any] = {SCORED: references_of(params, shards, SCORED, train)}
     references |= {"kneser_ney_order": params.ngram_order, "train_tokens": len(train)}
-    if "entropy_bits_per_byte" in manifest:
-        references["source_entropy"] = manifest["entropy_bits_per_byte"]
+    if manifest.entropy_bits_per_byte is not None:
+        references["source_entropy"] = manifest.entropy_bits_per_byte
     taken, left_out = take(measures, trained)
     for line in left_out:
         print(f"evaluate: left out {line}", flush=True)
@@ -242,7 +239,7 @@ def check_model_fits(saved: dict[str, Any], shards: Shards) -> None:
     with.
     """
     if (
-        saved.get("tokenizer_sha256") != shards.manifest["tokenizer_sha256"]
+        saved.get("tokenizer_sha256") != shards.manifest.tokenizer_sha256
         or saved["vocabulary_size"] != shards.vocabulary_size
     ):
         raise UserError(

@@ -115,7 +115,7 @@ def adapt(
     chosen["schedule"] = registry.choose(tree, "schedules", SCHEDULE)
     file = data / "tokenizer" / sharding.TOKENIZER_FILE
     shards = open_shards(data / "shards", file)
-    if saved["tokenizer_sha256"] != shards.manifest["tokenizer_sha256"]:
+    if saved["tokenizer_sha256"] != shards.manifest.tokenizer_sha256:
         raise UserError(
             f"{data / 'model'} was trained with another tokenizer than {file}; run `dvc repro`"
         )

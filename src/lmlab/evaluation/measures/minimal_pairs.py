@@ -139,7 +139,7 @@ class MinimalPairs(Measure):
             word for text in trained.text("train", CHARACTERS) for word in re.findall(WORD, text)
         }
         text = Text(held_out[:MOST_SENTENCES], words)
-        makers = {**KINDS, **(GRAMMAR if trained.manifest.get("corpus") == "grammar" else {})}
+        makers = {**KINDS, **(GRAMMAR if trained.manifest.corpus == "grammar" else {})}
         made = {name: list(dict.fromkeys(make(text, rng))) for name, make in makers.items()}
         train = trained.corpus / "train.parquet"
         standing = _standing_words(

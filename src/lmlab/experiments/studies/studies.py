@@ -36,6 +36,7 @@ from lmlab.data import collect as collecting
 from lmlab.data import documents
 from lmlab.data import shard as sharding
 from lmlab.data.collect import DownloadParams
+from lmlab.data.corpus_manifest import CorpusManifest
 from lmlab.data.shard import ShardParams
 from lmlab.data.shards import Shards, open_shards
 from lmlab.data.tokenizers import base as tokenizers
@@ -139,7 +140,7 @@ def read(folder: Path, quick: bool = False) -> Study:
     return Study(folder, study, arms)
 
 
-def build_corpus(study: Study, target: Path) -> dict[str, Any]:
+def build_corpus(study: Study, target: Path) -> CorpusManifest:
     """Make the corpus that the study's own `download.*` name, for a study that does not take the
     project's; its manifest.
     """
@@ -241,7 +242,7 @@ def _kept(work: Work) -> Path:
         "flops": flops,
         "corpus": {path.name: sha256(path) for path in sorted(corpus.glob("*.parquet"))},
         "tokenizer": sha256(given)
-        if (given := params.section(tree, "tokenizer", TokenizerParams).given)
+        if (given := params.section(tree, "tokenizer", TokenizerParams).file)
         else "",
         "code": _code(),
         "torch": torch.__version__,
@@ -294,7 +295,7 @@ def run_point(tree: Tree, flops: float, corpus: Path) -> dict[str, Any]:
         folder = Path(made)
         asked = params.section(tree, "tokenizer", TokenizerParams)
         chosen = registry.choices(tree, "tokenizer", asked)["name"]
-        tokenizer = tokenizers.made(
+        tokenizer = tokenizers.load_or_fit(
             asked, chosen, (text for _, _, text in documents.read_parts(corpus / "train.parquet"))
         )
         tokenizers.save(chosen, tokenizer, folder / "tokenizer" / "tokenizer.json")
