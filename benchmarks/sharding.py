@@ -10,7 +10,6 @@ files, about three times the text, go to the system's folder for them. Writes
 benchmarks/results/sharding.csv.
 """
 
-import json
 import multiprocessing
 import os
 import resource
@@ -29,6 +28,7 @@ from common import RESULTS, seconds, write
 
 from lmlab.core import params, registry
 from lmlab.core.params import Tree, changed
+from lmlab.data.shards import ShardManifest
 from lmlab.experiments.stages.download import download
 from lmlab.experiments.stages.layout import Layout
 from lmlab.experiments.stages.shard import shard
@@ -115,8 +115,8 @@ def main(
                     "tokenizer": alone(tokenizer, tree, layout),
                     "shard": alone(shard, tree, layout),
                 }
-                manifest = json.loads((layout.shards / "manifest.json").read_text())
-                written = sum(split["bytes"] for split in manifest["splits"].values()) / 1e6
+                manifest = ShardManifest.read(layout.shards)
+                written = sum(split.bytes for split in manifest.splits.values()) / 1e6
                 for stage, took in stages.items():
                     row = {
                         "stage": stage,

@@ -16,6 +16,16 @@ import torch
 
 from lmlab.core import params, registry
 from lmlab.core.registry import Choice
+from lmlab.data.corpus_manifest import (
+    Cleaning,
+    Copied,
+    CorpusManifest,
+    Documents,
+    EqualDocuments,
+    Split,
+    Verbatim,
+)
+from lmlab.data.documents import SPLITS
 from lmlab.data.shards import Shards
 from lmlab.data.tokenizers.base import Tokenizer
 from lmlab.model.models import base as models
@@ -165,4 +175,29 @@ def tokens(batch: int, time: int, seed: int = 0, vocabulary_size: int = VOCABULA
     """Random ids of shape (batch, time)."""
     return torch.randint(
         vocabulary_size, (batch, time), generator=torch.Generator().manual_seed(seed)
+    )
+
+
+def corpus_manifest(corpus: str = "made_up", **facts: Any) -> CorpusManifest:
+    """The manifest of a corpus of three documents of 500 characters."""
+    none = Documents(documents=0, characters=0)
+    size = {"documents": 1, "characters": 500, "bytes": 500, "different_characters": 26}
+    cleaning = {"characters": 1500, "replaced": 0, "invisible": 0, "dropped": 0}
+    return CorpusManifest(
+        corpus=corpus,
+        source="made up",
+        licence="none needed",
+        facts=facts,
+        left_out={},
+        split="tail",
+        splits={split: Split(**size, sha256="f00") for split in SPLITS},
+        equal_documents=EqualDocuments(within=dict.fromkeys(SPLITS, none), across={}),
+        verbatim=Verbatim(
+            run_characters=64,
+            validation=Copied(characters=0, checked=500),
+            test=Copied(characters=0, checked=500),
+        ),
+        ascii=True,
+        cleaning=Cleaning(**cleaning, emptied_documents=0),
+        cleaned=[],
     )

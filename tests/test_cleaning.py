@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmlab.data.cleaning import Cleaner, fate, to_ascii
+from lmlab.data.corpus_manifest import Losses
 
 ALLOWED = re.compile(r"[\n\t\x20-\x7e]*")
 any_text = st.text(st.characters(exclude_categories=()))  # surrogates included
@@ -22,11 +23,11 @@ def test_what_comes_out_is_ascii_and_every_change_is_counted(text: str) -> None:
     line_ends = re.findall(r"\r\n|\r", text)
     foreign = [c for c in re.sub(r"\r\n?", "\n", text) if not ALLOWED.fullmatch(c)]
     assert cleaner.changed == Counter(line_ends + foreign)
-    recorded = {row["code_point"]: row for row in cleaner.record()}
+    recorded = {change.code_point: change for change in cleaner.changes()}
     assert len(recorded) == len(cleaner.changed)
-    assert sum(int(row["count"]) for row in recorded.values()) == len(line_ends) + len(foreign)
+    assert sum(change.count for change in recorded.values()) == len(line_ends) + len(foreign)
     for character in foreign:
-        assert recorded[f"U+{ord(character):04X}"]["became"] == to_ascii(character)
+        assert recorded[f"U+{ord(character):04X}"].became == to_ascii(character)
     assert len(cleaned) == len(re.sub(r"\r\n?", "\n", text)) + sum(
         len(to_ascii(c)) - 1 for c in foreign
     )
@@ -45,7 +46,7 @@ def test_cleaning_twice_changes_nothing_more(text: str) -> None:
 def test_every_foreign_character_is_replaced_invisible_or_dropped(text: str) -> None:
     cleaner = Cleaner(ascii_only=True)
     cleaner.clean(text)
-    losses = cleaner.losses()
+    losses = cleaner.losses().record()
     joined = re.sub(r"\r\n?", "\n", text)
     assert losses.pop("characters") == len(joined)
     assert sum(losses.values()) == len([c for c in joined if not ALLOWED.fullmatch(c)])
@@ -67,12 +68,9 @@ def test_without_the_policy_nothing_is_dropped(text: str) -> None:
     cleaner = Cleaner(ascii_only=False)
     cleaned = cleaner.clean(text)
     halves = sum(unicodedata.category(c) == "Cs" for c in text)
-    assert cleaner.losses() == {
-        "characters": len(cleaned),
-        "replaced": halves,
-        "invisible": 0,
-        "dropped": 0,
-    }
+    assert cleaner.losses() == Losses(
+        characters=len(cleaned), replaced=halves, invisible=0, dropped=0
+    )
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
@@ -92,8 +90,8 @@ def test_a_text_in_latin_letters_loses_nothing_however_its_accents_are_written(
     cleaner = Cleaner(ascii_only=True)
     composed = Cleaner(ascii_only=True)
     assert cleaner.clean(unicodedata.normalize(form, text)) == composed.clean(text)
-    assert cleaner.losses()["dropped"] == 0
-    assert cleaner.losses()["replaced"] > 0
+    assert cleaner.losses().dropped == 0
+    assert cleaner.losses().replaced > 0
 
 
 @pytest.mark.parametrize(
@@ -113,7 +111,7 @@ def test_what_a_text_loses_is_what_has_no_spelling(
     cleaner = Cleaner(ascii_only=True)
     cleaner.clean(text)
     losses = cleaner.losses()
-    assert (losses["dropped"], losses["characters"]) == (dropped, characters)
+    assert (losses.dropped, losses.characters) == (dropped, characters)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +150,7 @@ def test_only_what_said_something_is_dropped(character: str, expected: str) -> N
 def test_plain_text_is_left_alone(text: str) -> None:
     cleaner = Cleaner(ascii_only=True)
     assert cleaner.clean(text) == text
-    assert cleaner.record() == []
+    assert cleaner.changes() == []
 
 
 @given(any_text)
@@ -164,9 +162,9 @@ def test_without_the_policy_only_line_ends_and_half_surrogates_change(text: str)
     )
     assert cleaned == expected
     cleaned.encode("utf-8")
-    for row in cleaner.record():
-        assert row["became"] in ("\n", "\ufffd")
-        str(row["character"]).encode("utf-8")
+    for change in cleaner.changes():
+        assert change.became in ("\n", "\ufffd")
+        change.character.encode("utf-8")
 
 
 @pytest.mark.parametrize(
@@ -206,7 +204,7 @@ def test_the_record_is_sorted_by_count() -> None:
     cleaner = Cleaner(ascii_only=True)
     cleaner.clean("é—é\r\n")
     cleaner.clean("é")
-    assert cleaner.record() == [
+    assert [change.record() for change in cleaner.changes()] == [
         {"character": "é", "code_point": "U+00E9", "became": "e", "count": 3},
         {"character": "\r\n", "code_point": "U+000D U+000A", "became": "\n", "count": 1},
         {"character": "—", "code_point": "U+2014", "became": "--", "count": 1},

@@ -230,11 +230,7 @@ def test_summary_names_the_stage_that_has_not_run(project: Path) -> None:
 def outputs_of_a_run(folder: Path, found: Any) -> None:
     """What the stages leave, with `found` in measures.json."""
     outputs = {
-        "data/corpus/manifest.json": {
-            "corpus": "grammar",
-            "source": "made up",
-            "splits": {"train": {"bytes": 1500}},
-        },
+        "data/corpus/manifest.json": small.corpus_manifest("grammar").record(),
         "data/model/model.json": {
             "model": {"name": "mill"},
             "parameters": 7,

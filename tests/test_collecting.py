@@ -13,6 +13,7 @@ from lmlab.data import collect as collecting
 from lmlab.data import corpus_summary, documents
 from lmlab.data.collect import DownloadParams
 from lmlab.data.corpora.base import Corpus, Document
+from lmlab.data.corpus_manifest import CorpusManifest
 from lmlab.data.documents import SPLITS
 
 TAIL = DownloadParams(
@@ -50,7 +51,7 @@ class Here(Corpus):
         return {"fact": 1, "left_out": self.left_out} if self.left_out else {"fact": 1}
 
 
-def build(params: DownloadParams, folder: Path, *pieces: Sequence[str]) -> dict[str, Any]:
+def build(params: DownloadParams, folder: Path, *pieces: Sequence[str]) -> CorpusManifest:
     return collecting.build(params, Here(pieces), folder)
 
 
@@ -90,10 +91,10 @@ def test_the_ends_of_the_text_are_held_out_and_nothing_is_lost(tmp_path: Path) -
     assert abs(len(joined["validation"]) - 0.1 * len(whole)) <= 1
     assert abs(len(joined["test"]) - 0.05 * len(whole)) <= 1
     for split in SPLITS:
-        facts = manifest["splits"][split]
-        assert facts["documents"] == len(read[split])
-        assert facts["characters"] == len(joined[split])
-        assert facts["bytes"] == len(joined[split].encode())
+        size = manifest.splits[split]
+        assert size.documents == len(read[split])
+        assert size.characters == len(joined[split])
+        assert size.bytes == len(joined[split].encode())
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
@@ -120,7 +121,7 @@ def test_however_it_is_cut_the_text_is_whole(
     assert (
         "".join("".join(read[split].values()) for split in ("test", "train", "validation")) == whole
     )
-    assert sum(row["count"] for row in manifest["cleaned"]) == len(
+    assert sum(change.count for change in manifest.cleaned) == len(
         re.findall("\r\n?", "\0".join(map("".join, pieces)))
     )
 
@@ -138,11 +139,11 @@ def test_long_documents_come_in_parts_cut_behind_a_line(
 
 def test_the_manifest_says_what_cleaning_changed(tmp_path: Path) -> None:
     manifest = build(TAIL, tmp_path / "corpus", ["caf", "é\r", "\n" + "a" * 100])
-    assert manifest["cleaned"] == [
+    assert manifest.record()["cleaned"] == [
         {"character": "\r\n", "code_point": "U+000D U+000A", "became": "\n", "count": 1},
         {"character": "é", "code_point": "U+00E9", "became": "e", "count": 1},
     ]
-    assert (manifest["corpus"], manifest["source"], manifest["licence"], manifest["fact"]) == (
+    assert (manifest.corpus, manifest.source, manifest.licence, manifest.facts["fact"]) == (
         "here",
         "a test",
         "none",
@@ -186,14 +187,14 @@ def test_what_was_dropped_replaced_emptied_and_left_out_is_counted_and_said(
     ]
     corpus = Here(texts, {"rows without text (null)": 1234})
     manifest = collecting.build(TAIL, corpus, tmp_path / "corpus")
-    assert manifest["cleaning"] == {
+    assert manifest.record()["cleaning"] == {
         "characters": 3000 + 11 + 3 + 1 + 2,
         "replaced": 1,
         "invisible": 2,
         "dropped": 3,
         "emptied_documents": 2,
     }
-    assert manifest["left_out"] == {"rows without text (null)": 1234, "empty documents": 2}
+    assert manifest.left_out == {"rows without text (null)": 1234, "empty documents": 2}
     assert told(capsys)[:2] == [
         "download: of 3,017 characters, cleaning dropped 3 (0.10 %) and replaced 1 (0.03 %); 2"
         " accents and invisible"
@@ -208,7 +209,7 @@ def test_as_much_may_be_dropped_as_params_allow(tmp_path: Path, most: float) -> 
     dropped = round(1000 * most)
     kept = [prose(1000 - dropped) or "\r\n" * 9]
     manifest = build(params, tmp_path / "corpus", kept, ["中" * dropped])
-    assert manifest["cleaning"]["dropped"] == dropped
+    assert manifest.cleaning.dropped == dropped
     if most < 1:
         with pytest.raises(UserError, match=rf"download.most_dropped \({most}\)"):
             build(params, tmp_path / "corpus", kept, ["中" * (dropped + 1)])
@@ -216,7 +217,7 @@ def test_as_much_may_be_dropped_as_params_allow(tmp_path: Path, most: float) -> 
     free = build(
         params.model_copy(update={"ascii": False}), tmp_path / "corpus", kept, ["中" * 3000]
     )
-    assert (free["cleaning"]["dropped"], free["cleaning"]["replaced"]) == (0, 0)
+    assert (free.cleaning.dropped, free.cleaning.replaced) == (0, 0)
 
 
 def test_the_same_text_in_two_splits_is_counted_and_said(
@@ -227,7 +228,7 @@ def test_the_same_text_in_two_splits_is_counted_and_said(
     manifest = build(params, tmp_path / "corpus", *texts)
     nothing = {"documents": 0, "characters": 0}
     # test has 7 and half of 0; train the rest of 0, then 1 to 7; validation 7, 8, 8, 4
-    assert manifest["equal_documents"] == {
+    assert manifest.record()["equal_documents"] == {
         "within": {
             "train": nothing,
             "validation": {"documents": 1, "characters": 200},
@@ -239,7 +240,7 @@ def test_the_same_text_in_two_splits_is_counted_and_said(
             "test in validation": {"documents": 1, "characters": 200},
         },
     }
-    assert manifest["verbatim"] == {
+    assert manifest.record()["verbatim"] == {
         "run_characters": 64,
         "validation": {"characters": 400, "checked": 800},
         "test": {"characters": 200, "checked": 300},
@@ -249,8 +250,8 @@ def test_the_same_text_in_two_splits_is_counted_and_said(
         "download: also in train: 2 documents and 50.00 % of validation, 1 documents and 66.67 %"
         " of test (equal documents;"
         " characters in equal runs of 64 or more); 1 documents of test are in validation",
-        "download: much of validation and test stands in train word for word: a loss there says"
-        " how well that is known",
+        "download: much of validation and test is in train word for word: a loss there measures"
+        " how well that is memorised",
     ]
 
 
@@ -260,8 +261,8 @@ def test_near_copies_show_where_whole_documents_are_held_out(tmp_path: Path) -> 
     read = splits(tmp_path / "corpus")
     pairs_apart = [number for number in read["validation"] if number ^ 1 in read["train"]]
     assert len(pairs_apart) > 5
-    assert manifest["equal_documents"]["across"]["validation in train"]["documents"] == 0
-    assert manifest["verbatim"]["validation"]["characters"] == 500 * len(pairs_apart)
+    assert manifest.equal_documents.across["validation in train"].documents == 0
+    assert manifest.verbatim.validation.characters == 500 * len(pairs_apart)
 
 
 @pytest.mark.parametrize(("text", "different"), [("\n", 1), ("ab", 2), ("acgt", 4), ("acgt\n", 5)])
@@ -270,7 +271,7 @@ def test_a_text_of_a_handful_of_characters_is_called_that(
 ) -> None:
     manifest = build(TAIL, tmp_path / "corpus", [text * 300])
     assert {
-        split: facts["different_characters"] for split, facts in manifest["splits"].items()
+        split: size.different_characters for split, size in manifest.splits.items()
     } == dict.fromkeys(SPLITS, different)
     lines = [line for line in told(capsys) if "different character" in line]
     expected = [
@@ -308,9 +309,9 @@ def test_whole_documents_are_held_out_and_equal_ones_stay_together(tmp_path: Pat
     assert not held["train"] & held["validation"]
     assert not held["train"] & held["test"]
     assert not held["validation"] & held["test"]
-    total = sum(manifest["splits"][split]["characters"] for split in SPLITS)
-    assert abs(manifest["splits"]["validation"]["characters"] / total - 0.1) < 0.04
-    assert abs(manifest["splits"]["test"]["characters"] / total - 0.05) < 0.04
+    total = sum(manifest.splits[split].characters for split in SPLITS)
+    assert abs(manifest.splits["validation"].characters / total - 0.1) < 0.04
+    assert abs(manifest.splits["test"].characters / total - 0.05) < 0.04
 
 
 def test_another_split_seed_holds_out_others(tmp_path: Path) -> None:
@@ -343,7 +344,7 @@ def test_few_documents_give_each_split_one_and_train_the_largest(
 def test_no_test_split_leaves_the_rest(tmp_path: Path, params: DownloadParams) -> None:
     texts = [[words(40, seed)] for seed in range(20)]
     manifest = build(params.model_copy(update={"test": 0.0}), tmp_path / "corpus", *texts)
-    assert manifest["splits"]["test"]["documents"] == 0
+    assert manifest.splits["test"].documents == 0
     read = splits(tmp_path / "corpus")
     assert read["test"] == {}
     assert sum(len(text) for split in SPLITS for text in read[split].values()) == sum(

@@ -465,11 +465,11 @@ def packed(content: bytes) -> bytes:
         ("a.gz", packed(b"text"), "only files that end in"),
         ("a.parquet.gz", packed(b"PAR1"), "only files that end in"),
         ("a.jsonl", b'{"text": "ok"}\n{"text": "cut', "line 2: not a JSON object"),
-        ("a.jsonl", b'{"text": "first", "text": "second"}', "line 1: the key 'text' stands twice"),
+        ("a.jsonl", b'{"text": "first", "text": "second"}', "line 1: the key 'text' is repeated"),
         (
             "a.jsonl",
             b'{"text": "ok"}\n{"text": "ok", "meta": {"a": 1, "a": 2}}',
-            "line 2: the key 'a' stands twice",
+            "line 2: the key 'a' is repeated",
         ),
         ("a.jsonl", b"[\n", "line 1: not a JSON object"),
         ("a.jsonl", b'{"text": "a\0b"}', "line 1: not a JSON object"),

@@ -89,9 +89,9 @@ class Lab:
         model = small.model(
             small.some_model(**changes), seed=seed, vocabulary_size=shards.vocabulary_size
         )
-        record = {**SAVED, "tokenizer_sha256": shards.manifest["tokenizer_sha256"], **(saved or {})}
+        record = {**SAVED, "tokenizer_sha256": shards.manifest.tokenizer_sha256, **(saved or {})}
         models.save(data / "model", small.some_model(**changes), model, record)
-        write_json(data / "corpus" / "manifest.json", {})
+        write_json(data / "corpus" / "manifest.json", small.corpus_manifest().record())
         log = data / "training" / "log.jsonl"
         log.parent.mkdir()
         log.write_text(json.dumps({"step": 1, "tokens": 4, "train_nats": 3.0}) + "\n")
@@ -418,7 +418,7 @@ def test_damaged_files_and_weights_of_another_run_are_refused(lab: Lab) -> None:
     refused(lab, "workspace", "workspace: data/model/weights.safetensors is damaged")
     weights.write_bytes(whole)
     other = small.model(small.some_model(), seed=9, vocabulary_size=lab.corpus[0].vocabulary_size)
-    record = {**SAVED, "tokenizer_sha256": lab.corpus[0].manifest["tokenizer_sha256"]}
+    record = {**SAVED, "tokenizer_sha256": lab.corpus[0].manifest.tokenizer_sha256}
     models.save(Path("data/model"), small.some_model(), other, record)
     refused(lab, "workspace", "data/model is not the model that results/measures.json tells of")
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmlab.core.errors import UserError
+from lmlab.core.errors import UserError, printable
 from lmlab.data import globs
 
 SUFFIXES = (".txt", ".md.gz")
@@ -185,10 +185,10 @@ def test_names_of_any_bytes_are_found_and_shown_on_one_line(tmp_path: Path) -> N
     (tmp_path / "a\nb.txt").write_text("x")
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt")).write_text("x")
     files, _ = find("*.txt")
-    assert [globs.shown(path) for path in files] == ["a\\nb.txt", "caf\\udce9.txt"]
+    assert [printable(path) for path in files] == ["a\\nb.txt", "caf\\udce9.txt"]
     for path in files:
-        globs.shown(path).encode("utf-8")
-    assert globs.shown("é 中/\ud800") == "é 中/\\ud800"
+        printable(path).encode("utf-8")
+    assert printable("é 中/\ud800") == "é 中/\\ud800"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

@@ -129,7 +129,12 @@ def trained(
         seen = {"step": step, "tokens": step * 2 * model.context}
         log.append({**seen, "train_nats": 5 - step / 2})
         log.append({**seen, "validation_nats": 3.0, "validation_bits_per_byte": 4 - step / 3})
-    fields = {"saved": saved, "manifest": {"entropy_bits_per_byte": 1.0}, "log": log, **more}
+    fields = {
+        "saved": saved,
+        "manifest": small.corpus_manifest(entropy_bits_per_byte=1.0),
+        "log": log,
+        **more,
+    }
     corpus = shards.folder.parent / "corpus"
     return Trained(
         model,
@@ -290,7 +295,7 @@ def test_the_measures_of_params_yaml_are_checked_before_anything_runs(
     preflight.check(with_list([]))
     for names, message in (
         (["noveltly"], "there is no 'noveltly' in measures; did you mean novelty"),
-        (["novelty", "novelty"], "novelty stands there twice"),
+        (["novelty", "novelty"], "novelty is named twice"),
         (["blimp"], r"measures\.blimp\.folder: 'nothing' is no folder with BLiMP's \.jsonl files"),
     ):
         with pytest.raises(UserError, match=message) as refused:
@@ -299,7 +304,7 @@ def test_the_measures_of_params_yaml_are_checked_before_anything_runs(
 
 
 def test_a_number_that_is_none_is_left_out_by_name(shards_of: ShardsOf) -> None:
-    run = trained(shards_of, manifest={"entropy_bits_per_byte": math.nan})
+    run = trained(shards_of, manifest=small.corpus_manifest(entropy_bits_per_byte=math.nan))
     numbers_of, left_out = measure_all(chosen(small.tree(), ["entropy_gap"]), run)
     assert (numbers_of, left_out) == (
         {},
@@ -613,7 +618,7 @@ def all_pairs(
         shards,
         tokenizer,
         shards.folder.parent / "corpus",
-        {"corpus": corpus},
+        small.corpus_manifest(corpus),
         [],
         {},
         4,
@@ -772,7 +777,7 @@ def test_a_model_to_which_all_texts_are_alike_gets_one_half_of_every_kind(
         shards_of,
         model=uniform(shards.vocabulary_size, 200),
         tokenizer=tokenizer,
-        manifest={"corpus": "grammar"},
+        manifest=small.corpus_manifest("grammar"),
     )
     numbers = measured("minimal_pairs", run)
     assert set(numbers["accuracy"]) == {*minimal_pairs.KINDS, *minimal_pairs.GRAMMAR}
@@ -917,7 +922,7 @@ def test_the_distance_to_the_entropy_of_the_source(shards_of: ShardsOf) -> None:
         shards_of,
         test="The dog.",
         model=uniform(vocabulary_size),
-        manifest={"entropy_bits_per_byte": 1.25},
+        manifest=small.corpus_manifest(entropy_bits_per_byte=1.25),
     )
     numbers = measured("entropy_gap", run)
     assert numbers == {
@@ -925,7 +930,7 @@ def test_the_distance_to_the_entropy_of_the_source(shards_of: ShardsOf) -> None:
         "test": pytest.approx(math.log2(vocabulary_size) - 1.25),
     }
     with pytest.raises(DoesNotApply, match="not known"):
-        measured("entropy_gap", trained(shards_of, manifest={}))
+        measured("entropy_gap", trained(shards_of, manifest=small.corpus_manifest()))
 
 
 @pytest.mark.parametrize(("early", "late"), [(14, 1), (8, 8)])

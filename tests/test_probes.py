@@ -760,7 +760,7 @@ def test_snapshots_of_another_tokenizer_are_refused(
         ),
         (
             {"probes": ["spectra", "spectra"]},
-            r"params\.yaml: probe\.probes: spectra stands there twice",
+            r"params\.yaml: probe\.probes: spectra is named twice",
         ),
         ({"windows": 1}, r"params\.yaml: probe\.windows should be greater than or equal to 2"),
     ],

@@ -17,7 +17,7 @@ import torch
 from lmlab.core import params
 from lmlab.core.errors import UserError
 from lmlab.core.files import write_json, write_sums
-from lmlab.data.shards import Shards
+from lmlab.data.shards import ShardedSplit, Shards
 from lmlab.data.tokenizers.base import Tokenizer
 from lmlab.evaluation import evaluate as results
 from lmlab.evaluation import references, tables
@@ -95,9 +95,8 @@ def evaluate(
     values = params.section(tree, "evaluate", EvaluateParams)
     log = a_log(folder / "log", changes.get("log_steps", 3))
     texts = corpus[0].folder.parent / "corpus"
-    write_json(
-        texts / "manifest.json", {} if entropy is None else {"entropy_bits_per_byte": entropy}
-    )
+    facts = {} if entropy is None else {"entropy_bits_per_byte": entropy}
+    write_json(texts / "manifest.json", small.corpus_manifest(**facts).record())
     write_sums(texts)
     measured = results.evaluate(
         values,
@@ -141,7 +140,7 @@ def test_the_measures_are_those_of_the_score(
     assert "source_entropy" not in record["references"]
     assert (record["status"], record["weights_sha256"]) == ("finished", "f00")
     assert record["environment"] == {"torch": torch.__version__}
-    assert record["text"] == {"corpus": "", "split": "validation", "sha256": ""}
+    assert record["text"] == {"corpus": "made_up", "split": "validation", "sha256": "f00"}
 
 
 def test_references_of_another_split_are_ordered_as_they_must_be(corpus: Corpus) -> None:
@@ -165,10 +164,9 @@ def test_the_test_split_is_not_looked_at(
         entropy=1.5,
         measures=small.tree()["evaluate"]["measures"],
     )
-    emptied = {
-        **shards.manifest,
-        "splits": {**shards.manifest["splits"], "test": {"tokens": 0, "bytes": 0, "files": []}},
-    }
+    nothing = ShardedSplit(tokens=0, bytes=0, documents=0, files=[])
+    splits = {**shards.manifest.splits, "test": nothing}
+    emptied = shards.manifest.model_copy(update={"splits": splits})
     without = Shards(shards.folder, emptied, shards.ids_type)
     evaluate(
         (without, tokenizer),
@@ -442,7 +440,7 @@ def test_a_log_that_cannot_be_read_is_one_line(
         path.unlink()
     values = params.section(small.tree(**BASE), "evaluate", EvaluateParams)
     texts = corpus[0].folder.parent / "corpus"
-    write_json(texts / "manifest.json", {})
+    write_json(texts / "manifest.json", small.corpus_manifest().record())
     write_sums(texts)
     with pytest.raises(UserError, match=said) as refused:
         results.evaluate(values, {}, model, SAVED, *corpus, texts, path, tmp_path / "results")
@@ -452,7 +450,7 @@ def test_a_log_that_cannot_be_read_is_one_line(
 def test_a_model_of_another_tokenizer_is_refused(corpus: Corpus) -> None:
     shards, _ = corpus
     fits = {
-        "tokenizer_sha256": shards.manifest["tokenizer_sha256"],
+        "tokenizer_sha256": shards.manifest.tokenizer_sha256,
         "vocabulary_size": shards.vocabulary_size,
     }
     results.check_model_fits(fits, shards)

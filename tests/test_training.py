@@ -343,7 +343,7 @@ def test_the_log_says_what_happened(corpus: Corpus) -> None:
         scored.nats, shards.count("validation", "bytes")
     )
     assert (saved["steps"], saved["tokens"], saved["seed"]) == (7, 7 * 32, 0)
-    assert saved["tokenizer_sha256"] == shards.manifest["tokenizer_sha256"]
+    assert saved["tokenizer_sha256"] == shards.manifest.tokenizer_sha256
     # the mean of two lines is the line of two
     coarse = [row["train_nats"] for row in rows(train(corpus, "coarse")) if "train_nats" in row]
     assert coarse[0] == pytest.approx((lines[1]["train_nats"] + lines[2]["train_nats"]) / 2)

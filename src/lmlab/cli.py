@@ -504,13 +504,13 @@ def grow(
     from lmlab.data.corpora.local import Local, Options
     from lmlab.data.tokenizers import base as tokenizers
 
-    fitted = tokenizers.load_given(tokenizer, "TOKENIZER")
+    fitted = tokenizers.load_named(tokenizer, "TOKENIZER")
     target = output(out, ".json")
     if out.exists() and out.samefile(tokenizer):
         raise errors.UserError(
             f"--out {out} is the tokenizer to begin from, which models may need; name another file"
         )
-    name = tokenizers.kind_of(fitted)
+    name = tokenizers.part_name(fitted)
     corpus = Local(Options(files=texts, column=column, skip_missing=False), key="TEXTS")
     grown = fitted.grown(_pieces(corpus), tokens)
     added = grown.vocabulary_size - fitted.vocabulary_size
@@ -520,9 +520,8 @@ def grow(
             " token to"
         )
     tokenizers.write(name, grown, target)
-    before, after = (
-        tokenizers.report(made, _pieces(corpus))["bytes_per_token"] for made in (fitted, grown)
-    )
+    before = tokenizers.report(fitted, _pieces(corpus)).bytes_per_token
+    after = tokenizers.report(grown, _pieces(corpus)).bytes_per_token
     typer.echo(
         f"{out}: vocabulary {fitted.vocabulary_size:,} + {added:,} = {grown.vocabulary_size:,}"
     )

@@ -148,7 +148,7 @@ def test_ctrl_c_is_one_line_and_the_run_goes_on(workspace: Any) -> None:
         process.kill()
     assert process.returncode == 130
     assert said.strip().splitlines() == [
-        "interrupted: nothing is lost, run the same command again to go on"
+        "interrupted: nothing is lost, run the same command again to resume"
     ]
     assert list(workspace.path(".scratch").glob("*/*.safetensors"))
 

@@ -1,7 +1,6 @@
-"""A process that stops when whoever started it is gone, so that a killed `dvc repro` leaves nothing
-running.
+"""Stop this process when its parent is gone, so that a killed `dvc repro` leaves nothing running.
 
-Being killed at any moment is safe for everything here, so the stop is immediate.
+Everything in lmlab may be killed at any moment, so it stops at once.
 """
 
 import os
@@ -11,31 +10,31 @@ import time
 
 import psutil
 
-SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_BETWEEN_CHECKS = 0.5
 SHELLS = {"sh", "bash", "dash", "zsh", "fish", "ksh", "busybox"}
+"""Programs that start a command and only wait for it."""
 
 
 def stop_with_parent() -> None:
-    """Watch the parent, and behind a shell that only waits for us its parent too; exit when one of
-    them is gone.
+    """Watch the parent, and where that is a shell its own parent too; exit when one of them is
+    gone.
     """
     watched: list[psutil.Process] = []
     for ancestor in psutil.Process().parents():
         watched.append(ancestor)
         if ancestor.name() not in SHELLS:
             break
-    threading.Thread(
-        target=_watch, args=(watched, os.getppid()), daemon=True, name="lifeline"
-    ).start()
+    arguments = (watched, os.getppid())
+    thread = threading.Thread(target=_watch, args=arguments, daemon=True, name="lifeline")
+    thread.start()
 
 
 def _watch(watched: list[psutil.Process], parent: int) -> None:
-    while os.getppid() == parent and all(_lives(ancestor) for ancestor in watched):
-        time.sleep(SECONDS_BETWEEN_LOOKS)
-    # there may be nobody left to read this
-    try:
+    while os.getppid() == parent and all(map(_is_alive, watched)):
+        time.sleep(SECONDS_BETWEEN_CHECKS)
+    try:  # to print: nobody may be left to read it
         print(
-            "stopped: the process that started this one is gone; run it again to go on",
+            "stopped: the process that started this one is gone; run it again to resume",
             file=sys.stderr,
             flush=True,
         )
@@ -43,7 +42,7 @@ def _watch(watched: list[psutil.Process], parent: int) -> None:
         os._exit(130)
 
 
-def _lives(process: psutil.Process) -> bool:
+def _is_alive(process: psutil.Process) -> bool:
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

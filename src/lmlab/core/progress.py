@@ -1,4 +1,4 @@
-"""Progress of long work: a live bar in a terminal, a plain line every few seconds anywhere else."""
+"""Progress of long-running work: a live bar in a terminal, elsewhere a line every few seconds."""
 
 import sys
 import time
@@ -19,10 +19,15 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 class ProgressBar:
-    """`with ProgressBar("train", total=2000, unit="steps") as bar: bar.advance(1, "loss 2.31")`."""
+    """`with ProgressBar("train", total=2000, unit="steps") as bar: bar.advance(1, "loss 2.31")`.
+
+    A `total` of 0 means that it is unknown. `done` units were finished before, as in a resumed run.
+    """
 
     def __init__(self, title: str, total: int, unit: str, done: int = 0) -> None:
-        self.title, self.total, self.unit, self.done, self.note = title, total, unit, done, ""
+        self.title, self.total, self.unit = title, total, unit
+        self.done = done
+        self.note = ""
         self._console = Console()
         self._live: Progress | None = None
         if self._console.is_terminal:
@@ -38,8 +43,8 @@ class ProgressBar:
             )
             self._live = Progress(*columns, console=self._console)
             self._task = self._live.add_task(title, total=total or None, completed=done, note="")
-        self._started = self._printed = time.monotonic()
-        self._start = self._told = done
+        self._started_at = self._printed_at = time.monotonic()
+        self._done_at_start = self._done_when_printed = done
 
     def __enter__(self) -> Self:
         if self._live:
@@ -54,16 +59,17 @@ class ProgressBar:
     ) -> None:
         if self._live:
             self._live.stop()
-        elif kind is None and self.done != self._told:
+        elif kind is None and self.done != self._done_when_printed:
             self._print()
 
     def advance(self, amount: int, note: str | None = None) -> None:
-        """Count `amount` units as done; `note` is shown behind the bar until the next one."""
+        """Count `amount` more units as done; `note` is shown after the bar until the next one."""
         self.done += amount
-        self.note = self.note if note is None else note
+        if note is not None:
+            self.note = note
         if self._live:
             self._live.update(self._task, completed=self.done, note=self.note)
-        elif time.monotonic() - self._printed >= SECONDS_BETWEEN_LINES:
+        elif time.monotonic() - self._printed_at >= SECONDS_BETWEEN_LINES:
             self._print()
 
     def say(self, text: str) -> None:
@@ -74,18 +80,16 @@ class ProgressBar:
             print(text, flush=True)
 
     def _print(self) -> None:
-        self._printed, self._told = time.monotonic(), self.done
-        elapsed = self._printed - self._started
-        rate = (self.done - self._start) / elapsed if elapsed > 0 else 0.0
-        left = (
-            f", {(self.total - self.done) / rate:.0f} s left"
-            if rate and self.total > self.done
-            else ""
-        )
-        of = f"/{self.total:,}" if self.total else ""
-        note = f", {self.note}" if self.note else ""
-        print(
-            f"{self.title}: {self.done:,}{of} {self.unit}, {elapsed:.0f} s{left}{note}",
-            file=sys.stdout,
-            flush=True,
-        )
+        self._printed_at = time.monotonic()
+        self._done_when_printed = self.done
+        elapsed = self._printed_at - self._started_at
+        rate = (self.done - self._done_at_start) / elapsed if elapsed > 0 else 0.0
+        line = f"{self.title}: {self.done:,}"
+        if self.total:
+            line += f"/{self.total:,}"
+        line += f" {self.unit}, {elapsed:.0f} s"
+        if rate and self.total > self.done:
+            line += f", {(self.total - self.done) / rate:.0f} s left"
+        if self.note:
+            line += f", {self.note}"
+        print(line, file=sys.stdout, flush=True)

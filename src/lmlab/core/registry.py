@@ -1,12 +1,12 @@
-"""The registry: everything an experiment may swap is a part, one module, chosen by its name.
+"""The registry: everything an experiment may swap is a part, one module chosen by name.
 
 A kind of part is a folder with a base.py in one of lmlab's rooms; its name is its path there
 (`model/layers/attention` is the kind `layers.attention`). A part is a module in it that holds one
-final class, named as the module is (`multi_head` holds `MultiHead`), and an `Options` model beside
-it. Its options stand in params.yaml under the kind: `layers.attention.multi_head`. Only the chosen
-module is imported, so that DVC can name exactly the files a run depends on, and a part that is
-broken harms no run that does not use it. A module whose name begins with `_` helps the parts beside
-it and is none.
+final class, named like the module (`multi_head` holds `MultiHead`), and an `Options` model. Its
+options are in params.yaml under the kind: `layers.attention.multi_head`. Only the chosen module is
+imported, so that DVC can list exactly the files that a run depends on, and a broken part affects no
+run that does not use it. A module whose name begins with `_` is a helper of the parts beside it,
+not a part.
 """
 
 from collections.abc import Iterator
@@ -30,12 +30,12 @@ class OneOf:
 
 
 def kinds() -> list[str]:
-    """Every kind of part, as the dotted path under which params.yaml has its options."""
+    """Every kind of part, as the dotted path to its options in params.yaml."""
     return sorted(_folders(_PACKAGE))
 
 
 def folder(kind: str) -> Path:
-    """Where the modules of a kind are, below the folder of lmlab: `model/layers/attention`."""
+    """The folder of a kind's modules, relative to the package: `model/layers/attention`."""
     return _folders(_PACKAGE)[kind]
 
 
@@ -45,14 +45,14 @@ def file(kind: str, name: str) -> Path:
 
 
 def names(kind: str) -> list[str]:
-    """The parts of a kind, found from the file names alone: nothing is imported."""
+    """The parts of a kind, from the file names alone: nothing is imported."""
     stems = (path.stem for path in (_PACKAGE / folder(kind)).glob("*.py"))
     return sorted(stem for stem in stems if stem != "base" and not stem.startswith("_"))
 
 
 @cache
 def _folders(package: Path) -> dict[str, Path]:
-    """The folder of each kind, relative to the package: the kind's name is what is left without the
+    """The folder of each kind, relative to the package; the kind's name is that path without the
     room.
     """
     folders = [base.parent.relative_to(package) for base in package.rglob("base.py")]
@@ -60,20 +60,19 @@ def _folders(package: Path) -> dict[str, Path]:
 
 
 def find(kind: str, name: str, key: str = "") -> tuple[type[Any], type[Params]]:
-    """Import a part: its class and its `Options`. `key` is what asked for it, for the error
-    message.
+    """Import a part; return its class and its `Options`.
+
+    `key` is the key of params.yaml that names it. Raises UserError where there is no such part, and
+    TypeError where its module lacks the class or the options.
     """
     if name not in names(kind):
-        asked = f"params.yaml: {key}: " if key else ""
-        raise UserError(f"{asked}there is no {shown(name)} in {kind}; {nearest(name, names(kind))}")
+        prefix = f"params.yaml: {key}: " if key else ""
+        hint = nearest(name, names(kind))
+        raise UserError(f"{prefix}there is no {shown(name)} in {kind}; {hint}")
     module = import_module(".".join(["lmlab", *folder(kind).parts, name]))
-    wanted = name.replace("_", "")
-    classes = [
-        value
-        for value in vars(module).values()
-        if isinstance(value, type) and value.__module__ == module.__name__
-    ]
-    matching = [cls for cls in classes if cls.__name__.lower() == wanted]
+    classes = [value for value in vars(module).values() if isinstance(value, type)]
+    own_classes = [cls for cls in classes if cls.__module__ == module.__name__]
+    matching = [cls for cls in own_classes if cls.__name__.lower() == name.replace("_", "")]
     if len(matching) != 1 or not issubclass(getattr(module, "Options", type), Params):
         raise TypeError(
             f"{module.__name__} should hold a class named like the module and a Params model"
@@ -84,7 +83,7 @@ def find(kind: str, name: str, key: str = "") -> tuple[type[Any], type[Params]]:
 
 @dataclass(frozen=True)
 class Choice:
-    """A part picked by name, with its options, and the parts it is itself built from."""
+    """A part chosen by name, with its options, and the parts that these name in turn."""
 
     kind: str
     name: str
@@ -97,8 +96,8 @@ class Choice:
         return find(self.kind, self.name)[0]
 
     def build(self, *args: Any, **kwargs: Any) -> Any:
-        """Make the part: its class called with its options, what the caller gives, and its inner
-        choices by name.
+        """Build the part: call its class with its options, then the caller's arguments, and its
+        inner choices by key.
         """
         return self.part(self.options, *args, **kwargs, **self.inner)
 
@@ -109,8 +108,8 @@ class Choice:
 
 
 def recall(kind: str, record: dict[str, Any]) -> Choice:
-    """The choice that `Choice.record` wrote down. Raises UserError if its part or options are no
-    longer what they were.
+    """The choice that `Choice.record` recorded. Raises UserError where its part or options no
+    longer exist.
     """
     _, options_model = find(kind, record["name"])
     options = section({"saved": record["options"]}, "saved", options_model)
@@ -120,11 +119,11 @@ def recall(kind: str, record: dict[str, Any]) -> Choice:
 
 
 def choose(tree: Tree, kind: str, name: str, key: str = "", within: tuple[str, ...] = ()) -> Choice:
-    """The part `name` with the options that params.yaml gives it, and so on for the parts its
-    options name.
+    """The part `name` with its options from params.yaml, and likewise the parts that its options
+    name.
 
-    `within` are the parts it is chosen for, outermost first: one of them again would never end, and
-    is refused.
+    `within` are the parts it is chosen for, outermost first; raises UserError for one of them
+    again, which would never end.
     """
     dotted = f"{kind}.{name}"
     if dotted in within:
@@ -140,15 +139,14 @@ def choices(
     tree: Tree, dotted: str, params: Params, within: tuple[str, ...] = ()
 ) -> dict[str, Choice]:
     """Every part that a section's keys name (those marked `OneOf`), by key."""
-    named = marked(type(params))
-    return {
-        key: choose(tree, kind, getattr(params, key), f"{dotted}.{key}", within)
-        for key, kind in named
-    }
+    chosen = {}
+    for key, kind in marked(type(params)):
+        chosen[key] = choose(tree, kind, getattr(params, key), f"{dotted}.{key}", within)
+    return chosen
 
 
 def marked(model: type[Params]) -> Iterator[tuple[str, str]]:
-    """The keys of a section or of a part that name a part, with the kind each names."""
+    """The keys of a section or of an `Options` that name a part, each with the kind of part."""
     for key, info in model.model_fields.items():
         for mark in info.metadata:
             if isinstance(mark, OneOf):

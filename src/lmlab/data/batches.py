@@ -1,11 +1,10 @@
-"""Shards as batches of (tokens, targets), in an order that the seed and the step number alone
-decide.
+"""Shards as batches of (tokens, targets), in an order that depends on the seed and the step alone.
 
-Each epoch visits the row groups in a new order, a *pool* of them at a time. A pool's ids are cut
-into windows of the context's length behind a random first offset, and its windows are shuffled; so
-a small corpus is shuffled as a whole and a large one needs no more memory than a pool. Nothing is
-remembered between steps but what is loaded: step 1,000 gives the same batch whether or not the 999
-before it were asked for.
+Each epoch visits the row groups in a new random order, one *pool* of them at a time. A pool's ids
+are cut into windows of the context's length from a random offset on, and its windows are shuffled:
+a small corpus is shuffled as a whole, and a large one needs no more memory than a pool. The only
+state is a cache of the last pool: step 1,000 gives the same batch whether or not the 999 before it
+were asked for.
 """
 
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from lmlab.data.tokenizers.base import Ids
 
 @dataclass
 class _Pool:
-    """Some row groups of an epoch, and how they are cut."""
+    """Some row groups of an epoch, cut into shuffled windows."""
 
     groups: list[RowGroup]
     context: int
@@ -35,12 +34,11 @@ class _Pool:
 
     @cached_property
     def offset(self) -> int:
-        """Where the first window begins: anywhere below a context that leaves room for one window
-        and its target.
+        """Where the first window begins: less than a context, and early enough for one window and
+        its last target.
         """
-        return int(
-            np.random.default_rng(self.seed).integers(min(self.context, self.length - self.context))
-        )
+        rng = np.random.default_rng(self.seed)
+        return int(rng.integers(min(self.context, self.length - self.context)))
 
     @property
     def windows(self) -> int:
@@ -48,12 +46,14 @@ class _Pool:
 
     @cached_property
     def order(self) -> NDArray[np.int64]:
-        return np.random.default_rng([*self.seed, 1]).permutation(self.windows)
+        rng = np.random.default_rng([*self.seed, 1])
+        return rng.permutation(self.windows)
 
 
 class Batches:
-    """The train split of some shards as batches. `at(step)` gives tokens and targets, each int64 of
-    shape (B, T).
+    """The train split as batches: `at(step)` gives tokens and targets, int64 of shape (B, T).
+
+    Raises UserError where the split has less than one context and its next token.
     """
 
     def __init__(
@@ -66,36 +66,33 @@ class Batches:
         if self.tokens < context + 1:
             raise UserError(
                 f"the train split has {self.tokens:,} tokens, fewer than one context of {context}"
-                " and its next token;"
-                " give more text or a smaller train.context"
+                " and its next token; give more text or a smaller train.context"
             )
         self._epoch, self._first_window = 0, 0
         self._pools = self._deal(0)
         self._loaded: tuple[list[RowGroup], Ids] | None = None
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
-        """The batch of a step: windows step * B .. step * B + B - 1 of the endless sequence of
+        """The batch of a step: windows step * B to step * B + B - 1 of the endless sequence of
         shuffled windows.
         """
-        window = step * self.batch
         rows: list[Ids] = []
         while len(rows) < self.batch:
-            pool, place = self._locate(window)
+            pool, first = self._locate(step * self.batch + len(rows))
             ids = self._load(pool)
-            for index in pool.order[place : place + self.batch - len(rows)]:
-                start = pool.offset + index * self.context
+            for window in pool.order[first : first + self.batch - len(rows)]:
+                start = pool.offset + window * self.context
                 rows.append(ids[start : start + self.context + 1])
-            window = step * self.batch + len(rows)
-        both = torch.from_numpy(np.stack(rows).astype(np.int64))
-        return both[:, :-1].contiguous(), both[:, 1:].contiguous()
+        windows = torch.from_numpy(np.stack(rows).astype(np.int64))
+        return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
 
     @property
     def first_pass(self) -> int:
-        """How many windows there are before any text comes a second time."""
+        """How many windows there are before any text is repeated."""
         return sum(pool.windows for pool in self._deal(0))
 
     def _locate(self, window: int) -> tuple[_Pool, int]:
-        """The pool that a window of the endless sequence lies in, and its place there."""
+        """The pool that holds a window of the endless sequence, and the window's place in it."""
         if window < self._first_window:
             self._epoch, self._first_window = 0, 0
             self._pools = self._deal(0)
@@ -110,19 +107,20 @@ class Batches:
             self._pools = self._deal(self._epoch)
 
     def _deal(self, epoch: int) -> list[_Pool]:
-        """The epoch's pools: row groups in a random order, each pool at least `pool_tokens` long
-        but for want of more.
+        """The epoch's pools: its row groups in a random order, in pools of at least `pool_tokens`.
+
+        A last pool much smaller than that joins the one before it.
         """
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.groups))
+        rng = np.random.default_rng([self.seed, epoch])
         pools: list[list[RowGroup]] = [[]]
-        held = 0
-        for index in order:
-            if held >= self.pool_tokens:
+        length = 0
+        for index in rng.permutation(len(self.groups)):
+            if length >= self.pool_tokens:
                 pools.append([])
-                held = 0
+                length = 0
             pools[-1].append(self.groups[index])
-            held += self.groups[index].length
-        if len(pools) > 1 and held < max(self.pool_tokens // 2, self.context + 1):
+            length += self.groups[index].length
+        if len(pools) > 1 and length < max(self.pool_tokens // 2, self.context + 1):
             pools[-2:] = [pools[-2] + pools[-1]]
         return [
             _Pool(groups, self.context, [self.seed, epoch, number])
@@ -130,11 +128,9 @@ class Batches:
         ]
 
     def _load(self, pool: _Pool) -> Ids:
-        """A pool's ids; those last asked for are kept."""
+        """A pool's ids; the last pool's stay cached."""
         if self._loaded is None or self._loaded[0] != pool.groups:
-            self._loaded = None  # the old ones go first, so that never two pools are held
-            self._loaded = (
-                pool.groups,
-                np.concatenate([self.shards.read(group) for group in pool.groups]),
-            )
+            self._loaded = None  # freed first, so that two pools are never in memory
+            ids = np.concatenate([self.shards.read(group) for group in pool.groups])
+            self._loaded = (pool.groups, ids)
         return self._loaded[1]

@@ -1,8 +1,7 @@
-"""The ASCII policy: text comes out in printable ASCII, tabs and newlines, and every change is on
-record.
+"""The ASCII policy: reduce text to printable ASCII, tabs and newlines, and count every change.
 
-What becomes of a character is a loss only where nothing stands for it afterwards. A letter without
-its accent, a straight quotation mark for a curly one and a newline for another line end are none.
+A change is a loss only where nothing replaces the character. A letter without its accent, a
+straight quotation mark for a curly one and a newline for another line end are no loss.
 """
 
 import re
@@ -11,10 +10,12 @@ from collections import Counter
 from functools import cache
 from typing import Literal
 
-Fate = Literal["replaced", "invisible", "dropped"]
-"""What becomes of a character that ASCII lacks, see `fate`."""
+from lmlab.data.corpus_manifest import Change, Losses
 
-_SPELLED = {
+Fate = Literal["replaced", "invisible", "dropped"]
+"""What becomes of a character that ASCII lacks; see `fate`."""
+
+_SPELLINGS = {
     "\u2018": "'",
     "\u2019": "'",
     "\u201a": "'",
@@ -70,8 +71,7 @@ _SPELLED = {
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _FOREIGN = re.compile(r"[^\n\t\x20-\x7e]")
 _LINE_ENDS = ("\r\n", "\r")
-# marks that stand on a letter of whatever script (accents), and those that only choose how a
-# character is drawn
+# combining marks of any script (accents), and selectors that only choose how a character is drawn
 _ACCENT_OR_VARIANT = re.compile(
     "[\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe00-\ufe0f\ufe20-\ufe2f\U000e0100-\U000e01ef]"
 )
@@ -79,47 +79,47 @@ _ACCENT_OR_VARIANT = re.compile(
 
 @cache
 def to_ascii(character: str) -> str:
-    """What stands for one character: a spelling of the same meaning, its letter without accents, or
-    nothing.
+    """The ASCII replacement of one character: a spelling with the same meaning, its letter without
+    accents, or nothing.
     """
-    decomposed = character if character in _SPELLED else unicodedata.normalize("NFKD", character)
-    spelled = "".join(_SPELLED.get(c, c) for c in decomposed)
-    return _FOREIGN.sub("", spelled)
+    if character in _SPELLINGS:
+        return _SPELLINGS[character]
+    decomposed = unicodedata.normalize("NFKD", character)
+    spelling = "".join(_SPELLINGS.get(c, c) for c in decomposed)
+    return _FOREIGN.sub("", spelling)
 
 
 def fate(character: str) -> Fate:
-    """What the ASCII policy makes of one character that ASCII lacks.
+    """What the ASCII policy does with one character that ASCII lacks.
 
-    `replaced`: something stands for it. `invisible`: nothing does, but it had no look of its own:
-    an accent after its letter, a soft hyphen, a byte order mark, a variation selector. `dropped`:
-    nothing does, or of its letters and digits only the brackets or spaces around them.
+    `replaced`: it is spelled in ASCII. `invisible`: nothing replaces it, but it has no glyph of its
+    own: a combining accent, a soft hyphen, a byte order mark, a variation selector. `dropped`:
+    nothing replaces it, or its letters and digits are lost and only the brackets or spaces around
+    them are left.
     """
     if unicodedata.category(character) == "Cf" or _ACCENT_OR_VARIANT.match(character):
         return "invisible"
-    spelled = to_ascii(character)
-    if not spelled:
+    spelling = to_ascii(character)
+    if not spelling:
         return "dropped"
-    said_something = any(c.isalnum() for c in unicodedata.normalize("NFKD", character))
-    says_something = any(c.isalnum() for c in spelled)
-    return "dropped" if said_something and not says_something else "replaced"
+    had_letters = any(map(str.isalnum, unicodedata.normalize("NFKD", character)))
+    has_letters = any(map(str.isalnum, spelling))
+    return "dropped" if had_letters and not has_letters else "replaced"
 
 
 class Cleaner:
-    """Cleans text piece by piece and counts what it read in `characters` and what it changed in
-    `changed[character]`.
-    """
+    """Cleans text piece by piece; counts the characters read and, in `changed`, the changes."""
 
     def __init__(self, ascii_only: bool) -> None:
         self.ascii_only = ascii_only
         self.characters = 0
-        """Those read so far; a line end of two counts once."""
+        """Read so far; `\\r\\n` counts once."""
         self.changed: Counter[str] = Counter()
 
     def clean(self, text: str) -> str:
-        """Line ends become newlines; under the ASCII policy every other character is mapped or
-        dropped.
+        """Turn line ends into newlines and, under the ASCII policy, map or drop what ASCII lacks.
 
-        Without it only half surrogates, which no file can hold, are replaced (by U+FFFD).
+        Without the policy only half surrogates, which no file can hold, are replaced (by U+FFFD).
         """
         for line_end in _LINE_ENDS:
             if line_end in text:
@@ -135,55 +135,45 @@ class Cleaner:
         self.changed.update(foreign)
         return _FOREIGN.sub(lambda match: to_ascii(match[0]), text)
 
-    def losses(self) -> dict[str, int]:
-        """How many `characters` were read, and how many of these `replaced`, `invisible` and
-        `dropped`.
-
-        Line ends are none of the three.
-        """
-        counts: dict[str, int] = {
-            "characters": self.characters,
-            "replaced": 0,
-            "invisible": 0,
-            "dropped": 0,
-        }
-        for character, count in self._foreign():
-            counts[fate(character) if self.ascii_only else "replaced"] += count
-        return counts
+    def losses(self) -> Losses:
+        """How many characters were read, and how many of them changed, by fate."""
+        counts: Counter[Fate] = Counter()
+        for character, count in self.changed.items():
+            if character not in _LINE_ENDS:
+                counts[fate(character) if self.ascii_only else "replaced"] += count
+        return Losses(
+            characters=self.characters,
+            replaced=counts["replaced"],
+            invisible=counts["invisible"],
+            dropped=counts["dropped"],
+        )
 
     def dropped(self) -> list[str]:
-        """The characters that were dropped, the most frequent first."""
-        gone = [
-            (count, character)
-            for character, count in self._foreign()
-            if fate(character) == "dropped"
-        ]
-        return [character for _, character in sorted(gone, key=lambda item: (-item[0], item[1]))]
-
-    def _foreign(self) -> list[tuple[str, int]]:
+        """The characters that were dropped, most frequent first."""
         return [
-            (character, count)
-            for character, count in self.changed.items()
-            if character not in _LINE_ENDS
+            character
+            for character in self._by_frequency()
+            if character not in _LINE_ENDS and fate(character) == "dropped"
         ]
 
-    def record(self) -> list[dict[str, str | int]]:
-        """What was changed, most frequent first: the character, its code point, what stands for it
-        now, how often.
-        """
-        return [
-            {
-                "character": character.encode("utf-8", "replace").decode("utf-8"),
-                "code_point": " ".join(f"U+{ord(c):04X}" for c in character),
-                "became": self._became(character),
-                "count": count,
-            }
-            for character, count in sorted(
-                self.changed.items(), key=lambda item: (-item[1], item[0])
+    def changes(self) -> list[Change]:
+        """Every character that was changed, most frequent first."""
+        changes = []
+        for character in self._by_frequency():
+            change = Change(
+                character=character.encode("utf-8", "replace").decode("utf-8"),
+                code_point=" ".join(f"U+{ord(c):04X}" for c in character),
+                became=self._replacement(character),
+                count=self.changed[character],
             )
-        ]
+            changes.append(change)
+        return changes
 
-    def _became(self, character: str) -> str:
+    def _by_frequency(self) -> list[str]:
+        """The changed characters, most frequent first; equally frequent ones by code point."""
+        return sorted(self.changed, key=lambda character: (-self.changed[character], character))
+
+    def _replacement(self, character: str) -> str:
         if character in _LINE_ENDS:
             return "\n"
         return to_ascii(character) if self.ascii_only else "\ufffd"

@@ -1,8 +1,7 @@
-"""Documents in Parquet, as `download` leaves them: how they are stored, and reading them back as a
-stream.
+"""Documents in Parquet, as `download` writes them: their format, and reading them as a stream.
 
-One file a split. A row is a part of a document of at most PART_CHARACTERS, cut at a line's end, so
-that no step ever needs more than a part in memory; part 0 begins a document.
+There is one file per split. A row is a part of a document, at most PART_CHARACTERS long and cut at
+the end of a line, so that no step needs more than a part in memory; part 0 begins a document.
 """
 
 from collections.abc import Iterator
@@ -30,27 +29,31 @@ SCHEMA = pa.schema(
 
 
 def read_parts(path: Path) -> Iterator[tuple[int, int, str]]:
-    """Stream (document, part, text) from one split's file. Raises UserError when it is missing or
+    """Stream (document, part, text) from a split's file. Raises UserError where it is missing or
     damaged.
     """
     with readable(path):
         yield from read_rows(checked(path, made_by="download"), ["document", "part", "text"])
 
 
+def read_texts(path: Path) -> Iterator[str]:
+    """Stream the text of the parts from a split's file. Raises UserError as `read_parts` does."""
+    for _, _, text in read_parts(path):
+        yield text
+
+
 def read_rows(path: Path, columns: list[str]) -> Iterator[tuple[Any, ...]]:
-    """Stream these columns of every row; what is held is a part of one row group, however large the
-    rows are.
-    """
+    """Stream some columns of every row; no more than one row group is in memory."""
     file = pq.ParquetFile(path)
-    for group in range(file.num_row_groups):  # a batch may not reach into the next: parts are large
+    for group in range(file.num_row_groups):  # else a batch spans several, and rows are large
         for batch in file.iter_batches(batch_size=1024, row_groups=[group], columns=columns):
             yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Whatever goes wrong with reading `path` in this block becomes a UserError that says how to
-    make it again.
+    """Turn any failure to read `path` in this block into a UserError that says how to make it
+    again.
     """
     try:
         yield

@@ -1,9 +1,9 @@
-"""Files by pattern: every real file once, however many names lead to it, and a count of all that
-was passed over.
+"""Find files by pattern: each file once, however many names it has, and a count of what was
+skipped.
 
-A pattern is a file, a folder (then all files of the kinds asked for, at any depth) or a glob, in
-which `**` stands for folders at any depth. Links are followed, but a folder is never entered twice,
-so links that lead back end.
+A pattern is a file, a folder (meaning all files with the wanted suffixes in it, at any depth) or a
+glob, in which `**` matches folders at any depth. Links are followed, but no folder is entered
+twice, so cycles of links end.
 """
 
 import fnmatch
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from lmlab.core.errors import UserError
+from lmlab.core.errors import UserError, printable
 
 FOLDER_AGAIN = "links to folders that were read under another name"
 FILE_AGAIN = "other names of files that are read once"
@@ -24,25 +24,24 @@ NAMED_AS_FILES = "folders that are named like files"
 
 
 class Matches(NamedTuple):
-    """What the patterns lead to."""
+    """The files that the patterns match."""
 
     files: list[Path]
-    """Every file once, in the order of their paths; of several names the one that takes no link,
-    then the shortest.
+    """Each file once, sorted by path; of its names the one that needs no link, then the
+    shortest.
     """
     passed_over: Counter[str]
-    """What was matched but is no file to read, by reason, how often."""
+    """How many matches are not read, by reason."""
 
 
 def find(patterns: Sequence[str], suffixes: Sequence[str], key: str) -> Matches:
-    """The files that the patterns name. In a folder only those that end in one of the suffixes
-    count.
+    """The files that the patterns match; of a folder, those whose names end in one of the suffixes.
 
-    Raises UserError, naming `key`, for a file named by a pattern that ends in none of them, for a
-    link to nowhere and for what is neither file nor folder.
+    Raises UserError, naming `key`, for a file matched by name or glob that ends in none of them,
+    for a broken link and for what is neither file nor folder.
     """
     passed_over: Counter[str] = Counter()
-    names: dict[tuple[int, int], list[Path]] = {}
+    names_of_file: dict[tuple[int, int], list[Path]] = {}
     for path in _matches(patterns, suffixes, passed_over, key):
         state = _state(path, key)
         if stat.S_ISDIR(state.st_mode):
@@ -50,87 +49,79 @@ def find(patterns: Sequence[str], suffixes: Sequence[str], key: str) -> Matches:
             continue
         if not stat.S_ISREG(state.st_mode):
             raise UserError(
-                f"{shown(path)} is neither file nor folder, but a pipe or a device; narrow {key}"
+                f"{printable(path)} is neither file nor folder, but a pipe or a device; narrow"
+                f" {key}"
             )
         if not has_suffix(path, suffixes):
             raise UserError(
-                f"{shown(path)}: only files that end in {', '.join(suffixes)} can be read; narrow"
-                f" {key}"
+                f"{printable(path)}: only files that end in {', '.join(suffixes)} can be read;"
+                f" narrow {key}"
             )
-        names.setdefault((state.st_dev, state.st_ino), []).append(path)
+        names_of_file.setdefault((state.st_dev, state.st_ino), []).append(path)
     files = []
-    for of_one_file in names.values():
-        different = sorted(set(of_one_file))
-        files.append(min(different, key=_indirectness) if len(different) > 1 else different[0])
-        passed_over[FILE_AGAIN] += len(different) - 1
+    for paths in names_of_file.values():
+        names = sorted(set(paths))
+        files.append(min(names, key=_indirectness) if len(names) > 1 else names[0])
+        passed_over[FILE_AGAIN] += len(names) - 1
     return Matches(sorted(files), +passed_over)
 
 
 def has_suffix(path: Path, suffixes: Iterable[str]) -> bool:
-    """Whether the file's name ends in one of the suffixes, in whatever case."""
+    """Whether the file's name ends in one of the suffixes, in upper or lower case."""
     return path.name.lower().endswith(tuple(suffixes))
-
-
-def shown(name: Path | str) -> str:
-    """A name as it can be printed on one line: of what names of files and keys may hold, all that
-    is no sign is escaped.
-    """
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(name)
-    )
 
 
 def _matches(
     patterns: Sequence[str], suffixes: Sequence[str], passed_over: Counter[str], key: str
 ) -> Iterator[Path]:
-    """Whatever a pattern names, files or not, perhaps more than once."""
-    for pattern in patterns:
+    """Everything that the patterns match, files or not, possibly repeated."""
+    for pattern in filter(None, patterns):
         path = Path(os.path.expanduser(pattern))
         try:
-            if not pattern:
-                continue
             if os.path.isdir(path):
-                yield from _of_kind(_everything_below(path, passed_over), suffixes, passed_over)
-            elif os.path.lexists(path):  # first, since a name may hold the signs of a pattern
+                entries = _entries_below(path, passed_over)
+                yield from _with_suffix(entries, suffixes, passed_over)
+            elif os.path.lexists(path):  # before globbing: a file's name may hold `*` or `[`
                 yield path
             else:
-                start = Path(path.anchor)
-                found = list(_expanded(start, path.parts[bool(path.anchor) :], passed_over))
-                passed_over[NO_MATCH] += not found
-                yield from found
+                parts = path.parts[1:] if path.anchor else path.parts
+                matches = list(_expanded(Path(path.anchor), parts, passed_over))
+                passed_over[NO_MATCH] += not matches
+                yield from matches
         except PermissionError:
-            raise  # told in one line wherever it happens
+            raise  # `errors.explain` has a line for it
         except OSError as error:
-            raise UserError(
-                f"{shown(error.filename or path)} cannot be read: {error.strerror}; mend {key}"
-            ) from None
+            name = printable(error.filename or path)
+            raise UserError(f"{name} cannot be read: {error.strerror}; fix {key}") from None
 
 
-def _of_kind(
+def _with_suffix(
     paths: Iterable[Path], suffixes: Sequence[str], passed_over: Counter[str]
 ) -> Iterator[Path]:
-    """Those with one of the suffixes; files of other kinds are counted by their own."""
+    """The paths with one of the suffixes; other files are counted by their suffix."""
     for path in paths:
         if has_suffix(path, suffixes):
             yield path
         elif not os.path.isdir(path):
             suffix = ascii(path.suffix.lower())[1:-1]
-            passed_over[f"files that end in {suffix}" if suffix else "files without a suffix"] += 1
+            reason = f"files that end in {suffix}" if suffix else "files without a suffix"
+            passed_over[reason] += 1
 
 
-def _everything_below(folder: Path, passed_over: Counter[str]) -> Iterator[Path]:
-    for each in _folders(folder, passed_over):
-        yield from _entries(each)
+def _entries_below(folder: Path, passed_over: Counter[str]) -> Iterator[Path]:
+    for subfolder in _folders(folder, passed_over):
+        yield from _entries(subfolder)
 
 
 def _expanded(base: Path, parts: Sequence[str], passed_over: Counter[str]) -> Iterator[Path]:
-    """What a glob's parts lead to, from a folder on."""
+    """What the parts of a glob match, starting from the folder `base`."""
     if not parts:
         yield base
         return
     part, rest = parts[0], parts[1:]
     if part == "**":
-        for folder in _folders(base, passed_over) if os.path.isdir(base) else ():
+        folders = _folders(base, passed_over) if os.path.isdir(base) else ()
+        for folder in folders:
             yield from _expanded(folder, rest or ["*"], passed_over)
     elif not glob.has_magic(part):
         if os.path.lexists(base / part):
@@ -142,9 +133,7 @@ def _expanded(base: Path, parts: Sequence[str], passed_over: Counter[str]) -> It
 
 
 def _folders(start: Path, passed_over: Counter[str]) -> Iterator[Path]:
-    """A folder and those below it, each once: by its own name where it has one here, else by that
-    of a link.
-    """
+    """A folder and all folders below it, each once, under its own name rather than a link's."""
     entered: set[tuple[int, int]] = set()
     links = deque([start])
     while links:
@@ -157,18 +146,16 @@ def _folders(start: Path, passed_over: Counter[str]) -> Iterator[Path]:
                 continue
             entered.add((state.st_dev, state.st_ino))
             yield folder
-            inside = [path for path in _entries(folder) if os.path.isdir(path)]
-            links.extend(path for path in inside if path.is_symlink())
-            pending.extend(path for path in reversed(inside) if not path.is_symlink())
+            subfolders = [path for path in _entries(folder) if os.path.isdir(path)]
+            links.extend(path for path in subfolders if path.is_symlink())
+            pending.extend(path for path in reversed(subfolders) if not path.is_symlink())
 
 
 def _entries(folder: Path, hidden: bool = False) -> list[Path]:
-    """What a folder holds, by name; hidden names, those that begin with a dot, only where asked
-    for.
-    """
+    """A folder's entries, sorted by name; hidden ones, which begin with a dot, only on request."""
     with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if hidden or not entry.name.startswith("."))
-    return [folder / name for name in names]
+        names = sorted(entry.name for entry in entries)
+    return [folder / name for name in names if hidden or not name.startswith(".")]
 
 
 def _state(path: Path, key: str) -> os.stat_result:
@@ -179,13 +166,12 @@ def _state(path: Path, key: str) -> os.stat_result:
     except OSError:
         if path.is_symlink():
             raise UserError(
-                f"{shown(path)} is a link to nowhere; mend it, delete it or narrow {key}"
+                f"{printable(path)} is a link to nowhere; fix it, delete it or narrow {key}"
             ) from None
-        raise UserError(f"{shown(path)} cannot be read; narrow {key}") from None
+        raise UserError(f"{printable(path)} cannot be read; narrow {key}") from None
 
 
 def _indirectness(path: Path) -> tuple[bool, int, str]:
-    """How far a name is from being the file's own: whether it takes a link, how deep it is, then
-    the name itself.
-    """
-    return path.resolve() != Path(os.path.abspath(path)), len(path.parts), str(path)
+    """A sort key for the names of a file: whether it goes through a link, its depth, the name."""
+    is_linked = path.resolve() != Path(os.path.abspath(path))
+    return is_linked, len(path.parts), str(path)

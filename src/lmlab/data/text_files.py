@@ -1,7 +1,6 @@
-"""Files of text in UTF-8, compressed by gzip or not; what is no such file is refused with what it
-seems to be instead.
-"""
+"""Open text files in UTF-8, with or without gzip; for any other file say what it seems to be."""
 
+import codecs
 import gzip
 import io
 import re
@@ -12,14 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from lmlab.core.errors import UserError
-from lmlab.data.globs import shown
+from lmlab.core.errors import UserError, printable
 
 HEAD_BYTES = 4096
 MANY_ZEROS = 0.1
-"""Share of zero bytes, which UTF-8 allows, above which something is no text in UTF-8."""
+"""Share of zero bytes, which UTF-8 allows, above which a file is not text in UTF-8."""
 MANY_STRANGE = 0.01
-"""Share of bytes or characters that texts do not hold, above which something is no text."""
+"""Share of bytes or characters that no text holds, above which a file is not text."""
 CONTROL = {*range(32)} - {*b"\t\n\v\f\r\x1a\x1b"}
 _CONVERT = "convert it with `iconv -f {} -t utf-8 OLD > NEW`"
 _MARKS = {
@@ -42,80 +40,98 @@ _SIGNATURES = {
 
 @contextmanager
 def opened(path: Path, newline: str | None) -> Iterator[TextIO]:
-    """A text file without the byte order mark that some editors write; `newline` as for `open`.
+    """Open a text file, without the byte order mark that some editors write; `newline` as for
+    `open`.
 
-    Raises UserError where the file cannot be read, is not whole or is not text in UTF-8.
+    Raises UserError where the file cannot be read, is truncated or is not text in UTF-8.
     """
     try:
         with open(path, "rb") as raw:
             unpacked = gzip.GzipFile(fileobj=raw) if path.name.lower().endswith(".gz") else raw
             head = unpacked.peek(HEAD_BYTES)[:HEAD_BYTES]
-            if signature := _signature(head):
-                raise UserError(f"{shown(path)} is not UTF-8 but {signature}")
+            if file_type := _file_type(head):
+                raise UserError(f"{printable(path)} is not UTF-8 but {file_type}")
             with io.TextIOWrapper(unpacked, encoding="utf-8-sig", newline=newline) as file:
                 yield file
     except UnicodeDecodeError as error:
-        raise UserError(f"{shown(path)} is not UTF-8{_seems_to_be(error.object, error)}") from None
+        diagnosis = _diagnosis(error.object, error)
+        raise UserError(f"{printable(path)} is not UTF-8{diagnosis}") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(
-            f"{shown(path)} is cut short, damaged or was not made by gzip ({error}); fetch it again"
+            f"{printable(path)} is cut short, damaged or was not made by gzip ({error}); fetch it"
+            " again"
         ) from None
     except OSError as error:
-        raise UserError(f"{shown(path)} cannot be read: {error.strerror or error}") from None
+        raise UserError(f"{printable(path)} cannot be read: {error.strerror or error}") from None
 
 
 def check_zeros(text: str, path: Path) -> None:
-    """Raise UserError where a piece of text, though it is UTF-8, holds so many zero bytes that it
-    cannot be text.
-    """
+    """Raise UserError where a piece of valid UTF-8 has too many zero bytes to be text."""
     if text.count("\0") > MANY_ZEROS * len(text):
         first = text.index("\0")
         sample = text[first - first % 2 :][:HEAD_BYTES].encode()
-        raise UserError(f"{shown(path)} is not UTF-8{_seems_to_be(sample)}")
+        raise UserError(f"{printable(path)} is not UTF-8{_diagnosis(sample)}")
 
 
-def _signature(head: bytes) -> str:
-    """What bytes at the beginning say that a file is, with advice; empty where they say nothing."""
+def _file_type(head: bytes) -> str:
+    """The type of a file by its first bytes, with advice; empty where they are no known
+    signature.
+    """
     for mark, encoding in _MARKS.items():
         if head.startswith(mark):
             return f"{encoding.upper()}, as its byte order mark says; {_CONVERT.format(encoding)}"
-    return next((what for signature, what in _SIGNATURES.items() if re.match(signature, head)), "")
+    for signature, file_type in _SIGNATURES.items():
+        if re.match(signature, head):
+            return file_type
+    return ""
 
 
-def _seems_to_be(sample: bytes, error: UnicodeDecodeError | None = None) -> str:
-    """What bytes that are no text in UTF-8 are likely to be, with advice, to go on from "is not
-    UTF-8".
+def _diagnosis(sample: bytes, error: UnicodeDecodeError | None = None) -> str:
+    """What bytes that are not text in UTF-8 probably are, with advice: the end of a message that
+    begins "... is not UTF-8".
     """
     sample = sample[: len(sample) // 2 * 2][:HEAD_BYTES]
-    if sum(sample.count(code) for code in CONTROL) > MANY_STRANGE * len(sample):
-        # characters of one script share their high byte, so on its side there are fewer different
-        # ones
-        high_bytes = {"utf-16be": {*sample[::2]}, "utf-16le": {*sample[1::2]}}
-        possible = [
-            encoding for encoding in high_bytes if _is_text(sample.decode(encoding, "replace"))
-        ]
-        if possible:
-            likeliest = min(possible, key=lambda encoding: len(high_bytes[encoding]))
-            return (
-                f" but seems to be UTF-16 without a byte order mark; {_CONVERT.format(likeliest)}"
-            )
+    if sum(map(sample.count, CONTROL)) > MANY_STRANGE * len(sample):
+        encoding = _utf_16(sample)
+        if encoding is not None:
+            return f" but seems to be UTF-16 without a byte order mark; {_CONVERT.format(encoding)}"
         return (
             " but seems to be binary, or text in another encoding; narrow the pattern to files"
             " of text"
         )
-    bad = f" (byte {error.object[error.start]:#04x})" if error else ""
-    if error and error.reason == "unexpected end of data":
-        bad = " at its end: it is cut short in the middle of a character, or in another encoding"
+    position = f" (byte {error.object[error.start]:#04x})" if error else ""
+    if error and _is_cut_short(error):
+        position = (
+            " at its end: it is cut short in the middle of a character, or in another encoding"
+        )
     return (
-        f"{bad}; find out its encoding (`file` guesses it) and {_CONVERT.format('ENCODING')},"
-        " where ENCODING may be"
-        " windows-1252 (western Europe), windows-1251 (Cyrillic), gb18030 (Chinese) or shift_jis"
-        " (Japanese)"
+        f"{position}; find out its encoding (`file` guesses it) and {_CONVERT.format('ENCODING')},"
+        " where ENCODING may be windows-1252 (western Europe), windows-1251 (Cyrillic), gb18030"
+        " (Chinese) or shift_jis (Japanese)"
     )
 
 
+def _utf_16(sample: bytes) -> str | None:
+    """The variant of UTF-16 that bytes without a byte order mark are likely to be in, if any."""
+    high_bytes = {"utf-16be": {*sample[::2]}, "utf-16le": {*sample[1::2]}}
+    possible = [encoding for encoding in high_bytes if _is_text(sample.decode(encoding, "replace"))]
+    # characters of one script share their high byte, so it takes fewer values than the low one
+    return min(possible, key=lambda encoding: len(high_bytes[encoding]), default=None)
+
+
+def _is_cut_short(error: UnicodeDecodeError) -> bool:
+    """Whether the bytes end within a character that would be valid if it were complete."""
+    if error.end < len(error.object):
+        return False
+    try:
+        codecs.utf_8_decode(error.object[error.start :], "strict", False)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def _is_text(text: str) -> bool:
-    """Whether nearly all of it are characters that there are and that a text may hold."""
+    """Whether nearly all characters are assigned ones that a text may hold."""
     odd = sum(
         unicodedata.category(c) in ("Cc", "Cn", "Co", "Cs") and c not in "\t\n\r" for c in text
     )

@@ -14,9 +14,10 @@ import torch
 from pydantic import Field
 
 from lmlab.core.errors import UserError
-from lmlab.core.files import read_json, whole_file, write_json, write_sums
+from lmlab.core.files import whole_file, write_json, write_sums
 from lmlab.core.params import Names, Params
 from lmlab.core.registry import Choice
+from lmlab.data.corpus_manifest import CorpusManifest
 from lmlab.data.shards import Shards
 from lmlab.data.tokenizers.base import Ids, Tokenizer
 from lmlab.evaluation import references, samples, tables
@@ -85,7 +86,7 @@ def evaluate(
     and the curves end where its log ends.
     """
     rows = tables.read_log(log)
-    manifest = read_json(corpus / "manifest.json", made_by="download")
+    manifest = CorpusManifest.read(corpus)
     scored = _score_validation(params, model, saved, shards)
     outcome: Scores | Divergence
     if isinstance(scored, Divergence):
@@ -124,7 +125,7 @@ def evaluate(
 
 def check_model_fits(saved: dict[str, Any], shards: Shards) -> None:
     """Raise UserError if a model was trained with another tokenizer than its shards."""
-    same_tokenizer = saved.get("tokenizer_sha256") == shards.manifest["tokenizer_sha256"]
+    same_tokenizer = saved.get("tokenizer_sha256") == shards.manifest.tokenizer_sha256
     if not same_tokenizer or saved["vocabulary_size"] != shards.vocabulary_size:
         raise UserError(
             "data/model was trained with another tokenizer than data/shards was made with; run"
@@ -224,7 +225,7 @@ def _measure(params: EvaluateParams, measures: dict[str, Choice], trained: Train
         references=reference_scores,
         kneser_ney_order=params.ngram_order,
         train_tokens=len(train),
-        source_entropy=trained.manifest.get("entropy_bits_per_byte"),
+        source_entropy=trained.manifest.entropy_bits_per_byte,
         measures=numbers,
         left_out=left_out,
         about=about(measures, trained),
@@ -232,9 +233,8 @@ def _measure(params: EvaluateParams, measures: dict[str, Choice], trained: Train
 
 
 def _facts(
-    params: ScoreParams, model: LanguageModel, saved: dict[str, Any], manifest: dict[str, Any]
+    params: ScoreParams, model: LanguageModel, saved: dict[str, Any], manifest: CorpusManifest
 ) -> Facts:
-    split = manifest.get("splits", {}).get(SCORED, {})
     return Facts(
         window=model.context,
         stride=params.stride,
@@ -243,7 +243,7 @@ def _facts(
         training_bits=BITS[saved["precision"]],
         weights_sha256=saved.get("weights_sha256", ""),
         environment={"torch": torch.__version__},
-        text=ScoredText(manifest.get("corpus", ""), SCORED, split.get("sha256", "")),
+        text=ScoredText(manifest.corpus, SCORED, manifest.splits[SCORED].sha256),
     )
 
 

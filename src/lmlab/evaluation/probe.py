@@ -102,7 +102,7 @@ def look(
     """
     device = use_device(params.device, params.threads)
     record, states = snapshots.read(snapshot_folder)
-    if record["tokenizer_sha256"] != shards.manifest["tokenizer_sha256"]:
+    if record["tokenizer_sha256"] != shards.manifest.tokenizer_sha256:
         raise UserError(
             f"{snapshot_folder} was left by a run with another tokenizer; run `dvc repro train`"
         )

@@ -154,7 +154,7 @@ def _check_goes_on(
             "params.yaml: train.model, its options or train.context are not those of"
             f" {layout.model}; run `dvc repro train` first, or set them back"
         )
-    if record["tokenizer_sha256"] != shards.manifest["tokenizer_sha256"]:
+    if record["tokenizer_sha256"] != shards.manifest.tokenizer_sha256:
         raise UserError(
             f"{layout.model} was trained with another tokenizer than {layout.tokenizer_file}; run"
             " `dvc repro`"

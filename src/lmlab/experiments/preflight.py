@@ -58,7 +58,7 @@ def check(tree: Tree, run: bool = True) -> None:
     chosen["download"]["corpus"].build()
     assert isinstance(sections["tokenizer"], TokenizerParams)
     try:
-        tokenizers.check_given(sections["tokenizer"], chosen["tokenizer"]["name"])
+        tokenizers.load_chosen(sections["tokenizer"], chosen["tokenizer"]["name"])
     except (OSError, ValueError) as error:  # a name that no file can have
         raise UserError(
             "params.yaml: tokenizer.from cannot name a file:"

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lmlab.core.files import missing, read_json, vouched
+from lmlab.data.corpus_manifest import CorpusManifest
 from lmlab.experiments import timing
 from lmlab.training.status import ADVICE, DIVERGED, how_it_diverged
 
@@ -21,7 +22,7 @@ def show(folder: Path = Path()) -> None:
 
     Raises UserError naming the stage whose output is missing.
     """
-    corpus = read_json(folder / "data/corpus/manifest.json", made_by="download")
+    corpus = CorpusManifest.read(folder / "data/corpus")
     model = read_json(folder / "data/model/model.json", made_by="train")
     found = read_json(folder / "results/measures.json", made_by="evaluate")
     console = Console(highlight=False)
@@ -63,10 +64,10 @@ _NEXT = """Next, with the environment active (`source .venv/bin/activate`):
   README.md                                    a five-minute tour"""
 
 
-def _facts(corpus: Any, model: Any, found: Any, took: dict[str, Any]) -> Table:
-    size = sum(split["bytes"] for split in corpus["splits"].values())
+def _facts(corpus: CorpusManifest, model: Any, found: Any, took: dict[str, Any]) -> Table:
+    size = sum(split.bytes for split in corpus.splits.values())
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_row("corpus", f"{corpus['corpus']} ({size:,} bytes; {corpus['source']})")
+    table.add_row("corpus", f"{corpus.corpus} ({size:,} bytes; {corpus.source})")
     table.add_row(
         "model",
         f"{model['model']['name']}, {model['parameters']:,} parameters, context {model['context']}",

@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import lmlab
-from lmlab.core.errors import UserError
-from lmlab.data.globs import shown
+from lmlab.core.errors import UserError, printable
 
 IDENTITY = (
     "`git config --global user.name 'Your Name'` and `git config --global user.email"
@@ -30,7 +29,7 @@ def faults(root: Path = Path()) -> Iterator[str]:
     folder = str(root.resolve())
     if not folder.isascii():
         yield (
-            f"the path {shown(folder)} is not all ASCII, and in such a one DVC cannot run"
+            f"the path {printable(folder)} is not all ASCII, and in such a one DVC cannot run"
             " experiments with --temp or from"
             " its queue (`dvc repro` and a plain `dvc exp run` work); move the project to another"
             " folder"
@@ -60,8 +59,8 @@ def other_project(start: Path = Path()) -> str:
             if there.parent.resolve() == imported:
                 return ""
             return (
-                f"note: this is the lmlab of {shown(imported.parents[1])}, not that of"
-                f" {shown(folder)}; for the latter run"
+                f"note: this is the lmlab of {printable(imported.parents[1])}, not that of"
+                f" {printable(folder)}; for the latter run"
                 " `make setup` and `source .venv/bin/activate` there"
             )
     return ""

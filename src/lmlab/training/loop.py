@@ -148,7 +148,7 @@ class _Training:
         size["bytes"]["optimizer"] = sizing.optimizer_bytes(run.optimizer)
         tokens = run.step * params.batch * params.context
         facts = {
-            "tokenizer_sha256": self.shards.manifest["tokenizer_sha256"],
+            "tokenizer_sha256": self.shards.manifest.tokenizer_sha256,
             "steps": run.step,
             "seed": params.seed,
         }

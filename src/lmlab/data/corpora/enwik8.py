@@ -1,5 +1,5 @@
-"""enwik8: the first 100,000,000 bytes of an English Wikipedia dump with its markup, by URL (Hutter
-Prize text).
+"""enwik8: the first 100,000,000 bytes of an English Wikipedia dump, with markup, by URL (Hutter
+Prize).
 """
 
 import io

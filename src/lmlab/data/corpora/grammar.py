@@ -1,9 +1,9 @@
-"""A small probabilistic grammar of English-like sentences whose exact entropy is known.
+"""A small probabilistic context-free grammar of English-like sentences with a known exact entropy.
 
 Verbs agree with their nouns across relative clauses of any depth ("the dog that sees the cats
-sleeps"), so it also asks for memory. Every sentence has one derivation only, hence the entropy of
-the text is that of the derivation: for each symbol, its rule's entropy plus that of what the rule
-expands to, a system of linear equations (Grenander 1976).
+sleeps"), so long-range dependencies must be learned too. Every sentence has a single derivation,
+hence the entropy of the text is that of the derivation: H(s) = entropy of the choice of a rule for
+symbol s + expected sum of H over the symbols in its expansion, a linear system (Grenander 1976).
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from lmlab.core.params import Params
 from lmlab.data.corpora.base import Corpus, Document
 
 Rules = dict[str, list[tuple[float, tuple[str, ...]]]]
-"""For each symbol, its expansions with their probabilities; what is no key is text."""
+"""Each symbol's expansions with their probabilities; an item that is no key is text."""
 
 
 class Options(Params):
@@ -30,13 +30,12 @@ class Options(Params):
 
 
 def rules(relative_clause: float) -> Rules:
-    """The grammar; `relative_clause` is the probability that a noun is followed by a clause about
-    it.
-    """
+    """The grammar, with the probability that a relative clause follows a noun."""
     nouns = ["dog", "cat", "king", "queen", "child", "bird", "friend", "teacher"]
     single = {"sleep": "sleeps", "run": "runs", "sing": "sings", "laugh": "laughs"}
     pairs = {"see": "sees", "love": "loves", "follow": "follows", "fear": "fears"}
-    plain, weight = 1 - relative_clause, 1 / len(nouns)
+    plain = 1 - relative_clause
+    weight = 1 / len(nouns)
     plural = [noun[:-5] + "children" if noun.endswith("child") else noun + "s" for noun in nouns]
     grammar: Rules = {
         "TEXT": [(0.6, ("ONE ", "DOES ", ".\n")), (0.4, ("MANY ", "DO ", ".\n"))],
@@ -64,7 +63,7 @@ def rules(relative_clause: float) -> Rules:
 
 
 class Grammar(Corpus):
-    """Documents of a number of independent sentences, one a line."""
+    """Documents of independent sentences, one per line."""
 
     licence = "none needed: generated"
 
@@ -77,48 +76,48 @@ class Grammar(Corpus):
         )
 
     def documents(self) -> Iterator[Document]:
-        chance = Random(self.options.seed)
+        rng = Random(self.options.seed)
         for number in range(self.options.documents):
-            yield Document(
-                f"grammar-{number}",
-                ["".join(self._expand(chance) for _ in range(self.options.sentences))],
-            )
+            sentences = [self._expand(rng) for _ in range(self.options.sentences)]
+            yield Document(f"grammar-{number}", ["".join(sentences)])
 
     def facts(self) -> dict[str, Any]:
         bits, characters = self.entropy()
         return {"entropy_bits_per_byte": bits / characters}
 
     def entropy(self) -> tuple[float, float]:
-        """Exact expected bits and characters of one sentence."""
-        symbols = list(self.rules)
-        index = {symbol: place for place, symbol in enumerate(symbols)}
-        expected = np.zeros(
-            (len(symbols), len(symbols))
-        )  # how often a rule's expansion holds each symbol, on average
-        own = np.zeros(
-            (len(symbols), 2)
-        )  # bits of choosing a rule, and characters it writes itself
+        """The exact expected bits and characters of one sentence.
+
+        By symbol, (I - expected) @ totals = own.
+        """
+        index = {symbol: i for i, symbol in enumerate(self.rules)}
+        size = len(index)
+        expected = np.zeros((size, size))  # how often a symbol's expansion holds each symbol
+        own = np.zeros((size, 2))  # bits of a symbol's choice of a rule, characters in the rule
         for symbol, expansions in self.rules.items():
-            for chance, expansion in expansions:
-                if chance > 0:
-                    own[index[symbol], 0] -= chance * np.log2(chance)
+            row = index[symbol]
+            for probability, expansion in expansions:
+                if probability > 0:
+                    own[row, 0] -= probability * np.log2(probability)
                 for item in expansion:
                     if item in index:
-                        expected[index[symbol], index[item]] += chance
+                        expected[row, index[item]] += probability
                     else:
-                        own[index[symbol], 1] += chance * len(item)
-        bits, characters = np.linalg.solve(np.eye(len(symbols)) - expected, own)[index["TEXT"]]
+                        own[row, 1] += probability * len(item)
+        totals = np.linalg.solve(np.eye(size) - expected, own)
+        bits, characters = totals[index["TEXT"]]
         return float(bits), float(characters)
 
-    def _expand(self, chance: Random) -> str:
+    def _expand(self, rng: Random) -> str:
+        """A random sentence."""
         text: list[str] = []
         pending = ["TEXT"]
         while pending:
             symbol = pending.pop()
-            if symbol in self.rules:
-                expansions = self.rules[symbol]
-                weights = [weight for weight, _ in expansions]
-                pending += reversed(chance.choices([items for _, items in expansions], weights)[0])
-            else:
+            if symbol not in self.rules:
                 text.append(symbol)
+                continue
+            weights = [probability for probability, _ in self.rules[symbol]]
+            expansions = [expansion for _, expansion in self.rules[symbol]]
+            pending += reversed(rng.choices(expansions, weights)[0])
         return "".join(text)

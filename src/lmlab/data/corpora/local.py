@@ -1,8 +1,7 @@
-"""Your own text: local .txt, .md, .jsonl or .parquet files, named one by one, by a folder or by a
-glob.
+"""Your own text: local .txt, .md, .jsonl or .parquet files, named by path, folder or glob.
 
-Files below `texts/` are watched by DVC: edit one and `dvc repro` reads it again. Files elsewhere
-are read but not watched; after editing them run `dvc repro --force download`.
+DVC tracks files below `texts/`: edit one and `dvc repro` reads it again. Files elsewhere are not
+tracked; after editing one run `dvc repro --force download`.
 """
 
 import glob
@@ -17,19 +16,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lmlab.core.errors import UserError
+from lmlab.core.errors import UserError, printable
 from lmlab.core.files import sha256
 from lmlab.core.params import Params
 from lmlab.core.progress import ProgressBar
 from lmlab.data import columns, globs, text_files
 from lmlab.data.columns import Missing
 from lmlab.data.corpora.base import PIECE_CHARACTERS, Corpus, Document
-from lmlab.data.globs import shown
 
 SUFFIXES = (".txt", ".txt.gz", ".md", ".md.gz", ".jsonl", ".jsonl.gz", ".parquet")
 KEY = "corpora.local.files"
 OWN_NOTE = Path("texts/README.md")
-"""The project's own note on the folder texts/, which is nobody's text to learn from."""
+"""The project's own note on the folder texts/, which is not text to train on."""
 ROWS_AT_ONCE = 256
 NO_ROW = "files without a row"
 
@@ -43,8 +41,8 @@ class Options(Params):
 
 
 class Local(Corpus):
-    """One document a text file, a line of JSONL (its key `column`), or a row of Parquet (its column
-    `column`).
+    """One document per text file, per line of JSONL (its key `column`) or per row of Parquet (that
+    column).
     """
 
     licence = "yours to know"
@@ -53,10 +51,10 @@ class Local(Corpus):
         self.patterns = [options.files] if isinstance(options.files, str) else options.files
         self.column, self.skip_missing = options.column, options.skip_missing
         self.key = key
-        """What the files were named by, to be told in errors."""
+        """Where the files were named, for error messages."""
         self.source = f"local files {', '.join(self.patterns)}"
         self.skipped: Counter[str] = Counter()
-        """Rows without text that were left out when the documents were last read, by reason."""
+        """Rows without text left out when the documents were last read, counted by reason."""
 
     def documents(self) -> Iterator[Document]:
         self.skipped.clear()
@@ -70,16 +68,17 @@ class Local(Corpus):
                 yield Document(_stem(path), _pieces(path))
 
     def facts(self) -> dict[str, Any]:
-        """The files with their hashes, and what was passed over on the way from the patterns to the
+        """The files with their hashes, and what was left out between the patterns and the
         documents.
         """
         hashes = []
         with ProgressBar("download: hashing", len(self._matches.files), "files") as bar:
             for path in self._matches.files:
+                name = printable(path)
                 try:
-                    hashes.append({"path": shown(path), "sha256": sha256(path)})
+                    hashes.append({"path": name, "sha256": sha256(path)})
                 except OSError as error:
-                    raise UserError(f"{shown(path)} cannot be read: {error.strerror}") from None
+                    raise UserError(f"{name} cannot be read: {error.strerror}") from None
                 bar.advance(1)
         return {"files": hashes, "left_out": {**self._matches.passed_over, **+self.skipped}}
 
@@ -88,20 +87,26 @@ class Local(Corpus):
         files, passed_over = globs.find(self.patterns, SUFFIXES, self.key)
         texts = [path for path in files if not _is_own_note(path)]
         passed_over[f"{OWN_NOTE}, which is the project's own"] += len(files) - len(texts)
-        if (nowhere := list(filter(_leads_nowhere, self.patterns))) or not texts:
-            patterns = ", ".join(map(repr, nowhere or self.patterns)) or "an empty list"
-            del passed_over[globs.NO_MATCH]  # which is what is said
-            instead = "".join(f"; {what}: {count:,}" for what, count in (+passed_over).items())
-            raise UserError(
-                f"{'params.yaml: ' * (self.key == KEY)}{self.key}: no file matches {patterns} below"
-                f" {shown(Path.cwd())}{instead}"
-                + " (a --queue or --temp experiment sees only files that Git knows, or absolute"
-                " paths)" * (self.key == KEY)
-            )
+        missing = list(filter(_is_missing, self.patterns))
+        if missing or not texts:
+            raise self._no_match(missing or self.patterns, passed_over)
         return globs.Matches(texts, +passed_over)
 
+    def _no_match(self, patterns: list[str], passed_over: Counter[str]) -> UserError:
+        del passed_over[globs.NO_MATCH]  # the message says that anyway
+        named = ", ".join(map(repr, patterns)) or "an empty list"
+        reasons = "".join(f"; {reason}: {count:,}" for reason, count in (+passed_over).items())
+        message = f"{self.key}: no file matches {named} below {printable(Path.cwd())}{reasons}"
+        if self.key != KEY:
+            return UserError(message)
+        return UserError(
+            f"params.yaml: {message} (a --queue or --temp experiment sees only files that Git"
+            " knows, or absolute paths)"
+        )
+
     def _jsonl(self, path: Path) -> Iterator[Document]:
-        name, stem, rows = shown(path), _stem(path), 0
+        name, stem = printable(path), _stem(path)
+        rows = 0
         with text_files.opened(path, newline=None) as lines:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
@@ -115,7 +120,8 @@ class Local(Corpus):
         self.skipped[NO_ROW] += not rows
 
     def _parquet(self, path: Path) -> Iterator[Document]:
-        name, stem, number = shown(path), _stem(path), 0
+        name, stem = printable(path), _stem(path)
+        number = 0
         for number, value in enumerate(_values_in_parquet(path, self.column), start=1):
             where = f"{name}, row {number}"
             try:
@@ -131,8 +137,9 @@ class Local(Corpus):
         self.skipped[NO_ROW] += not number
 
     def _text_or_none(self, text: str | Missing, where: str) -> str | None:
-        """A row's text; None where it has none and is left out, which is counted. Raises UserError
-        where it may not be.
+        """A row's text; None where it has none, which is counted.
+
+        Raises UserError where it has none and rows may not be left out.
         """
         if isinstance(text, str):
             return text
@@ -146,14 +153,17 @@ class Local(Corpus):
 
 
 def _parsed(line: str, path: Path, where: str) -> Any:
-    """A line of JSON. Whole numbers become floats: no number is read here, and Python refuses those
-    of many digits.
+    """Parse a line of JSON, integers as floats: Python refuses to parse integers of very many
+    digits.
+
+    Raises UserError where the line is no JSON or an object in it repeats a key.
     """
     try:
-        return json.loads(line.lstrip("\ufeff"), parse_int=float, object_pairs_hook=_each_key_once)
-    except _TwiceError as twice:
+        text = line.lstrip("\ufeff")
+        return json.loads(text, parse_int=float, object_pairs_hook=_without_repeated_keys)
+    except _RepeatedKeyError as error:
         raise UserError(
-            f"{where}: the key {twice.args[0]!r} stands twice, and one of the two would be lost"
+            f"{where}: the key {error.key!r} is repeated, and one of its values would be lost"
         ) from None
     except RecursionError:
         raise UserError(
@@ -164,42 +174,43 @@ def _parsed(line: str, path: Path, where: str) -> Any:
         raise UserError(f"{where}: not a JSON object, or one that is cut short ({error})") from None
 
 
-class _TwiceError(Exception):
-    """A key that an object of JSON has more than once."""
+class _RepeatedKeyError(Exception):
+    """A JSON object has a key more than once."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
 
 
-def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object that the pairs are of. Python itself would keep the last of those with one key,
-    silently.
+def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs. Python's parser itself would silently keep the last of equal
+    keys.
     """
     row = dict(pairs)
     if len(row) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise _TwiceError(next(key for key in keys if keys.count(key) > 1))
+        raise _RepeatedKeyError(next(key for key in keys if keys.count(key) > 1))
     return row
 
 
 def _values_in_parquet(path: Path, column: str) -> Iterator[bytes | None]:
-    """A column of text, as bytes. Raises UserError where the file has none of that name or is
+    """The values of a column of text, as bytes. Raises UserError where the file lacks it or is
     damaged.
     """
     fault = "is not a Parquet file, or damaged"
     rows = 0
     try:
         with pq.ParquetFile(path) as file:
-            names = columns.path_to(column, file.schema_arrow, shown(path))
+            names = columns.path_to(column, file.schema_arrow, printable(path))
             for batch in file.iter_batches(columns=[".".join(names)], batch_size=ROWS_AT_ONCE):
                 yield from columns.text_of_batch(batch, names)
                 rows += batch.num_rows
-                fault = f"is damaged behind row {rows}"
-    except (
-        pa.ArrowException,
-        OSError,
-        UnicodeDecodeError,
-    ) as error:  # the last: where the names of its columns are damaged
+                fault = f"is damaged after row {rows}"
+    # UnicodeDecodeError: where the names of the columns are damaged
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno:
             fault = f"cannot be read: {os.strerror(error.errno)}"
-        raise UserError(f"{shown(path)} {fault}") from None
+        raise UserError(f"{printable(path)} {fault}") from None
 
 
 def _pieces(path: Path) -> Iterator[str]:
@@ -209,15 +220,13 @@ def _pieces(path: Path) -> Iterator[str]:
             yield piece
 
 
-def _leads_nowhere(pattern: str) -> bool:
-    """Whether it names one file or folder that is not there. (A glob may well match nothing beside
-    others that do.)
+def _is_missing(pattern: str) -> bool:
+    """Whether it names a single file or folder, which does not exist. (A glob may match nothing
+    while others do.)
     """
-    return (
-        bool(pattern)
-        and not glob.has_magic(pattern)
-        and not os.path.lexists(os.path.expanduser(pattern))
-    )
+    if not pattern or glob.has_magic(pattern):
+        return False
+    return not os.path.lexists(os.path.expanduser(pattern))
 
 
 def _is_own_note(path: Path) -> bool:
@@ -225,6 +234,7 @@ def _is_own_note(path: Path) -> bool:
 
 
 def _stem(path: Path) -> str:
-    """The file's name without its suffixes, as its documents are named."""
-    suffix = max((suffix for suffix in SUFFIXES if globs.has_suffix(path, [suffix])), key=len)
-    return shown(path.name[: -len(suffix)])
+    """The file's name without its suffix, from which the names of its documents are made."""
+    suffixes = [suffix for suffix in SUFFIXES if globs.has_suffix(path, [suffix])]
+    longest = max(suffixes, key=len)
+    return printable(path.name[: -len(longest)])

@@ -1,8 +1,7 @@
-"""A Markov source of chosen order: random letters whose exact entropy is known, so learning has a
-measured floor.
+"""A Markov source of a chosen order: random letters whose exact entropy is the floor of any loss.
 
-Shannon (1948): the entropy rate is the entropy of the next letter given its state, averaged over
-the distribution of the states.
+The entropy rate is the entropy of the next letter given the state, averaged over the states'
+distribution p: sum over s of p(s) H(letter | s) (Shannon 1948).
 """
 
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 MOST_STATES = 200_000
 SETTLING_STEPS = 1_000
 SETTLED = 1e-13
-"""Summed over the states, how little a step changes a distribution that counts as stationary."""
+"""A distribution is stationary if a step changes it by less than this, summed over the states."""
 
 
 class Options(Params):
@@ -46,7 +45,7 @@ class Options(Params):
 
 
 class Markov(Corpus):
-    """Documents of equal length; each starts in a state drawn from `start`."""
+    """Documents of equal length, each beginning in a state drawn from `start`."""
 
     licence = "none needed: generated"
 
@@ -59,8 +58,9 @@ class Markov(Corpus):
 
     @cached_property
     def transitions(self) -> NDArray[np.float64]:
-        """P(next letter | state), shape (letters ** order, letters), rows drawn from a symmetric
-        Dirichlet.
+        """P(next letter | state), shape (states, letters), rows drawn from a symmetric Dirichlet.
+
+        A state is the last `order` letters, so there are letters ** order.
         """
         options = self.options
         rng = np.random.default_rng([options.seed, 0])
@@ -69,29 +69,30 @@ class Markov(Corpus):
 
     @cached_property
     def start(self) -> NDArray[np.float64]:
-        """The distribution of a document's first state, shape (letters ** order,): stationary, or
-        nearly.
+        """The distribution of a document's first state, shape (states,): the stationary one, by
+        power iteration.
 
-        Power iteration; a source that hardly ever leaves some states would take too long to settle
-        altogether.
+        It is approximate where the source hardly ever leaves some states, which would take too many
+        steps.
         """
-        share = np.full(len(self.transitions), 1 / len(self.transitions))
+        states = len(self.transitions)
+        distribution = np.full(states, 1 / states)
         for _ in range(SETTLING_STEPS):
-            after = self.step(share)
-            if np.abs(after - share).sum() < SETTLED:
+            following = self.step(distribution)
+            if np.abs(following - distribution).sum() < SETTLED:
                 break
-            share = 0.5 * (after + share)  # the average cannot oscillate in a periodic chain
-        return share / share.sum()
+            # unlike the step itself, the average converges for a periodic chain too
+            distribution = 0.5 * (following + distribution)
+        return distribution / distribution.sum()
 
-    def step(self, share: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The distribution over states one letter after `share`, both of shape (letters **
-        order,).
-        """
-        if len(share) == 1:
-            return share
-        # a state's letters, then one more: (a, b) -> (b, c), so the first letter is summed away
-        flow = share[:, None] * self.transitions
-        return np.asarray(flow.reshape(self.options.letters, len(share)).sum(axis=0))
+    def step(self, distribution: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The distribution over states one letter later; shape (states,), as the argument."""
+        states = len(distribution)
+        if states == 1:
+            return distribution
+        # a letter c takes the state (a, b) to (b, c), so the first letter is summed over
+        joint = distribution[:, None] * self.transitions
+        return np.asarray(joint.reshape(self.options.letters, states).sum(axis=0))
 
     def documents(self) -> Iterator[Document]:
         options = self.options
@@ -99,15 +100,15 @@ class Markov(Corpus):
         states = len(self.transitions)
         state = rng.choice(states, size=options.documents, p=self.start)
         text = np.empty((options.documents, options.characters), dtype=np.uint8)
-        for place in range(options.order):
-            text[:, place] = (
-                state // options.letters ** (options.order - 1 - place) % options.letters
-            )
+        for position in range(options.order):
+            place_value = options.letters ** (options.order - 1 - position)
+            text[:, position] = state // place_value % options.letters
         cumulative = self.transitions.cumsum(axis=1)
-        for place in range(options.order, options.characters):
-            drawn = rng.random(options.documents)[:, None]
-            letter = np.minimum((cumulative[state] <= drawn).sum(axis=1), options.letters - 1)
-            text[:, place] = letter
+        for position in range(options.order, options.characters):
+            uniform = rng.random(options.documents)[:, None]
+            letter = (cumulative[state] <= uniform).sum(axis=1)
+            letter = np.minimum(letter, options.letters - 1)  # cumsum may end just below 1
+            text[:, position] = letter
             state = (state * options.letters + letter) % states
         letters = np.frombuffer(ALPHABET.encode(), dtype=np.uint8)
         for number, row in enumerate(letters[text]):
@@ -117,23 +118,25 @@ class Markov(Corpus):
         return {"entropy_bits_per_byte": self.entropy()}
 
     def entropy(self) -> float:
-        """Exact expected bits per character of a document: of its first state, then of each letter
-        given its state.
+        """The exact expected bits per character of a document.
+
+        These are the entropy of its first state plus that of each further letter given its state.
         """
-        of_state = _entropy(self.transitions)
-        share = self.start
-        bits = float(_entropy(share[None])[0])
-        for left in range(self.options.characters - self.options.order, 0, -1):
-            after = self.step(share)
-            if np.abs(after - share).sum() < SETTLED:
-                bits += left * float(share @ of_state)
+        state_entropies = _entropy(self.transitions)
+        distribution = self.start
+        bits = float(_entropy(distribution[None])[0])
+        for remaining in range(self.options.characters - self.options.order, 0, -1):
+            following = self.step(distribution)
+            letter_bits = float(distribution @ state_entropies)
+            if np.abs(following - distribution).sum() < SETTLED:
+                bits += remaining * letter_bits
                 break
-            bits += float(share @ of_state)
-            share = after
+            bits += letter_bits
+            distribution = following
         return bits / self.options.characters
 
 
 def _entropy(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Entropy in bits of each row of probabilities."""
+    """The entropy in bits of each row of probabilities, shape (rows,)."""
     logs = np.log2(rows, out=np.zeros_like(rows), where=rows > 0)
     return np.asarray(-(rows * logs).sum(axis=1))

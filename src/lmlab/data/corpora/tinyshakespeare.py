@@ -1,4 +1,4 @@
-"""tiny-shakespeare as published (1,115,394 bytes), by URL: the text of many published figures."""
+"""tiny-shakespeare as published (1,115,394 bytes), by URL: the text of many published results."""
 
 from collections.abc import Iterator
 from typing import Any

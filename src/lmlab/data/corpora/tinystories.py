@@ -1,5 +1,6 @@
-"""TinyStories (Eldan & Li 2023): short stories in the words of a small child, by URL. `valid` is 19
-MB, `train` 1.9 GB.
+"""TinyStories (Eldan & Li 2023): short stories in a small child's words, by URL.
+
+The file `valid` has 19 MB, `train` 1.9 GB.
 """
 
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ class Options(Params):
 
 
 class TinyStories(Corpus):
-    """One document a story."""
+    """One document per story."""
 
     licence = "CDLA-Sharing-1.0"
 
@@ -42,7 +43,8 @@ class TinyStories(Corpus):
                     story.append(line)
                 elif text := "".join(story).strip():
                     yield Document(f"story-{number}", [text + "\n"])
-                    number, story = number + 1, []
+                    story = []
+                    number += 1
         if text := "".join(story).strip():
             yield Document(f"story-{number}", [text + "\n"])
 

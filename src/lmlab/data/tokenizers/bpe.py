@@ -1,10 +1,9 @@
-"""Byte-pair encoding: bytes, and what merging the most frequent neighbours again and again makes of
-them (Gage 1994).
+"""Byte-pair encoding: repeatedly merge the most frequent pair of adjacent tokens (Gage 1994).
 
 As in Sennrich et al. 2016 merges stay within pre-tokens, and as in Radford et al. 2019 they begin
-from the 256 bytes, so that no text is unknown. `plain_merges` and `plain_encode` are the algorithm
-as one would write it down; `merges` learns the same pairs by recounting only what a merge has
-changed, and texts are encoded by tiktoken's engine to the same ids.
+with the 256 bytes, so that no text is unknown. `plain_merges` and `plain_encode` are the textbook
+algorithm; `merges` learns the same pairs but recounts only what a merge changes, and tiktoken
+encodes texts to the same ids.
 """
 
 import heapq
@@ -28,36 +27,37 @@ from lmlab.data.tokenizers.base import (
 )
 
 Pair = tuple[int, int]
-SEPARATOR = (
-    "│"  # stands between the halves of a merge in JSON; no sign of Latin-1, so no half can hold it
-)
-FEWEST = 2  # a pair that occurs once only is not worth an id
+SEPARATOR = "│"
+"""Separates the halves of a merge in JSON. It is not in Latin-1, so no half can contain it."""
+FEWEST = 2
+"""How often a pair must occur: one that occurs once is not worth an id."""
 
 
 class Options(SizedOptions):
-    """How far to go on merging."""
+    """When to stop merging."""
 
 
 class BPE(Tokenizer):
-    """Ids 0..255 are the bytes, then follow the merges in the order they were learned, with the BOS
-    token among them.
+    """Ids 0 to 255 are the bytes; the merges follow in the order learned, with the BOS token among
+    them.
 
-    No two merges make the same bytes: how a token comes about is decided by its bytes alone, since
-    no merge that it was made by reaches beyond it. So tiktoken, which knows tokens by their bytes
-    and ranks them by their ids, merges alike.
+    No two merges give the same bytes: the bytes of a token alone decide how it is merged, since its
+    merges never reach beyond it. So tiktoken, which identifies tokens by their bytes and ranks them
+    by their ids, merges in the same way.
     """
 
     def __init__(self, halves: list[tuple[bytes, bytes]], bos: int) -> None:
         self.bos = bos
-        self.token_bytes = with_bos([*BYTES, *(left + right for left, right in halves)], bos)
-        ids = {piece: place for place, piece in enumerate(self.token_bytes) if piece}
+        merged = [left + right for left, right in halves]
+        self.token_bytes = with_bos([*BYTES, *merged], bos)
+        ids = {piece: i for i, piece in enumerate(self.token_bytes) if piece}
         if len(ids) != len(halves) + 256:
-            raise ValueError("two merges make the same bytes")
-        self.merges: dict[Pair, int] = {
-            (ids[left], ids[right]): ids[left + right] for left, right in halves
-        }
-        # no text is read as the special token, but with none the engine looks for one at every
-        # character, at half speed
+            raise ValueError("two merges give the same bytes")
+        self.merges: dict[Pair, int] = {}
+        for left, right in halves:
+            self.merges[ids[left], ids[right]] = ids[left + right]
+        # no text is encoded as the special token, but without one the engine searches for it at
+        # every character, at half the speed
         special = {"<|document|>": bos}
         self._engine = tiktoken.Encoding(
             "lmlab", pat_str=pretokens.PATTERN, mergeable_ranks=ids, special_tokens=special
@@ -65,27 +65,18 @@ class BPE(Tokenizer):
 
     @classmethod
     def fit(cls, options: Options, texts: Iterable[str]) -> Self:
-        learned = merges(
-            spelled_in_bytes(pretokens.count(texts)), 256, options.vocabulary_size - 257
-        )
-        pieces = list(BYTES)
-        for left, right in learned:
-            pieces.append(pieces[left] + pieces[right])
-        return cls([(pieces[left], pieces[right]) for left, right in learned], 256 + len(learned))
+        words = spelled_in_bytes(pretokens.count(texts))
+        learned = merges(words, 256, options.vocabulary_size - 257)
+        pieces = _with_merged(BYTES, learned)
+        return cls(_halves(pieces, learned), 256 + len(learned))
 
     def grown(self, texts: Iterable[str], tokens: int) -> Self:
-        """Merging goes on from where it stopped, in the new texts."""
-        words = [
-            (self._engine.encode_ordinary(word), count)
-            for word, count in pretokens.count(texts).items()
-        ]
+        """Continue merging where fitting stopped, with the pairs of the new texts."""
+        counts = pretokens.count(texts)
+        words = [(self._engine.encode_ordinary(word), count) for word, count in counts.items()]
         learned = merges(words, self.vocabulary_size, tokens)
-        pieces = list(self.token_bytes)
-        for left, right in learned:
-            pieces.append(pieces[left] + pieces[right])
-        return type(self)(
-            [(pieces[left], pieces[right]) for left, right in [*self.merges, *learned]], self.bos
-        )
+        pieces = _with_merged(self.token_bytes, learned)
+        return type(self)(_halves(pieces, [*self.merges, *learned]), self.bos)
 
     def encode(self, text: str) -> Ids:
         return self._engine.encode_to_numpy(pretokens.whole(text), disallowed_special=())
@@ -100,12 +91,27 @@ class BPE(Tokenizer):
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Self:
-        halves = [tuple(map(from_readable, merge.split(SEPARATOR))) for merge in state["merges"]]
-        return cls([(left, right) for left, right in halves], state["special"]["bos"])
+        halves = []
+        for merge in state["merges"]:
+            left, right = map(from_readable, merge.split(SEPARATOR))
+            halves.append((left, right))
+        return cls(halves, state["special"]["bos"])
+
+
+def _with_merged(pieces: list[bytes], pairs: list[Pair]) -> list[bytes]:
+    """The bytes of each id, with those of the merges of these pairs as the next ids."""
+    pieces = list(pieces)
+    for left, right in pairs:
+        pieces.append(pieces[left] + pieces[right])
+    return pieces
+
+
+def _halves(pieces: list[bytes], pairs: list[Pair]) -> list[tuple[bytes, bytes]]:
+    return [(pieces[left], pieces[right]) for left, right in pairs]
 
 
 Words = list[tuple[list[int], int]]
-"""Distinct pre-tokens as ids, each with how often it occurs."""
+"""Distinct pre-tokens as ids, each with its number of occurrences."""
 
 
 def spelled_in_bytes(counts: Counter[str]) -> Words:
@@ -114,23 +120,21 @@ def spelled_in_bytes(counts: Counter[str]) -> Words:
 
 
 def replaced(ids: list[int], pair: Pair, new: int) -> list[int]:
-    """The ids with `new` for each occurrence of the pair, from the left."""
-    out: list[int] = []
-    at = 0
-    while at < len(ids):
-        if at + 1 < len(ids) and ids[at] == pair[0] and ids[at + 1] == pair[1]:
-            out.append(new)
-            at += 2
+    """The ids with `new` in place of each occurrence of the pair, from left to right."""
+    merged: list[int] = []
+    i = 0
+    while i < len(ids):
+        if i + 1 < len(ids) and ids[i] == pair[0] and ids[i + 1] == pair[1]:
+            merged.append(new)
+            i += 2
         else:
-            out.append(ids[at])
-            at += 1
-    return out
+            merged.append(ids[i])
+            i += 1
+    return merged
 
 
 def plain_encode(word: bytes, merges: dict[Pair, int]) -> list[int]:
-    """Merge the pair that was learned first wherever it stands, until no pair is left that was
-    learned.
-    """
+    """Repeatedly merge the pair that was learned first, wherever it occurs, until none is left."""
     ids = list(word)
     while known := [pair for pair in pairwise(ids) if pair in merges]:
         first = min(known, key=merges.__getitem__)
@@ -139,11 +143,11 @@ def plain_encode(word: bytes, merges: dict[Pair, int]) -> list[int]:
 
 
 def plain_merges(words: Words, first_id: int, most: int) -> list[Pair]:
-    """Count all pairs, merge the most frequent one (of several the one with the smallest ids), and
-    again.
+    """Repeatedly count all pairs and merge the most frequent one; of several that with the smallest
+    ids.
 
-    The first merge makes `first_id`. There are at most `most` merges, fewer if no pair occurs
-    FEWEST times.
+    The first merge becomes `first_id`. There are `most` merges, or fewer where no pair occurs
+    FEWEST times any more.
     """
     learned: list[Pair] = []
     while len(learned) < most:
@@ -154,25 +158,26 @@ def plain_merges(words: Words, first_id: int, most: int) -> list[Pair]:
         best = min(counts, key=lambda pair: (-counts[pair], pair), default=None)
         if best is None or counts[best] < FEWEST:
             break
-        words = [(replaced(ids, best, first_id + len(learned)), count) for ids, count in words]
+        new = first_id + len(learned)
+        words = [(replaced(ids, best, new), count) for ids, count in words]
         learned.append(best)
     return learned
 
 
 def merges(words: Words, first_id: int, most: int) -> list[Pair]:
-    """The merges of `plain_merges`, where each step visits only the words that hold the pair.
+    """The merges of `plain_merges`, where each step visits only the words that contain the pair.
 
-    A heap holds the pairs by the count they had when they were put there; counts only fall after
-    that (a pair rises only while its newer half is being made), so an entry that is out of date is
-    put back with its present count.
+    A heap orders the pairs by their count when they were pushed. Counts only fall after that (that
+    of a pair rises only in the step that merges its newer half), so an outdated entry is pushed
+    again with its current count.
     """
-    spelled = [ids for ids, _ in words]
+    spellings = [ids for ids, _ in words]
     counts: defaultdict[Pair, int] = defaultdict(int)
-    where: defaultdict[Pair, set[int]] = defaultdict(set)
-    for place, (ids, count) in enumerate(words):
+    words_with: defaultdict[Pair, set[int]] = defaultdict(set)
+    for index, (ids, count) in enumerate(words):
         for pair in pairwise(ids):
             counts[pair] += count
-            where[pair].add(place)
+            words_with[pair].add(index)
     heap = [(-count, pair) for pair, count in counts.items()]
     heapq.heapify(heap)
     learned: list[Pair] = []
@@ -185,18 +190,18 @@ def merges(words: Words, first_id: int, most: int) -> list[Pair]:
             continue
         new = first_id + len(learned)
         learned.append(best)
-        risen: set[Pair] = set()
-        for place in where.pop(best):
-            ids, count = spelled[place], words[place][1]
+        new_pairs: set[Pair] = set()
+        for index in words_with.pop(best):
+            ids, count = spellings[index], words[index][1]
             merged = replaced(ids, best, new)
             for pair in pairwise(ids):
                 counts[pair] -= count
             for pair in pairwise(merged):
                 counts[pair] += count
                 if new in pair:
-                    where[pair].add(place)
-                    risen.add(pair)
-            spelled[place] = merged
-        for pair in risen:
+                    words_with[pair].add(index)
+                    new_pairs.add(pair)
+            spellings[index] = merged
+        for pair in new_pairs:
             heapq.heappush(heap, (-counts[pair], pair))
     return learned

@@ -1,4 +1,4 @@
-"""Bytes: every text in UTF-8 is a sequence of 256 ids, and nothing is unknown."""
+"""Bytes: a text's ids are its bytes in UTF-8, so nothing is unknown."""
 
 from collections.abc import Iterable
 from typing import Any, Self
@@ -14,7 +14,9 @@ class Options(Params):
 
 
 class Byte(Tokenizer):
-    """Id = byte; 256 is the BOS token."""
+    """An id is a byte; 256 is the BOS token."""
+
+    grows = False
 
     def __init__(self) -> None:
         self.token_bytes = [bytes([value]) for value in range(256)] + [b""]
@@ -25,7 +27,7 @@ class Byte(Tokenizer):
         return cls()
 
     def grown(self, texts: Iterable[str], tokens: int) -> Self:
-        """The same tokenizer: there are no more bytes than it knows."""
+        """This tokenizer itself: there are no other bytes."""
         return self
 
     def encode(self, text: str) -> Ids:

@@ -1,14 +1,14 @@
-"""Characters: one id for each character of the train split; a character never seen there is spelled
-out.
+"""Characters: an id for each character of the train split; any other character is spelled out.
 
-Its spelling is the `unseen` token and then its code point in base n + 1, most significant digit
-first, written with the ids 0..n themselves (n characters and the `unseen` token), always as many
-digits as the largest code point needs. So every text comes back whole, the vocabulary grows by one
-id only, and what the spelling costs is paid in ordinary tokens.
+A spelling is the `unseen` token followed by the code point in base n + 1, most significant digit
+first. The ids 0 to n (n characters and the `unseen` token) serve as the digits, always as many as
+the largest code point needs. So any text is recovered exactly, the vocabulary has only one extra
+id, and a spelling costs ordinary tokens.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any, Self
 
 import numpy as np
@@ -27,11 +27,10 @@ class Options(Params):
 
 
 class Character(Tokenizer):
-    """Ids 0..n-1 are the characters in the order of their code points, n is `unseen`, n+1 the BOS
-    token.
+    """Ids 0 to n-1 are the characters by code point, n is `unseen`, n+1 the BOS token.
 
-    Characters that come later get the ids from n+2 on; those still unseen are spelled with the
-    first n+1 ids as before.
+    Characters added by `grown` get the ids from n+2 on; others are still spelled with the first n+1
+    ids.
     """
 
     def __init__(self, characters: list[str], later: Sequence[str] = ()) -> None:
@@ -42,16 +41,16 @@ class Character(Tokenizer):
         self.bos = self.unseen + 1
         self.base = self.unseen + 1
         self.digits = next(count for count in range(1, 22) if self.base**count >= CODE_POINTS)
-        of_each = [*characters, "", "", *later]
-        self.token_bytes = [character.encode("utf-8", "surrogatepass") for character in of_each]
-        self._points = np.array(
-            [ord(character or REPLACEMENT) for character in of_each], dtype=np.uint32
-        )
-        self._type = np.min_scalar_type(len(of_each) - 1 if later else self.unseen)
-        # one slot for each code point up to the largest known, and one for all beyond
-        known = np.array([place for place, character in enumerate(of_each) if character])
-        self._ids = np.full(int(self._points[known].max()) + 2, self.unseen, dtype=self._type)
-        self._ids[self._points[known]] = known
+        by_id = [*characters, "", "", *later]
+        self.token_bytes = [character.encode("utf-8", "surrogatepass") for character in by_id]
+        code_points = [ord(character or REPLACEMENT) for character in by_id]
+        self._code_points = np.array(code_points, dtype=np.uint32)
+        self._type = np.min_scalar_type(len(by_id) - 1 if later else self.unseen)
+        # a slot for each code point up to the largest known, and one for all beyond
+        known = np.array([i for i, character in enumerate(by_id) if character])
+        slots = int(self._code_points[known].max()) + 2
+        self._ids = np.full(slots, self.unseen, dtype=self._type)
+        self._ids[self._code_points[known]] = known
 
     @classmethod
     def fit(cls, options: Options, texts: Iterable[str]) -> Self:
@@ -65,55 +64,51 @@ class Character(Tokenizer):
         return cls(sorted(characters))
 
     def grown(self, texts: Iterable[str], tokens: int) -> Self:
-        """The most frequent characters of the texts that have no id yet get one."""
+        """Give an id to the most frequent characters of the texts that have none yet."""
         counts: Counter[str] = Counter()
         for text in texts:
             counts.update(text)
-        fresh = (
-            counts.keys()
-            - {*self.characters, *self.later}
-            - {chr(point) for point in range(0xD800, 0xE000)}
-        )  # half surrogates are no text
-        return type(self)(
-            self.characters,
-            [*self.later, *sorted(fresh, key=lambda one: (-counts[one], one))[:tokens]],
-        )
+        half_surrogates = set(map(chr, range(0xD800, 0xE000)))  # which are no text
+        unknown = counts.keys() - {*self.characters, *self.later} - half_surrogates
+        by_frequency = sorted(unknown, key=lambda character: (-counts[character], character))
+        return type(self)(self.characters, [*self.later, *by_frequency[:tokens]])
 
     def encode(self, text: str) -> Ids:
-        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-        ids = self._ids[np.minimum(points, len(self._ids) - 1)]
+        code_points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+        ids = self._ids[np.minimum(code_points, len(self._ids) - 1)]
         places = np.flatnonzero(ids == self.unseen)
         if not len(places):
             return ids
-        weights = self.base ** np.arange(self.digits - 1, -1, -1)
-        spelled = points[places, None].astype(np.int64) // weights % self.base
-        return np.insert(
-            ids, np.repeat(places + 1, self.digits), spelled.ravel().astype(self._type)
-        )
+        place_values = self.base ** np.arange(self.digits - 1, -1, -1)
+        digits = code_points[places, None].astype(np.int64) // place_values % self.base
+        positions = np.repeat(places + 1, self.digits)
+        return np.insert(ids, positions, digits.ravel().astype(self._type))
 
     def decode(self, ids: Ids) -> str:
         ids = ids[ids != self.bos]
         if not (ids == self.unseen).any():
-            return _text(self._points[ids])
-        points, at, values = [], 0, ids.tolist()
-        while at < len(values):
-            if values[at] != self.unseen:
-                points.append(int(self._points[values[at]]))
-                at += 1
-                continue
-            digits = values[at + 1 : at + 1 + self.digits]
-            point = 0
-            for digit in digits:
-                point = point * self.base + digit
-            whole = len(digits) == self.digits and max(digits) < self.base and point < CODE_POINTS
-            points.append(point if whole else ord(REPLACEMENT))
-            at += 1 + self.digits
-        return _text(np.array(points, dtype=np.uint32))
+            return _text(self._code_points[ids])
+        code_points = []
+        remaining = iter(ids.tolist())
+        for i in remaining:
+            if i == self.unseen:
+                digits = list(islice(remaining, self.digits))
+                code_points.append(self._spelled(digits))
+            else:
+                code_points.append(int(self._code_points[i]))
+        return _text(np.array(code_points, dtype=np.uint32))
+
+    def _spelled(self, digits: list[int]) -> int:
+        """The code point that digits spell, or that of U+FFFD where they spell none."""
+        code_point = 0
+        for digit in digits:
+            code_point = code_point * self.base + digit
+        is_complete = len(digits) == self.digits and max(digits) < self.base
+        return code_point if is_complete and code_point < CODE_POINTS else ord(REPLACEMENT)
 
     def state(self) -> dict[str, Any]:
-        special = {"bos": self.bos}
         return {
-            "special": special,
+            "special": {"bos": self.bos},
             "unseen": self.unseen,
             "characters": self.characters,
             "later": self.later,
@@ -121,12 +116,12 @@ class Character(Tokenizer):
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Self:
-        made = cls(state["characters"], state["later"])
-        if (made.unseen, made.bos) != (state["unseen"], state["special"]["bos"]):
-            raise ValueError("a vocabulary that does not fit together")
-        return made
+        tokenizer = cls(state["characters"], state["later"])
+        if (tokenizer.unseen, tokenizer.bos) != (state["unseen"], state["special"]["bos"]):
+            raise ValueError("ids that do not fit the characters")
+        return tokenizer
 
 
-def _text(points: NDArray[np.uint32]) -> str:
-    # half surrogates are code points, but no text: what holds one cannot be printed
-    return points.tobytes().decode("utf-32-le", "replace")
+def _text(code_points: NDArray[np.uint32]) -> str:
+    # half surrogates are code points but no text: they cannot be printed
+    return code_points.tobytes().decode("utf-32-le", "replace")

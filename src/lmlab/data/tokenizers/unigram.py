@@ -1,14 +1,15 @@
-"""Unigram language model: the pieces that make the text likeliest, each word spelled by its best
-pieces (Kudo 2018).
+"""Unigram language model: the pieces under which the text is likeliest, and each word's likeliest
+spelling (Kudo 2018).
 
-Pieces are strings of bytes within pre-tokens. Expectation maximisation gives each a probability,
-summing over all ways to cut every distinct word at once; then those that the text would miss least
-are dropped, and again, until few enough are left. The 256 bytes always stay, so nothing is unknown.
+Pieces are byte strings within pre-tokens. A spelling has the probability of its pieces' product, a
+word the sum over its spellings. Expectation maximisation fits the pieces' probabilities to all
+distinct words at once; then the pieces whose loss costs the least likelihood are dropped, and so on
+until few enough are left. The 256 bytes always stay, so nothing is unknown.
 """
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Any, Self
 
@@ -31,15 +32,18 @@ from lmlab.data.tokenizers.base import (
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-LONGEST = 16  # bytes in a piece
-FEWEST = 2  # a string that occurs once only is no candidate
-CANDIDATES, FEWEST_CANDIDATES = (
-    8,
-    10_000,
-)  # pieces to begin with, for each that shall be left, and at least
-KEPT = 0.75  # share of the pieces that a round of dropping leaves
-STEPS, LAST_STEPS = 2, 4  # of expectation maximisation, before pieces are dropped and in the end
-TINY = 1e-300  # stands for a probability of zero, whose logarithm is no number
+LONGEST = 16
+"""Bytes in a piece."""
+FEWEST = 2
+"""How often a candidate must occur."""
+CANDIDATES, FEWEST_CANDIDATES = 8, 10_000
+"""How many pieces to begin with: for each one to keep, and at least."""
+KEPT = 0.75
+"""Share of the pieces that a round of dropping keeps."""
+STEPS, LAST_STEPS = 2, 4
+"""Of expectation maximisation, before each round of dropping and at the end."""
+TINY = 1e-300
+"""Replaces a probability of zero, whose logarithm is infinite."""
 
 
 class Options(SizedOptions):
@@ -47,7 +51,7 @@ class Options(SizedOptions):
 
 
 class Unigram(Tokenizer):
-    """Ids 0..255 are the bytes, then follow the pieces, likeliest first, with the BOS token among
+    """Ids 0 to 255 are the bytes; the pieces follow, likeliest first, with the BOS token among
     them.
     """
 
@@ -57,28 +61,30 @@ class Unigram(Tokenizer):
         self.bos = bos
         self.scores = scores
         self.token_bytes = with_bos(list(scores), bos)
-        ids = {piece: place for place, piece in enumerate(self.token_bytes) if piece}
+        ids = {piece: i for i, piece in enumerate(self.token_bytes) if piece}
         self._spellings = Spellings(lambda word: [ids[piece] for piece in viterbi(word, scores)])
 
     @classmethod
     def fit(cls, options: Options, texts: Iterable[str]) -> Self:
-        shares = learned(pretokens.count(texts), BYTES, options.vocabulary_size - 257)
-        added = sorted(list(shares)[256:], key=lambda piece: (-shares[piece], piece))
-        return cls(
-            {piece: float(np.log(shares[piece])) for piece in [*BYTES, *added]}, 256 + len(added)
-        )
+        probabilities = learned(pretokens.count(texts), BYTES, options.vocabulary_size - 257)
+        added = _likeliest_first(probabilities, 256)
+        scores = {piece: float(np.log(probabilities[piece])) for piece in [*BYTES, *added]}
+        return cls(scores, 256 + len(added))
 
     def grown(self, texts: Iterable[str], tokens: int) -> Self:
-        """New pieces join the old, all of which stay; probabilities are then half the old ones,
-        half those of the texts.
+        """Add pieces of the texts to the old ones; a probability becomes the mean of the old one
+        and that in the texts.
         """
-        shares = learned(pretokens.count(texts), list(self.scores), tokens)
-        added = sorted(list(shares)[len(self.scores) :], key=lambda piece: (-shares[piece], piece))
+        probabilities = learned(pretokens.count(texts), list(self.scores), tokens)
+        added = _likeliest_first(probabilities, len(self.scores))
         if not added:
             return self
         old = {piece: np.exp(score) for piece, score in self.scores.items()}
-        mixed = {piece: (old.get(piece, 0.0) + shares[piece]) / 2 for piece in [*old, *added]}
-        return type(self)({piece: float(np.log(share)) for piece, share in mixed.items()}, self.bos)
+        scores = {}
+        for piece in [*old, *added]:
+            mean = (old.get(piece, 0.0) + probabilities[piece]) / 2
+            scores[piece] = float(np.log(mean))
+        return type(self)(scores, self.bos)
 
     def encode(self, text: str) -> Ids:
         return self._spellings.encode(text)
@@ -92,19 +98,21 @@ class Unigram(Tokenizer):
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Self:
-        scores = {
-            from_readable(name): float(score)
-            for name, score in dict(state["log_probabilities"]).items()
-        }
+        log_probabilities = dict(state["log_probabilities"])
+        scores = {from_readable(name): float(score) for name, score in log_probabilities.items()}
         return cls(scores, state["special"]["bos"])
+
+
+def _likeliest_first(probabilities: dict[bytes, float], known: int) -> list[bytes]:
+    """The pieces after the first `known`, the most probable first."""
+    added = list(probabilities)[known:]
+    return sorted(added, key=lambda piece: (-probabilities[piece], piece))
 
 
 def viterbi(word: bytes, scores: dict[bytes, float]) -> list[bytes]:
     """The pieces that spell the word with the highest sum of log probabilities."""
-    best = [0.0] + [-np.inf] * len(word)
-    begins = [0] * (
-        len(word) + 1
-    )  # where the last piece of the best spelling of each beginning begins
+    best = [0.0] + [-np.inf] * len(word)  # log probability of the best spelling of word[:end]
+    begins = [0] * (len(word) + 1)  # where the last piece of that spelling begins
     for end in range(1, len(word) + 1):
         for start in range(max(0, end - LONGEST), end):
             score = scores.get(word[start:end])
@@ -117,11 +125,12 @@ def viterbi(word: bytes, scores: dict[bytes, float]) -> list[bytes]:
 
 
 class _Sweep:
-    """Log sums over all paths from one side, for every word at once: as many vectorised steps as
-    the longest word has bytes.
+    """The forward or backward recursion over the lattices of all words at once.
 
-    Every edge adds to the sum at its `near` node what is known at its `far` one; nodes of smaller
-    `depth` are done first.
+    sum(node) = logsumexp over its edges of (sum(far end of the edge) + log P(piece of the edge)).
+    Nodes are computed in order of `depth`, all of the same depth in one vectorised step, so there
+    are as many steps as the longest word has bytes. `near`, `far` and `depth` (of the near node)
+    have shape (edges,).
     """
 
     def __init__(self, near: Integers, far: Integers, depth: Integers) -> None:
@@ -131,16 +140,13 @@ class _Sweep:
         self.groups = np.flatnonzero(np.diff(near, prepend=-1))  # the first edge of each near node
         self.nodes = near[self.groups]
         self.sizes = np.diff(self.groups, append=len(near))
-        edges = [
-            0,
-            *(np.flatnonzero(np.diff(depth[self.order])) + 1),
-            len(near),
-        ]  # where each depth begins
-        groups = np.searchsorted(self.groups, edges).tolist()
-        self.levels = [(first, last) for first, last in pairwise(groups) if first < last]
+        depth_changes = np.flatnonzero(np.diff(depth[self.order])) + 1
+        first_edges = [0, *depth_changes, len(near)]  # of each depth
+        first_groups = np.searchsorted(self.groups, first_edges).tolist()
+        self.levels = [(first, last) for first, last in pairwise(first_groups) if first < last]
 
     def run(self, sums: Floats, log_edges: Floats) -> Floats:
-        """Fill `sums`, which holds the log of 1 where paths begin, in place."""
+        """Fill `sums` in place, by node; it must be 0 where paths begin and -inf elsewhere."""
         log_edges = log_edges[self.order]
         for first, last in self.levels:
             begin = self.groups[first]
@@ -154,43 +160,47 @@ class _Sweep:
 
 
 class Lattice:
-    """All ways to cut words into pieces: a node before and after each byte, an edge wherever a
-    piece fits.
+    """All spellings of some words: a node before and after each byte, an edge wherever a piece
+    fits.
 
-    With `apart`, no word may be one piece (unless it is a single byte).
+    With `apart`, no word is spelled as a single piece, unless it is one byte.
     """
 
     def __init__(self, words: list[bytes], pieces: list[bytes], apart: bool = False) -> None:
-        ids = {piece: place for place, piece in enumerate(pieces)}
-        edges = array("q")  # four numbers each, in eight bytes a number
+        ids = {piece: i for i, piece in enumerate(pieces)}
+        edges = array("q")  # four 64-bit integers per edge
         for number, word in enumerate(words):
-            for start in range(len(word)):
-                for end in range(start + 1, min(start + LONGEST, len(word)) + 1):
-                    piece = ids.get(word[start:end])
-                    if piece is not None and not (apart and 1 < len(word) == end - start):
-                        edges.extend((number, start, end, piece))
+            for start, end in _substrings(word):
+                piece = ids.get(word[start:end])
+                is_whole_word = 1 < len(word) == end - start
+                if piece is not None and not (apart and is_whole_word):
+                    edges.extend((number, start, end, piece))
         table = np.frombuffer(edges, dtype=np.int64).reshape(-1, 4)
         self.nodes = np.cumsum([0, *(len(word) + 1 for word in words)])
-        self._use(*table.T)
+        """The first node of each word."""
+        self._set_edges(*table.T)
 
-    def _use(self, word: Integers, start: Integers, end: Integers, piece: Integers) -> None:
+    def _set_edges(self, word: Integers, start: Integers, end: Integers, piece: Integers) -> None:
         self.word, self.start, self.end, self.piece = word, start, end, piece
         self._from, self._to = self.nodes[word] + start, self.nodes[word] + end
         self._forward = _Sweep(self._to, self._from, end)
         self._backward = _Sweep(self._from, self._to, -start)
 
     def keep(self, kept: Integers) -> None:
-        """Leave only the pieces `kept`, which are numbered anew in that order; the 256 bytes have
-        to be among them.
+        """Remove all pieces but `kept`, which are renumbered in that order and must include the
+        bytes.
         """
-        new = np.full(int(max(self.piece.max(initial=0), kept.max(initial=0))) + 1, -1)
+        largest = max(self.piece.max(initial=0), kept.max(initial=0))
+        new = np.full(int(largest) + 1, -1)
         new[kept] = np.arange(len(kept))
-        left = new[self.piece] >= 0
-        self._use(self.word[left], self.start[left], self.end[left], new[self.piece[left]])
+        stays = new[self.piece] >= 0
+        self._set_edges(
+            self.word[stays], self.start[stays], self.end[stays], new[self.piece[stays]]
+        )
 
     def log_likelihoods(self, scores: Floats) -> tuple[Floats, Floats]:
-        """The log of each word's probability, all its spellings summed, and the sums at every node
-        on the way.
+        """The log probability of each word, summed over its spellings, and the forward log sums at
+        the nodes.
         """
         sums = np.full(self.nodes[-1], -np.inf)
         sums[self.nodes[:-1]] = 0.0
@@ -198,81 +208,97 @@ class Lattice:
         return sums[self.nodes[1:] - 1], sums
 
     def expected(self, counts: Floats, scores: Floats) -> tuple[Floats, float]:
-        """How often each piece is used on average over all spellings, and the log-likelihood of all
-        words.
+        """Each piece's expected number of uses, shape (pieces,), and the words' log likelihood.
+
+        `counts` is how often each word occurs, `scores` the log probability of each piece.
         """
         words, before = self.log_likelihoods(scores)
         after = np.full(self.nodes[-1], -np.inf)
         after[self.nodes[1:] - 1] = 0.0
         after = self._backward.run(after, scores[self.piece])
-        shares = np.exp(
-            before[self._from] + scores[self.piece] + after[self._to] - words[self.word]
-        )
-        used = np.bincount(self.piece, weights=shares * counts[self.word], minlength=len(scores))
-        return used.astype(np.float64), float(counts @ words)
+        log_paths = before[self._from] + scores[self.piece] + after[self._to]
+        posterior = np.exp(log_paths - words[self.word])  # P(edge | word)
+        uses = np.bincount(self.piece, weights=posterior * counts[self.word], minlength=len(scores))
+        return uses.astype(np.float64), float(counts @ words)
 
 
-def maximised(used: Floats) -> Floats:
-    """The log probabilities that make these counts likeliest."""
-    return np.log(np.maximum(used / used.sum(), TINY))
+def _substrings(word: bytes) -> Iterator[tuple[int, int]]:
+    """The start and end of every substring of at most LONGEST bytes."""
+    for start in range(len(word)):
+        for end in range(start + 1, min(start + LONGEST, len(word)) + 1):
+            yield start, end
+
+
+def maximised(uses: Floats) -> Floats:
+    """The log probabilities under which these numbers of uses are likeliest."""
+    return np.log(np.maximum(uses / uses.sum(), TINY))
 
 
 def candidates(
     words: list[bytes], counts: Floats, always: list[bytes], most: int
 ) -> tuple[list[bytes], Floats]:
-    """What to begin with: the pieces `always`, then the strings that cover most bytes; and how
-    often each occurs.
+    """The pieces to begin with, and how often each occurs: `always`, then the strings that cover
+    most bytes.
     """
-    found: Counter[bytes] = Counter()
+    occurrences: Counter[bytes] = Counter()
     for word, count in zip(words, counts.tolist(), strict=True):
-        for start in range(len(word)):
-            for end in range(start + 1, min(start + LONGEST, len(word)) + 1):
-                found[word[start:end]] += count
+        for start, end in _substrings(word):
+            occurrences[word[start:end]] += count
     known = set(always)
-    fresh = [
-        piece
-        for piece, count in found.items()
-        if count >= FEWEST and len(piece) > 1 and piece not in known
-    ]
-    fresh.sort(key=lambda piece: (-found[piece] * len(piece), piece))
-    pieces = [*always, *fresh[:most]]
-    return pieces, np.array([max(found[piece], 1) for piece in pieces], dtype=np.float64)
+    frequent = [piece for piece, count in occurrences.items() if count >= FEWEST]
+    others = [piece for piece in frequent if len(piece) > 1 and piece not in known]
+    others.sort(key=lambda piece: (-occurrences[piece] * len(piece), piece))
+    pieces = [*always, *others[:most]]
+    return pieces, np.array([max(occurrences[piece], 1) for piece in pieces], dtype=np.float64)
 
 
 def learned(counted: Counter[str], always: list[bytes], most: int) -> dict[bytes, float]:
-    """Probabilities of the pieces `always` and of at most `most` others that make the counted words
+    """The probabilities of the pieces `always` and at most `most` others under which the words are
     likeliest.
 
-    The bytes, which `always` begins with, count as seen once even where they were not, so that any
-    text can be spelled.
+    `always` begins with the bytes. These count as used at least once, so that any text can be
+    spelled.
     """
     words = [word.encode("utf-8") for word in counted]
     counts = np.array(list(counted.values()), dtype=np.float64)
-    pieces, used = candidates(
-        words, counts, always, max(CANDIDATES * most, FEWEST_CANDIDATES) if most else 0
-    )
+    size = max(CANDIDATES * most, FEWEST_CANDIDATES) if most else 0
+    pieces, uses = candidates(words, counts, always, size)
     if words:
-        lattice = Lattice(words, pieces)
-        apart = Lattice(pieces[len(always) :], pieces, apart=True)
-        rows = np.arange(len(pieces) - len(always))  # of the pieces that may go, in `apart`
-        while True:
-            finished = len(pieces) <= len(always) + most
-            for _ in range(LAST_STEPS if finished else STEPS):
-                used, _ = lattice.expected(counts, maximised(used))
-            if finished:
-                break
-            # without a piece, each of its uses costs what sets it apart from all its spellings by
-            # the other pieces
-            scores = maximised(used)
-            losses = used[len(always) :] * (
-                scores[len(always) :] - apart.log_likelihoods(scores)[0][rows]
-            )
-            size = max(most, int(KEPT * len(losses)))
-            left = np.sort(np.argsort(-losses, kind="stable")[:size])
-            kept = np.concatenate([np.arange(len(always)), len(always) + left])
-            lattice.keep(kept)
-            apart.keep(kept)
-            pieces, used, rows = [pieces[place] for place in kept], used[kept], rows[left]
-    used[:256] = np.maximum(used[:256], 1.0)
-    shares = np.maximum(used / used.sum(), TINY)
-    return dict(zip(pieces, shares.tolist(), strict=True))
+        pieces, uses = _pruned(words, counts, pieces, uses, len(always), most)
+    uses[:256] = np.maximum(uses[:256], 1.0)
+    probabilities = np.maximum(uses / uses.sum(), TINY)
+    return dict(zip(pieces, probabilities.tolist(), strict=True))
+
+
+def _pruned(
+    words: list[bytes],
+    counts: Floats,
+    pieces: list[bytes],
+    uses: Floats,
+    fixed: int,
+    most: int,
+) -> tuple[list[bytes], Floats]:
+    """The first `fixed` pieces and the `most` most useful others, with their expected numbers of
+    uses.
+    """
+    lattice = Lattice(words, pieces)
+    alternatives = Lattice(pieces[fixed:], pieces, apart=True)
+    rows = np.arange(len(pieces) - fixed)  # of the droppable pieces as words in `alternatives`
+    while len(pieces) > fixed + most:
+        for _ in range(STEPS):
+            uses, _ = lattice.expected(counts, maximised(uses))
+        # dropping a piece costs each of its uses the difference in log probability between it and
+        # all its spellings in other pieces
+        scores = maximised(uses)
+        alternative_scores = alternatives.log_likelihoods(scores)[0][rows]
+        losses = uses[fixed:] * (scores[fixed:] - alternative_scores)
+        size = max(most, int(KEPT * len(losses)))
+        best = np.sort(np.argsort(-losses, kind="stable")[:size])
+        kept = np.concatenate([np.arange(fixed), fixed + best])
+        lattice.keep(kept)
+        alternatives.keep(kept)
+        pieces = [pieces[i] for i in kept]
+        uses, rows = uses[kept], rows[best]
+    for _ in range(LAST_STEPS):
+        uses, _ = lattice.expected(counts, maximised(uses))
+    return pieces, uses

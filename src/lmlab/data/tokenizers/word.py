@@ -1,5 +1,5 @@
-"""Words: one id for each of the most frequent pre-tokens; any other is spelled in bytes, so nothing
-is lost or free.
+"""Words: an id for each of the most frequent pre-tokens; any other is spelled in bytes, so none is
+unknown.
 """
 
 from collections import Counter
@@ -19,14 +19,14 @@ from lmlab.data.tokenizers.base import (
 
 
 class Options(SizedOptions):
-    """How many words to know."""
+    """How many words get an id."""
 
 
 class Word(Tokenizer):
-    """Ids 0..255 are the bytes, then follow the words, most frequent first, with the BOS token
-    among them.
+    """Ids 0 to 255 are the bytes; the words follow, most frequent first, with the BOS token among
+    them.
 
-    A word is a pre-token: the space before it belongs to it. One of a single byte is that byte.
+    A word is a pre-token, with the space before it. A word of a single byte has that byte's id.
     """
 
     def __init__(self, words: list[str], bos: int) -> None:
@@ -35,7 +35,7 @@ class Word(Tokenizer):
         self.token_bytes = with_bos([*BYTES, *(word.encode("utf-8") for word in words)], bos)
         self._known = {piece: [place] for place, piece in enumerate(self.token_bytes) if piece}
         if len(self._known) != len(words) + 256:
-            raise ValueError("a word that stands twice")
+            raise ValueError("a repeated word")
         self._spellings = Spellings(lambda word: self._known.get(word) or list(word))
 
     @classmethod
@@ -44,7 +44,7 @@ class Word(Tokenizer):
         return cls(words, 256 + len(words))
 
     def grown(self, texts: Iterable[str], tokens: int) -> Self:
-        """The most frequent words of the texts that have no id yet get one."""
+        """Give an id to the most frequent words of the texts that have none yet."""
         fresh = _most_frequent(pretokens.count(texts), tokens, self._known.keys())
         return type(self)([*self.words, *fresh], self.bos)
 
@@ -63,8 +63,6 @@ class Word(Tokenizer):
 
 
 def _most_frequent(counts: Counter[str], most: int, known: Set[bytes]) -> list[str]:
-    """The words to give an id to, most frequent first; of equally frequent ones the order of code
-    points decides.
-    """
+    """The `most` most frequent words that are not known, equally frequent ones by code point."""
     fresh = [word for word in counts if word.encode("utf-8") not in known]
     return sorted(fresh, key=lambda word: (-counts[word], word))[:most]

@@ -28,6 +28,7 @@ from lmlab.core import registry
 from lmlab.core.params import Tree
 from lmlab.core.registry import Choice
 from lmlab.data import documents
+from lmlab.data.corpus_manifest import CorpusManifest
 from lmlab.data.shards import Shards
 from lmlab.data.tokenizers.base import Ids, Tokenizer
 from lmlab.evaluation.about import STRIDE, VALIDATED_AT, WINDOW, About
@@ -53,7 +54,7 @@ class Trained:
     tokenizer: Tokenizer
     corpus: Path
     """The folder of the corpus, whose splits are Parquet files."""
-    manifest: dict[str, Any]
+    manifest: CorpusManifest
     """The corpus's."""
     log: list[dict[str, Any]]
     """The lines of the training log."""

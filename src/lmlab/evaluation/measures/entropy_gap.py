@@ -24,7 +24,7 @@ class EntropyGap(Measure):
         super().__init__()
 
     def measure(self, trained: Trained) -> Numbers:
-        entropy = trained.manifest.get("entropy_bits_per_byte")
+        entropy = trained.manifest.entropy_bits_per_byte
         if entropy is None:
             raise DoesNotApply("the exact entropy of this corpus is not known")
         gaps = {}

@@ -145,7 +145,7 @@ class MinimalPairs(Measure):
         text = Text(held_out[:MOST_SENTENCES], words)
 
         makers = KINDS
-        if trained.manifest.get("corpus") == "grammar":
+        if trained.manifest.corpus == "grammar":
             makers = KINDS | GRAMMAR
         candidates = {kind: list(dict.fromkeys(make(text, rng))) for kind, make in makers.items()}
         train = trained.corpus / "train.parquet"

@@ -15,8 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lmlab.core import params
-from lmlab.core.errors import UserError
-from lmlab.data.globs import shown
+from lmlab.core.errors import UserError, printable
 from lmlab.experiments.compare import history as library
 from lmlab.experiments.compare import looks as looking
 from lmlab.experiments.compare import meaning, sampling, trials
@@ -421,7 +420,7 @@ def show(found: Comparison, console: Console | None = None) -> None:
 
     def say(line: str, style: str = "") -> None:
         """On one line, whatever params and names hold."""
-        console.print(shown(line), markup=False, style=style)
+        console.print(printable(line), markup=False, style=style)
 
     say(f"Baseline: {_who(found.baseline)}")
     for variant in found.others:

@@ -12,5 +12,5 @@ def download(tree: Tree, layout: Layout) -> None:
     section = params.section(tree, "download", DownloadParams)
     corpus = registry.choices(tree, "download", section)["corpus"].build()
     manifest = collect.build(section, corpus, layout.corpus)
-    for split, facts in manifest["splits"].items():
-        print(f"download: {split}: {facts['documents']:,} documents, {facts['bytes']:,} bytes")
+    for split, size in manifest.splits.items():
+        print(f"download: {split}: {size.documents:,} documents, {size.bytes:,} bytes")

@@ -11,5 +11,5 @@ def shard(tree: Tree, layout: Layout) -> None:
     """Write `layout.shards` from the corpus and the tokenizer."""
     section = params.section(tree, "shard", ShardParams)
     manifest = sharding.build(section, layout.corpus, layout.tokenizer, layout.shards)
-    for split, facts in manifest["splits"].items():
-        print(f"shard: {split}: {facts['tokens']:,} tokens in {len(facts['files'])} shard(s)")
+    for split, contents in manifest.splits.items():
+        print(f"shard: {split}: {contents.tokens:,} tokens in {len(contents.files)} shard(s)")

@@ -1,14 +1,13 @@
 """Stage `tokenizer`: fit the tokenizer to the train split alone, or take one fitted before."""
 
 from collections.abc import Iterator
-from typing import Any
 
 from lmlab.core import params, registry
 from lmlab.core.files import whole_folder, write_json
 from lmlab.core.params import Tree
-from lmlab.data.documents import read_parts
+from lmlab.data.documents import read_texts
 from lmlab.data.tokenizers import base as tokenizers
-from lmlab.data.tokenizers.base import TokenizerParams
+from lmlab.data.tokenizers.base import TokenizerParams, TokenizerReport
 from lmlab.experiments.stages.layout import Layout
 
 FEW_TOKENS = 4
@@ -22,30 +21,26 @@ def tokenizer(tree: Tree, layout: Layout) -> None:
     """
     section = params.section(tree, "tokenizer", TokenizerParams)
     choice = registry.choices(tree, "tokenizer", section)["name"]
-    fitted = tokenizers.made(section, choice, _train_text(layout))
-    options = choice.options if section.given is None else None
-    report = tokenizers.report(fitted, _train_text(layout), options)
+    train = layout.corpus / "train.parquet"
+    fitted = tokenizers.load_or_fit(section, choice, read_texts(train))
+    fitted_with = choice.options if section.file is None else None
+    report = tokenizers.report(fitted, read_texts(train), fitted_with)
     with whole_folder(layout.tokenizer) as folder:
         tokenizers.save(choice, fitted, folder / "tokenizer.json")
-        write_json(folder / "report.json", report)
+        write_json(folder / "report.json", report.record())
     for line in _lines(report, section):
         print(f"tokenizer: {line}", flush=True)
 
 
-def _train_text(layout: Layout) -> Iterator[str]:
-    return (text for _, _, text in read_parts(layout.corpus / "train.parquet"))
-
-
-def _lines(report: dict[str, Any], section: TokenizerParams) -> Iterator[str]:
+def _lines(report: TokenizerReport, section: TokenizerParams) -> Iterator[str]:
     """What came out, for the screen."""
-    if section.given is not None:
-        yield f"taken from {section.given}, nothing is fitted"
-    size = report["vocabulary_size"]
-    asked = report.get("vocabulary_size_asked", size)
+    if section.file is not None:
+        yield f"taken from {section.file}, nothing is fitted"
+    size, asked = report.vocabulary_size, report.vocabulary_size_asked or report.vocabulary_size
     fewer = f" (of {asked:,}: the text has no more)" if asked > size else ""
-    yield f"vocabulary {size:,}{fewer}, {report['bytes_per_token']:.3f} bytes per token"
-    if report["used"] <= FEW_TOKENS:
+    yield f"vocabulary {size:,}{fewer}, {report.bytes_per_token:.3f} bytes per token"
+    if report.used <= FEW_TOKENS:
         yield (
-            f"only {report['used']} different token(s) in the training text: there is next to"
+            f"only {report.used} different token(s) in the training text: there is next to"
             " nothing to learn"
         )

@@ -59,7 +59,7 @@ def making(tree: Tree, swept: set[str], flops: float, corpus: Path) -> Making:
     """What points with these params are made with, here and now."""
     used = {key: value for key, value in _used(tree) if key not in {*swept, *VARYING, *NO_EFFECT}}
     texts = {split: corpus / f"{split}.parquet" for split in SPLITS}
-    given = params.section(tree, "tokenizer", TokenizerParams).given
+    given = params.section(tree, "tokenizer", TokenizerParams).file
     if given is not None:
         texts["tokenizer"] = given
     return Making(
