@@ -27,7 +27,7 @@ def table(scored: Score, stream: Ids, token_bytes: list[bytes]) -> pd.DataFrame:
     total = int(size_N.sum())
     count = max(1, min(BLOCKS, total // LEAST_BYTES))
     block_N = np.minimum(begins_N * count // max(1, total), count - 1)
-    nats_N = np.nan_to_num(scored.nats_of, nan=0.0)
+    nats_N = np.nan_to_num(scored.nats_by_target, nan=0.0)
     columns = {
         "block": np.arange(count),
         "bytes": np.bincount(block_N, weights=size_N, minlength=count).astype(np.int64),

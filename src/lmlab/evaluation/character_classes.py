@@ -55,7 +55,7 @@ def table(scored: Score, stream: Ids, token_bytes: list[bytes]) -> pd.DataFrame:
     classes: NDArray[np.int64] = first[targets]
     starts = (classes == _LETTER) & ~ends_in_letter[stream[:-1]]
     classes[starts] = CLASSES.index("letter_at_word_start")
-    charged = ~np.isnan(scored.nats_of)
+    charged = ~np.isnan(scored.nats_by_target)
     count = len(CLASSES)
     rows = pd.DataFrame(
         {
@@ -64,7 +64,9 @@ def table(scored: Score, stream: Ids, token_bytes: list[bytes]) -> pd.DataFrame:
             "bytes": np.bincount(
                 classes[charged], weights=size[targets][charged], minlength=count
             ).astype(np.int64),
-            "nats": np.bincount(classes[charged], weights=scored.nats_of[charged], minlength=count),
+            "nats": np.bincount(
+                classes[charged], weights=scored.nats_by_target[charged], minlength=count
+            ),
         }
     )
     rows = rows[rows["tokens"] > 0].reset_index(drop=True)

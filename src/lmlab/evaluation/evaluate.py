@@ -25,7 +25,7 @@ from lmlab.evaluation import blocks, character_classes, references
 from lmlab.evaluation.measures.base import Trained, about, take
 from lmlab.model import generation
 from lmlab.model.models.base import LanguageModel
-from lmlab.model.scoring import Score, bits_per_byte, remark_on_zero, score
+from lmlab.model.scoring import Score, bits_per_byte, score, zero_loss_remark
 from lmlab.training.cost import training_flops
 from lmlab.training.status import DIVERGED, FINISHED, how_it_diverged
 
@@ -277,7 +277,7 @@ def remark(shards: Shards, split: str, bits: float) -> str:
     ids = np.unique(shards.stream(split))
     if (ids != shards.bos).sum() == 1:
         return "this split is one token again and again, so a loss on it is no measure of learning"
-    zero = remark_on_zero(bits)
+    zero = zero_loss_remark(bits)
     return f"{bits:.4f} bits/byte{zero}" if zero else ""
 
 
@@ -344,7 +344,7 @@ def _by_position(scores: dict[str, Score]) -> pd.DataFrame:
     """
     with np.errstate(invalid="ignore"):
         columns = {
-            f"{split}_nats": pd.Series(scored.nats_at / scored.tokens_at)
+            f"{split}_nats": pd.Series(scored.nats_by_position / scored.tokens_by_position)
             for split, scored in scores.items()
         }
     table = pd.DataFrame(columns)
@@ -356,12 +356,12 @@ def _calibration(scored: Score) -> pd.DataFrame:
     """For each bin of confidence that was used: how sure the model was on average, and how often it
     was right.
     """
-    used = scored.calls > 0
-    calls = scored.calls[used]
+    used = scored.predictions > 0
+    predictions = scored.predictions[used]
     shares = {
-        "confidence": scored.confidence[used] / calls,
-        "accuracy": scored.right[used] / calls,
-        "predictions": calls,
+        "confidence": scored.confidence[used] / predictions,
+        "accuracy": scored.correct[used] / predictions,
+        "predictions": predictions,
     }
     return pd.DataFrame(shares)
 

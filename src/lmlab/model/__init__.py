@@ -1,3 +1,3 @@
-"""What predicts: models and their layers, scoring and generating with them, the device they run
+"""What predicts: models and their layers, scoring and generating with them, and the device they run
 on.
 """

@@ -41,15 +41,17 @@ class ContextGain(Measure):
     def measure(self, trained: Trained) -> Numbers:
         options, scored = self.options, trained.scores["validation"]
         needed = max(options.early, options.late) + options.positions - 1
-        if len(scored.nats_at) < needed:
+        if len(scored.nats_by_position) < needed:
             raise DoesNotApply(
                 f"it looks as far as position {needed}, and the window ends at"
-                f" {len(scored.nats_at)}"
+                f" {len(scored.nats_by_position)}"
             )
         means = []
         for first in (options.early, options.late):
             band = slice(first - 1, first - 1 + options.positions)
-            if not scored.tokens_at[band].sum():
+            if not scored.tokens_by_position[band].sum():
                 raise DoesNotApply(f"no text of validation stands at position {first} of a window")
-            means.append(float(scored.nats_at[band].sum() / scored.tokens_at[band].sum()))
+            means.append(
+                float(scored.nats_by_position[band].sum() / scored.tokens_by_position[band].sum())
+            )
         return {"early_nats": means[0], "late_nats": means[1], "nats": means[0] - means[1]}

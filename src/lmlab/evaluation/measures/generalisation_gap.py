@@ -46,7 +46,8 @@ class GeneralisationGap(Measure):
         stretches = max(1, min(-(-self.tokens // charged), (len(stream) - 1) // charged))
         for start in evenly(0, len(stream) - length, stretches):
             stretch = stream[start : start + length]
-            nats.append(score(model, stretch, bos, model.context, trained.stride).nats_of[before:])
+            scored = score(model, stretch, bos, model.context, trained.stride)
+            nats.append(scored.nats_by_target[before:])
         all_nats = np.concatenate(nats)
         text = all_nats[~np.isnan(all_nats)]
         train = float(text.mean())

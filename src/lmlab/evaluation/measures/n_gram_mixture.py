@@ -51,8 +51,8 @@ class NGramMixture(Measure):
         for split, scored in trained.scores.items():
             size = trained.shards.count(split, "bytes")
             theirs = ngram.nats(trained.shards.stream(split))[1:]
-            charged = ~np.isnan(scored.nats_of)
-            both = half_of_each(scored.nats_of[charged], theirs[charged])
+            charged = ~np.isnan(scored.nats_by_target)
+            both = half_of_each(scored.nats_by_target[charged], theirs[charged])
             together = bits_per_byte(float(both.sum()), size)
             alone = min(
                 bits_per_byte(scored.nats, size), bits_per_byte(float(theirs[charged].sum()), size)
