@@ -121,8 +121,8 @@ COMPLAINTS = {
 COMPILED_GELU = """
 import os, sys, torch, torch._inductor.compile_fx
 from pathlib import Path
-from lmlab.compiling import Compiled, failures_told
-from lmlab.errors import take_over
+from lmlab.model.compiling import Compiled, compiler_errors
+from lmlab.core.errors import take_over
 
 # torch is imported once; each tries in a process of its own
 for place in sorted(Path(sys.argv[1]).iterdir()):
@@ -131,7 +131,7 @@ for place in sorted(Path(sys.argv[1]).iterdir()):
         os.environ |= {"PATH": str(place), "TORCHINDUCTOR_CACHE_DIR": str(place / "cache")}
         take_over()
         model = torch.nn.GELU()
-        with failures_told(), Compiled(model):
+        with compiler_errors(), Compiled(model):
             model(torch.ones(2))
         os._exit(0)
     (place / "code").write_text(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])))

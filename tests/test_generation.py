@@ -77,7 +77,7 @@ def test_generation_leaves_the_mode_as_it_was_also_when_it_is_left_early(trainin
 
 
 @pytest.mark.parametrize("temperature", [0, 1.0])
-def test_a_model_that_has_broken_down_is_not_sampled_from(
+def test_a_model_that_has_diverged_is_not_sampled_from(
     model: LanguageModel, temperature: float
 ) -> None:
     model.readout.weight.data[2] = float("nan")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lmlab.core import registry
 from lmlab.core.errors import UserError
 from lmlab.core.registry import Choice
-from lmlab.model.layers.attention.base import Attention, Values, attend, head_count
+from lmlab.model.layers.attention.base import Attention, ValueMap, attend, head_count
 from lmlab.model.layers.cache import Cache
 from lmlab.model.layers.embedding.base import Embedding
 from lmlab.model.layers.feed_forward.base import FeedForward
@@ -432,15 +432,14 @@ def test_dropout_of_n_grams_leaves_out_whole_rows_in_training_alone() -> None:
     assert torch.equal(embed.eval()(tokens), plain)
 
 
-# ---------------------------------------------------------------- placements and residual
-# connections
+# ---------------------------------------------------------------- placements, residual connections
 
 
-def connection(name: str, place: int = 0, placement: str = "pre", **changes: object) -> nn.Module:
+def connection(name: str, index: int = 0, placement: str = "pre", **changes: object) -> nn.Module:
     torch.manual_seed(0)
     norm = choice("layers.normalisation", "rms_norm")
     built: nn.Module = choice("layers.residual", name, **changes).build(
-        WIDTH, place, choice("layers.placement", placement).build(WIDTH, norm)
+        WIDTH, index, choice("layers.placement", placement).build(WIDTH, norm)
     )
     return built.double()
 
@@ -460,8 +459,12 @@ def norm_of(x_BTD: Tensor) -> Tensor:
 def test_placements_are_their_formulas(placement: str, formula: Any) -> None:
     x_BTD = numbers(2, 5, WIDTH)
     weight = numbers(WIDTH, WIDTH, seed=1)
-    made = connection("plain", placement=placement)(x_BTD, lambda x, values: torch.tanh(x @ weight))
-    torch.testing.assert_close(made, formula(x_BTD, lambda x: torch.tanh(x @ weight)))
+
+    def layer(x: Tensor) -> Tensor:
+        return torch.tanh(x @ weight)
+
+    joined = connection("plain", placement=placement)(x_BTD, layer)
+    torch.testing.assert_close(joined, formula(x_BTD, layer))
 
 
 @pytest.mark.parametrize("placement", registry.names("layers.placement"))
@@ -473,61 +476,84 @@ def test_one_stream_of_hyper_connections_is_the_plain_connection(
     plain = connection("plain", 3, placement)
     hyper = connection("hyper", 3, placement, streams=1, dynamic=dynamic)
 
-    def through(join: Any) -> Tensor:
-        made: Tensor = join.close(join(join.open(x_BTD), lambda x, values: torch.tanh(x @ weight)))
-        return made
+    def through(residual: Any) -> Tensor:
+        stream = residual(residual.expand(x_BTD), lambda x: torch.tanh(x @ weight))
+        y_BTD: Tensor = residual.reduce(stream)
+        return y_BTD
 
     assert torch.equal(through(hyper), through(plain))
 
 
+@pytest.mark.parametrize("name", registry.names("layers.residual"))
+def test_a_residual_connection_calls_its_layer_once_and_says_whether_it_widens(name: str) -> None:
+    x_BTD = numbers(2, 5, WIDTH)
+    for index in range(4):
+        residual = connection(name, index)
+        calls: list[Tensor] = []
+
+        def layer(x: Tensor, map_values: ValueMap | None = None, calls: Any = calls) -> Tensor:
+            if map_values is not None:
+                map_values(numbers(2, HEADS, 5, 8))
+            calls.append(x)
+            return x
+
+        stream = residual.expand(x_BTD)
+        if not residual.widens:
+            assert stream is x_BTD
+            assert residual.reduce(stream) is stream
+        if name == "value" and index > 0:  # which finds the first block's values in the stream
+            stream = torch.cat((stream, numbers(2, 5, WIDTH)), dim=-1)
+        assert residual.reduce(residual(stream, layer)).shape == x_BTD.shape
+        assert len(calls) == 1
+
+
 def test_hyper_connections_are_their_definition() -> None:
-    join = connection("hyper", 1, streams=3, dynamic=True)
-    for parameter in (join.read, join.mix, join.write, join.by_token, join.strength):
-        nn.init.normal_(parameter)
+    residual = connection("hyper", 1, streams=3, dynamic=True)
+    for name in ("read", "mix", "write", "by_token", "strength"):
+        nn.init.normal_(residual.get_parameter(name))
     weight = numbers(WIDTH, WIDTH, seed=1)
     x_BTD = numbers(1, 4, WIDTH)
     streams = numbers(1, 4, 3 * WIDTH, seed=2)
-    made = join(streams, lambda x, values: torch.tanh(x @ weight))
-    assert torch.equal(join.open(x_BTD), torch.cat([x_BTD] * 3, dim=-1))
+    joined = residual(streams, lambda x: torch.tanh(x @ weight))
+    assert torch.equal(residual.expand(x_BTD), torch.cat([x_BTD] * 3, dim=-1))
     for t in range(4):
         h = streams[0, t].view(3, WIDTH)
         centred = h - h.mean(-1, keepdim=True)
-        said = torch.tanh(
-            centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() @ join.by_token.T
+        by_token = torch.tanh(
+            centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() @ residual.by_token.T
         )
-        read = join.read + join.strength[0] * said[:, 0]
-        write = join.write + join.strength[1] * said[:, 4]
-        answer = torch.tanh(norm_of(read @ h) @ weight)
+        read = residual.read + residual.strength[0] * by_token[:, 0]
+        write = residual.write + residual.strength[1] * by_token[:, 4]
+        output = torch.tanh(norm_of(read @ h) @ weight)
         for i in range(3):
             mixed = sum(
-                (join.mix.view(3, 3)[i, j] + join.strength[0] * said[j, 1 + i]) * h[j]
+                (residual.mix.view(3, 3)[i, j] + residual.strength[0] * by_token[j, 1 + i]) * h[j]
                 for j in range(3)
             )
-            torch.testing.assert_close(made[0, t].view(3, WIDTH)[i], mixed + write[i] * answer)
+            torch.testing.assert_close(joined[0, t].view(3, WIDTH)[i], mixed + write[i] * output)
 
 
 def test_the_value_residual_mixes_the_first_values_into_later_ones_and_carries_them_along() -> None:
     x_BTD = numbers(2, 5, WIDTH)
-    first, feed_forward, later = (connection("value", place) for place in (0, 1, 2))
+    first, feed_forward, later = (connection("value", index) for index in (0, 1, 2))
     seen: list[Tensor] = []
 
     def attention_of(own_BHTK: Tensor) -> Any:
-        def layer(x: Tensor, values: Values | None) -> Tensor:
-            assert values is not None
-            seen.append(values(own_BHTK))
+        def layer(x: Tensor, map_values: ValueMap) -> Tensor:
+            seen.append(map_values(own_BHTK))
             return x
 
         return layer
 
-    one, other = numbers(2, HEADS, 5, 8, seed=1), numbers(2, HEADS, 5, 8, seed=2)
-    stream = first(first.open(x_BTD), attention_of(one))
-    stream = feed_forward(stream, lambda x, values: x if values is None else 1 / 0)
+    first_values, later_values = numbers(2, HEADS, 5, 8, seed=1), numbers(2, HEADS, 5, 8, seed=2)
+    stream = first(first.expand(x_BTD), attention_of(first_values))
+    stream = feed_forward(stream, lambda x: x)  # which has no values to map
     later.own.data.fill_(0.25)
     later.first.data.fill_(2.0)
-    stream = later(stream, attention_of(other))
-    assert torch.equal(seen[0], one)
-    torch.testing.assert_close(seen[1], 0.25 * other + 2.0 * one)
-    assert later.close(stream).shape == x_BTD.shape
+    stream = later(stream, attention_of(later_values))
+    assert torch.equal(seen[0], first_values)
+    torch.testing.assert_close(seen[1], 0.25 * later_values + 2.0 * first_values)
+    assert later.reduce(stream).shape == x_BTD.shape
     assert not [*first.parameters()][
         1:
     ]  # the gain of its norm alone: there is nothing to mix in yet
@@ -538,7 +564,7 @@ def test_the_value_residual_mixes_the_first_values_into_later_ones_and_carries_t
 
 @pytest.mark.parametrize("name", registry.names("layers.attention"))
 @pytest.mark.parametrize("place", registry.names("layers.position"))
-def test_attention_with_a_memory_sees_as_far_as_it_says_and_no_further(
+def test_attention_with_a_cache_reads_as_far_as_it_says_and_no_further(
     name: str, place: str
 ) -> None:
     if (name, place) == ("linear", "alibi"):
@@ -561,7 +587,7 @@ def test_attention_with_a_memory_sees_as_far_as_it_says_and_no_further(
 
 
 @pytest.mark.parametrize("name", registry.names("layers.attention"))
-def test_attention_reads_many_tokens_at_once_after_a_memory(name: str) -> None:
+def test_attention_reads_many_tokens_at_once_after_a_cache(name: str) -> None:
     layer = attention(name, position("rotary"))
     x_BTD = numbers(2, CONTEXT, WIDTH)
     cache = Cache()
@@ -616,10 +642,10 @@ def test_attention_in_bfloat16_has_the_gradients_of_the_exact_one(
         outputs.append(output)
     assert outputs[1].dtype == torch.bfloat16
     pairs = [*zip(rounded, exact, strict=True)]
-    for found, wanted in [(outputs[1], outputs[0]), *((a.grad, b.grad) for a, b in pairs)]:
-        assert found is not None
-        assert wanted is not None
-        assert (found.double() - wanted).norm() < 0.02 * wanted.norm()
+    for low, expected in [(outputs[1], outputs[0]), *((a.grad, b.grad) for a, b in pairs)]:
+        assert low is not None
+        assert expected is not None
+        assert (low.double() - expected).norm() < 0.02 * expected.norm()
 
 
 def test_attention_in_bfloat16_never_sees_the_future_in_training_either() -> None:

@@ -477,7 +477,8 @@ def test_context_gain_is_the_loss_at_early_positions_minus_that_at_late_ones(
     known = run.scores["validation"]
     numbers = measured("context_gain", run, early=2, late=6, positions=2)
     early, late = (
-        (known.nats_at / known.tokens_at)[band].mean() for band in (slice(1, 3), slice(5, 7))
+        (known.nats_by_position / known.tokens_by_position)[band].mean()
+        for band in (slice(1, 3), slice(5, 7))
     )
     assert numbers["nats"] == pytest.approx(early - late)
     assert numbers["nats"] > 0

@@ -11,7 +11,7 @@ from lmlab.core import registry
 from lmlab.core.errors import UserError
 from lmlab.model.models.base import LanguageModel, parameter_count
 from lmlab.model.models.min_gru import scan
-from lmlab.model.models.rwkv import FASTEST
+from lmlab.model.models.rwkv import MAX_LOG_DECAY
 from lmlab.model.models.rwkv import one_chunk as rwkv_chunk
 from lmlab.model.models.state_space import one_chunk as state_space_chunk
 
@@ -366,7 +366,7 @@ def test_heads_that_do_not_divide_a_state_spaces_inner_width_are_refused() -> No
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-9)])
-@pytest.mark.parametrize("decay", [0.0, 1e-3, FASTEST])
+@pytest.mark.parametrize("decay", [0.0, 1e-3, MAX_LOG_DECAY])
 def test_a_chunk_of_rwkv_is_its_recurrence(
     decay: float, dtype: torch.dtype, tolerance: float
 ) -> None:
@@ -416,11 +416,11 @@ def test_heads_that_do_not_divide_rwkvs_width_are_refused() -> None:
         small.model(registry.choose(small.tree(heads=3), "models", "rwkv"))
 
 
-# ---------------------------------------------------------------- memories
+# ---------------------------------------------------------------- caches
 
 
 @pytest.mark.parametrize("name", sorted({*registry.names("models")} - {"hybrid", "transformer"}))
-def test_a_memory_of_states_or_windows_is_as_large_after_one_token_as_after_many(name: str) -> None:
+def test_a_cache_of_states_or_windows_is_as_large_after_one_token_as_after_many(name: str) -> None:
     model, tokens, sizes = rough(name), small.tokens(2, 40), set()
     cache = model.new_cache()
     for piece in (tokens[:, :1], tokens[:, 1:2], tokens[:, 2:30], tokens[:, 30:]):

@@ -62,9 +62,8 @@ def test_nothing_in_lower_precision_is_done_the_slow_way(
 ) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         small.model(choice).train()(small.tokens(2, CONTEXT))
-    assert not [
-        str(warning.message) for warning in recwarn
-    ]  # torch warns where it has to mix precisions
+    # torch warns where it has to mix precisions
+    assert not [str(warning.message) for warning in recwarn]
 
 
 @every_model
@@ -82,13 +81,12 @@ def test_a_changed_token_leaves_the_logits_before_it_as_they_were(
         assert torch.equal(changed[:, :at], logits[:, :at])
         assert not torch.isclose(changed[:, at], logits[:, at]).all()
         in_field = model.receptive_field is None or CONTEXT - at <= model.receptive_field
-        assert (
-            torch.isclose(changed[:, -1], logits[:, -1]).all() != in_field
-        )  # and counts to the end of its sight
+        # and it counts to the end of the receptive field
+        assert torch.isclose(changed[:, -1], logits[:, -1]).all() != in_field
 
 
 @pytest.mark.parametrize("choice", LIMITED_FIELD, ids=small.title)
-def test_a_token_is_seen_as_far_as_the_models_sight_and_no_farther(choice: Choice) -> None:
+def test_a_token_is_read_as_far_as_the_receptive_field_and_no_further(choice: Choice) -> None:
     model = small.rough(choice).float()
     assert model.receptive_field is not None
     before = small.tokens(2, model.receptive_field + 3)
@@ -103,7 +101,7 @@ def test_a_token_is_seen_as_far_as_the_models_sight_and_no_farther(choice: Choic
 
 @every_model
 @pytest.mark.parametrize("first", [1, 3, CONTEXT - 1])
-def test_reading_with_a_memory_gives_the_logits_of_reading_at_once(
+def test_reading_with_a_cache_gives_the_logits_of_reading_at_once(
     choice: Choice, first: int
 ) -> None:
     model = small.rough(choice)
@@ -112,9 +110,8 @@ def test_reading_with_a_memory_gives_the_logits_of_reading_at_once(
     steps = [model(tokens[:, :first], cache)]
     steps += [model(tokens[:, at : at + 1], cache) for at in range(first, CONTEXT)]
     logits = model(tokens)
-    tolerance = 1e-9 * max(
-        1.0, logits.abs().max().item()
-    )  # without a normalisation they may be millions
+    # without a normalisation logits may be millions
+    tolerance = 1e-9 * max(1.0, logits.abs().max().item())
     torch.testing.assert_close(torch.cat(steps, dim=1), logits, rtol=0, atol=tolerance)
 
 
@@ -130,7 +127,7 @@ def test_reading_goes_on_beyond_the_context(choice: Choice) -> None:
 
 
 @every_model
-def test_a_memory_stops_growing(choice: Choice) -> None:
+def test_a_cache_stops_growing(choice: Choice) -> None:
     model = small.rough(choice)
     tokens = small.tokens(2, 4 * CONTEXT)
     cache = model.new_cache()
@@ -146,7 +143,7 @@ def test_a_memory_stops_growing(choice: Choice) -> None:
 @every_model
 def test_every_weight_the_logits_depend_on_is_one_of_the_models_parameters(choice: Choice) -> None:
     model = small.rough(choice)
-    found, pending = set(), [model(small.tokens(2, CONTEXT)).sum().grad_fn]
+    leaves, pending = set(), [model(small.tokens(2, CONTEXT)).sum().grad_fn]
     seen = set()
     while pending:
         node = pending.pop()
@@ -154,18 +151,16 @@ def test_every_weight_the_logits_depend_on_is_one_of_the_models_parameters(choic
             continue
         seen.add(node)
         if hasattr(node, "variable"):
-            found.add(id(node.variable))
+            leaves.add(id(node.variable))
         pending += [before for before, _ in node.next_functions]
-    assert found == {id(parameter) for parameter in model.parameters()}
+    assert leaves == {id(parameter) for parameter in model.parameters()}
 
 
 @every_model
 def test_the_gradient_reaches_every_parameter(choice: Choice) -> None:
     model = small.rough(choice)
-    tokens, targets = (
-        small.tokens(64, CONTEXT),
-        small.tokens(64, CONTEXT, seed=1),
-    )  # so many that no expert stays idle
+    # so many that no expert stays idle
+    tokens, targets = small.tokens(64, CONTEXT), small.tokens(64, CONTEXT, seed=1)
     next_token_loss(model(tokens), targets).backward()
     untouched = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert not untouched
@@ -196,10 +191,10 @@ assert "torch._dynamo" not in sys.modules, "an optimizer"
 
 
 @every_model
-def test_the_seed_decides_the_first_weights(choice: Choice) -> None:
-    one, same, other = (small.model(choice, seed).state_dict() for seed in (0, 0, 1))
-    assert all(torch.equal(one[name], same[name]) for name in one)
-    assert any(not torch.equal(one[name], other[name]) for name in one)
+def test_the_seed_decides_the_initial_weights(choice: Choice) -> None:
+    first, again, second = (small.model(choice, seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], second[name]) for name in first)
 
 
 @every_model
@@ -285,8 +280,7 @@ def test_the_loss_is_the_mean_surprise_in_double_precision_where_the_model_is() 
     assert next_token_loss(logits.double(), targets).dtype == torch.float64
 
 
-# ---------------------------------------------------------------- what can be wrong with a saved
-# model
+# ---------------------------------------------------------------- damaged saved models
 
 
 @pytest.fixture
@@ -394,9 +388,10 @@ def test_matrices_begin_normal_and_those_that_write_to_the_stream_smaller_with_d
             writes = name.rpartition(".")[2] == "out"
             written += writes
             sigma = 0.02 / (2 * len(model.blocks)) ** 0.5 if writes else 0.02
-            found = module.weight.detach()
-            assert found.std().item() == pytest.approx(sigma, rel=4 / found.numel() ** 0.5), name
-            assert abs(found.mean().item()) < 5 * sigma / found.numel() ** 0.5, name
+            weight = module.weight.detach()
+            error = 1 / weight.numel() ** 0.5
+            assert weight.std().item() == pytest.approx(sigma, rel=4 * error), name
+            assert abs(weight.mean().item()) < 5 * sigma * error, name
             if getattr(module, "bias", None) is not None and choice.name != "lstm":
                 assert not module.bias.any(), name
     assert written or choice.name in ("convolution", "lstm", "n_gram_table")

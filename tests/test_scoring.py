@@ -1,4 +1,4 @@
-"""Every token of a split is charged once, and as much as the model says."""
+"""Every token of a split is scored once, with the cross-entropy that the model gives it."""
 
 import math
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lmlab.data.tokenizers.byte import Byte
 from lmlab.model import scoring
 from lmlab.model.models.base import LanguageModel
-from lmlab.model.scoring import bits_per_byte, remark_on_zero, score, windows
+from lmlab.model.scoring import bits_per_byte, score, windows, zero_loss_remark
 
 DOCUMENT = small.VOCABULARY - 1
 
@@ -122,13 +122,13 @@ def test_a_uniform_byte_model_costs_eight_bits_a_byte() -> None:
     assert result.tokens == size
     assert result.nats_per_token == pytest.approx(math.log(256), rel=1e-6)
     assert bits_per_byte(result.nats, size) == pytest.approx(8.0, rel=1e-6)
-    used = result.tokens_at > 0
-    assert result.nats_at[used] / result.tokens_at[used] == pytest.approx(
+    used = result.tokens_by_position > 0
+    assert result.nats_by_position[used] / result.tokens_by_position[used] == pytest.approx(
         [math.log(256)] * used.sum(), rel=1e-6
     )
 
 
-def test_bits_per_byte_charges_for_bytes_and_not_for_tokens() -> None:
+def test_bits_per_byte_divides_by_bytes_and_not_by_tokens() -> None:
     assert bits_per_byte(6 * math.log(2), 3) == pytest.approx(2.0)  # six bits for "€"
 
 
@@ -137,7 +137,7 @@ def test_bits_per_byte_charges_for_bytes_and_not_for_tokens() -> None:
 )
 def test_a_loss_that_is_shown_as_zero_is_remarked_on(bits: float, shown: str) -> None:
     assert f"{bits:.4f}" == shown
-    assert ("a loss of 0" in remark_on_zero(bits)) == (shown == "0.0000")
+    assert ("a loss of 0" in zero_loss_remark(bits)) == (shown == "0.0000")
 
 
 def test_overlapping_windows_show_a_model_more_text() -> None:
@@ -161,7 +161,7 @@ def test_overlapping_windows_show_a_model_more_text() -> None:
     assert unaware.tokens == aware.tokens == 30
 
 
-def test_document_tokens_are_read_but_not_charged() -> None:
+def test_bos_tokens_are_read_but_not_scored() -> None:
     model, ids = small.rough(small.some_model()), stream(30, documents=8)
     free = DOCUMENT + 100  # as if there were none
     assert (
@@ -176,33 +176,33 @@ def test_document_tokens_are_read_but_not_charged() -> None:
 def test_sums_by_position_add_up_to_the_whole_where_no_window_overlaps() -> None:
     model, ids = small.rough(small.some_model()), stream(8 * 7 + 1)
     result = score(model, ids, DOCUMENT, 8, 8)
-    assert result.nats_at.sum() == pytest.approx(result.nats)
-    assert result.tokens_at.sum() == result.tokens
-    assert len(result.tokens_at) == 8
+    assert result.nats_by_position.sum() == pytest.approx(result.nats)
+    assert result.tokens_by_position.sum() == result.tokens
+    assert len(result.tokens_by_position) == 8
 
 
 @pytest.mark.parametrize("stride", [1, 3, 8])
-def test_every_token_has_its_own_cost_in_the_order_of_the_text(stride: int) -> None:
+def test_every_token_has_its_own_nats_in_the_order_of_the_text(stride: int) -> None:
     model, ids = small.rough(small.some_model()), stream(60)
     result = score(model, ids, DOCUMENT, 8, stride)
-    assert (np.isnan(result.nats_of) == (ids[1:] == DOCUMENT)).all()
-    assert np.nansum(result.nats_of) == pytest.approx(result.nats)
-    for place in np.flatnonzero(~np.isnan(result.nats_of))[20:30].tolist():
+    assert (np.isnan(result.nats_by_target) == (ids[1:] == DOCUMENT)).all()
+    assert np.nansum(result.nats_by_target) == pytest.approx(result.nats)
+    for place in np.flatnonzero(~np.isnan(result.nats_by_target))[20:30].tolist():
         begin = next(begin for begin, fresh in windows(59, 8, stride) if fresh <= place < begin + 8)
         text = torch.from_numpy(ids[begin : place + 1].astype(np.int64))[None]
         with torch.no_grad():
             cost = -model(text)[0, -1].float().log_softmax(-1)[int(ids[place + 1])]
-        assert result.nats_of[place] == pytest.approx(float(cost), rel=1e-4)
+        assert result.nats_by_target[place] == pytest.approx(float(cost), rel=1e-4)
 
 
 def test_calibration_bins_hold_each_scored_token_once() -> None:
     model, ids = small.rough(small.some_model()), stream(100)
     result = score(model, ids, DOCUMENT, 8, 3)
-    assert result.calls.sum() == result.tokens
-    assert (result.right <= result.calls).all()
+    assert result.predictions.sum() == result.tokens
+    assert (result.correct <= result.predictions).all()
     edges = np.arange(scoring.CALIBRATION_BINS + 1) / scoring.CALIBRATION_BINS
-    used = result.calls > 0
-    mean = result.confidence[used] / result.calls[used]
+    used = result.predictions > 0
+    mean = result.confidence[used] / result.predictions[used]
     assert (edges[:-1][used] - 1e-9 <= mean).all()
     assert (mean <= edges[1:][used] + 1e-9).all()
     assert 0 <= result.calibration_error <= 1

@@ -547,11 +547,11 @@ def test_the_losses_since_the_last_line_of_the_log_are_told_when_a_run_diverges(
 @pytest.mark.parametrize(
     ("changes", "step", "reason"),
     [
-        ({"validate_every": 1}, 1, "logits are no numbers"),
-        ({"validate_every": 0, "sample_every": 1}, 1, "logits are no numbers"),
+        ({"validate_every": 1}, 1, "logits are NaN"),
+        ({"validate_every": 0, "sample_every": 1}, 1, "logits are NaN"),
         ({"validate_every": 0, "sample_every": 0}, 2, "the loss is nan"),
         # the last step's own loss was still fine, but what it made of the weights is not
-        ({"validate_every": 0, "sample_every": 0, "steps": 1}, 1, "logits are no numbers"),
+        ({"validate_every": 0, "sample_every": 0, "steps": 1}, 1, "logits are NaN"),
     ],
 )
 def test_a_learning_rate_that_is_far_too_high_diverges(
@@ -635,7 +635,7 @@ def test_params_that_do_not_go_together_are_refused() -> None:
 def test_a_device_that_is_not_there_is_refused() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    with pytest.raises(UserError, match=r"'cuda' is not there; set train\.device"):
+    with pytest.raises(UserError, match=r"'cuda' is not available; set train\.device"):
         device.use_device("cuda", 1)
 
 

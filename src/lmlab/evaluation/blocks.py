@@ -24,7 +24,7 @@ def table(scored: Score, stream: Ids, token_bytes: list[bytes]) -> pd.DataFrame:
     total_bytes = int(size_N.sum())
     count = max(1, min(BLOCKS, total_bytes // LEAST_BYTES))
     block_N = np.minimum(start_N * count // max(1, total_bytes), count - 1)
-    nats_N = np.nan_to_num(scored.nats_of, nan=0.0)
+    nats_N = np.nan_to_num(scored.nats_by_target, nan=0.0)
     columns = {
         "block": np.arange(count),
         "bytes": np.bincount(block_N, weights=size_N, minlength=count).astype(np.int64),

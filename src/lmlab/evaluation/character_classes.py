@@ -34,8 +34,8 @@ def table(scored: Score, stream: Ids, token_bytes: list[bytes]) -> pd.DataFrame:
     targets = stream[1:]
     class_N = _classes_of_targets(stream, token_bytes)
     size_N = np.array([len(piece) for piece in token_bytes])[targets]
-    scored_N = ~np.isnan(scored.nats_of)
-    class_N, size_N, nats_N = class_N[scored_N], size_N[scored_N], scored.nats_of[scored_N]
+    scored_N = ~np.isnan(scored.nats_by_target)
+    class_N, size_N, nats_N = class_N[scored_N], size_N[scored_N], scored.nats_by_target[scored_N]
 
     count = len(CLASSES)
     columns = {

@@ -32,7 +32,7 @@ from lmlab.evaluation.measured import (
 )
 from lmlab.evaluation.measures.base import Trained, about, measure_all
 from lmlab.model.models.base import LanguageModel
-from lmlab.model.scoring import Score, bits_per_byte, remark_on_zero, score
+from lmlab.model.scoring import Score, bits_per_byte, score, zero_loss_remark
 from lmlab.training.status import how_it_diverged
 
 SCORED = "validation"
@@ -183,7 +183,7 @@ def remark(shards: Shards, split: str, bits: float) -> str:
     text_ids = ids[ids != shards.bos]
     if len(text_ids) == 1:
         return "this split is one token again and again, so a loss on it is no measure of learning"
-    zero = remark_on_zero(bits)
+    zero = zero_loss_remark(bits)
     return f"{bits:.4f} bits/byte{zero}" if zero else ""
 
 

@@ -78,7 +78,9 @@ def loss_by_position(scores: dict[str, Score]) -> pd.DataFrame:
     columns: dict[str, pd.Series[float]] = {}
     for split, scored in scores.items():
         with np.errstate(invalid="ignore"):  # a position without any text has no mean
-            columns[f"{split}_nats"] = pd.Series(scored.nats_at / scored.tokens_at)
+            columns[f"{split}_nats"] = pd.Series(
+                scored.nats_by_position / scored.tokens_by_position
+            )
     table = pd.DataFrame(columns)
     table.insert(0, "position", table.index + 1)
     return table.dropna()
@@ -86,11 +88,11 @@ def loss_by_position(scores: dict[str, Score]) -> pd.DataFrame:
 
 def calibration(scored: Score) -> pd.DataFrame:
     """Mean confidence, accuracy and number of predictions for each bin of confidence in use."""
-    used = scored.calls > 0
-    predictions = scored.calls[used]
+    used = scored.predictions > 0
+    predictions = scored.predictions[used]
     columns = {
         "confidence": scored.confidence[used] / predictions,
-        "accuracy": scored.right[used] / predictions,
+        "accuracy": scored.correct[used] / predictions,
         "predictions": predictions,
     }
     return pd.DataFrame(columns)

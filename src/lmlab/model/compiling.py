@@ -1,6 +1,4 @@
-"""Calls of a whole model by way of torch's compiler, which makes one loop of many small operations
-in a row.
-"""
+"""Calls of a whole model through torch's compiler, which fuses chains of small operations."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +12,9 @@ from lmlab.model import noise
 
 
 def _register_masks() -> None:
-    """Let compiled graphs call `noise.kept` as one operation, whose result depends on the key of
-    the moment.
+    """Register `noise.dropout_mask` as one operation that compiled graphs can call.
+
+    It is marked as nondeterministic, because its result depends on the current noise key.
     """
     if hasattr(torch.ops.lmlab, "mask"):
         return
@@ -23,18 +22,17 @@ def _register_masks() -> None:
     @torch.library.custom_op(
         "lmlab::mask", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,)
     )
-    def mask(like: Tensor, share: float, site: str) -> Tensor:
-        return noise.kept(like, share, site)
+    def mask(like: Tensor, keep_probability: float, site: str) -> Tensor:
+        return noise.dropout_mask(like, keep_probability, site)
 
-    mask.register_fake(lambda like, share, site: torch.empty_like(like))
+    mask.register_fake(lambda like, keep_probability, site: torch.empty_like(like))
 
 
 class Compiled:
-    """Inside, what the model computes when called is compiled, backward pass included; outside it
-    runs as written.
+    """Inside this context calls of the model are compiled, backward pass included.
 
-    Nothing happens before the first call inside, which takes up to minutes; torch keeps the result
-    for later processes.
+    Outside, the model runs as written. Compilation happens in the first call inside and takes up to
+    some minutes; torch caches the result on disk for later processes.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -51,33 +49,35 @@ class Compiled:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        del self.model.forward  # and the class has its own again
+        del self.model.forward  # which uncovers the class's own
 
 
 @contextmanager
-def failures_told() -> Iterator[None]:
-    """Inside, what the compiler cannot do is raised as a UserError in one line."""
+def compiler_errors() -> Iterator[None]:
+    """Inside, a failure of torch's compiler is raised as a UserError of one line.
+
+    The error of a full disk is passed on unchanged: it is not the compiler's fault.
+    """
     try:
         yield
     except RuntimeError as error:
-        kind = type(error)
-        if not any(
-            base.__module__.startswith(("torch._dynamo", "torch._inductor"))
-            for base in kind.__mro__
-        ):
-            raise
-        if "No space left on device" in str(error):
+        modules = [base.__module__ for base in type(error).__mro__]
+        by_compiler = any(name.startswith(("torch._dynamo", "torch._inductor")) for name in modules)
+        # the C++ compiler is another process, of which only its output tells that the disk is full
+        if not by_compiler or "No space left on device" in str(error):
             raise
         raise UserError(
             f"train.compile: torch could not compile the model ({_reason(error)}); it needs a C++"
-            " compiler, such as g++, and"
-            " Python's header files; install them or set train.compile to false"
+            " compiler, such as g++, and Python's header files; install them or set train.compile"
+            " to false"
         ) from None
 
 
 def _reason(error: BaseException) -> str:
-    """The C++ compiler's first complaint, or else the first line of the innermost error."""
+    """The C++ compiler's first error message, or else the first line of the innermost error."""
     inner = getattr(error, "inner_exception", None) or error
-    lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
-    complaints = [line for line in lines if "error: " in line]
-    return [*complaints, *lines, type(inner).__name__][0][:200]
+    stripped = [line.strip() for line in str(inner).splitlines()]
+    lines = [line for line in stripped if line]
+    messages = [line for line in lines if "error: " in line]
+    candidates = [*messages, *lines, type(inner).__name__]
+    return candidates[0][:200]

@@ -1,6 +1,4 @@
-"""Where tensors live and how many threads work on them, set once for a process, and only in ways
-that repeat bit for bit.
-"""
+"""The device and the number of threads, set once per process so that results repeat bit for bit."""
 
 import ctypes
 import os
@@ -12,80 +10,77 @@ import torch
 from lmlab.core.errors import UserError
 
 BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
-"""What torch calls a processor's instructions that multiply bfloat16: Intel's and AMD's, Intel's
-for tiles, Arm's.
-"""
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
+"""torch's names for CPU instructions that multiply bfloat16: Intel and AMD, Intel's tiles, Arm."""
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from malloc.h
 
 
 def use_device(name: str, threads: int) -> torch.device:
-    """Set threads and determinism for the whole process and return the device. Raises UserError if
-    it is not there.
+    """Set threads and determinism for the whole process and return the device.
+
+    Raises UserError if the device is not available.
     """
-    os.environ.setdefault(
-        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-    )  # or CUDA products differ from run to run
+    # without this, CUDA matrix products differ from run to run
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(threads)
-    # the same as `use_deterministic_algorithms`, which would load torch's compiler to tell it too:
-    # most of a second
+    # the same as `use_deterministic_algorithms`, which would also load torch's compiler to set it
+    # there: most of a second
     torch.set_deterministic_debug_mode("error" if name == "cpu" else "warn")
     _keep_memory()
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    there = {
+    available = {
         "cpu": True,
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
     }
-    if not there[name]:
+    if not available[name]:
         raise UserError(
-            f"params.yaml: the device {name!r} is not there; set train.device, evaluate.device"
-            " and probe.device to 'cpu'"
+            f"params.yaml: the device {name!r} is not available; set train.device,"
+            " evaluate.device and probe.device to 'cpu'"
         )
     return torch.device(name)
 
 
-def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether it has instructions for bfloat16. Without, a processor takes 2 to 19 times as long as
-    for float32 (LOG.md).
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions that multiply bfloat16.
+
+    A CPU without them takes 2 to 19 times as long as in float32 (LOG.md).
     """
-    able = torch.cpu.get_capabilities()
-    return device.type != "cpu" or any(able.get(name) for name in BFLOAT16)
+    capabilities = torch.cpu.get_capabilities()
+    return device.type != "cpu" or any(capabilities.get(name) for name in BFLOAT16)
 
 
-def gains_by_bfloat16(device: torch.device) -> bool:
-    """Whether it is of those on which training was measured to be faster than in float32 (LOG.md).
+def trains_faster_in_bfloat16(device: torch.device) -> bool:
+    """Whether this is a CPU on which training was measured to be faster than in float32 (LOG.md).
 
-    Those are Intel's that multiply tiles, and AMD's: by `avx512_bf16` Intel's own multiply no
+    Those are Intel CPUs that multiply tiles, and AMD's. With `avx512_bf16` alone, Intel's are no
     faster than in float32.
     """
-    able = torch.cpu.get_capabilities()
-    by_amd = str(able.get("cpu_name", "")).startswith("AMD")
-    return device.type == "cpu" and bool(
-        able.get("amx_bf16") or (by_amd and able.get("avx512_bf16"))
-    )
+    capabilities = torch.cpu.get_capabilities()
+    is_amd = str(capabilities.get("cpu_name", "")).startswith("AMD")
+    fast = capabilities.get("amx_bf16") or (is_amd and capabilities.get("avx512_bf16"))
+    return device.type == "cpu" and bool(fast)
 
 
-def multiplying_in(precision: str, device: torch.device) -> torch.autocast:
-    """Inside, matrices are multiplied in the precision, bfloat16 or that of the weights."""
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """A context that multiplies matrices in bfloat16, or for another precision in the weights'."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def memory_bytes() -> int:
-    """The machine's memory, or what a container may have of it."""
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """The machine's memory, or the container's limit if that is lower."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
-        allowed = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
     except OSError:
-        return there
-    return min(there, int(allowed)) if allowed.isdigit() else there
+        return physical
+    return min(physical, int(limit)) if limit.isdigit() else physical
 
 
 def _keep_memory() -> None:
-    """Have the C library keep what tensors leave behind for the next ones, as the system is slow to
-    hand it out anew.
+    """Make the C library reuse the memory of freed tensors, which the system is slow to hand out.
 
-    By default every tensor of some megabytes is a mapping of its own. Only the GNU library offers
-    this (mallopt(3)).
+    By default every tensor of some megabytes gets a mapping of its own. Only the GNU C library
+    offers this (mallopt(3)).
     """
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)

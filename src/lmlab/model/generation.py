@@ -1,6 +1,4 @@
-"""Text from a model, one token at a time, remembering what it has read (a key-value cache in
-attention).
-"""
+"""Autoregressive generation: text from a model, one token at a time, with its KV cache or state."""
 
 from collections.abc import Iterator
 
@@ -9,22 +7,22 @@ import torch
 from torch import Tensor, nn
 
 from lmlab.data.tokenizers.base import Tokenizer
+from lmlab.model.layers.cache import Cache
 from lmlab.model.models.base import LanguageModel
 
-MOST_HELD_BACK = 24
-"""A character may need several tokens; text that is still not whole after this many is shown as it
-is.
-"""
+MAX_HELD_TOKENS = 24
+"""A character may need several tokens; after this many, text is shown even if it is incomplete."""
 
 
 def sample_ids(
     model: LanguageModel, prompt: list[int], count: int, temperature: float, seed: int
 ) -> Iterator[int]:
-    """Yield `count` ids that follow the prompt, drawn with a generator of their own.
+    """Yield `count` ids that continue the prompt: id ~ softmax(logits / temperature).
 
-    `temperature` 0 takes the likeliest token each time. Up to the model's context the distribution
-    is that of the full forward pass; beyond it the memory forgets the oldest tokens. Raises
-    FloatingPointError when a logit is no number.
+    They are drawn with a generator seeded for this call. Temperature 0 takes the most likely token
+    each time. Up to the model's context the distribution is that of the full forward pass; beyond
+    it the cache forgets the oldest tokens. Only the last `context` ids of the prompt are read.
+    Raises FloatingPointError when a logit is NaN.
     """
     device = next(model.parameters()).device
     rng = torch.Generator().manual_seed(seed)
@@ -32,13 +30,11 @@ def sample_ids(
     was_training = model.training
     model.eval()
     try:
-        tokens = torch.tensor([prompt[-model.context :]], device=device)
+        tokens_BT = torch.tensor([prompt[-model.context :]], device=device)
         for _ in range(count):
-            with torch.no_grad():
-                logits_V = model(tokens, cache)[0, -1].float().cpu()
-            chosen = int(_draw(logits_V, temperature, rng))
-            yield chosen
-            tokens = torch.tensor([[chosen]], device=device)
+            sampled = int(_next_tokens(model, tokens_BT, cache, temperature, rng))
+            yield sampled
+            tokens_BT = torch.tensor([[sampled]], device=device)
     finally:
         model.train(was_training)
 
@@ -46,36 +42,45 @@ def sample_ids(
 def sample_rows(
     model: LanguageModel, rows: int, first: int, count: int, temperature: float, seed: int
 ) -> Tensor:
-    """Several texts at once: ids of shape (rows, count) that follow the single id `first`, drawn as
-    `sample_ids` does.
+    """Several texts at once: ids of shape (rows, count) that continue the single id `first`.
+
+    Each row is drawn as by `sample_ids`.
     """
     device = next(model.parameters()).device
     rng = torch.Generator().manual_seed(seed)
     cache = model.new_cache()
     was_training = model.training
     model.eval()
-    drawn: list[Tensor] = []
+    sampled: list[Tensor] = []
     try:
         tokens_B1 = torch.full((rows, 1), first, device=device)
         for _ in range(count):
-            with torch.no_grad():
-                logits_BV = model(tokens_B1, cache)[:, -1].float().cpu()
-            drawn.append(_draw(logits_BV, temperature, rng))
-            tokens_B1 = drawn[-1].to(device)
+            sampled_B1 = _next_tokens(model, tokens_B1, cache, temperature, rng)
+            sampled.append(sampled_B1)
+            tokens_B1 = sampled_B1.to(device)
     finally:
         model.train(was_training)
-    return torch.cat(drawn, dim=1)
+    return torch.cat(sampled, dim=1)
 
 
-def _draw(logits_V: Tensor, temperature: float, rng: torch.Generator) -> Tensor:
-    """An id, shape (1,); from logits_BV one for each row, shape (B, 1)."""
-    # so that no temperature, however low, makes a logit infinite
-    below_V = (logits_V - logits_V.amax(dim=-1, keepdim=True)).double()
-    if below_V.isnan().any():
-        raise FloatingPointError("the model's logits are no numbers")
+def _next_tokens(
+    model: LanguageModel,
+    tokens_BT: Tensor,
+    cache: list[Cache],
+    temperature: float,
+    rng: torch.Generator,
+) -> Tensor:
+    """One sampled id for each row, of shape (B, 1), on the CPU; the cache advances by T tokens."""
+    with torch.no_grad():
+        logits_BV = model(tokens_BT, cache)[:, -1].float().cpu()
+    # at most 0, so that no temperature, however low, makes a logit infinite
+    shifted_BV = (logits_BV - logits_BV.amax(dim=-1, keepdim=True)).double()
+    if shifted_BV.isnan().any():
+        raise FloatingPointError("the model's logits are NaN")
     if temperature == 0:
-        return below_V.argmax(dim=-1, keepdim=True)
-    return torch.multinomial(nn.functional.softmax(below_V / temperature, dim=-1), 1, generator=rng)
+        return shifted_BV.argmax(dim=-1, keepdim=True)
+    probabilities_BV = nn.functional.softmax(shifted_BV / temperature, dim=-1)
+    return torch.multinomial(probabilities_BV, 1, generator=rng)
 
 
 def sample_text(
@@ -86,22 +91,24 @@ def sample_text(
     temperature: float,
     seed: int,
 ) -> Iterator[str]:
-    """Yield the text that follows the prompt as it grows, whole characters at a time; it ends where
-    a document does.
+    """Yield the text that continues the prompt as it grows, whole characters at a time.
+
+    The prompt begins a document. The text ends after `count` tokens or at the next BOS token.
     """
-    start = [tokenizer.bos, *tokenizer.encode(prompt).tolist()]
+    prompt_ids = [tokenizer.bos, *tokenizer.encode(prompt).tolist()]
     held: list[int] = []
-    for chosen in sample_ids(model, start, count, temperature, seed):
-        if chosen == tokenizer.bos:
+    for sampled in sample_ids(model, prompt_ids, count, temperature, seed):
+        if sampled == tokenizer.bos:
             break
-        held.append(chosen)
-        text = _text(tokenizer, held)
-        if not text.endswith("\ufffd") or len(held) >= MOST_HELD_BACK:
+        held.append(sampled)
+        text = _decode(tokenizer, held)
+        is_whole = not text.endswith("\ufffd")
+        if is_whole or len(held) >= MAX_HELD_TOKENS:
             yield text
             held = []
     if held:
-        yield _text(tokenizer, held)
+        yield _decode(tokenizer, held)
 
 
-def _text(tokenizer: Tokenizer, ids: list[int]) -> str:
+def _decode(tokenizer: Tokenizer, ids: list[int]) -> str:
     return tokenizer.decode(np.array(ids, dtype=np.uint32))

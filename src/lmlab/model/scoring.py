@@ -1,20 +1,22 @@
-"""What a model pays for a text: the negative log-likelihood of every token of a split, each counted
-once.
+"""The cross-entropy of a text under a model: -log p of every token of a split, each scored once.
 
-The text is one stream with the BOS token before each document, which gives the first token
-something to be predicted from. Windows of `window` tokens advance by `stride`; each scores the
-targets no window before it has scored. Document tokens are read but never scored, so the sum is the
-cost of the text and of nothing else.
+A split is one stream of token ids with a beginning-of-document token (BOS) before each document.
+At position i the model reads ids up to i and predicts the target, id i + 1. Overlapping windows
+let the model read the stream with bounded context: they are `window` tokens long and advance by
+`stride`, and each scores only the targets that no earlier window has scored. So with a smaller
+stride targets have more context. BOS tokens are read but never scored: the sum is the cost of the
+text alone, which `bits_per_byte` divides by the size of the raw text.
 """
 
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lmlab.core.progress import ProgressBar
 from lmlab.model.models.base import LanguageModel
@@ -22,30 +24,46 @@ from lmlab.model.models.base import LanguageModel
 CALIBRATION_BINS = 15
 SCORED_TOKENS_AT_ONCE = 16_384
 SHOWN_AS_ZERO = 0.00005
-"""Bits per byte below which four decimals show none."""
+"""Bits per byte below which four decimals are all zeros."""
 
 
 @dataclass
 class Score:
-    """Sums over a split. Means are properties, so that nothing is rounded twice."""
+    """Sums over a split; means are properties, so that nothing is rounded twice."""
 
     tokens: int
+    """How many targets were scored."""
     nats: float
-    nats_at: NDArray[np.float64]
-    """Summed nats by position in the window, over every window (so some targets count twice when
-    stride < window).
+    """Their summed cross-entropy."""
+    nats_by_position: NDArray[np.float64]
+    """Summed nats by position in the window.
+
+    Over all targets of every window, so with stride < window some count more than once.
     """
-    tokens_at: NDArray[np.int64]
+    tokens_by_position: NDArray[np.int64]
+    """How many targets each of those sums has."""
+    nats_by_target: NDArray[np.float64]
+    """The nats of each target in the order of the stream, from its second id on; NaN at BOS."""
     confidence: NDArray[np.float64]
-    """Summed probability of the likeliest token, by bins of that probability."""
-    right: NDArray[np.int64]
-    """How often the likeliest token was the target, by the same bins."""
-    calls: NDArray[np.int64]
-    """How many predictions fell into each bin."""
-    nats_of: NDArray[np.float64]
-    """Of each target, in the order of the text (the first is the stream's second id); nan where it
-    is not charged.
-    """
+    """Summed probability of the most likely token, by bins of that probability."""
+    correct: NDArray[np.int64]
+    """How often the most likely token was the target, by the same bins."""
+    predictions: NDArray[np.int64]
+    """How many targets fell into each bin."""
+
+    @classmethod
+    def empty(cls, length: int, window: int) -> "Score":
+        """All sums at zero, for a stream of `length` targets read in windows of `window`."""
+        return cls(
+            tokens=0,
+            nats=0.0,
+            nats_by_position=np.zeros(window),
+            tokens_by_position=np.zeros(window, np.int64),
+            nats_by_target=np.full(length, np.nan),
+            confidence=np.zeros(CALIBRATION_BINS),
+            correct=np.zeros(CALIBRATION_BINS, np.int64),
+            predictions=np.zeros(CALIBRATION_BINS, np.int64),
+        )
 
     @property
     def nats_per_token(self) -> float:
@@ -54,29 +72,37 @@ class Score:
 
     @property
     def accuracy(self) -> float:
-        """The share of tokens that were the likeliest."""
-        return float(self.right.sum() / self.calls.sum())
+        """The share of targets that were the most likely token."""
+        return float(self.correct.sum() / self.predictions.sum())
 
     @property
     def calibration_error(self) -> float:
-        """Expected calibration error (Guo et al. 2017): mean distance of confidence from accuracy
-        over the bins.
+        """Expected calibration error (Guo et al. 2017).
+
+        The mean distance between confidence and accuracy in the bins, weighted by predictions.
         """
-        return float(np.abs(self.confidence - self.right).sum() / self.calls.sum())
+        return float(np.abs(self.confidence - self.correct).sum() / self.predictions.sum())
 
 
-def windows(length: int, window: int, stride: int) -> Iterator[tuple[int, int]]:
-    """(start, first target to score) of each window over `length` targets; together they score each
-    exactly once.
+class Window(NamedTuple):
+    """A window's first target, and the first of its targets that no earlier window has scored."""
 
-    `stride` is at most `window`, or targets between windows would be left out.
+    start: int
+    first_unscored: int
+
+
+def windows(length: int, window: int, stride: int) -> Iterator[Window]:
+    """The windows over `length` targets; together they score each exactly once.
+
+    All are min(window, length) wide: the last is moved back to end with the stream. `stride` is at
+    most `window`, otherwise targets between windows would be left out.
     """
     scored = 0
     for start in range(0, max(1, length), stride):
         begin = max(0, min(start, length - window))
         if scored >= length:
             return
-        yield begin, scored
+        yield Window(begin, first_unscored=scored)
         scored = min(length, begin + window)
 
 
@@ -89,89 +115,91 @@ def score(
     stride: int,
     title: str = "",
 ) -> Score:
-    """Score a stream of ids that begins with a BOS token. Shows a progress bar when given a title.
+    """Score a stream of ids that begins with a BOS token.
 
-    Works on the model's own device and leaves its training mode as it was. Raises
-    FloatingPointError when a logit is no number.
+    Runs on the model's own device and leaves its training mode as it was. Shows a progress bar when
+    given a title. Raises FloatingPointError when a logit is NaN.
     """
     device = next(model.parameters()).device
     ids = torch.from_numpy(stream.astype(np.int64))
     length = len(ids) - 1
     width = min(window, length)
-    places = list(windows(length, window, stride))
-    result = Score(
-        0,
-        0.0,
-        np.zeros(width),
-        np.zeros(width, np.int64),
-        np.zeros(CALIBRATION_BINS),
-        np.zeros(CALIBRATION_BINS, np.int64),
-        np.zeros(CALIBRATION_BINS, np.int64),
-        np.full(length, np.nan),
-    )
+    all_windows = list(windows(length, window, stride))
+    result = Score.empty(length, width)
     was_training = model.training
     model.eval()
-    at_once = max(1, SCORED_TOKENS_AT_ONCE // width)
+    batch_size = max(1, SCORED_TOKENS_AT_ONCE // width)
     bar = ProgressBar(title, int((stream[1:] != bos).sum()), "tokens") if title else None
     with bar or nullcontext():
-        for first in range(0, len(places), at_once):
-            some = places[first : first + at_once]
-            starts = torch.tensor([start for start, _ in some])
-            places_BT = starts[:, None] + torch.arange(width)
-            rows = ids[torch.cat((places_BT, places_BT[:, -1:] + 1), dim=1)].to(device)
-            fresh = torch.tensor([fresh - start for start, fresh in some], device=device)
-            before = result.tokens
-            _add(result, model(rows[:, :-1]), rows[:, 1:], fresh, bos, places_BT)
+        for first in range(0, len(all_windows), batch_size):
+            batch = all_windows[first : first + batch_size]
+            starts_B = torch.tensor([start for start, _ in batch])
+            unscored_B = torch.tensor([first_unscored for _, first_unscored in batch])
+            index_BT = starts_B[:, None] + torch.arange(width)
+            logits_BTV = model(ids[index_BT].to(device))
+            targets_BT = ids[index_BT + 1].to(device)
+            tokens_before = result.tokens
+            is_new_BT = index_BT >= unscored_B[:, None]
+            _add(result, logits_BTV, targets_BT, index_BT, is_new_BT, bos)
             if bar:
-                bar.advance(result.tokens - before)
+                bar.advance(result.tokens - tokens_before)
     model.train(was_training)
     return result
 
 
 def _add(
     result: Score,
-    logits_BTV: torch.Tensor,
-    targets_BT: torch.Tensor,
-    fresh_B: torch.Tensor,
+    logits_BTV: Tensor,
+    targets_BT: Tensor,
+    index_BT: Tensor,
+    is_new_BT: Tensor,
     bos: int,
-    places_BT: torch.Tensor,
 ) -> None:
-    """Add one batch of windows; in each, targets from `fresh` on have not been scored before."""
-    logs_BTV = logits_BTV.float().log_softmax(-1)
-    nats_BT = -logs_BTV.gather(-1, targets_BT[..., None])[..., 0].double()
-    is_text = targets_BT != bos
-    scored = is_text & (
-        torch.arange(targets_BT.shape[1], device=fresh_B.device) >= fresh_B[:, None]
-    )
-    result.tokens += int(scored.sum())
-    result.nats += float(nats_BT[scored].sum())
-    result.nats_of[places_BT[scored.cpu()].numpy()] = nats_BT[scored].cpu().numpy()
+    """Add a batch of windows to the sums.
+
+    `index_BT` are the targets' places in `nats_by_target`, on the CPU, and `is_new_BT` says which
+    no earlier window has scored.
+    """
+    log_probabilities_BTV = logits_BTV.float().log_softmax(-1)
+    nats_BT = -log_probabilities_BTV.gather(-1, targets_BT[..., None])[..., 0].double()
+    is_text_BT = targets_BT != bos
+    scored_BT = is_text_BT & is_new_BT.to(targets_BT.device)
+    nats_N = nats_BT[scored_BT]
+    result.tokens += int(scored_BT.sum())
+    result.nats += float(nats_N.sum())
+    result.nats_by_target[index_BT[scored_BT.cpu()].numpy()] = nats_N.cpu().numpy()
     if np.isnan(result.nats):
-        raise FloatingPointError("the model's logits are no numbers")
-    result.nats_at += (
-        nats_BT.where(is_text, 0.0).sum(0).cpu().numpy()
-    )  # a model may call BOS tokens impossible
-    result.tokens_at += is_text.sum(0).cpu().numpy()
-    top = logs_BTV[scored].max(-1)
-    sure = top.values.double().exp().clamp(max=1.0).cpu().numpy()
-    right = (top.indices == targets_BT[scored]).cpu().numpy()
-    bins = np.minimum((sure * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
-    result.confidence += np.bincount(bins, weights=sure, minlength=CALIBRATION_BINS)
-    result.right += np.bincount(bins, weights=right, minlength=CALIBRATION_BINS).astype(np.int64)
-    result.calls += np.bincount(bins, minlength=CALIBRATION_BINS)
+        raise FloatingPointError("the model's logits are NaN")
+    # `where`, not a product: a model may give BOS tokens probability 0, which is infinite nats
+    text_nats_BT = nats_BT.where(is_text_BT, 0.0)
+    result.nats_by_position += text_nats_BT.sum(0).cpu().numpy()
+    result.tokens_by_position += is_text_BT.sum(0).cpu().numpy()
+    _add_calibration(result, log_probabilities_BTV[scored_BT], targets_BT[scored_BT])
+
+
+def _add_calibration(result: Score, log_probabilities_NV: Tensor, targets_N: Tensor) -> None:
+    """Add N predictions to the bins of their confidence."""
+    top = log_probabilities_NV.max(-1)
+    confidence_N = top.values.double().exp().clamp(max=1.0).cpu().numpy()
+    correct_N = (top.indices == targets_N).cpu().numpy()
+    bin_N = np.minimum((confidence_N * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
+    confidence_sums = np.bincount(bin_N, weights=confidence_N, minlength=CALIBRATION_BINS)
+    correct_counts = np.bincount(bin_N, weights=correct_N, minlength=CALIBRATION_BINS)
+    result.confidence += confidence_sums
+    result.correct += correct_counts.astype(np.int64)
+    result.predictions += np.bincount(bin_N, minlength=CALIBRATION_BINS)
 
 
 def bits_per_byte(nats: float, size: int) -> float:
-    """Nats of a whole text as bits for each byte of the raw text: the measure that compares
-    tokenizers.
+    """The nats of a whole text as bits per byte of the raw text: nats / ln 2 / size.
+
+    It is the measure that compares models with different tokenizers.
     """
     return float(nats / np.log(2) / size)
 
 
-def remark_on_zero(bits: float) -> str:
-    """What has to be said behind a loss in bits per byte that is 0, or is shown as 0; empty for any
-    other.
-    """
+def zero_loss_remark(bits: float) -> str:
+    """What to print after a loss in bits per byte that is 0 or is shown as 0; otherwise empty."""
     if bits >= SHOWN_AS_ZERO:
         return ""
     return (

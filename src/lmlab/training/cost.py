@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from lmlab.model.device import memory_bytes, multiplying_in
+from lmlab.model.device import autocast, memory_bytes
 from lmlab.model.models.base import LanguageModel, next_token_loss
 
 BACKWARD = 2
@@ -128,7 +128,7 @@ def kept_bytes(model: LanguageModel, windows: int, precision: str) -> int:
 
     window = _window(model).expand(windows, -1)
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept.tensor)
-    with _as_in_training(model), multiplying_in(precision, window.device), hooks:
+    with _as_in_training(model), autocast(precision, window.device), hooks:
         loss = next_token_loss(model(window), window)
     weights = {_storage(parameter) for parameter in model.parameters()}
     storages = {_storage(kept.tensor): kept.tensor.untyped_storage().nbytes() for kept in saved}

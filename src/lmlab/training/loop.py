@@ -28,10 +28,10 @@ from lmlab.data.batches import Batches
 from lmlab.data.shards import Shards
 from lmlab.data.tokenizers.base import Ids, Tokenizer
 from lmlab.model import generation
-from lmlab.model.compiling import failures_told
-from lmlab.model.device import multiplies_bfloat16, use_device
+from lmlab.model.compiling import compiler_errors
+from lmlab.model.device import has_bfloat16, use_device
 from lmlab.model.models import base as models
-from lmlab.model.scoring import bits_per_byte, remark_on_zero, score
+from lmlab.model.scoring import bits_per_byte, score, zero_loss_remark
 from lmlab.training import checkpoint, snapshots
 from lmlab.training import cost as sizing
 from lmlab.training.checkpoint import Lines
@@ -137,7 +137,7 @@ class _Training:
         size = self._describe()
         due = snapshots.positions(params.steps, params.snapshots if snapshot_folder else 0)
         self._resume(due)
-        with failures_told():
+        with compiler_errors():
             try:
                 self._loop(due)
             except Diverged as error:
@@ -215,9 +215,7 @@ class _Training:
                 file=sys.stderr,
                 flush=True,
             )
-        if params.precision == "bfloat16" and not multiplies_bfloat16(
-            next(run.model.parameters()).device
-        ):
+        if params.precision == "bfloat16" and not has_bfloat16(next(run.model.parameters()).device):
             print(
                 "train: slow, as this processor cannot multiply bfloat16 itself; set"
                 " train.precision to float32",
@@ -363,7 +361,9 @@ class _Record:
             {**seen, "validation_nats": scored.nats_per_token, "validation_bits_per_byte": bits}
         )
         run.validation_seconds += time.perf_counter() - started
-        loss = f"{scored.nats_per_token:.4f} nats/token, {bits:.4f} bits/byte{remark_on_zero(bits)}"
+        loss = (
+            f"{scored.nats_per_token:.4f} nats/token, {bits:.4f} bits/byte{zero_loss_remark(bits)}"
+        )
         self.bar.say(f"train: step {run.step:,}: validation {loss}")
 
     def _sample(self, seen: dict[str, int]) -> None:

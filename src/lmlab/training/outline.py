@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from lmlab.core.errors import UserError
 from lmlab.core.registry import Choice
-from lmlab.model.device import gains_by_bfloat16, memory_bytes
+from lmlab.model.device import memory_bytes, trains_faster_in_bfloat16
 from lmlab.model.models import base as models
 from lmlab.model.models.base import LanguageModel
 from lmlab.training import cost as sizing
@@ -230,7 +230,7 @@ def describe(params: TrainParams, parts: dict[str, Choice], vocabulary_size: int
     refuse_endless(choice, vocabulary_size, params.context)
     with without_storage():
         _, run = stepping.begin(params, parts, vocabulary_size, torch.device("meta"))
-    low = run.rule.backward and gains_by_bfloat16(torch.device(params.device))
+    low = run.rule.backward and trains_faster_in_bfloat16(torch.device(params.device))
     params = params.settled(run.model.width, low)
     weights = sum(parameter.nbytes for parameter in run.model.parameters())
     flops = activations = None

@@ -20,7 +20,7 @@ from lmlab.core.registry import Choice, OneOf
 from lmlab.data.batches import Batches
 from lmlab.model import noise
 from lmlab.model.compiling import Compiled
-from lmlab.model.device import gains_by_bfloat16, multiplying_in
+from lmlab.model.device import autocast, trains_faster_in_bfloat16
 from lmlab.model.models import base as models
 from lmlab.model.models.base import LanguageModel
 from lmlab.training.interventions import base as interventions
@@ -205,7 +205,7 @@ def begin(
             model.width, optimizer.width_powers.get(group["name"], 0.0)
         )
         group["initial_lr"] = group["lr"] = group["lr"] * factor
-    low = rule.backward and gains_by_bfloat16(device)
+    low = rule.backward and trains_faster_in_bfloat16(device)
     passes = Compiled(model) if params.compile else nullcontext()
     return params.settled(model.width, low), Run(model, rule, optimizer, passes)
 
@@ -244,7 +244,7 @@ def take_step(
         )
     ]
     with (
-        multiplying_in(params.precision, device),
+        autocast(params.precision, device),
         run.passes,
         early,
         noise.keyed(params.seed, run.step),

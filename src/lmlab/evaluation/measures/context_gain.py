@@ -44,7 +44,7 @@ class ContextGain(Measure):
     def measure(self, trained: Trained) -> Numbers:
         options, scored = self.options, trained.scores["validation"]
         last = max(options.early, options.late) + options.positions - 1
-        window = len(scored.nats_at)
+        window = len(scored.nats_by_position)
         if window < last:
             raise DoesNotApply(
                 f"it looks as far as position {last}, and the window ends at {window}"
@@ -57,7 +57,7 @@ class ContextGain(Measure):
 def _mean_loss(scored: Score, first: int, positions: int) -> float:
     """Nats per token over some positions of the window, from the position `first`."""
     band = slice(first - 1, first - 1 + positions)
-    tokens = scored.tokens_at[band].sum()
+    tokens = scored.tokens_by_position[band].sum()
     if not tokens:
         raise DoesNotApply(f"no text of validation stands at position {first} of a window")
-    return float(scored.nats_at[band].sum() / tokens)
+    return float(scored.nats_by_position[band].sum() / tokens)

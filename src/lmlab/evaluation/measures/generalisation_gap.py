@@ -72,6 +72,6 @@ class GeneralisationGap(Measure):
         for start in evenly(0, len(stream) - length, stretches):
             stretch = stream[start : start + length]
             scored = score(model, stretch, bos, model.context, trained.stride)
-            nats.append(scored.nats_of[unscored:])
+            nats.append(scored.nats_by_target[unscored:])
         all_nats = np.concatenate(nats)
         return all_nats[~np.isnan(all_nats)]

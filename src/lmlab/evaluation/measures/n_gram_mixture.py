@@ -44,8 +44,8 @@ class NGramMixture(Measure):
         numbers = {}
         for split, scored in trained.scores.items():
             size = trained.shards.count(split, "bytes")
-            is_scored = ~np.isnan(scored.nats_of)
-            model_nats = scored.nats_of[is_scored]
+            is_scored = ~np.isnan(scored.nats_by_target)
+            model_nats = scored.nats_by_target[is_scored]
             n_gram_nats = n_gram.nats(trained.shards.stream(split))[1:][is_scored]
             mixture_nats = half_of_each(model_nats, n_gram_nats)
             mixture = bits_per_byte(float(mixture_nats.sum()), size)

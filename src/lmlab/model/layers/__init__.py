@@ -1,1 +1,1 @@
-"""What models are built from: each folder one kind of layer, each module one way to do it."""
+"""What models are built from: each folder is a kind of layer, each module one layer."""

@@ -1,4 +1,4 @@
-"""What a block remembers of the tokens before, so that generation need not read them again."""
+"""What a block keeps of earlier tokens during generation: a KV cache or a recurrent state."""
 
 from dataclasses import dataclass, field
 
@@ -7,9 +7,8 @@ from torch import Tensor
 
 @dataclass
 class Cache:
-    """One block's: how many tokens it has seen, and whatever tensors its layers keep (keys and
-    values, hidden states).
-    """
+    """The cache of one block: how many tokens it has read, and the tensors its layers keep."""
 
     seen: int = 0
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    """By a name that each layer chooses: keys and values, a hidden state, the last inputs."""

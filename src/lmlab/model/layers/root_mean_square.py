@@ -1,7 +1,7 @@
 """Division by the root mean square (Zhang & Sennrich 2019), with a backward pass of its own.
 
-torch has none for processors: differentiating its steps one by one takes three to eight times as
-long as layer norm does.
+torch has no fused one for CPUs: differentiating the operations one by one takes three to eight
+times as long as layer norm's.
 """
 
 from typing import Any
@@ -10,29 +10,29 @@ import torch
 from torch import Tensor, nn
 
 EPSILON = 1e-5
-"""Added to the mean square, so that nothing is divided by zero, where no option says how much."""
+"""Added to the mean square to avoid a division by zero, where no option says how much."""
 
 
 def rms_norm(x: Tensor, gain: Tensor | None = None, epsilon: float = EPSILON) -> Tensor:
-    """Over the last dimension, x / sqrt(mean(x²) + epsilon), times the gain if there is one.
+    """X / sqrt(mean(x²) + epsilon) over the last dimension, times the gain if there is one.
 
     Returns a contiguous tensor of the shape and dtype of x, as torch's own does.
     """
-    x = (
-        x.contiguous()
-    )  # so that it is added up in the same order whether or not there is a gradient
-    # torch's compiler can do neither with a derivative of our own nor gain by it
+    # so that sums are taken in the same order whether or not there is a gradient
+    x = x.contiguous()
+    # torch's compiler can neither handle a custom derivative nor gain from it
     if x.device.type != "cpu" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return nn.functional.rms_norm(
-            x, x.shape[-1:], None if gain is None else gain.to(x.dtype), epsilon
-        )
-    normalised: Tensor = _Normalised.apply(x, gain, epsilon)[0]  # type: ignore[no-untyped-call]
+        torchs_gain = None if gain is None else gain.to(x.dtype)
+        return nn.functional.rms_norm(x, x.shape[-1:], torchs_gain, epsilon)
+    normalised: Tensor = _RMSNorm.apply(x, gain, epsilon)[0]  # type: ignore[no-untyped-call]
     return normalised
 
 
-class _Normalised(torch.autograd.Function):
-    """Also returns what x is multiplied with, of shape (..., 1), in float32 or above, for its own
-    backward pass.
+class _RMSNorm(torch.autograd.Function):
+    """(y, scale): the norm, and scale = 1 / sqrt(mean(x²) + epsilon) for its own backward pass.
+
+    The scale has shape (..., 1) and is in float32 or above. With n = x scale and e the gradient of
+    y times the gain, the gradient of x is (e - n mean(e n)) scale.
     """
 
     generate_vmap_rule = True
@@ -53,27 +53,27 @@ class _Normalised(torch.autograd.Function):
         ctx.save_for_forward(x, gain, output[1])
 
     @staticmethod
-    def backward(ctx: Any, error: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor | None, None]:
+    def backward(ctx: Any, grad_y: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor | None, None]:
         x, gain, scale = ctx.saved_tensors
-        inward = error if gain is None else error * gain.to(error.dtype)
+        grad_normalised = grad_y if gain is None else grad_y * gain.to(grad_y.dtype)
         if torch.is_grad_enabled():
-            # in steps that have derivatives themselves, should the gradient's own gradient be asked
-            # for
+            # a second derivative may be asked for: use operations that have derivatives
             scale = _scale(x, ctx.epsilon)
-            straight = x.to(scale.dtype) * scale
-            along = (inward * straight).mean(-1, keepdim=True)
-            of_x = ((inward - straight * along) * scale).to(x.dtype)
-            of_gain = (
-                None if gain is None else (error * straight).flatten(0, -2).sum(0).to(gain.dtype)
-            )
-            return of_x, of_gain, None
-        # layer norm's, told that the mean is 0: it takes the mean off the gradient, which has to be
-        # put back
-        weight = (
-            x.new_ones(x.shape[-1], dtype=scale.dtype) if gain is None else gain.to(scale.dtype)
-        )
-        of_x, of_gain, _ = torch.ops.aten.native_layer_norm_backward(
-            error,
+            normalised = x.to(scale.dtype) * scale
+            along = (grad_normalised * normalised).mean(-1, keepdim=True)
+            grad_x = ((grad_normalised - normalised * along) * scale).to(x.dtype)
+            if gain is None:
+                return grad_x, None, None
+            grad_gain = (grad_y * normalised).flatten(0, -2).sum(0).to(gain.dtype)
+            return grad_x, grad_gain, None
+        if gain is None:
+            weight = x.new_ones(x.shape[-1], dtype=scale.dtype)
+        else:
+            weight = gain.to(scale.dtype)
+        # layer norm's backward pass with a mean of 0; it subtracts the mean of the gradient, which
+        # has to be added back
+        grad_x, grad_gain, _ = torch.ops.aten.native_layer_norm_backward(
+            grad_y,
             x,
             x.shape[-1:],
             torch.zeros_like(scale),
@@ -82,22 +82,26 @@ class _Normalised(torch.autograd.Function):
             None,
             [True, gain is not None, False],
         )
-        of_x += (inward.mean(-1, keepdim=True, dtype=scale.dtype) * scale).to(x.dtype)
-        return of_x, None if gain is None else of_gain.to(gain.dtype), None
+        mean = grad_normalised.mean(-1, keepdim=True, dtype=scale.dtype)
+        grad_x += (mean * scale).to(x.dtype)
+        return grad_x, None if gain is None else grad_gain.to(gain.dtype), None
 
     @staticmethod
-    def jvp(ctx: Any, of_x: Tensor | None, of_gain: Tensor | None, _: None) -> tuple[Tensor, None]:
+    def jvp(
+        ctx: Any, tangent_x: Tensor | None, tangent_gain: Tensor | None, _: None
+    ) -> tuple[Tensor, None]:
         x, gain, scale = ctx.saved_tensors
-        straight = x * scale
-        y = torch.zeros_like(x)
-        if of_x is not None:
-            y = (of_x - straight * (straight * of_x).mean(-1, keepdim=True)) * scale
-            y = y if gain is None else y * gain
-        if of_gain is not None:
-            y = y + straight * of_gain
-        return y.to(x.dtype), None
+        normalised = x * scale
+        tangent_y = torch.zeros_like(x)
+        if tangent_x is not None:
+            along = (normalised * tangent_x).mean(-1, keepdim=True)
+            tangent_y = (tangent_x - normalised * along) * scale
+            tangent_y = tangent_y if gain is None else tangent_y * gain
+        if tangent_gain is not None:
+            tangent_y = tangent_y + normalised * tangent_gain
+        return tangent_y.to(x.dtype), None
 
 
 def _scale(x: Tensor, epsilon: float) -> Tensor:
-    precise = torch.promote_types(x.dtype, torch.float32)
-    return (x.square().mean(-1, keepdim=True, dtype=precise) + epsilon).rsqrt()
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return (x.square().mean(-1, keepdim=True, dtype=dtype) + epsilon).rsqrt()

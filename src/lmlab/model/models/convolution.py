@@ -1,9 +1,8 @@
-"""Gated causal convolutions (Dauphin et al. 2017), dilated (van den Oord et al. 2016): each layer
-looks back more widely.
+"""Gated causal convolutions (Dauphin et al. 2017), dilated (van den Oord et al. 2016).
 
-A block mixes `kernel` positions, spaced by its dilation, and opens or shuts the result number by
-number. The memory is the normalised inputs that a block may still need. With dilation d it sees 1 +
-(kernel - 1) (1 + d + d^2 + ...) tokens.
+A block convolves `kernel` positions, spaced by its dilation, and gates each number of the result.
+Dilations grow with depth: the receptive field is 1 + (kernel - 1) (1 + d + d^2 + ...) tokens. The
+cache is the normalised inputs that a block may still need.
 """
 
 from pydantic import Field
@@ -14,8 +13,8 @@ from lmlab.core.params import Params
 from lmlab.model.layers.cache import Cache
 from lmlab.model.models.base import LanguageModel, Norm, init_weights, with_past
 
-FARTHEST = 24
-"""Base-2 logarithm of the number of tokens that a block may look back."""
+MAX_LOG_LOOKBACK = 24
+"""Base-2 logarithm of the largest number of tokens that a block may look back."""
 
 
 class Options(Params):
@@ -38,36 +37,31 @@ class Block(nn.Module):
 
     def forward(self, x_BTD: Tensor, cache: Cache | None = None) -> Tensor:
         seen_BSD = with_past(self.norm(x_BTD), cache, self.lookback)
-        value_BTD, gate_BTD = (
-            self.value_gate(seen_BSD.transpose(1, 2)).transpose(1, 2).chunk(2, dim=-1)
-        )
-        return (
-            x_BTD + value_BTD * gate_BTD.sigmoid()
-        )  # torch's glu is one call, whose gate nothing could see or change
+        convolved_BTE = self.value_gate(seen_BSD.transpose(1, 2)).transpose(1, 2)
+        value_BTD, gate_BTD = convolved_BTE.chunk(2, dim=-1)
+        # not torch's glu: in that one call, nothing could observe or change the gate
+        return x_BTD + value_BTD * gate_BTD.sigmoid()
 
 
-def _check_reach(options: Options) -> None:
-    """Every block's input is padded by as many positions as it looks back, and dilations grow by
-    powers.
-    """
-    if (options.kernel - 1) * options.dilation ** (options.layers - 1) > 2**FARTHEST:
+def _check_lookback(options: Options) -> None:
+    """Raises UserError where dilations, which grow as powers, would make the padding too long."""
+    if (options.kernel - 1) * options.dilation ** (options.layers - 1) > 2**MAX_LOG_LOOKBACK:
         raise UserError(
             f"params.yaml: models.convolution: with kernel {options.kernel} and dilation"
-            f" {options.dilation} the highest"
-            f" layers would look back more than 2^{FARTHEST} tokens; set one of them lower, or"
-            " layers"
+            f" {options.dilation} the highest layers would look back more than"
+            f" 2^{MAX_LOG_LOOKBACK} tokens; set one of them lower, or layers"
         )
 
 
 class Convolution(LanguageModel):
-    """Embedding, `layers` blocks with dilations 1, d, d^2, ..., normalisation, readout."""
+    """Embedding, `layers` blocks with dilations 1, d, d^2, ..., final norm, output head."""
 
     readout: nn.Linear
 
     def __init__(self, options: Options, vocabulary_size: int, context: int) -> None:
         super().__init__()
         width = options.width
-        _check_reach(options)
+        _check_lookback(options)
         self.vocabulary_size, self.context, self.width = vocabulary_size, context, width
         self.embedding = nn.Embedding(vocabulary_size, width)
         self.blocks = nn.ModuleList(

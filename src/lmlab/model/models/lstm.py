@@ -1,9 +1,8 @@
-"""Long short-term memory (Hochreiter & Schmidhuber 1997; with forget gates: Gers et al. 2000), in
-residual blocks.
+"""Long short-term memory (Hochreiter & Schmidhuber 1997) in residual blocks.
 
-A cell c carries what is to be kept; gates decide at each token what goes in, what stays and what is
-shown. The memory is the last cell and the last output of each block: of a fixed size, and it sees
-as far back as the gates let it.
+A cell c carries what is kept; at each token gates decide what is added, kept and output (forget
+gates: Gers et al. 2000). The cache is the last cell and the last output of each block: a state of
+fixed size, with no limit to the receptive field but what the gates forget.
 """
 
 import torch
@@ -23,8 +22,9 @@ class Options(Params):
 
 
 class Recurrence(nn.Module):
-    """c = forget * c + input * tanh(candidate); h = output * tanh(c). Gates read the token and the
-    last h.
+    """c = forget * c + input * tanh(candidate); h = output * tanh(c).
+
+    The gates and the candidate are linear in the token's vector and the last h.
     """
 
     def __init__(self, width: int) -> None:
@@ -39,13 +39,14 @@ class Recurrence(nn.Module):
         if cache is not None and cache.seen:
             h_BD, c_BD = cache.tensors["output"], cache.tensors["cell"]
         outputs = []
-        for token in self.from_input(x_BTD).unbind(
-            dim=1
-        ):  # what needs no last h is one product for all positions
-            gates, candidate = (token + self.from_last(h_BD)).split((3 * width, width), dim=-1)
-            take, keep, show = gates.sigmoid().chunk(3, dim=-1)
-            c_BD = keep * c_BD + take * candidate.tanh()
-            h_BD = show * c_BD.tanh()
+        # what does not need the last h is one matrix product for all positions
+        projected_BTE = self.from_input(x_BTD)
+        for projected_BE in projected_BTE.unbind(dim=1):
+            summed_BE = projected_BE + self.from_last(h_BD)
+            gates, candidate = summed_BE.split((3 * width, width), dim=-1)
+            input_gate, forget_gate, output_gate = gates.sigmoid().chunk(3, dim=-1)
+            c_BD = forget_gate * c_BD + input_gate * candidate.tanh()
+            h_BD = output_gate * c_BD.tanh()
             outputs.append(h_BD)
         if cache is not None:
             cache.tensors["output"], cache.tensors["cell"] = h_BD, c_BD
@@ -64,7 +65,7 @@ class Block(nn.Module):
 
 
 class LSTM(LanguageModel):
-    """Embedding, `layers` blocks, normalisation, readout."""
+    """Embedding, `layers` blocks, final norm, output head."""
 
     readout: nn.Linear
 
@@ -78,9 +79,9 @@ class LSTM(LanguageModel):
         self.readout = nn.Linear(width, vocabulary_size, bias=False)
         init_weights(self)
         for module in self.modules():
-            if isinstance(
-                module, Recurrence
-            ):  # at first a cell keeps most of what it holds (Jozefowicz et al. 2015)
+            if isinstance(module, Recurrence):
+                # the forget gate: initially a cell keeps most of what it holds (Jozefowicz et al.
+                # 2015)
                 nn.init.constant_(module.from_input.bias[width : 2 * width], 1.0)
 
     def embed(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:

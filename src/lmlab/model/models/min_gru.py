@@ -1,9 +1,8 @@
-"""A minimal gated recurrent unit (Feng et al. 2024, "Were RNNs All We Needed?"), between
-feed-forward layers.
+"""A minimal gated recurrent unit (Feng et al. 2024, "Were RNNs All We Needed?") in residual blocks.
 
-Gate and candidate read the token alone, so the states of all positions come from one parallel scan
-instead of a loop. The memory is the last state of each block: of a fixed size, and it sees as far
-back as the gates let it.
+h_t = (1 - z_t) h_{t-1} + z_t candidate_t. Gate z and candidate depend on the token alone, so the
+states of all positions come from one parallel scan instead of a loop. The cache is the last state
+of each block: of fixed size, with no limit to the receptive field but what the gates forget.
 """
 
 import torch
@@ -25,26 +24,25 @@ class Options(Params):
 
 
 def scan(keep_BTE: Tensor, add_BTE: Tensor) -> Tensor:
-    """H of h[t] = keep[t] * h[t - 1] + add[t], with h before the first 0, in log2(T) rounds (Hillis
-    & Steele 1986).
+    """All states h_t = keep_t h_{t-1} + add_t from a first state of 0, shape (B, T, E).
 
-    After each round a position holds the sum over twice as many positions up to its own. `keep`
-    should be between 0 and 1: products of it may vanish but nothing is divided by them. (The
-    paper's cumulative sums of logarithms are safe as well; on a CPU they took three times as long,
-    and in float32 lost a digit more.)
+    Takes log2(T) rounds (Hillis & Steele 1986): after each, a position holds the sum over twice as
+    many positions up to its own. `keep` should be between 0 and 1: its products may vanish, but
+    nothing is divided by them. (The paper's cumulative sums of logarithms are stable as well; on a
+    CPU they took three times as long, and in float32 lost one more digit.)
     """
     step, time = 1, keep_BTE.shape[1]
     while step < time:
-        add_BTE = torch.cat(
-            (add_BTE[:, :step], add_BTE[:, step:] + keep_BTE[:, step:] * add_BTE[:, :-step]), dim=1
-        )
-        keep_BTE = torch.cat((keep_BTE[:, :step], keep_BTE[:, step:] * keep_BTE[:, :-step]), dim=1)
+        add_later = add_BTE[:, step:] + keep_BTE[:, step:] * add_BTE[:, :-step]
+        keep_later = keep_BTE[:, step:] * keep_BTE[:, :-step]
+        add_BTE = torch.cat((add_BTE[:, :step], add_later), dim=1)
+        keep_BTE = torch.cat((keep_BTE[:, :step], keep_later), dim=1)
         step *= 2
     return add_BTE
 
 
 class Recurrence(nn.Module):
-    """h = (1 - update) * h + update * candidate, and a linear map of all h."""
+    """out(h) of h_t = (1 - z_t) h_{t-1} + z_t candidate_t with z = sigmoid(gate)."""
 
     def __init__(self, width: int, state: int) -> None:
         super().__init__()
@@ -53,7 +51,8 @@ class Recurrence(nn.Module):
 
     def forward(self, x_BTD: Tensor, cache: Cache | None) -> Tensor:
         gate_BTE, candidate_BTE = self.update_candidate(x_BTD).chunk(2, dim=-1)
-        keep_BTE, add_BTE = (-gate_BTE).sigmoid(), gate_BTE.sigmoid() * candidate_BTE
+        keep_BTE = (-gate_BTE).sigmoid()
+        add_BTE = gate_BTE.sigmoid() * candidate_BTE
         if cache is not None and cache.seen:
             first_B1E = add_BTE[:, :1] + keep_BTE[:, :1] * cache.tensors["state"]
             add_BTE = torch.cat((first_B1E, add_BTE[:, 1:]), dim=1)
@@ -64,14 +63,12 @@ class Recurrence(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """out(gelu(up(x))), at each token alone."""
+    """out(gelu(up(x))) at each position on its own."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.up, self.out = (
-            nn.Linear(width, hidden, bias=False),
-            nn.Linear(hidden, width, bias=False),
-        )
+        self.up = nn.Linear(width, hidden, bias=False)
+        self.out = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return self.out(nn.functional.gelu(self.up(x_BTD)))
@@ -91,16 +88,15 @@ class Block(nn.Module):
 
 
 class MinGRU(LanguageModel):
-    """Embedding, `layers` blocks, normalisation, readout."""
+    """Embedding, `layers` blocks, final norm, output head."""
 
     readout: nn.Linear
 
     def __init__(self, options: Options, vocabulary_size: int, context: int) -> None:
         super().__init__()
         width = options.width
-        state, hidden = (
-            max(1, round(times * width)) for times in (options.state_expansion, options.expansion)
-        )
+        state = max(1, round(options.state_expansion * width))
+        hidden = max(1, round(options.expansion * width))
         self.vocabulary_size, self.context, self.width = vocabulary_size, context, width
         self.embedding = nn.Embedding(vocabulary_size, width)
         self.blocks = nn.ModuleList(Block(width, state, hidden) for _ in range(options.layers))

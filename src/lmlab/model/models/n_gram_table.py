@@ -1,9 +1,9 @@
-"""A table of n-grams: logits are looked up by the last tokens and added; with order 2, exactly the
-bigram table.
+"""A table of n-grams: logits are looked up by the last tokens and summed; no hidden layer at all.
 
-There is nothing to compute but the sum: what a model must beat to have learned more than which
-tokens follow which. (Maximum entropy models are such sums: Rosenfeld 1996; by hashes: Mikolov et
-al. 2011.) It sees order - 1 tokens; the memory is those.
+logits = sum over n of table_n[the last n tokens]. With order 2 this is exactly the bigram table.
+What a model must beat to have learned more than which tokens follow which. (Such sums are maximum
+entropy models: Rosenfeld 1996; with hashing: Mikolov et al. 2011.) The receptive field is order - 1
+tokens, and the cache holds those.
 """
 
 import torch
@@ -16,9 +16,7 @@ from lmlab.model.models.base import LanguageModel, init_weights, with_past
 
 PRIME = 2**31 - 1
 GOLDEN = 2654435761
-"""2**32 over the golden ratio: what Knuth multiplies with, so that neighbouring numbers come to lie
-far apart.
-"""
+"""2**32 over the golden ratio, Knuth's multiplier: neighbouring numbers end up far apart."""
 
 
 class Options(Params):
@@ -29,18 +27,18 @@ class Options(Params):
 
 
 class Sum(nn.Module):
-    """One row of logits for every order: order 1 has a single row, order n one for each bucket of
-    the last n - 1 tokens.
+    """The sum of one row of logits for every order.
 
-    Where all those tokens' combinations fit into the buckets each has a row of its own, otherwise a
-    hash picks one of them.
+    Order 1 has a single row, order n one for each bucket of the last n - 1 tokens. Where all
+    combinations of those tokens fit into the buckets each has its own row; otherwise a hash picks
+    one.
     """
 
     def __init__(self, vocabulary_size: int, order: int, buckets: int) -> None:
         super().__init__()
         self.lookback = order - 2
         self.vocabulary_size, self.buckets = vocabulary_size, buckets
-        # an older token may also be none, before the beginning: hence the + 1
+        # an older token may also be missing, before the beginning: hence the + 1
         self.combinations = [
             vocabulary_size * (vocabulary_size + 1) ** older for older in range(order - 1)
         ]
@@ -51,34 +49,31 @@ class Sum(nn.Module):
 
     def forward(self, x_BTV: Tensor, cache: Cache | None = None) -> Tensor:
         tokens_BT1 = x_BTV.argmax(dim=-1, keepdim=True)
+        time = x_BTV.shape[1]
         seen_BS = with_past(tokens_BT1 + 1, cache, self.lookback).squeeze(-1)  # 0: no token
-        number_BT = tokens_BT1.squeeze(-1)  # of the combination: its tokens are the digits
+        # the number of the combination, whose digits are its tokens
+        number_BT = tokens_BT1.squeeze(-1)
         logits_BTV = self.unigram(torch.zeros_like(number_BT))
-        for older, (table, combinations) in enumerate(
-            zip(self.tables, self.combinations, strict=True)
-        ):
+        pairs = zip(self.tables, self.combinations, strict=True)
+        for older, (table, combinations) in enumerate(pairs):
             if older:
                 start = self.lookback - older
-                digit_BT = seen_BS[:, start : start + number_BT.shape[1]]
-                number_BT = (
-                    number_BT * (self.vocabulary_size + 1) + digit_BT
-                ) % PRIME  # changes only what will be hashed
+                digit_BT = seen_BS[:, start : start + time]
+                # the remainder changes only numbers that will be hashed
+                number_BT = (number_BT * (self.vocabulary_size + 1) + digit_BT) % PRIME
             fits = combinations <= self.buckets
-            logits_BTV = logits_BTV + table(number_BT if fits else _bucket(number_BT, self.buckets))
+            row_BT = number_BT if fits else _bucket(number_BT, self.buckets)
+            logits_BTV = logits_BTV + table(row_BT)
         return logits_BTV
 
 
 def _bucket(number: Tensor, buckets: int) -> Tensor:
-    """A bucket for each number below 2**31, spread evenly (Knuth, The Art of Computer Programming,
-    6.4).
-    """
+    """A bucket for each number below 2**31, evenly spread (Knuth, section 6.4)."""
     return (number * GOLDEN % 2**32) * buckets // 2**32
 
 
 class NGramTable(LanguageModel):
-    """A token is a vector with a single 1; the one block turns it, and those it remembers, into
-    logits.
-    """
+    """Tokens are one-hot vectors, and the only block maps them and those in its cache to logits."""
 
     readout: None
 
@@ -90,9 +85,8 @@ class NGramTable(LanguageModel):
         init_weights(self)
 
     def embed(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
-        return nn.functional.one_hot(tokens_BT, self.vocabulary_size).to(
-            next(self.parameters()).dtype
-        )
+        one_hot_BTV = nn.functional.one_hot(tokens_BT, self.vocabulary_size)
+        return one_hot_BTV.to(next(self.parameters()).dtype)
 
     def head(self, x_BTD: Tensor) -> Tensor:
         return x_BTD

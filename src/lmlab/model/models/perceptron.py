@@ -1,8 +1,8 @@
-"""A multilayer perceptron over the embeddings of the last tokens (Bengio et al. 2003), with
-residual connections.
+"""A multilayer perceptron over the embeddings of the last tokens (Bengio et al. 2003).
 
-Only the first block looks back; those above it compute at each token alone. It sees `window`
-tokens, and the memory is the normalised embeddings of the last window - 1.
+Only the first block looks back, at `window` tokens including the current one; those above it work
+on each position on its own. All are residual. The cache is the normalised embeddings of the last
+window - 1 tokens.
 """
 
 import torch
@@ -24,7 +24,7 @@ class Options(Params):
 
 
 class Block(nn.Module):
-    """x + out(tanh(up(the normalised x of the last reach + 1 tokens, side by side)))."""
+    """x + out(tanh(up(norm(x) of the last `lookback` + 1 positions, concatenated)))."""
 
     def __init__(self, width: int, hidden: int, lookback: int) -> None:
         super().__init__()
@@ -36,22 +36,24 @@ class Block(nn.Module):
     def forward(self, x_BTD: Tensor, cache: Cache | None = None) -> Tensor:
         time = x_BTD.shape[1]
         seen_BSD = with_past(self.norm(x_BTD), cache, self.lookback)
-        window = torch.cat([seen_BSD[:, at : at + time] for at in range(self.lookback + 1)], dim=-1)
-        return x_BTD + self.out(self.up(window).tanh())
+        shifted = [seen_BSD[:, start : start + time] for start in range(self.lookback + 1)]
+        window_BTE = torch.cat(shifted, dim=-1)
+        return x_BTD + self.out(self.up(window_BTE).tanh())
 
 
 class Perceptron(LanguageModel):
-    """Embedding, `layers` blocks, normalisation, readout."""
+    """Embedding, `layers` blocks, final norm, output head."""
 
     readout: nn.Linear
 
     def __init__(self, options: Options, vocabulary_size: int, context: int) -> None:
         super().__init__()
-        width, hidden = options.width, max(1, round(options.expansion * options.width))
+        width = options.width
+        hidden = max(1, round(options.expansion * width))
         self.vocabulary_size, self.context, self.width = vocabulary_size, context, width
         self.embedding = nn.Embedding(vocabulary_size, width)
         self.blocks = nn.ModuleList(
-            Block(width, hidden, lookback=0 if layer else options.window - 1)
+            Block(width, hidden, lookback=options.window - 1 if layer == 0 else 0)
             for layer in range(options.layers)
         )
         self.final_norm = Norm(width)

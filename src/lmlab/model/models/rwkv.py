@@ -1,10 +1,9 @@
-"""RWKV, in the form of Eagle (Peng et al. 2023, 2024): linear attention whose every channel forgets
-at a rate of its own.
+"""RWKV in the form of Eagle (Peng et al. 2023, 2024): linear attention with a decay per channel.
 
-Both layers of a block look one token back by themselves (token shift); the first looks farther by a
-matrix for each head, to which every token adds its key times its value. The memory is those
-matrices and the last input of both layers: of a fixed size, and it sees as far back as the decays
-let it.
+Both layers of a block read one token back (token shift). The first reads further through a matrix
+for each head, to which every token adds its key times its value. The cache is those matrices and
+the last input of both layers: of fixed size, with no limit to the receptive field but what the
+decays forget.
 """
 
 from math import exp
@@ -19,9 +18,10 @@ from lmlab.model.layers.cache import Cache
 from lmlab.model.layers.root_mean_square import rms_norm
 from lmlab.model.models.base import LanguageModel, Norm, init_weights, with_past
 
-FASTEST = exp(-0.5)
-"""Most that the logarithm of a channel falls by in a token (as in RWKV-7). Over a chunk of 64 that
-is a factor of 1e17.
+MAX_LOG_DECAY = exp(-0.5)
+"""Most that the logarithm of a channel can fall by in a token (as in RWKV-7).
+
+Over a chunk of 64 tokens that is a factor of 1e17.
 """
 
 
@@ -43,28 +43,27 @@ def one_chunk(
     v_BHTV: Tensor,
     state_BHKV: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """y_BHTV and the last state of `y = r (state + bonus * k vᵀ); state = keep * state + k vᵀ`,
-    position by position.
+    """y_BHTV and the last state of y = r (state + bonus k vᵀ), state <- keep state + k vᵀ.
 
-    What s wrote reaches t with keep^(t - 1 - s), split into keep^t at the receptance and keep^-(s +
-    1) at the key. The second grows, but no farther than `FASTEST` and the chunk allow.
+    What s wrote reaches t multiplied by keep^(t - 1 - s). That is split into keep^t at the
+    receptance r and keep^-(s + 1) at the key; the second grows, but no further than MAX_LOG_DECAY
+    and the size of a chunk allow.
     """
     time = r_BHTK.shape[2]
-    at_T1 = torch.arange(time, device=r_BHTK.device, dtype=r_BHTK.dtype)[:, None]
+    index_T1 = torch.arange(time, device=r_BHTK.device, dtype=r_BHTK.dtype)[:, None]
     log_keep_H1K = log_keep_HK[:, None]
-    reading = r_BHTK * (at_T1 * log_keep_H1K).exp()
-    written = k_BHTK * (-(at_T1 + 1) * log_keep_H1K).exp()
-    scores_BHTS = (reading @ written.transpose(2, 3)).tril(-1)
+    decayed_r_BHTK = r_BHTK * (index_T1 * log_keep_H1K).exp()
+    grown_k_BHTK = k_BHTK * (-(index_T1 + 1) * log_keep_H1K).exp()
+    scores_BHTS = (decayed_r_BHTK @ grown_k_BHTK.transpose(2, 3)).tril(-1)
     present_BHT1 = (r_BHTK * bonus_HK[:, None] * k_BHTK).sum(dim=-1, keepdim=True)
-    y_BHTV = scores_BHTS @ v_BHTV + reading @ state_BHKV + present_BHT1 * v_BHTV
-    kept = k_BHTK * ((time - 1 - at_T1) * log_keep_H1K).exp()
-    return y_BHTV, state_BHKV * (time * log_keep_HK).exp()[..., None] + kept.transpose(
-        2, 3
-    ) @ v_BHTV
+    y_BHTV = scores_BHTS @ v_BHTV + decayed_r_BHTK @ state_BHKV + present_BHT1 * v_BHTV
+    kept_k_BHTK = k_BHTK * ((time - 1 - index_T1) * log_keep_H1K).exp()
+    kept_state = state_BHKV * (time * log_keep_HK).exp()[..., None]
+    return y_BHTV, kept_state + kept_k_BHTK.transpose(2, 3) @ v_BHTV
 
 
 class TokenShift(nn.Module):
-    """x and the token before it, mixed channel by channel in `count` ways."""
+    """x_t + (x_{t-1} - x_t) share: two neighbours mixed channel by channel, in `count` ways."""
 
     def __init__(self, width: int, count: int) -> None:
         super().__init__()
@@ -77,8 +76,9 @@ class TokenShift(nn.Module):
 
 
 class TimeMixing(nn.Module):
-    """out(norm(what the receptance reads of the keys and values so far) * silu(gate)), normalised
-    head by head.
+    """out(norm(r state) * silu(gate)): the receptance r reads the state of keys and values so far.
+
+    The norm is taken in each head separately.
     """
 
     def __init__(self, options: Options) -> None:
@@ -87,52 +87,50 @@ class TimeMixing(nn.Module):
         if width % self.heads:
             raise UserError(
                 f"params.yaml: models.rwkv.heads: {self.heads} heads do not divide the width"
-                f" {width};"
-                f" make the width a multiple of {self.heads}"
+                f" {width}; make the width a multiple of {self.heads}"
             )
         self.shift = TokenShift(width, 4)
         self.maps = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(4))
-        # At first channels forget at all rates, from hardly at all to nearly half in a token. Made
-        # on the CPU also when the model is built without storage: torch would spend a second on
-        # preparing that.
-        self.decay = nn.Parameter(
-            torch.linspace(-6, 3, width, device="cpu").to(torch.get_default_device())
-        )
+        # Initially the channels' decays range from hardly any to nearly half in a token. Computed
+        # on the CPU even when the model is built on the meta device, where torch would spend a
+        # second on preparations.
+        decay = torch.linspace(-6, 3, width, device="cpu")
+        self.decay = nn.Parameter(decay.to(torch.get_default_device()))
         self.bonus = nn.Parameter(torch.full((width,), 0.5))
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(self, x_BTD: Tensor, cache: Cache | None) -> Tensor:
         batch, time, width = x_BTD.shape
         shifted = self.shift(x_BTD, cache, "before time mixing")
-        *read_write, gate_BTD = [linear(x) for linear, x in zip(self.maps, shifted, strict=True)]
-        r, k, v = (part.view(batch, time, self.heads, -1).transpose(1, 2) for part in read_write)
-        log_keep_HK = (-FASTEST * self.decay.sigmoid()).view(self.heads, -1)
+        *rkv, gate_BTD = [linear(x) for linear, x in zip(self.maps, shifted, strict=True)]
+        r, k, v = (part.view(batch, time, self.heads, -1).transpose(1, 2) for part in rkv)
+        log_keep_HK = (-MAX_LOG_DECAY * self.decay.sigmoid()).view(self.heads, -1)
         bonus_HK = self.bonus.view(self.heads, -1)
         state_BHKV = x_BTD.new_zeros(batch, self.heads, width // self.heads, width // self.heads)
         if cache is not None and cache.seen:
             state_BHKV = cache.tensors["state"]
         outputs = []
-        for of_r, of_k, of_v in zip(
-            *(torch.split(part, self.chunk, dim=2) for part in (r, k, v)), strict=True
-        ):
-            y_BHTV, state_BHKV = one_chunk(log_keep_HK, bonus_HK, of_r, of_k, of_v, state_BHKV)
+        split_rkv = [torch.split(part, self.chunk, dim=2) for part in (r, k, v)]
+        for chunk_r, chunk_k, chunk_v in zip(*split_rkv, strict=True):
+            y_BHTV, state_BHKV = one_chunk(
+                log_keep_HK, bonus_HK, chunk_r, chunk_k, chunk_v, state_BHKV
+            )
             outputs.append(y_BHTV)
         if cache is not None:
             cache.tensors["state"] = state_BHKV
         y_BTHV = rms_norm(torch.cat(outputs, dim=2)).transpose(1, 2)
-        return self.out(y_BTHV.reshape(batch, time, width) * nn.functional.silu(gate_BTD))
+        y_BTD = y_BTHV.reshape(batch, time, width)
+        return self.out(y_BTD * nn.functional.silu(gate_BTD))
 
 
 class ChannelMixing(nn.Module):
-    """sigmoid(receptance) * out(relu(key)^2): a feed-forward layer that sees one token back."""
+    """sigmoid(receptance) * out(relu(key)²): a feed-forward layer that reads one token back."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         self.shift = TokenShift(width, 2)
-        self.receptance, self.key = (
-            nn.Linear(width, width, bias=False),
-            nn.Linear(width, hidden, bias=False),
-        )
+        self.receptance = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, hidden, bias=False)
         self.out = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x_BTD: Tensor, cache: Cache | None) -> Tensor:
@@ -146,7 +144,8 @@ class Block(nn.Module):
 
     def __init__(self, options: Options) -> None:
         super().__init__()
-        width, hidden = options.width, max(1, round(options.expansion * options.width))
+        width = options.width
+        hidden = max(1, round(options.expansion * width))
         self.time_norm, self.time_mixing = Norm(width), TimeMixing(options)
         self.channel_norm, self.channel_mixing = Norm(width), ChannelMixing(width, hidden)
 
@@ -156,7 +155,7 @@ class Block(nn.Module):
 
 
 class RWKV(LanguageModel):
-    """Embedding, `layers` blocks, normalisation, readout."""
+    """Embedding, `layers` blocks, final norm, output head."""
 
     readout: nn.Linear
 

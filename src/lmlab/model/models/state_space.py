@@ -1,10 +1,10 @@
-"""A selective state space (Mamba-2: Dao & Gu 2024): a linear recurrence whose decay and inputs are
-chosen by the tokens.
+"""A selective state space model (Mamba-2: Dao & Gu 2024) in residual blocks.
 
-Each head's state is a matrix that shrinks by one number a token. Within a chunk the recurrence is
-computed as masked matrix products, and the state is handed from chunk to chunk. The memory is the
-state and the last inputs of a short convolution: of a fixed size, and it sees as far back as the
-decays let it.
+A linear recurrence whose decay and inputs depend on the token: state_t = keep_t state_{t-1} +
+value_t key_tᵀ, y_t = state_t query_t. Each head's state is a matrix that decays by one number per
+token. Within a chunk the recurrence is computed as masked matrix products, and the state is passed
+from chunk to chunk. The cache is the state and the last inputs of a short convolution: of fixed
+size, with no limit to the receptive field but what the decays forget.
 """
 
 from math import log
@@ -38,31 +38,29 @@ def one_chunk(
     queries_BTN: Tensor,
     state_BHPN: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """y_BHTP and the last state of `state = keep * state + value keyᵀ; y = state query`, position
-    by position.
+    """y_BHTP and the last state of state <- keep state + value keyᵀ, y = state query.
 
-    Position t reads what s wrote times all keeps after s up to t: exp(upto[t] - upto[s]), never
-    above 1.
+    Position t reads what s wrote times all keeps after s up to t: exp(upto[t] - upto[s]), which is
+    never above 1.
     """
     upto_BHT = log_keep_BHT.cumsum(dim=-1)
     time = upto_BHT.shape[-1]
-    later = torch.ones(time, time, dtype=torch.bool, device=upto_BHT.device).triu(1)
-    kept_BHTS = (
-        (upto_BHT[..., :, None] - upto_BHT[..., None, :]).masked_fill(later, float("-inf")).exp()
-    )
+    future_TS = torch.ones(time, time, dtype=torch.bool, device=upto_BHT.device).triu(1)
+    log_kept_BHTS = upto_BHT[..., :, None] - upto_BHT[..., None, :]
+    kept_BHTS = log_kept_BHTS.masked_fill(future_TS, float("-inf")).exp()
     scores_BTS = queries_BTN @ keys_BTN.transpose(1, 2)
     from_chunk = (kept_BHTS * scores_BTS[:, None]) @ values_BHTP
-    from_state = (queries_BTN[:, None] @ state_BHPN.transpose(2, 3)) * upto_BHT.exp()[..., None]
-    kept_values = values_BHTP * (upto_BHT[..., -1:] - upto_BHT).exp()[..., None]
-    state_BHPN = (
-        state_BHPN * upto_BHT[..., -1:, None].exp()
-        + kept_values.transpose(2, 3) @ keys_BTN[:, None]
-    )
+    read_state = queries_BTN[:, None] @ state_BHPN.transpose(2, 3)
+    from_state = read_state * upto_BHT.exp()[..., None]
+    kept_to_end_BHT = (upto_BHT[..., -1:] - upto_BHT).exp()
+    kept_values = values_BHTP * kept_to_end_BHT[..., None]
+    kept_state = state_BHPN * upto_BHT[..., -1:, None].exp()
+    state_BHPN = kept_state + kept_values.transpose(2, 3) @ keys_BTN[:, None]
     return from_chunk + from_state, state_BHPN
 
 
 class Mixer(nn.Module):
-    """out(norm(state_space(short convolution) * silu(gate))), all read from x by one linear map."""
+    """out(norm(state_space(convolution(mixed)) * silu(gate))), with inputs linear in x."""
 
     def __init__(self, options: Options) -> None:
         super().__init__()
@@ -71,12 +69,12 @@ class Mixer(nn.Module):
         if not self.inner or self.inner % self.heads:
             raise UserError(
                 f"params.yaml: models.state_space.heads: {self.heads} heads do not divide"
-                " expansion times width, which is"
-                f" {self.inner}; make that a multiple of {self.heads}"
+                f" expansion times width, which is {self.inner}; make that a multiple of"
+                f" {self.heads}"
             )
         convolved = self.inner + 2 * self.state  # values, keys and queries
-        self.parts = (self.inner, convolved, self.heads)
-        self.into = nn.Linear(options.width, sum(self.parts), bias=False)
+        self.split_sizes = (self.inner, convolved, self.heads)
+        self.into = nn.Linear(options.width, sum(self.split_sizes), bias=False)
         self.convolution = nn.Conv1d(convolved, convolved, options.kernel, groups=convolved)
         self.step_bias = nn.Parameter(torch.empty(self.heads))
         self.log_decay = nn.Parameter(torch.empty(self.heads))
@@ -84,11 +82,9 @@ class Mixer(nn.Module):
         self.norm = Norm(self.inner)
         self.out = nn.Linear(self.inner, options.width, bias=False)
 
-    def start(self) -> None:
-        """The paper's first values: steps between 0.001 and 0.1, decays between 1 and 16 a unit of
-        step.
-        """
-        # on the CPU also when the model is built without storage, where torch would load its
+    def init_recurrence(self) -> None:
+        """The paper's initialisation: steps from 0.001 to 0.1, decays from 1 to 16 a unit step."""
+        # on the CPU even when the model is built on the meta device, where torch would load its
         # compiler for these functions
         decay = torch.empty(self.heads, device="cpu").uniform_(1, 16)
         step = torch.empty(self.heads, device="cpu").uniform_(log(0.001), log(0.1)).exp()
@@ -96,17 +92,16 @@ class Mixer(nn.Module):
         with torch.no_grad():
             self.convolution.weight.uniform_(-bound, bound)
             self.log_decay.copy_(decay.log())
-            self.step_bias.copy_(step.expm1().log())  # of which softplus gives the step back
+            self.step_bias.copy_(step.expm1().log())  # the inverse of softplus
             self.skip.fill_(1)
 
     def forward(self, x_BTD: Tensor, cache: Cache | None) -> Tensor:
         batch, time, _ = x_BTD.shape
-        gate_BTE, mixed, step_BTH = self.into(x_BTD).split(self.parts, dim=-1)
+        gate_BTE, mixed, step_BTH = self.into(x_BTD).split(self.split_sizes, dim=-1)
         seen = with_past(mixed, cache, self.convolution.kernel_size[0] - 1, "inputs")
         mixed = nn.functional.silu(self.convolution(seen.transpose(1, 2)).transpose(1, 2))
-        values, keys_BTN, queries_BTN = torch.split(
-            mixed, [self.inner, self.state, self.state], dim=-1
-        )
+        sizes = [self.inner, self.state, self.state]
+        values, keys_BTN, queries_BTN = torch.split(mixed, sizes, dim=-1)
         values_BHTP = values.view(batch, time, self.heads, -1).transpose(1, 2)
         step_BHT = nn.functional.softplus(step_BTH + self.step_bias).transpose(1, 2)
         log_keep_BHT = -step_BHT * self.log_decay.exp()[:, None]
@@ -125,9 +120,9 @@ class Mixer(nn.Module):
         queries_BTN: Tensor,
         cache: Cache | None,
     ) -> Tensor:
-        """The recurrence over all positions, chunk by chunk, from the state in memory."""
-        batch, heads, _, size = values_BHTP.shape
-        state_BHPN = values_BHTP.new_zeros(batch, heads, size, self.state)
+        """The recurrence over all positions, chunk by chunk, from the state in the cache."""
+        batch, heads, _, head_width = values_BHTP.shape
+        state_BHPN = values_BHTP.new_zeros(batch, heads, head_width, self.state)
         if cache is not None and cache.seen:
             state_BHPN = cache.tensors["state"]
         chunks = zip(
@@ -158,7 +153,7 @@ class Block(nn.Module):
 
 
 class StateSpace(LanguageModel):
-    """Embedding, `layers` blocks, normalisation, readout."""
+    """Embedding, `layers` blocks, final norm, output head."""
 
     readout: nn.Linear
 
@@ -173,7 +168,7 @@ class StateSpace(LanguageModel):
         init_weights(self)
         for module in self.modules():
             if isinstance(module, Mixer):
-                module.start()
+                module.init_recurrence()
 
     def embed(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
         return self.embedding(tokens_BT)

@@ -1,25 +1,27 @@
-"""A decoder-only transformer (Vaswani et al. 2017; Radford et al. 2019) whose layers are handed in
-by name.
+"""A decoder-only transformer (Vaswani et al. 2017; Radford et al. 2019) built from chosen layers.
 
-The file is the diagram: tokens are embedded, each block lets attention and then the feed-forward
-layer join the stream, and the normalised result is read out as logits.
+Token ids are embedded as vectors x_BTD, the residual stream. `depth` blocks each add the outputs of
+an attention and a feed-forward layer to it. The output head (`readout`) maps the normalised stream
+to logits. Every layer is a part that params.yaml names, one file in a folder of `layers/`.
+
+Shapes: B rows of a batch, T tokens in each, D the model's width, V the vocabulary.
 """
 
 from math import sqrt
-from typing import Annotated
+from typing import Annotated, cast
 
 from pydantic import Field
 from torch import Tensor, nn
 
 from lmlab.core.params import Params
 from lmlab.core.registry import Choice, OneOf
-from lmlab.model.layers.attention.base import Attention
+from lmlab.model.layers.attention.base import Attention, ValueMap
 from lmlab.model.layers.cache import Cache
 from lmlab.model.layers.embedding.base import Embedding
 from lmlab.model.layers.feed_forward.base import FeedForward
 from lmlab.model.layers.position.base import Position
 from lmlab.model.layers.residual.base import Residual
-from lmlab.model.models.base import LanguageModel, working
+from lmlab.model.models.base import LanguageModel, to_autocast_dtype
 from lmlab.model.noise import Dropout
 
 WIDTH_PER_BLOCK = 32
@@ -43,38 +45,52 @@ class Options(Params):
 
     @property
     def whole_width(self) -> int:
-        """The width, or what follows from the depth where it is 0."""
+        """The width; where that is 0, WIDTH_PER_BLOCK for each block."""
         return self.width or WIDTH_PER_BLOCK * self.depth
 
 
 class Block(nn.Module):
-    """Attention, then the feed-forward layer, each joined to the stream by its residual
-    connection.
+    """x = x + attention(norm(x)), then x = x + feed_forward(norm(x)), with the default parts.
+
+    The `+` and the norm belong to the two residual connections. Each is called with the stream and
+    a layer: it reads the layer's input from the stream, calls the layer, adds the output to the
+    stream, and normalises before the layer (placement `pre`) or wherever else the placement says.
+
+    s_BTS is the residual stream. With the `plain` connection it is x_BTD itself; the others, value
+    residual and hyper-connections, hand more than x_BTD from block to block.
     """
 
     def __init__(
         self,
         attention: Attention,
         feed_forward: FeedForward,
-        residuals: tuple[Residual, Residual],
+        attention_residual: Residual,
+        feed_forward_residual: Residual,
         dropout: float,
     ) -> None:
         super().__init__()
-        self.attention, self.feed_forward = attention, feed_forward
-        self.attention_residual, self.feed_forward_residual = residuals
-        self.attention_dropout, self.feed_forward_dropout = Dropout(dropout), Dropout(dropout)
+        self.attention = attention
+        self.feed_forward = feed_forward
+        self.attention_residual = attention_residual
+        self.feed_forward_residual = feed_forward_residual
+        self.attention_dropout = Dropout(dropout)
+        self.feed_forward_dropout = Dropout(dropout)
 
     def forward(self, s_BTS: Tensor, cache: Cache | None = None) -> Tensor:
-        s_BTS = self.attention_residual(
-            s_BTS, lambda x, values: self.attention_dropout(self.attention(x, cache, values))
-        )
-        return self.feed_forward_residual(
-            s_BTS, lambda x, values: self.feed_forward_dropout(self.feed_forward(x))
-        )
+        # the annotation is a string because torch's compiler cannot evaluate this union
+        def attention(x_BTD: Tensor, map_values: "ValueMap | None" = None) -> Tensor:
+            return self.attention_dropout(self.attention(x_BTD, cache, map_values))
+
+        def feed_forward(x_BTD: Tensor) -> Tensor:
+            return self.feed_forward_dropout(self.feed_forward(x_BTD))
+
+        s_BTS = self.attention_residual(s_BTS, attention)  # x + attention(norm(x))
+        s_BTS = self.feed_forward_residual(s_BTS, feed_forward)  # x + feed_forward(norm(x))
+        return s_BTS
 
 
 class Transformer(LanguageModel):
-    """Embedding, `depth` blocks, normalisation, readout."""
+    """Embedding, `depth` blocks, final norm, output head."""
 
     readout: nn.Linear
 
@@ -97,42 +113,52 @@ class Transformer(LanguageModel):
         self.embedding: Embedding = embedding.build(vocabulary_size, width)
         self.position: Position = position.build(width, context)
         self.dropout = Dropout(options.dropout)
-        joins: list[Residual] = [
-            residual.build(width, place, placement.build(width, normalisation))
-            for place in range(2 * options.depth)
+        residuals: list[Residual] = [
+            residual.build(width, index, placement.build(width, normalisation))
+            for index in range(2 * options.depth)
         ]
-        self.blocks = nn.ModuleList(
-            Block(
+        self.plain_stream = not residuals[0].widens
+        self.blocks = nn.ModuleList()
+        for number in range(options.depth):
+            block = Block(
                 attention.build(width, context, self.position),
                 feed_forward.build(width),
-                pair,
-                options.dropout,
+                attention_residual=residuals[2 * number],
+                feed_forward_residual=residuals[2 * number + 1],
+                dropout=options.dropout,
             )
-            for pair in zip(joins[::2], joins[1::2], strict=True)
-        )
-        # bound methods, not submodules: the connections belong to their blocks
-        self.open, self.close = joins[0].open, joins[-1].close
-        self.plain_stream = not joins[0].widens
+            self.blocks.append(block)
         self.final_norm = normalisation.build(width)
         self.readout = nn.Linear(width, vocabulary_size, bias=False)
         self.logit_soft_cap = options.logit_soft_cap
         self._init_weights()
-        if options.tied:
+        if options.tied:  # one matrix for both ends (Press & Wolf 2017)
             self.readout.weight = self.embedding.tokens.weight
 
     def embed(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
-        x_BTD = self.position.embed(self.embedding(tokens_BT, cache), cache.seen if cache else 0)
-        return self.open(self.dropout(working(x_BTD)))
+        x_BTD = self.embedding(tokens_BT, cache)
+        x_BTD = self.position.embed(x_BTD, cache.seen if cache else 0)
+        x_BTD = self.dropout(to_autocast_dtype(x_BTD))
+        if self.plain_stream:
+            return x_BTD
+        # a wider stream: the first connection says how it begins, the last how it ends
+        first_block = cast(Block, self.blocks[0])
+        return first_block.attention_residual.expand(x_BTD)
 
     def head(self, s_BTS: Tensor) -> Tensor:
-        logits_BTV = self.readout(self.final_norm(self.close(s_BTS)))
-        if self.logit_soft_cap:  # (Gemma Team 2024): no logit leaves (-cap, cap)
+        x_BTD = s_BTS
+        if not self.plain_stream:
+            last_block = cast(Block, self.blocks[-1])
+            x_BTD = last_block.feed_forward_residual.reduce(s_BTS)
+        logits_BTV = self.readout(self.final_norm(x_BTD))
+        if self.logit_soft_cap:  # keeps every logit within (-cap, cap) (Gemma Team 2024)
             logits_BTV = self.logit_soft_cap * (logits_BTV / self.logit_soft_cap).tanh()
         return logits_BTV
 
     def _init_weights(self) -> None:
-        """Normal weights of standard deviation 0.02, smaller where a block writes to the stream
-        (Radford et al. 2019).
+        """Normal weights of standard deviation 0.02 (Radford et al. 2019).
+
+        The maps that write to the residual stream get it divided by sqrt(2 depth).
         """
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):

@@ -62,7 +62,7 @@ class _ThinnedErrors(TorchFunctionMode):
     ) -> Any:
         if function is nn.functional.cross_entropy and args[0].requires_grad:
             logits_NV = args[0].view_as(args[0])
-            weight_N1 = noise.kept(logits_NV[:, :1], self.kept, self.site)
+            weight_N1 = noise.dropout_mask(logits_NV[:, :1], self.kept, self.site)
             logits_NV.register_hook(lambda error_NV: error_NV * weight_N1)
             args = (logits_NV, *args[1:])
         return function(*args, **(kwargs or {}))

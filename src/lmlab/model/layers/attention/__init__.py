@@ -1,1 +1,1 @@
-"""How a token sees the tokens before it: one module per attention."""
+"""How a position reads from the positions before it: one module per attention."""

@@ -1,4 +1,4 @@
-"""What an attention layer is, and what those with heads and remembered keys share."""
+"""What an attention layer is, and what the layers with heads and a KV cache share."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -10,83 +10,106 @@ from torch import Tensor, nn
 
 from lmlab.core.errors import UserError
 from lmlab.model.layers.cache import Cache
+from lmlab.model.layers.position.base import Position
 
 HEAD_WIDTH = 64
-"""Of a head whose number is left to be derived."""
-IN_STEPS = 512
-"""Up to how many keys attention in bfloat16 is faster in steps, all weights in memory at once."""
-Values = Callable[[Tensor], Tensor]
-"""What a residual connection may do to the values v_BHTK before they are mixed; keeps their
-shape.
-"""
+"""About how wide a head is where the number of heads is left to be derived."""
+EXPLICIT_KEYS = 512
+"""Up to how many keys attention in bfloat16 is faster when all its weights are held in memory."""
+ValueMap = Callable[[Tensor], Tensor]
+"""What a residual connection does to the values v_BHTK before they are averaged; shape kept."""
 
 
 class Attention(nn.Module, ABC):
-    """Final classes take `(options, width, context, position)`. Its last linear map is `out`, as in
-    a feed-forward layer.
+    """Each position reads from the positions up to its own; y = out(weighted mean of the values).
 
-    Position t of the output may depend on positions up to t only, bit for bit.
+    Final classes take `(options, width, context, position)`. What every attention must keep:
+
+    - Position t of the output depends on positions up to t only, bit for bit.
+    - Without a cache it reads all earlier positions that `receptive_field` allows. With one, a
+      sequence read in pieces of any length gives the outputs of the sequence read at once, up to
+      rounding, as far as `receptive_field` reaches; the cache stops growing once that is full.
+    - It rotates queries and keys, and adds the bias to the scores, as its position encoding says,
+      or raises UserError when built with one that it cannot apply.
+    - `map_values` is applied to the values before they are averaged and before they are cached; if
+      it returns zeros, so does the layer.
+    - Its last linear map is the attribute `out`, whose weights models initialise at a smaller
+      scale.
     """
 
     out: nn.Linear
     receptive_field: int | None
-    """How many tokens a position sees at most when it reads with a memory, its own included; None:
-    all there were.
+    """How many positions one reads at most when there is a cache, its own included.
+
+    None: all there were.
     """
+
+    def __init__(self, position: Position) -> None:
+        super().__init__()
+        # in a tuple, because the model owns it: a submodule would be saved again with every block
+        self._position = (position,)
+
+    @property
+    def position(self) -> Position:
+        """The position encoding that all blocks of a model share."""
+        return self._position[0]
 
     @abstractmethod
     def forward(
-        self, x_BTD: Tensor, cache: Cache | None = None, values: Values | None = None
+        self, x_BTD: Tensor, cache: Cache | None = None, map_values: ValueMap | None = None
     ) -> Tensor:
-        """Mix each position with those before it; with a memory, also with the tokens seen in
-        earlier calls.
+        """y_BTD; with a cache, x_BTD continues the positions of earlier calls.
+
+        The caller advances `cache.seen` after all layers of the block have run.
         """
 
 
 @lru_cache
 def _divisors(number: int) -> list[int]:
-    """All that divide it, from the least; found in as many steps as its root."""
-    low = [small for small in range(1, isqrt(number) + 1) if number % small == 0]
-    return sorted({*low, *(number // small for small in low)})
+    """All divisors in ascending order, in about sqrt(number) steps."""
+    small = [divisor for divisor in range(1, isqrt(number) + 1) if number % divisor == 0]
+    large = [number // divisor for divisor in small]
+    return sorted({*small, *large})
 
 
-def head_count(wanted: int, width: int, key: str) -> int:
-    """`wanted` heads, or for 0 about one for every HEAD_WIDTH of the width.
+def head_count(requested: int, width: int, key: str) -> int:
+    """The requested number of heads; for 0, about one for every HEAD_WIDTH of the width.
 
-    Raises UserError, naming the option `key`, when the heads would not be of one even width
-    (rotation turns pairs).
+    Raises UserError, naming the option `key`, unless the heads get the same, even width each
+    (rotary position embedding rotates pairs).
     """
     fitting = _divisors(width // 2) if width % 2 == 0 else []
-    if wanted in fitting:
-        return wanted
-    near = min(fitting, key=lambda heads: abs(heads - (wanted or width / HEAD_WIDTH)), default=0)
-    if near and not wanted:
-        return near
+    if requested in fitting:
+        return requested
+    target = requested or width / HEAD_WIDTH
+    nearest = min(fitting, key=lambda heads: abs(heads - target), default=0)
+    if nearest and not requested:
+        return nearest
+    if nearest:
+        advice = f"{nearest} would"
+    else:
+        advice = f"no number does, so make the width a multiple of {2 * (requested or 1)}"
     raise UserError(
-        f"params.yaml: {key}: {wanted or 1} heads do not divide the model's width {width} into"
-        " heads of an even width; "
-        + (
-            f"{near} would"
-            if near
-            else f"no number does, so make the width a multiple of {2 * (wanted or 1)}"
-        )
+        f"params.yaml: {key}: {requested or 1} heads do not divide the model's width {width} into"
+        f" heads of an even width; {advice}"
     )
 
 
-def remember(cache: Cache | None, receptive_field: int, **new: Tensor) -> list[Tensor]:
-    """Each of the tensors of shape (..., T, K), with what was remembered of it before; the last
-    `receptive_field` - 1 are kept.
+def extend_cache(cache: Cache | None, receptive_field: int, **new: Tensor) -> list[Tensor]:
+    """Each tensor of shape (..., T, K) appended to what the cache holds under its name.
+
+    The cache keeps the last `receptive_field` - 1 positions. Without one, the tensors as they are.
     """
     if cache is None:
         return list(new.values())
-    together = {}
+    extended = []
     for name, tensor in new.items():
-        before = cache.tensors.get(name)
-        together[name] = tensor if before is None else torch.cat((before, tensor), dim=-2)
-        cache.tensors[name] = together[name][
-            ..., max(0, together[name].shape[-2] - receptive_field + 1) :, :
-        ]
-    return list(together.values())
+        past = cache.tensors.get(name)
+        whole = tensor if past is None else torch.cat((past, tensor), dim=-2)
+        first_kept = max(0, whole.shape[-2] - receptive_field + 1)
+        cache.tensors[name] = whole[..., first_kept:, :]
+        extended.append(whole)
+    return extended
 
 
 def attend(
@@ -96,34 +119,38 @@ def attend(
     bias_HTS: Tensor | None,
     window: int | None = None,
 ) -> Tensor:
-    """Causal attention of the last T of S positions, shape (B, H, T, K); with a window each sees
-    the nearest so many.
+    """softmax(q kᵀ / sqrt(K) + bias) v with a causal mask, of shape (B, H, T, K).
+
+    The T queries stand at the last of the S key positions. With a window, each query reads the
+    nearest `window` keys only, its own included.
     """
     time, keys = q_BHTK.shape[-2], k_BHSK.shape[-2]
-    near = window is not None and window < keys
-    # of torch's own attention the backward pass is slow in bfloat16 on a processor
-    in_steps = (
+    windowed = window is not None and window < keys
+    # the backward pass of torch's own attention is slow in bfloat16 on a CPU
+    explicit = (
         q_BHTK.dtype == torch.bfloat16
         and q_BHTK.device.type == "cpu"
         and q_BHTK.requires_grad
-        and keys <= IN_STEPS
+        and keys <= EXPLICIT_KEYS
     )
-    if bias_HTS is None and not near and time == keys and not in_steps:
+    if bias_HTS is None and not windowed and time == keys and not explicit:
         return nn.functional.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, is_causal=True)
-    visible = torch.ones(time, keys, dtype=torch.bool, device=q_BHTK.device).tril(keys - time)
-    if window is not None and near:
-        visible = visible.triu(keys - time - window + 1)
-    bias = torch.zeros(time, keys).to(q_BHTK) if bias_HTS is None else bias_HTS.to(q_BHTK)
-    mask = bias.masked_fill(~visible, float("-inf"))
-    if in_steps:
-        q, k, v, of_each = (
-            x.flatten(0, 1)
-            for x in (
-                q_BHTK / sqrt(q_BHTK.shape[-1]),
-                k_BHSK,
-                v_BHSK,
-                mask.expand(*q_BHTK.shape[:2], time, keys),
-            )
-        )
-        return torch.bmm(torch.baddbmm(of_each, q, k.mT).softmax(-1), v).view(*q_BHTK.shape[:3], -1)
+    visible_TS = torch.ones(time, keys, dtype=torch.bool, device=q_BHTK.device).tril(keys - time)
+    if window is not None and windowed:
+        visible_TS = visible_TS.triu(keys - time - window + 1)
+    bias = torch.zeros(time, keys) if bias_HTS is None else bias_HTS
+    mask = bias.to(q_BHTK).masked_fill(~visible_TS, float("-inf"))
+    if explicit:
+        return _explicit_attention(q_BHTK, k_BHSK, v_BHSK, mask)
     return nn.functional.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=mask)
+
+
+def _explicit_attention(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: Tensor) -> Tensor:
+    """softmax(q kᵀ / sqrt(K) + mask) v, one operation at a time; N stands for B and H together."""
+    batch, heads, time, width = q_BHTK.shape
+    q_NTK = (q_BHTK / sqrt(width)).flatten(0, 1)
+    k_NSK = k_BHSK.flatten(0, 1)
+    v_NSK = v_BHSK.flatten(0, 1)
+    mask_NTS = mask.expand(batch, heads, time, mask.shape[-1]).flatten(0, 1)
+    weights_NTS = torch.baddbmm(mask_NTS, q_NTK, k_NSK.mT).softmax(-1)
+    return torch.bmm(weights_NTS, v_NSK).view(batch, heads, time, -1)

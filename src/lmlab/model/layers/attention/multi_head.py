@@ -1,12 +1,19 @@
-"""Causal multi-head attention (Vaswani et al. 2017), with queries and keys normalised if wished
-(Henry et al. 2020).
+"""Causal multi-head attention (Vaswani et al. 2017), with QK-norm if wished (Henry et al. 2020).
+
+QK-norm divides queries and keys by their root mean square, which bounds the scores.
 """
 
 from pydantic import Field
 from torch import Tensor, nn
 
 from lmlab.core.params import Params
-from lmlab.model.layers.attention.base import Attention, Values, attend, head_count, remember
+from lmlab.model.layers.attention.base import (
+    Attention,
+    ValueMap,
+    attend,
+    extend_cache,
+    head_count,
+)
 from lmlab.model.layers.cache import Cache
 from lmlab.model.layers.position.base import Position
 from lmlab.model.layers.root_mean_square import rms_norm
@@ -21,33 +28,31 @@ class Options(Params):
 
 
 class MultiHead(Attention):
-    """H heads of width K = D / H, each a weighted mean of the values at positions up to its own."""
+    """H heads of width K = D / H: out(softmax(q kᵀ / sqrt(K)) v)."""
 
     def __init__(self, options: Options, width: int, context: int, position: Position) -> None:
-        super().__init__()
+        super().__init__(position)
         self.heads = head_count(options.heads, width, "layers.attention.multi_head.heads")
         self.receptive_field: int = context
-        self.normalise, self.epsilon = options.qk_norm, options.epsilon
+        self.qk_norm, self.epsilon = options.qk_norm, options.epsilon
         self.queries_keys_values = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
-        # bound methods, not a submodule: the position belongs to the model, which has it once
-        self.rotate, self.bias = position.rotate, position.bias
 
     def forward(
-        self, x_BTD: Tensor, cache: Cache | None = None, values: Values | None = None
+        self, x_BTD: Tensor, cache: Cache | None = None, map_values: ValueMap | None = None
     ) -> Tensor:
         batch, time, width = x_BTD.shape
-        projected = self.queries_keys_values(x_BTD).view(
-            batch, time, 3 * self.heads, width // self.heads
-        )
-        # queries and keys go through normalisation and rotation together: half as many small
-        # operations
-        qk_BHTK, v_BHTK = projected.transpose(1, 2).split((2 * self.heads, self.heads), dim=1)
-        if self.normalise:
+        projected_BTD = self.queries_keys_values(x_BTD)
+        projected_BTHK = projected_BTD.view(batch, time, 3 * self.heads, width // self.heads)
+        # queries and keys are normalised and rotated together: half as many small operations
+        qk_BHTK, v_BHTK = projected_BTHK.transpose(1, 2).split((2 * self.heads, self.heads), dim=1)
+        if self.qk_norm:
             qk_BHTK = rms_norm(qk_BHTK, epsilon=self.epsilon)
-        q_BHTK, k_BHTK = self.rotate(qk_BHTK, cache.seen if cache else 0).chunk(2, dim=1)
-        if values is not None:
-            v_BHTK = values(v_BHTK)
-        k_BHSK, v_BHSK = remember(cache, self.receptive_field, keys=k_BHTK, values=v_BHTK)
-        y_BHTK = attend(q_BHTK, k_BHSK, v_BHSK, self.bias(self.heads, time, k_BHSK.shape[-2]))
+        qk_BHTK = self.position.rotate(qk_BHTK, cache.seen if cache else 0)
+        q_BHTK, k_BHTK = qk_BHTK.chunk(2, dim=1)
+        if map_values is not None:
+            v_BHTK = map_values(v_BHTK)
+        k_BHSK, v_BHSK = extend_cache(cache, self.receptive_field, keys=k_BHTK, values=v_BHTK)
+        bias_HTS = self.position.bias(self.heads, time, k_BHSK.shape[-2])
+        y_BHTK = attend(q_BHTK, k_BHSK, v_BHSK, bias_HTS)
         return self.out(y_BHTK.transpose(1, 2).reshape(batch, time, width))

@@ -1,10 +1,9 @@
-"""Token embeddings plus vectors for the last 2, 3, ... tokens (Bojanowski et al. 2017; Roy et al.
-2022, "N-Grammer").
+"""Token embeddings plus vectors for the last 2, 3, ... tokens (Bojanowski et al. 2017).
 
-Each n-gram is looked up in a table of `buckets` vectors, at its own number where the table has a
-row for all there can be, else at a hash of it (Tito Svenstrup et al. 2017), so that some share a
-row. It costs a look-up, and gives the first block what it would otherwise need attention to put
-together.
+x = tokens[id] + sum over n of table_n[row of the n-gram that ends here] (Roy et al. 2022,
+"N-Grammer"). A table has at most `buckets` rows: one for every possible n-gram where they fit,
+otherwise a hash picks the row and some n-grams share one (Tito Svenstrup et al. 2017). It costs
+only look-ups, and gives the first block what attention would otherwise have to assemble.
 """
 
 import torch
@@ -16,8 +15,8 @@ from lmlab.model.layers.cache import Cache
 from lmlab.model.layers.embedding.base import Embedding
 from lmlab.model.noise import Dropout
 
-# 2^32 divided by the golden ratio, and odd: neighbours land far apart (Knuth, section 6.4)
 MULTIPLIER = 0x9E3779B1
+"""2^32 divided by the golden ratio, made odd: neighbours land far apart (Knuth, section 6.4)."""
 
 
 class Options(Params):
@@ -30,76 +29,91 @@ class Options(Params):
 
 
 class NGram(Embedding):
-    """The token's vector, plus what stands for the 2-gram .. `longest`-gram that end in it.
+    """The token's vector plus the vectors of the 2-gram, ..., `longest`-gram that end in it.
 
-    That is the sum of their rows, or where rows are narrow (`row_width`) a linear map of them side
-    by side: then a table may have many more rows for the same memory (as in Lan et al. 2020 for
-    tokens). With `dropout` training leaves out that share of the rows looked up, whole ones: by the
-    second pass every n-gram of the text has been seen, and a model that could count on its row
-    would be at a loss where text is new.
+    With `row_width` 0 the rows are as wide as the model and are summed. Otherwise they are that
+    narrow, are concatenated and go through a linear map: a table may then have many more rows for
+    the same memory (as Lan et al. 2020 do for tokens).
+
+    In training, `dropout` drops whole rows. By the second epoch every n-gram of the text has been
+    seen, and a model that relied on its row would fail on new text.
     """
 
     def __init__(self, options: Options, vocabulary_size: int, width: int) -> None:
         super().__init__()
         self.nothing = vocabulary_size
-        """Stands for what is before the first token."""
+        """The id that stands for what is before the first token."""
         self.longest, self.buckets = options.longest, options.buckets
         self.tokens = nn.Embedding(vocabulary_size, width)
         orders = range(2, options.longest + 1)
         self.dropout = Dropout(options.dropout)
         self.tables = nn.ModuleList(
-            nn.Embedding(self._height(order), options.row_width or width) for order in orders
+            nn.Embedding(self._row_count(order), options.row_width or width) for order in orders
         )
-        self.widen = (
-            nn.Linear(options.row_width * len(orders), width, bias=False)
-            if options.row_width
-            else None
-        )
+        self.widen: nn.Linear | None = None
+        if options.row_width:
+            self.widen = nn.Linear(options.row_width * len(orders), width, bias=False)
 
     def forward(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
         before = self.longest - 1
-        seen = nn.functional.pad(tokens_BT, (before, 0), value=self.nothing)
+        seen_BS = nn.functional.pad(tokens_BT, (before, 0), value=self.nothing)
         if cache is not None:
             if "tokens" in cache.tensors:
-                seen = torch.cat((cache.tensors["tokens"], tokens_BT), dim=1)
-            cache.tensors["tokens"] = seen[:, -before:]
-        rows = self._rows(seen, tokens_BT.shape[1])
+                seen_BS = torch.cat((cache.tensors["tokens"], tokens_BT), dim=1)
+            cache.tensors["tokens"] = seen_BS[:, -before:]
+        rows = self._rows(seen_BS, tokens_BT.shape[1])
         vectors = [table(row_BT) for table, row_BT in zip(self.tables, rows, strict=True)]
         if self.training and self.dropout.p:
-            of_each = self.dropout(vectors[0].new_ones(*tokens_BT.shape, len(vectors)))
+            mask_BTN = self.dropout(vectors[0].new_ones(*tokens_BT.shape, len(vectors)))
             vectors = [
-                rows_BTD * of_each[..., order, None] for order, rows_BTD in enumerate(vectors)
+                vector_BTR * mask_BTN[..., number, None]
+                for number, vector_BTR in enumerate(vectors)
             ]
         if self.widen is not None:
             return self.tokens(tokens_BT) + self.widen(torch.cat(vectors, dim=-1))
         return sum(vectors, start=self.tokens(tokens_BT))
 
-    def _height(self, order: int) -> int:
-        """How many rows the table of an order has."""
-        return min(self.buckets, (self.nothing + 1) ** order)
+    def _possible(self, order: int) -> int:
+        """How many n-grams of an order there can be; any token may be `nothing`."""
+        return (self.nothing + 1) ** order
 
-    def _rows(self, seen: Tensor, time: int) -> list[Tensor]:
-        """For each order the rows of the n-grams that end in the last `time` tokens."""
+    def _row_count(self, order: int) -> int:
+        return min(self.buckets, self._possible(order))
+
+    def _rows(self, seen_BS: Tensor, time: int) -> list[Tensor]:
+        """For each order, the rows (B, T) of the n-grams that end in the last `time` tokens."""
+        length = seen_BS.shape[1]
         tokens_BT = [
-            seen[:, seen.shape[1] - time - back : seen.shape[1] - back]
-            for back in range(self.longest)
+            seen_BS[:, length - time - back : length - back] for back in range(self.longest)
         ]
         orders = range(2, self.longest + 1)
-        exact = [order for order in orders if (self.nothing + 1) ** order <= self.buckets]
-        rows = [
-            sum(tokens_BT[back] * (self.nothing + 1) ** back for back in range(order))
-            for order in exact
-        ]
+        exact = [order for order in orders if self._possible(order) <= self.buckets]
         hashed = [order for order in orders if order not in exact]
-        # all orders at once: the longest begin, and the others come in where their first token is
+        rows = [self._exact_row(tokens_BT[:order]) for order in exact]
         if hashed:
-            number_OBT = torch.zeros(
-                len(hashed), *tokens_BT[0].shape, dtype=torch.long, device=seen.device
-            )
-            for back in range(self.longest - 1, -1, -1):
-                begun = number_OBT[max(0, back + 1 - hashed[0]) :]
-                # 32 bits at a time, as the product of two such numbers fits into 64
-                begun.bitwise_xor_(tokens_BT[back]).mul_(MULTIPLIER).bitwise_and_(2**32 - 1)
-                begun.bitwise_xor_(begun >> 15)
-            rows += (number_OBT % self.buckets).unbind()
+            rows += self._hashed_rows(tokens_BT, hashed)
         return rows
+
+    def _exact_row(self, tokens_BT: list[Tensor]) -> Tensor:
+        """The number whose digits in base V + 1 are the tokens, the latest last."""
+        base = self.nothing + 1
+        row_BT = torch.zeros_like(tokens_BT[0])
+        for back, token_BT in enumerate(tokens_BT):
+            row_BT = row_BT + token_BT * base**back
+        return row_BT
+
+    def _hashed_rows(self, tokens_BT: list[Tensor], orders: list[int]) -> tuple[Tensor, ...]:
+        """A hash of the n-gram of each order, all computed at once.
+
+        Tokens are taken from the earliest on: the longest order begins, and each shorter one joins
+        in at its own first token.
+        """
+        shape_OBT = (len(orders), *tokens_BT[0].shape)
+        hash_OBT = torch.zeros(shape_OBT, dtype=torch.long, device=tokens_BT[0].device)
+        for back in range(self.longest - 1, -1, -1):
+            begun_OBT = hash_OBT[max(0, back + 1 - orders[0]) :]
+            begun_OBT.bitwise_xor_(tokens_BT[back])
+            # kept to 32 bits, since the product of two such numbers fits into 64
+            begun_OBT.mul_(MULTIPLIER).bitwise_and_(2**32 - 1)
+            begun_OBT.bitwise_xor_(begun_OBT >> 15)
+        return (hash_OBT % self.buckets).unbind()

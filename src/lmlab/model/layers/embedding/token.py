@@ -1,4 +1,4 @@
-"""The plain embedding: one vector for each token of the vocabulary."""
+"""The plain embedding: one learned vector for each token of the vocabulary."""
 
 from torch import Tensor, nn
 
@@ -12,7 +12,7 @@ class Options(Params):
 
 
 class Token(Embedding):
-    """A table of vocabulary x width."""
+    """tokens[id], with a table of vocabulary x width."""
 
     def __init__(self, options: Options, vocabulary_size: int, width: int) -> None:
         super().__init__()

@@ -1,1 +1,1 @@
-"""What is computed at each position alone: one module per feed-forward layer."""
+"""What is computed at each position on its own: one module per feed-forward layer."""

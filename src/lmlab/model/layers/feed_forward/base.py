@@ -1,4 +1,4 @@
-"""What a feed-forward layer is."""
+"""What a feed-forward layer is: a map applied to each position on its own."""
 
 from abc import ABC, abstractmethod
 
@@ -6,14 +6,18 @@ from torch import Tensor, nn
 
 
 class FeedForward(nn.Module, ABC):
-    """Final classes take `(options, width)`. Its last linear map is `out`, which models start at a
-    smaller scale.
+    """y = out(f(x)) at each position.
 
-    `out` is None in a layer that is made of others which have one.
+    Final classes take `(options, width)`. What every layer must keep:
+
+    - A position's output depends on that position alone, and the shape is kept.
+    - Its last linear map is the attribute `out`, whose weights models initialise at a smaller
+      scale: where those are zero, so is the layer's output.
     """
 
     out: nn.Linear | None
+    """None in a layer made of other feed-forward layers; those have one each."""
 
     @abstractmethod
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """Each position's vector mapped alone; shape kept."""
+        """y_BTD of the shape of x_BTD."""

@@ -1,6 +1,4 @@
-"""Two linear maps with a Gaussian error linear unit between (Hendrycks & Gimpel 2016), as in
-GPT.
-"""
+"""Two linear maps with a GELU between (Hendrycks & Gimpel 2016), as in GPT."""
 
 from pydantic import Field
 from torch import Tensor, nn

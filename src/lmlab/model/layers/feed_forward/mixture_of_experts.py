@@ -1,16 +1,18 @@
-"""Mixture of experts (Shazeer et al. 2017; Fedus et al. 2022): several feed-forward layers, of
-which each token uses a few.
+"""Mixture of experts (Shazeer et al. 2017; Fedus et al. 2022): each token uses a few of them.
 
-A router gives each token a share of every expert, all shares together 1; those with the largest
-shares work on it, and their answers are weighed by the shares. Left alone, a router soon sends
-everything to the same expert. So the gradient of a penalty is added in the backward pass: `balance`
-times the number of experts times the sum over experts of (share of tokens sent there) x (mean share
-given), which is least when all are used alike. The loss reported stays that of the text alone.
+A router gives each token a share of every expert; the shares add up to 1. The experts with the
+largest shares process the token, and their outputs are weighted by the shares.
 
-In evaluation every token goes to every expert, those not chosen weighed by 0, so that it is causal
-bit for bit. In training an expert is given its own tokens alone; how many they are decides how its
-matrix products are cut up, so there a token may change those before it in the last bit: causal to
-rounding. The penalty is that of a piece of the batch (`train.gradient_accumulation`).
+Left alone, a router soon sends everything to the same expert. So the backward pass adds the
+gradient of a load-balancing penalty: `balance` times the number of experts times the sum over
+experts of (fraction of tokens sent there) x (mean share), which is least when all experts are used
+equally. The reported loss remains that of the text alone. Under gradient accumulation the penalty
+is computed on each piece of the batch.
+
+In evaluation every expert processes every token, with weight 0 where it was not chosen, so the
+layer is causal bit for bit. In training an expert processes only its own tokens. Their number
+decides how its matrix products are split up, so a token may change the last bit of earlier ones:
+there the layer is causal up to rounding.
 """
 
 from typing import Annotated, Any
@@ -43,9 +45,9 @@ class MixtureOfExperts(FeedForward):
         super().__init__()
         if options.active > options.experts:
             raise UserError(
-                f"params.yaml: layers.feed_forward.mixture_of_experts.active ({options.active})"
-                " is more than there are"
-                f" experts ({options.experts}); set it to {options.experts} or less"
+                f"params.yaml: layers.feed_forward.mixture_of_experts.active ({options.active}) is"
+                f" more than there are experts ({options.experts}); set it to {options.experts} or"
+                " less"
             )
         self.active, self.balance = options.active, options.balance
         self.router = nn.Linear(width, options.experts, bias=False)
@@ -55,29 +57,29 @@ class MixtureOfExperts(FeedForward):
         x_ND = x_BTD.flatten(0, 1)
         shares_NE = self.router(x_ND).softmax(dim=-1)
         chosen_NA = shares_NE.topk(self.active, dim=-1).indices
-        weights_NE = torch.zeros_like(shares_NE).scatter(
-            -1, chosen_NA, shares_NE.gather(-1, chosen_NA)
-        )
+        chosen_shares_NA = shares_NE.gather(-1, chosen_NA)
+        weights_NE = torch.zeros_like(shares_NE).scatter(-1, chosen_NA, chosen_shares_NA)
         y_ND = torch.zeros_like(x_ND)
         for number, expert in enumerate(self.experts):
             weight_N = weights_NE[:, number]
             if self.training:
-                token = (chosen_NA == number).any(dim=-1).nonzero()[:, 0]
-                answer = expert(x_ND[token]) * weight_N[token, None]
-                y_ND = y_ND.index_add(
-                    0, token, answer.to(y_ND.dtype)
-                )  # in lower precision experts answer in that
+                rows = (chosen_NA == number).any(dim=-1).nonzero()[:, 0]
+                weighted = expert(x_ND[rows]) * weight_N[rows, None]
+                # under autocast experts return a lower precision
+                y_ND = y_ND.index_add(0, rows, weighted.to(y_ND.dtype))
             else:
-                # all tokens go to all experts: no bit of one may depend on how many others share
-                # its expert
+                # every expert gets all tokens: no bit of a token's output may depend on how many
+                # others share its expert
                 y_ND = y_ND + expert(x_ND) * weight_N[:, None]
         if self.training and self.balance:
-            y_ND = _AddPenalty.apply(y_ND, self.balance * self.penalty(shares_NE, chosen_NA))  # type: ignore[no-untyped-call]
+            penalty = self.balance * self.penalty(shares_NE, chosen_NA)
+            y_ND = _AddPenalty.apply(y_ND, penalty)  # type: ignore[no-untyped-call]
         return y_ND.view_as(x_BTD)
 
     def penalty(self, shares_NE: Tensor, chosen_NA: Tensor) -> Tensor:
-        """1 when every expert is used alike, up to the number of experts when one does all (Fedus
-        et al., equation 4).
+        """The load-balancing loss of Fedus et al., equation 4.
+
+        1 when all experts are used equally, up to the number of experts when one gets everything.
         """
         experts = shares_NE.shape[-1]
         used_E = torch.bincount(chosen_NA.flatten(), minlength=experts) / chosen_NA.numel()
@@ -85,9 +87,7 @@ class MixtureOfExperts(FeedForward):
 
 
 class _AddPenalty(torch.autograd.Function):
-    """The first argument as it is; backward, the penalty gets the gradient it would have as a
-    summand of the loss.
-    """
+    """Returns y; backward, the penalty gets the gradient it would have as part of the loss."""
 
     generate_vmap_rule = True
 

@@ -1,4 +1,4 @@
-"""Two linear maps with a squared rectifier between (So et al. 2021, "Primer")."""
+"""Two linear maps with a squared ReLU between (So et al. 2021, "Primer")."""
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -24,6 +24,6 @@ class ReLUSquared(FeedForward):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         hidden = self.up(x_BTD)
-        # not a square: its slope is 0 where relu is 0, so that a surrogate's slope of relu would
-        # not come through
+        # a product instead of relu(hidden)²: the square's slope is 0 where relu is 0, which would
+        # block the surrogate slope that an intervention may give relu there
         return self.out(hidden * nn.functional.relu(hidden))

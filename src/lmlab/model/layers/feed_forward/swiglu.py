@@ -1,5 +1,6 @@
-"""A gated feed-forward layer (Shazeer 2020, "GLU Variants Improve Transformer"): one map opens and
-shuts the other.
+"""A gated feed-forward layer (Shazeer 2020, "GLU Variants Improve Transformer").
+
+One linear map gates the other.
 """
 
 from pydantic import Field

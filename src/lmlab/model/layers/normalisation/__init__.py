@@ -1,1 +1,1 @@
-"""What keeps the scale of the residual stream in hand: one module per normalisation."""
+"""What keeps the scale of the residual stream under control: one module per normalisation."""

@@ -1,4 +1,4 @@
-"""What a normalisation is."""
+"""What a normalisation is: it brings each position's vector to a common scale."""
 
 from abc import ABC, abstractmethod
 
@@ -6,8 +6,13 @@ from torch import Tensor, nn
 
 
 class Normalisation(nn.Module, ABC):
-    """Final classes take `(options, width)`."""
+    """Final classes take `(options, width)`.
+
+    A position's output depends on that position alone, the shape is kept, and a vector of zeros
+    gives finite numbers. The output does not change when x is multiplied by a positive constant,
+    except in `identity` and `dynamic_tanh`.
+    """
 
     @abstractmethod
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """Each position's vector brought to a common scale; shape kept."""
+        """y_BTD of the shape of x_BTD; also called with other leading dimensions than B and T."""

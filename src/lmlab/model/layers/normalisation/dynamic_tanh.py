@@ -1,5 +1,6 @@
-"""Dynamic tanh (Zhu et al. 2025, "Transformers without Normalization"): squashes each number alone,
-with a learned slope.
+"""Dynamic tanh (Zhu et al. 2025, "Transformers without Normalization").
+
+Squashes each number on its own, with a learned slope.
 """
 
 import torch

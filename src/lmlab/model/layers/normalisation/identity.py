@@ -1,5 +1,6 @@
-"""No normalisation: numbers keep whatever scale they have. Deep models then need small initial
-weights or low rates.
+"""No normalisation: activations keep their scale.
+
+Deep models then need a small initialisation or a low learning rate.
 """
 
 from torch import Tensor
@@ -13,7 +14,7 @@ class Options(Params):
 
 
 class Identity(Normalisation):
-    """Leaves everything as it is."""
+    """Returns its input."""
 
     def __init__(self, options: Options, width: int) -> None:
         super().__init__()

@@ -1,5 +1,6 @@
-"""Layer normalisation (Ba et al. 2016): subtract the mean, divide by the standard deviation, times
-a gain, plus a bias.
+"""Layer normalisation (Ba et al. 2016).
+
+Subtracts the mean and divides by the standard deviation, then applies a learned gain and bias.
 """
 
 import torch

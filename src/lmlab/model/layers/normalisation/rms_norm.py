@@ -1,5 +1,6 @@
-"""Root-mean-square normalisation (Zhang & Sennrich 2019): divide by the root of the mean square,
-times a learned gain.
+"""Root-mean-square normalisation (Zhang & Sennrich 2019).
+
+Divides by the root of the mean square, then applies a learned gain.
 """
 
 import torch

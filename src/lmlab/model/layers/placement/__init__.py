@@ -1,1 +1,1 @@
-"""Where in a block the normalisation stands: one module per placement."""
+"""Where in a block the normalisation is applied: one module per placement."""

@@ -1,5 +1,6 @@
-"""Normalisation after each addition (Vaswani et al. 2017), as in the first transformer; deep models
-need a long warm-up.
+"""Normalisation after each addition (Vaswani et al. 2017), as in the first transformer.
+
+Deep models then need a long learning-rate warm-up.
 """
 
 from torch import Tensor
@@ -20,11 +21,11 @@ class Post(Placement):
         super().__init__()
         self.norm = normalisation.build(width)
 
-    def enter(self, x_BTD: Tensor) -> Tensor:
+    def before_layer(self, x_BTD: Tensor) -> Tensor:
         return x_BTD
 
-    def leave(self, y_BTD: Tensor) -> Tensor:
+    def after_layer(self, y_BTD: Tensor) -> Tensor:
         return y_BTD
 
-    def settle(self, x_BTD: Tensor) -> Tensor:
+    def after_addition(self, x_BTD: Tensor) -> Tensor:
         return self.norm(x_BTD)

@@ -1,5 +1,6 @@
-"""Normalisation before each layer (Xiong et al. 2020): the stream itself is never rescaled, and
-deep models start well.
+"""Normalisation before each layer (Xiong et al. 2020).
+
+The stream itself is never rescaled, so deep models train well from the start.
 """
 
 from torch import Tensor
@@ -20,11 +21,11 @@ class Pre(Placement):
         super().__init__()
         self.norm = normalisation.build(width)
 
-    def enter(self, x_BTD: Tensor) -> Tensor:
+    def before_layer(self, x_BTD: Tensor) -> Tensor:
         return self.norm(x_BTD)
 
-    def leave(self, y_BTD: Tensor) -> Tensor:
+    def after_layer(self, y_BTD: Tensor) -> Tensor:
         return y_BTD
 
-    def settle(self, x_BTD: Tensor) -> Tensor:
+    def after_addition(self, x_BTD: Tensor) -> Tensor:
         return x_BTD

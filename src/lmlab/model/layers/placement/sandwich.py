@@ -1,5 +1,6 @@
-"""Normalisation before and behind each layer (Ding et al. 2021, "CogView"): no layer can write more
-than its norm's gain.
+"""Normalisation before and after each layer (Ding et al. 2021, "CogView").
+
+No layer can write more to the stream than its second norm's gain allows.
 """
 
 from torch import Tensor
@@ -18,13 +19,14 @@ class Sandwich(Placement):
 
     def __init__(self, options: Options, width: int, normalisation: Choice) -> None:
         super().__init__()
-        self.before, self.behind = normalisation.build(width), normalisation.build(width)
+        self.before = normalisation.build(width)
+        self.behind = normalisation.build(width)
 
-    def enter(self, x_BTD: Tensor) -> Tensor:
+    def before_layer(self, x_BTD: Tensor) -> Tensor:
         return self.before(x_BTD)
 
-    def leave(self, y_BTD: Tensor) -> Tensor:
+    def after_layer(self, y_BTD: Tensor) -> Tensor:
         return self.behind(y_BTD)
 
-    def settle(self, x_BTD: Tensor) -> Tensor:
+    def after_addition(self, x_BTD: Tensor) -> Tensor:
         return x_BTD

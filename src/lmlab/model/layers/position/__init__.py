@@ -1,1 +1,1 @@
-"""How a model knows where a token stands: one module per kind of position."""
+"""How a model knows the order of tokens: one module per position encoding."""

@@ -1,5 +1,6 @@
-"""ALiBi, attention with linear biases (Press et al. 2022): scores fall with distance, at a slope of
-its own in each head.
+"""ALiBi, attention with linear biases (Press et al. 2022).
+
+Attention scores decrease linearly with distance, with a different slope in each head.
 """
 
 import torch
@@ -14,8 +15,9 @@ class Options(Params):
 
 
 class ALiBi(Position):
-    """Head h of H takes distance / 2^(8 h / H) off each score, h counted from 1. Nothing is
-    learned.
+    """Head h of H, counted from 1, subtracts distance / 2^(8 h / H) from each score.
+
+    Nothing is learned.
     """
 
     def __init__(self, options: Options, width: int, context: int) -> None:
@@ -29,6 +31,6 @@ class ALiBi(Position):
 
     def bias(self, heads: int, queries: int, keys: int) -> Tensor | None:
         slopes = 2.0 ** (-8.0 / heads * torch.arange(1, heads + 1))
-        places = torch.arange(keys)
-        distances = places[keys - queries :, None] - places
+        positions = torch.arange(keys)
+        distances = positions[keys - queries :, None] - positions
         return -slopes[:, None, None] * distances

@@ -1,7 +1,6 @@
-"""Learned positions (Gehring et al. 2017; Radford et al. 2018): a vector for each place in the
-window, added to the token's.
+"""Learned positions (Gehring et al. 2017; Radford et al. 2018), added to the token embeddings.
 
-Beyond the context, where nothing was learned, every token stands at the last place.
+Beyond the context, where nothing was learned, every token gets the last position's vector.
 """
 
 import torch
@@ -16,15 +15,15 @@ class Options(Params):
 
 
 class Learned(Position):
-    """A table of `context` vectors."""
+    """x + table[position], with a table of `context` vectors."""
 
     def __init__(self, options: Options, width: int, context: int) -> None:
         super().__init__()
         self.table = nn.Embedding(context, width)
 
     def embed(self, x_BTD: Tensor, start: int) -> Tensor:
-        places = torch.arange(start, start + x_BTD.shape[1], device=x_BTD.device)
-        return x_BTD + self.table(places.clamp(max=self.table.num_embeddings - 1))
+        positions = torch.arange(start, start + x_BTD.shape[1], device=x_BTD.device)
+        return x_BTD + self.table(positions.clamp(max=self.table.num_embeddings - 1))
 
     def rotate(self, x_BHTK: Tensor, start: int) -> Tensor:
         return x_BHTK

@@ -1,5 +1,7 @@
-"""No position: only causality tells the order (Haviv et al. 2022, "... without Positional Encodings
-Still Learn ...").
+"""No position encoding: only the causal mask reveals the order of tokens.
+
+(Haviv et al. 2022, "Transformer Language Models without Positional Encodings Still Learn Positional
+Information".)
 """
 
 from torch import Tensor
@@ -13,7 +15,7 @@ class Options(Params):
 
 
 class NoPosition(Position):
-    """Leaves everything as it is."""
+    """Returns its input and adds nothing to the scores."""
 
     def __init__(self, options: Options, width: int, context: int) -> None:
         super().__init__()

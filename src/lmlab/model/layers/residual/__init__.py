@@ -1,1 +1,1 @@
-"""How a layer joins the stream that runs through the blocks: one module per form."""
+"""How a layer's output joins the residual stream: one module per kind of connection."""

@@ -12,20 +12,20 @@ class Options(Params):
 
 
 class Plain(Residual):
-    """x + layer(x)."""
+    """x + layer(x), normalised where the placement says."""
 
     widens = False
 
-    def __init__(self, options: Options, width: int, place: int, placement: Placement) -> None:
+    def __init__(self, options: Options, width: int, index: int, placement: Placement) -> None:
         super().__init__()
         self.placement = placement
 
-    def open(self, x_BTD: Tensor) -> Tensor:
+    def expand(self, x_BTD: Tensor) -> Tensor:
         return x_BTD
 
     def forward(self, s_BTS: Tensor, layer: Layer) -> Tensor:
-        placement = self.placement
-        return placement.settle(s_BTS + placement.leave(layer(placement.enter(s_BTS), None)))
+        y_BTD = layer(self.placement.before_layer(s_BTS))
+        return self.placement.after_addition(s_BTS + self.placement.after_layer(y_BTD))
 
-    def close(self, s_BTS: Tensor) -> Tensor:
+    def reduce(self, s_BTS: Tensor) -> Tensor:
         return s_BTS
