@@ -3,14 +3,14 @@
 from dataclasses import replace
 from pathlib import Path
 
-from lmlab.experiments.compare.run import as_it_lies
+from lmlab.experiments.compare.run import workspace_run
 from lmlab.experiments.report import report as library
 from pipeline import run_stage
 
 
 def report(target: Path = Path("results/report.html")) -> None:
     """Write TARGET from what the other stages left."""
-    library.write([replace(as_it_lies(), name="this run")], target)
+    library.write([replace(workspace_run(), name="this run")], target)
 
 
 if __name__ == "__main__":
