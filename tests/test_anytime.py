@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lmlab.experiments.compare import anytime
-from lmlab.experiments.compare.verdicts import permute
+from lmlab.experiments.compare.permutation import permute
 
 
 def test_the_stake_by_hand() -> None:

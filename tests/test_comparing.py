@@ -18,10 +18,10 @@ from laboratory import Laboratory, Pretended, bits
 from rich.console import Console
 
 from lmlab.core.errors import UserError
-from lmlab.experiments.compare import comparing, verdicts
+from lmlab.experiments.compare import comparing, permutation, rendering
 from lmlab.experiments.compare.comparing import Comparison
 from lmlab.experiments.compare.history import unfinished
-from lmlab.experiments.compare.verdicts import SHOWN, Verdict
+from lmlab.experiments.compare.verdict import SHOWN, Verdict
 
 BITS = "validation.bits_per_byte"
 LION = {"train.optimizer": "lion"}
@@ -72,7 +72,7 @@ def verdict(found: Comparison, measure: str = BITS) -> Verdict:
 def printed(found: Comparison) -> str:
     """What `compare` prints."""
     text = io.StringIO()
-    comparing.show(found, Console(file=text, width=500, highlight=False))
+    rendering.show(found, Console(file=text, width=500, highlight=False))
     return text.getvalue()
 
 
@@ -84,7 +84,7 @@ def test_runs_that_diverged_are_observations_and_are_counted(lab: Laboratory) ->
     lab.experiments([*base(12), *good(6), *runs("b", [None] * 6, LION, first=6)])
     found = compare(lab)
     one = verdict(found)
-    assert (one.words, one.pairs, one.broke_variant, one.broke_baseline) == (
+    assert (one.words, one.pairs, one.diverged_variant, one.diverged_baseline) == (
         "no difference shown",
         12,
         6,
@@ -242,7 +242,8 @@ def test_a_number_that_is_not_finite_is_no_divergence(lab: Laboratory) -> None:
     lab.experiments([*sides[0], *sides[1]])
     found = compare(lab, perplexity)
     assert (
-        verdict(found, perplexity).sentence == "worse; 8 of 8 of the variant have no finite number"
+        verdict(found, perplexity).sentence
+        == "worse; 8 of 8 of the variant came to NaN or infinity"
     )
     assert "diverged:" not in printed(found)
 
@@ -338,7 +339,7 @@ def test_a_run_that_ended_before_the_other_reached_a_target_ranks_neither(lab: L
     assert (one.words, one.pairs, one.left_out) == ("too few seeds", 0, 8)
     (line,) = found.left_out["optimizer=lion"]
     assert line.startswith(
-        f"8 pairs whose one run ended short of a target before the other reached it ({TARGET}):"
+        f"8 pairs in which one run ended short of a target before the other reached it ({TARGET}):"
         " a-0 and b-0,"
     )
     assert line.endswith("and 4 more")
@@ -604,17 +605,17 @@ def test_how_many_more_seeds_are_needed_is_a_range(lab: Laboratory) -> None:
     [
         (7, 2, 52, "about 2 to 52 more would be needed"),
         (1, 1, 1, "about 1 more would be needed"),
-        (3, 0, 0, "about 3 more would be needed at the least"),
+        (3, 0, 0, "at least about 3 more would be needed"),
         (
             90,
             33,
-            verdicts.MOST_NEEDED,
-            "about 33 more would be needed at the least, and perhaps very many",
+            permutation.MOST_NEEDED,
+            "at least about 33 more would be needed, and perhaps very many",
         ),
         (
-            verdicts.MOST_NEEDED,
-            verdicts.MOST_NEEDED,
-            verdicts.MOST_NEEDED,
+            permutation.MOST_NEEDED,
+            permutation.MOST_NEEDED,
+            permutation.MOST_NEEDED,
             "10,000 or more would be needed",
         ),
     ],
@@ -642,7 +643,7 @@ def test_a_comparison_that_was_looked_at_before_with_other_seeds_is_called_that(
         found = compare(lab)
         assert found.looked == {"optimizer=lion": looks}
     assert "LOOKED AT BEFORE with other seeds (2 times)" in printed(found)
-    assert json.loads(comparing.as_json(found))["variants"][0]["looked_before"] == 2
+    assert json.loads(rendering.as_json(found))["variants"][0]["looked_before"] == 2
     (lab.root / ".scratch/looks.jsonl").write_text("damaged\n{}\n[1]\n")
     assert compare(lab).looked == {}
 
@@ -740,21 +741,26 @@ def test_json_and_csv_carry_all_of_it(lab: Laboratory) -> None:
     lab.experiments([*base(9), *good(7), *runs("b", [None], LION, first=7)])
     lab.unfinished([Pretended("lost", 40, LION)])
     found = compare(lab)
-    whole = json.loads(comparing.as_json(found))
+    whole = json.loads(rendering.as_json(found))
     (variant,) = whole["variants"]
     assert variant["diverged"] == {"b-7": "diverged at step 3: loss nan"}
     assert any("lost" in line for line in variant["left_out"])
     assert variant["tuning"]["variant"] == 1
     (told,) = variant["verdicts"]
-    assert (told["words"], told["broke_variant"], told["left_out"], told["role"]) == (
+    assert (told["words"], told["diverged_variant"], told["left_out"], told["role"]) == (
         verdict(found).words,
         1,
         2,
         "primary",
     )
     assert told["variant_mean"] is None
-    (row,) = csv.DictReader(io.StringIO(comparing.as_csv(found)))
-    assert (row["broke_variant"], row["left_out"], row["variant_mean"], row["tried_variant"]) == (
+    (row,) = csv.DictReader(io.StringIO(rendering.as_csv(found)))
+    assert (
+        row["diverged_variant"],
+        row["left_out"],
+        row["variant_mean"],
+        row["tried_variant"],
+    ) == (
         "1",
         "2",
         "",

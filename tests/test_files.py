@@ -22,7 +22,7 @@ from lmlab.core.files import (
     write_json,
     write_sums,
 )
-from lmlab.experiments.compare.run import as_it_lies
+from lmlab.experiments.compare.run import workspace_run
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +104,7 @@ def test_what_a_report_reads_is_what_was_written_or_refused(name: str, spoil: st
         write_sums(Path(folder))
 
     def read() -> None:
-        run = as_it_lies()
+        run = workspace_run()
         assert run.measures == {"validation.bits_per_byte": 2.5}
         assert run.curves["training"]["train_nats"].tolist() == [2.5]
         assert run.open("data/probes/probes.parquet") == b"some 2.5 bytes"

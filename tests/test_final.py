@@ -25,7 +25,7 @@ from lmlab.data.tokenizers.base import Tokenizer
 from lmlab.evaluation import evaluate as results
 from lmlab.evaluation.evaluate import EvaluateParams
 from lmlab.experiments import final, openings
-from lmlab.experiments.compare import history as runs
+from lmlab.experiments.compare import history
 from lmlab.model.models import base as models
 from lmlab.model.scoring import bits_per_byte, score
 
@@ -305,15 +305,15 @@ def test_another_text_has_a_count_of_its_own_and_another_tokenizer_has_not(
 def test_experiments_that_began_from_head_are_still_its_own_after_a_count(lab: Lab) -> None:
     lab.experiment("other", seed=3)
     lab.final("other")
-    assert [run.name for run in runs.gather([], lab.root)[0]] == ["HEAD", "workspace", "other"]
+    assert [run.name for run in history.gather([], lab.root)[0]] == ["HEAD", "workspace", "other"]
     lab.experiment("later", seed=4)
-    assert {run.name for run in runs.gather([], lab.root)[0]} == {
+    assert {run.name for run in history.gather([], lab.root)[0]} == {
         "HEAD",
         "workspace",
         "later",
         "other",
     }
-    assert {run.name for run in runs.siblings("HEAD", lab.root)} == {"HEAD", "later", "other"}
+    assert {run.name for run in history.siblings("HEAD", lab.root)} == {"HEAD", "later", "other"}
 
 
 def test_the_command_says_what_it_read_and_how_often_that_was_done(lab: Lab) -> None:
@@ -420,7 +420,7 @@ def test_damaged_files_and_weights_of_another_run_are_refused(lab: Lab) -> None:
     other = small.model(small.some_model(), seed=9, vocabulary_size=lab.corpus[0].vocabulary_size)
     record = {**SAVED, "tokenizer_sha256": lab.corpus[0].manifest.tokenizer_sha256}
     models.save(Path("data/model"), small.some_model(), other, record)
-    refused(lab, "workspace", "data/model is not the model that results/measures.json tells of")
+    refused(lab, "workspace", "data/model is not the model that results/measures.json is about")
 
 
 def test_code_that_reads_the_model_otherwise_is_refused_before_the_split_is_opened(
@@ -435,7 +435,12 @@ def test_code_that_reads_the_model_otherwise_is_refused_before_the_split_is_open
         return scored
 
     monkeypatch.setattr(results, "score_split", otherwise)
-    refused(lab, "workspace", "the code here reads its model otherwise", "git checkout")
+    refused(
+        lab,
+        "workspace",
+        "the code here does not compute what its own code computed",
+        "git checkout",
+    )
     assert asked == ["validation"]
 
 

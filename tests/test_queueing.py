@@ -12,7 +12,8 @@ from ruamel.yaml import YAML
 
 from lmlab.core import params
 from lmlab.core.errors import UserError
-from lmlab.experiments import commands
+from lmlab.experiments import commands, git
+from lmlab.experiments.compare import lock
 from lmlab.experiments.search import queueing
 from lmlab.experiments.search.queueing import Task
 
@@ -66,14 +67,14 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv(f"GIT_{name}_EMAIL", "test@example.org")
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     monkeypatch.chdir(tmp_path)
-    commands.git("init", "-q")
+    git.output("init", "-q")
     return tmp_path
 
 
 def commit() -> str:
-    commands.git("add", "-A")
-    commands.git("commit", "-qm", "some")
-    return commands.git("rev-parse", "HEAD").strip()
+    git.output("add", "-A")
+    git.output("commit", "-qm", "some")
+    return git.output("rev-parse", "HEAD").strip()
 
 
 @pytest.mark.parametrize("value", VALUES, ids=repr)
@@ -110,7 +111,7 @@ def test_a_task_lives_while_a_process_names_it() -> None:
 
 def test_what_git_and_dvc_refuse_is_one_line(repository: Path) -> None:
     with pytest.raises(UserError, match=r"git show nothing:params\.yaml: fatal"):
-        commands.params_of("nothing")
+        lock.params_at("nothing")
     with pytest.raises(UserError, match=r"dvc queue status: .*not inside"):
         commands.dvc("queue", "status")
 

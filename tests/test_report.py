@@ -185,7 +185,7 @@ def lost(seed: int = 1, name: str = "lost", rate: float = 0.1, rows: int = 1) ->
         "results/samples.md": b"# Samples\n\nNone: the run diverged at step 3 (the loss is nan).\n"
     }
     measures = {"parameters": 1234.0, "tokens_seen": 16.0}
-    return Run(name, whole.params, measures, curves, page.get, broke=WHERE)
+    return Run(name, whole.params, measures, curves, page.get, diverged=WHERE)
 
 
 def test_runs_that_diverged_are_said_and_drawn_until_there(tmp_path: Path) -> None:

@@ -14,8 +14,7 @@ from typer.testing import CliRunner
 
 from lmlab import cli
 from lmlab.core.errors import UserError
-from lmlab.experiments.compare import comparing, variants
-from lmlab.experiments.compare import history as runs
+from lmlab.experiments.compare import comparing, dvc_cache, history, variants
 from lmlab.experiments.compare.run import Run
 
 PARAMS = """\
@@ -132,10 +131,11 @@ def test_the_workspace_a_commit_a_branch_and_experiments_are_runs(lab: Lab) -> N
     lab.experiment("wide-1", rate=0.01, bits=1.6, seed=1)
     lab.experiment("narrow", rate=0.02)
     names = [
-        run.name for run in runs.read(["workspace", "HEAD", "other", "wide-*", "wide-0"], lab.root)
+        run.name
+        for run in history.read(["workspace", "HEAD", "other", "wide-*", "wide-0"], lab.root)
     ]
     assert names == ["workspace", "HEAD", "other", "wide-0", "wide-1"]
-    one = runs.read(["wide-1"], lab.root)[0]
+    one = history.read(["wide-1"], lab.root)[0]
     assert one.measures == {
         "validation.bits_per_byte": 1.6,
         "validation.bytes": 100,
@@ -157,7 +157,7 @@ def test_no_names_are_head_and_what_began_there(lab: Lab) -> None:
     lab.write(rate=0.03)
     lab.commit()
     lab.experiment("after", rate=0.02)
-    found, notes = runs.gather([], lab.root)
+    found, notes = history.gather([], lab.root)
     assert [run.name for run in found] == ["HEAD", "workspace", "after"]
     assert "1 experiment that began from other commits" in notes[0]
 
@@ -168,7 +168,7 @@ def test_of_two_experiments_with_one_name_that_of_head_is_meant(lab: Lab) -> Non
     lab.commit()
     lab.experiment("twice", rate=0.02)
     assert [
-        run.params["optimizers.adamw.learning_rate"] for run in runs.read(["twice"], lab.root)
+        run.params["optimizers.adamw.learning_rate"] for run in history.read(["twice"], lab.root)
     ] == [0.02]
 
 
@@ -184,7 +184,7 @@ def test_what_queues_leave_behind_is_no_run(lab: Lab) -> None:
             f"refs/exps/celery/{ref}",
             head,
         )
-    found, notes = runs.gather([], lab.root)
+    found, notes = history.gather([], lab.root)
     assert [run.name for run in found] == ["HEAD", "workspace"]
     assert (
         "2 experiments queued, running or failed (`dvc queue status`), without results" in notes[0]
@@ -192,12 +192,12 @@ def test_what_queues_leave_behind_is_no_run(lab: Lab) -> None:
     with pytest.raises(
         UserError, match="failed-one is queued, running or failed and has no results"
     ):
-        runs.read(["failed-one"], lab.root)
+        history.read(["failed-one"], lab.root)
 
 
 def test_params_edited_after_the_run_do_not_count(lab: Lab) -> None:
     lab.root.joinpath("params.yaml").write_text(PARAMS.format(seed=0, rate=0.5))
-    found, notes = runs.gather(["workspace"], lab.root)
+    found, notes = history.gather(["workspace"], lab.root)
     assert found[0].params["optimizers.adamw.learning_rate"] == 0.004
     assert "optimizers.adamw.learning_rate 0.004 (now 0.5)" in notes[0]
 
@@ -205,7 +205,7 @@ def test_params_edited_after_the_run_do_not_count(lab: Lab) -> None:
 @pytest.mark.parametrize(
     ("said", "why"),
     [
-        ({"metrics": "0" * 32}, "results/metrics.json is not the one that dvc.lock tells of"),
+        ({"metrics": "0" * 32}, "results/metrics.json is not the one that dvc.lock records"),
         ({"evaluated": "d1"}, "data/model has changed since the stage evaluate ran"),
     ],
 )
@@ -214,8 +214,8 @@ def test_results_that_are_not_of_the_last_run_are_left_out(
 ) -> None:
     lab.write(**said)
     with pytest.raises(UserError, match=why):
-        runs.read(["workspace"], lab.root)
-    found, notes = runs.gather([], lab.root)
+        history.read(["workspace"], lab.root)
+    found, notes = history.gather([], lab.root)
     assert [run.name for run in found] == ["HEAD"]
     assert why in notes[0]
 
@@ -223,26 +223,26 @@ def test_results_that_are_not_of_the_last_run_are_left_out(
 def test_what_has_no_results_says_so_and_what_is_unknown_names_the_nearest(lab: Lab) -> None:
     lab.experiment("wide-0", rate=0.01)
     with pytest.raises(UserError, match="did you mean wide-0"):
-        runs.read(["wid-0"], lab.root)
+        history.read(["wid-0"], lab.root)
     lab.git("rm", "-q", "results/metrics.json")
     lab.commit()
     with pytest.raises(UserError, match=r"HEAD holds no run: it has no results/metrics\.json"):
-        runs.read(["HEAD"], lab.root)
+        history.read(["HEAD"], lab.root)
     with pytest.raises(UserError, match="there are no finished runs"):
-        runs.read([], lab.root)
+        history.read([], lab.root)
 
 
 def test_a_published_study_gives_its_arms_at_their_best() -> None:
     project = Path(__file__).parents[1]
-    found = runs.read(["studies/optimizers"], project)
+    found = history.read(["studies/optimizers"], project)
     assert found[0].arm == "studies/optimizers:adamw"  # its reference
     assert {
         run.params["optimizers.muon.learning_rate"] for run in found if run.arm.endswith(":muon")
     } != {None}
-    seeds = [run.seeds for run in runs.read(["studies/optimizers:lion"], project)]
+    seeds = [run.seeds for run in history.read(["studies/optimizers:lion"], project)]
     assert seeds == [(seed, seed) for seed in range(len(seeds))]
     with pytest.raises(UserError, match="no results of an arm 'lyon'; did you mean lion"):
-        runs.read(["studies/optimizers:lyon"], project)
+        history.read(["studies/optimizers:lyon"], project)
 
 
 def run(name: str = "x", code: str = "a", bits: float = 1.0, **values: Any) -> Run:
@@ -426,12 +426,12 @@ def test_an_object_of_dvcs_cache_that_is_damaged_is_refused(
     for name, whole in ((md5, content), (folder, listing)):
         (tmp_path / name[:2]).mkdir(exist_ok=True)
         (tmp_path / name[:2] / name[2:]).write_bytes(whole)
-    monkeypatch.setattr(runs, "_cache", lambda root: tmp_path)
+    monkeypatch.setattr(dvc_cache, "cache_folder", lambda root: tmp_path)
     lock = (
         "stages:\n  train:\n    outs:\n    - path: data/training\n      hash: md5\n      md5:"
         f" {folder}\n"
     )
-    opened = runs._cached(Path(), lock.encode(), "data/training/log.jsonl")
+    opened = dvc_cache.read(Path(), lock.encode(), "data/training/log.jsonl")
     assert opened == content
     for name, whole in ((md5, content), (folder, listing)):
         at = tmp_path / name[:2] / name[2:]
@@ -439,7 +439,7 @@ def test_an_object_of_dvcs_cache_that_is_damaged_is_refused(
         with pytest.raises(
             UserError, match=r"in DVC's cache is damaged; delete it and run `dvc pull`"
         ):
-            runs._cached(Path(), lock.encode(), "data/training/log.jsonl")
+            dvc_cache.read(Path(), lock.encode(), "data/training/log.jsonl")
         at.write_bytes(whole)
     (tmp_path / md5[:2] / md5[2:]).unlink()
-    assert runs._cached(Path(), lock.encode(), "data/training/log.jsonl") is None
+    assert dvc_cache.read(Path(), lock.encode(), "data/training/log.jsonl") is None

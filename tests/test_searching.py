@@ -12,7 +12,7 @@ from dvc.utils.hydra import apply_overrides
 from lmlab.core import params
 from lmlab.core.errors import UserError
 from lmlab.core.params import Tree, changed
-from lmlab.experiments import commands
+from lmlab.experiments import commands, git
 from lmlab.experiments.search import searching
 from lmlab.experiments.search.searching import Outcome, Search, Values
 
@@ -313,18 +313,18 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str
     """
     monkeypatch.chdir(tmp_path)
     who = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
-    commands.git("init", "-q", "-b", "main")
-    commands.git(*who, "commit", "-q", "--allow-empty", "-m", "first")
+    git.output("init", "-q", "-b", "main")
+    git.output(*who, "commit", "-q", "--allow-empty", "-m", "first")
 
     def experiment(name: str, tree: Any, found: Any) -> None:
-        head = commands.git("rev-parse", "HEAD").strip()
+        head = git.output("rev-parse", "HEAD").strip()
         Path("results").mkdir(exist_ok=True)
         for path, value in (("params.yaml", tree), ("results/measures.json", found)):
             Path(path).write_text(json.dumps(value))
-        commands.git("add", "params.yaml", "results")
-        commands.git(*who, "commit", "-q", "-m", name)
-        commands.git("update-ref", f"refs/exps/{head[:2]}/{head[2:]}/{name}", "HEAD")
-        commands.git("reset", "-q", "--hard", head)
+        git.output("add", "params.yaml", "results")
+        git.output(*who, "commit", "-q", "-m", name)
+        git.output("update-ref", f"refs/exps/{head[:2]}/{head[2:]}/{name}", "HEAD")
+        git.output("reset", "-q", "--hard", head)
 
     return experiment
 

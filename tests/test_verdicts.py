@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from lmlab.experiments.compare import verdicts
+from lmlab.experiments.compare import meaning, permutation
 from lmlab.experiments.compare.run import Run
 from lmlab.experiments.compare.verdicts import Verdict, judge, judge_all
 
@@ -94,7 +94,7 @@ def test_more_is_better_where_it_is_and_nothing_is_said_where_it_is_not_known() 
     ],
 )
 def test_the_last_words_of_a_measure_say_what_is_better(measure: str, sign: int) -> None:
-    assert verdicts.direction(measure) == sign
+    assert meaning.direction(measure) == sign
 
 
 @pytest.mark.parametrize("pairs", [2, 3, 5, 8, 11])
@@ -116,11 +116,11 @@ def test_p_is_that_of_scipys_permutation_test(pairs: int) -> None:
 
 def test_p_from_drawn_flips_is_near_the_exact_one(monkeypatch: pytest.MonkeyPatch) -> None:
     difference = np.random.default_rng(3).normal(0.4, size=14)
-    exact = verdicts.permute(difference, 0.05)
-    monkeypatch.setattr(verdicts, "EXACT", 5)
-    verdicts.flips.cache_clear()
-    drawn = verdicts.permute(difference, 0.05)
-    verdicts.flips.cache_clear()
+    exact = permutation.permute(difference, 0.05)
+    monkeypatch.setattr(permutation, "EXACT", 5)
+    permutation.flips.cache_clear()
+    drawn = permutation.permute(difference, 0.05)
+    permutation.flips.cache_clear()
     assert drawn == pytest.approx(exact, abs=0.03)
     assert drawn != exact
 
@@ -198,7 +198,12 @@ def test_a_constant_difference_is_shown() -> None:
 def diverged(*seeds: int) -> list[Run]:
     """Runs with these seeds that diverged."""
     return [
-        Run(f"d-{seed}", {"train.seed": seed, "train.data_seed": 0}, {}, broke="diverged at step 3")
+        Run(
+            f"d-{seed}",
+            {"train.seed": seed, "train.data_seed": 0},
+            {},
+            diverged="diverged at step 3",
+        )
         for seed in seeds
     ]
 
@@ -208,16 +213,16 @@ def test_a_run_that_diverged_counts_against_its_variant_and_no_mean_is_told() ->
     better = [1.9, 2.0, 2.1, 1.9, 2.0, 2.1, 1.8, 2.0]
     assert one(baseline, runs(*better)).words == "better"
     for broken, said in (
-        (runs(math.inf, math.inf, first=6), "have no finite number"),
-        (runs(math.nan, -math.inf, first=6), "have no finite number"),
+        (runs(math.inf, math.inf, first=6), "came to NaN or infinity"),
+        (runs(math.nan, -math.inf, first=6), "came to NaN or infinity"),
         (diverged(6, 7), "diverged"),
     ):
         verdict = one(baseline, [*runs(*better[:-2]), *broken])
         assert verdict.words == "no difference shown"
         assert (
             verdict.pairs,
-            verdict.broke_variant + verdict.infinite_variant,
-            verdict.broke_baseline,
+            verdict.diverged_variant + verdict.infinite_variant,
+            verdict.diverged_baseline,
         ) == (8, 2, 0)
         assert all(
             math.isnan(value)
@@ -264,7 +269,7 @@ def test_where_all_is_equal_or_nothing_is_a_number_words_say_so() -> None:
     for ours, theirs, said in (
         (diverged(*range(8)), diverged(*range(8)), "all runs diverged"),
         (runs(*[2.0] * 8), runs(*[2.0] * 8), "all pairs are equal"),
-        (runs(*[math.nan] * 8), runs(*[math.nan] * 8), "no run has a finite number"),
+        (runs(*[math.nan] * 8), runs(*[math.nan] * 8), "all runs came to NaN or infinity"),
     ):
         verdict = one(ours, theirs)
         assert (verdict.words, verdict.p) == ("no difference shown", 1.0)
@@ -278,8 +283,8 @@ def test_no_verdict_where_runs_diverged_and_it_is_not_known_what_is_worse() -> N
         [*runs(2, 3, math.inf, measure="odd")],
         [*runs(2, 3, 4, measure="odd"), *diverged(7)],
     ):
-        if variant[-1].broke:
-            variant[-1] = Run("d", variant[-1].params, {"odd": math.nan}, broke="diverged")
+        if variant[-1].diverged:
+            variant[-1] = Run("d", variant[-1].params, {"odd": math.nan}, diverged="diverged")
         verdict = one(runs(1, 2, 3, measure="odd"), variant, "odd")
         assert (verdict.words, verdict.difference) == (
             "no verdict",
@@ -351,7 +356,7 @@ def most(rate: float, draws: int = DRAWS) -> float:
 def test_equal_variants_are_told_apart_no_more_often_than_promised(pairs: int, noise: str) -> None:
     random = np.random.default_rng(pairs)
     values = NOISE[noise](random, (DRAWS, 2, pairs))
-    results = [verdicts.permute(draw[1] - draw[0], 0.05) for draw in values]
+    results = [permutation.permute(draw[1] - draw[0], 0.05) for draw in values]
     rejected = sum(p <= 0.05 for p, _, _ in results)
     assert rejected <= most(0.05)
     if noise == "normal" and pairs >= 8:
@@ -365,9 +370,9 @@ def test_over_several_measures_at_once_equal_variants_are_told_apart_no_more_oft
     pairs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        verdicts, "enough", lambda effect, level: 1
+        permutation, "enough", lambda effect, level: 1
     )  # which takes longest, and decides nothing here
-    monkeypatch.setattr(verdicts, "enough_range", lambda effect, pairs, level: (1, 1))
+    monkeypatch.setattr(permutation, "enough_range", lambda effect, pairs, level: (1, 1))
     random = np.random.default_rng(pairs)
     measures = [f"a{number}.loss" for number in range(4)]
     wrong = 0
@@ -396,7 +401,7 @@ def test_intervals_hold_the_true_difference_as_often_as_promised(pairs: int) -> 
     random = np.random.default_rng(pairs)
     held = 0
     for difference in random.normal(0.7, 1.3, size=(DRAWS, pairs)):
-        _, low, high = verdicts.permute(difference, 0.05)
+        _, low, high = permutation.permute(difference, 0.05)
         held += low <= 0.7 <= high
     assert DRAWS - held <= most(0.05)
     assert held < 0.985 * DRAWS  # nor are they needlessly wide
@@ -407,16 +412,16 @@ def test_intervals_hold_the_true_difference_as_often_as_promised(pairs: int) -> 
 def test_as_many_pairs_as_are_said_to_be_needed_find_a_planted_difference(
     effect: float, level: float
 ) -> None:
-    pairs = verdicts.enough(effect, level)
+    pairs = permutation.enough(effect, level)
     random = np.random.default_rng(pairs)
     found = sum(
-        verdicts.permute(draw, level)[0] <= level
+        permutation.permute(draw, level)[0] <= level
         for draw in random.normal(effect, 1, size=(DRAWS, pairs))
     )
     assert found > 0.75 * DRAWS
-    if pairs > verdicts.least(level):
+    if pairs > permutation.least(level):
         fewer = sum(
-            verdicts.permute(draw, level)[0] <= level
+            permutation.permute(draw, level)[0] <= level
             for draw in random.normal(effect, 1, size=(DRAWS, pairs - 2))
         )
         assert fewer < 0.8 * DRAWS
@@ -424,7 +429,7 @@ def test_as_many_pairs_as_are_said_to_be_needed_find_a_planted_difference(
 
 @pytest.mark.filterwarnings("error")
 def test_numbers_whose_squares_are_beyond_counting_have_an_effect_of_nothing_known() -> None:
-    assert verdicts.effect(np.array([1e300, -1e299, 3e300, 2e300])) == 0.0
+    assert permutation.effect(np.array([1e300, -1e299, 3e300, 2e300])) == 0.0
 
 
 def test_no_difference_shown_comes_with_one_that_would_have_been() -> None:
@@ -433,17 +438,17 @@ def test_no_difference_shown_comes_with_one_that_would_have_been() -> None:
     verdict = one(runs(*baseline), runs(*(baseline + random.normal(0, 0.01, 12))))
     assert verdict.words == "no difference shown"
     assert f"{verdict.detectable:.2g}" in verdict.sentence
-    assert verdicts.power(12, verdict.detectable / 0.01, 0.05) == pytest.approx(0.8, abs=0.25)
+    assert permutation.power(12, verdict.detectable / 0.01, 0.05) == pytest.approx(0.8, abs=0.25)
     planted = random.normal(verdict.detectable, 0.01, size=(DRAWS, 12))
-    assert sum(verdicts.permute(draw, 0.05)[0] <= 0.05 for draw in planted) > 0.6 * DRAWS
+    assert sum(permutation.permute(draw, 0.05)[0] <= 0.05 for draw in planted) > 0.6 * DRAWS
 
 
 def test_a_few_pairs_more_are_said_to_be_needed_for_a_small_effect_than_for_a_large_one() -> None:
-    assert [verdicts.enough(effect, 0.05) for effect in (math.nan, 30, 0.5)][:2] == [6, 6]
-    assert verdicts.enough(0.5, 0.05) == pytest.approx(
+    assert [permutation.enough(effect, 0.05) for effect in (math.nan, 30, 0.5)][:2] == [6, 6]
+    assert permutation.enough(0.5, 0.05) == pytest.approx(
         34, abs=1
     )  # the t-test's, as in tables of Cohen's
-    assert verdicts.enough(0.0, 0.05) == verdicts.MOST_NEEDED
-    assert verdicts.least(0.05) == 6
-    assert verdicts.least(0.0625) == 5
-    assert verdicts.least(0.01) == 8
+    assert permutation.enough(0.0, 0.05) == permutation.MOST_NEEDED
+    assert permutation.least(0.05) == 6
+    assert permutation.least(0.0625) == 5
+    assert permutation.least(0.01) == 8

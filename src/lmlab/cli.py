@@ -262,7 +262,7 @@ def compare(
     """Say which of the runs you have made is better: paired by seed, with intervals, corrected for
     how many are compared.
     """
-    from lmlab.experiments.compare import comparing
+    from lmlab.experiments.compare import comparing, rendering
 
     if not 0 < alpha < 1:
         raise errors.UserError(f"--alpha should lie between 0 and 1, such as 0.05, not {alpha:g}")
@@ -270,13 +270,13 @@ def compare(
         raise errors.UserError("--json and --csv exclude each other; give one of them")
     found = comparing.compare(names or [], baseline, measure or [], alpha, anytime=anytime)
     if as_json:
-        typer.echo(comparing.as_json(found))
+        typer.echo(rendering.as_json(found))
     elif as_csv:
-        typer.echo(comparing.as_csv(found), nl=False)
+        typer.echo(rendering.as_csv(found), nl=False)
         for note in found.notes:
             typer.echo(f"note: {note}", err=True)
     else:
-        comparing.show(found)
+        rendering.show(found)
 
 
 @app.command()
@@ -297,13 +297,12 @@ def report(
     """
     from lmlab.core.files import output
     from lmlab.experiments import openings
-    from lmlab.experiments.compare import comparing, variants, verdicts
-    from lmlab.experiments.compare import history as runs
+    from lmlab.experiments.compare import comparing, history, variants, verdicts
     from lmlab.experiments.report import report as library
     from lmlab.experiments.wording import quantity
 
     target = output(out, ".html")
-    found, notes = runs.gather([*([baseline] if baseline else []), *names] if names else [])
+    found, notes = history.gather([*([baseline] if baseline else []), *names] if names else [])
     there, _ = variants.group(found)
     judged = (
         comparing.compare(names or [], baseline, [], verdicts.ALPHA) if len(there) > 1 else None

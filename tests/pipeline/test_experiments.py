@@ -29,7 +29,7 @@ OWN = "import sys; sys.path.insert(0, 'src'); from lmlab import cli; cli.main()"
 
 
 UNFINISHED = """import json, sys; sys.path.insert(0, 'src')
-from lmlab.experiments.runs import unfinished
+from lmlab.experiments.compare.history import unfinished
 print(json.dumps([(one.name, one.state, one.params['train.clip']) for one in unfinished()]))
 """
 

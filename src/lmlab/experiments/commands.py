@@ -1,5 +1,5 @@
-"""Git and DVC as commands, run as a person would run them in the project's folder, and what they
-know of params.yaml.
+"""DVC as a command, run as a person would run it in the project's folder, and values of params.yaml
+as its command line takes them.
 """
 
 import json
@@ -10,75 +10,54 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from lmlab.core.errors import UserError
-from lmlab.core.params import Tree
 
 
-def git(*words: str) -> str:
-    """What Git prints. Raises UserError with what it says if it refuses."""
-    done = subprocess.run(
-        ["git", *words], capture_output=True, text=True, encoding="utf-8", check=False
-    )
-    if done.returncode:
-        raise UserError(
-            f"git {' '.join(words)}: {' '.join(done.stderr.split()) or done.returncode}"
-        )
-    return done.stdout
-
-
-def experiment(name: str) -> str | None:
-    """The Git reference of a finished experiment; None if there is none of that name."""
-    refs = git("for-each-ref", "--format=%(refname)", "refs/exps").splitlines()
-    return next(
-        (ref for ref in refs if re.fullmatch(rf"refs/exps/\w{{2}}/\w+/{re.escape(name)}", ref)),
-        None,
-    )
-
-
-def params_of(commit: str) -> Tree:
-    """A commit's params.yaml."""
-    return YAML(typ="safe", pure=True).load(git("show", f"{commit}:params.yaml"))
-
-
-def leaves(tree: Any, before: str = "") -> dict[str, Any]:
-    """All that is no block, by dotted key."""
+def leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of nested blocks by dotted key."""
     if not isinstance(tree, dict):
-        return {before: tree}
-    inner = [
-        leaves(value, f"{before}.{key}" if before else str(key)) for key, value in tree.items()
-    ]
-    return {key: value for some in inner for key, value in some.items()}
+        return {prefix: tree}
+    values: dict[str, Any] = {}
+    for key, value in tree.items():
+        values |= leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    return values
 
 
 def literal(value: Any) -> str:
-    """A value as DVC reads it after `-S key=`. In its quoted text a backslash escapes quotes, and
-    itself before them.
+    """A value as DVC reads it after `-S key=`.
+
+    Inside quotes a backslash escapes a quote, and itself where it stands before one.
     """
     if isinstance(value, list):
         return f"[{','.join(map(literal, value))}]"
     if not isinstance(value, str):
         return json.dumps(value)
-    escaped = re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), value)
-    return f'"{escaped}"'
+    return f'"{re.sub(_QUOTED_OR_AT_END, _escape, value)}"'
+
+
+_QUOTED_OR_AT_END = r'(\\*)("|$)'
+"""Backslashes before a quote or before the end, where the closing quote will stand."""
+
+
+def _escape(match: re.Match[str]) -> str:
+    backslashes = match[1] * 2
+    return backslashes + '\\"' if match[2] else backslashes
 
 
 def dvc_command(*words: str) -> list[str]:
-    """DVC of this Python's environment."""
+    """The command line of DVC from this Python's environment."""
     return [sys.executable, "-m", "dvc", *words]
 
 
 def dvc_environment() -> dict[str, str]:
-    """The environment with this Python first on PATH, since that is what DVC's stages run."""
-    return os.environ | {
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    }
+    """The environment with this Python first on PATH, as DVC's stages run whatever comes first."""
+    path = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+    return os.environ | {"PATH": os.pathsep.join(path)}
 
 
 def dvc(*words: str) -> str:
-    """What DVC prints. Raises UserError with its last line if it refuses."""
-    done = subprocess.run(
+    """What DVC prints. Raises UserError with its first line of error where it fails."""
+    completed = subprocess.run(
         dvc_command(*words),
         capture_output=True,
         text=True,
@@ -86,13 +65,9 @@ def dvc(*words: str) -> str:
         check=False,
         env=dvc_environment(),
     )
-    if done.returncode:
-        said = [
-            line.removeprefix("ERROR: ")
-            for line in done.stderr.splitlines()
-            if line.startswith("ERROR: ")
-        ]
-        raise UserError(
-            f"dvc {' '.join(words[:2])}: {(said or [f'exit code {done.returncode}'])[0]}"
-        )
-    return done.stdout
+    if completed.returncode:
+        lines = completed.stderr.splitlines()
+        errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+        complaint = errors[0] if errors else f"exit code {completed.returncode}"
+        raise UserError(f"dvc {' '.join(words[:2])}: {complaint}")
+    return completed.stdout

@@ -1,11 +1,10 @@
-"""What variants are called where there is little room: by the fewest of the params that tell them
-apart.
+"""Short names of variants for charts: the fewest params that tell them apart.
 
-A variant's own name lists every param that not all share; over two texts these are a dozen, and cut
+A variant's own name lists every param that not all share. Over two texts these are a dozen, and cut
 off at the edge of a chart they all begin alike.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -21,14 +20,14 @@ ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
 def labels(variants: Sequence[Variant]) -> list[str]:
     """A label for each variant, at most LONGEST characters, no two alike."""
     if len(variants) == 1:
-        return [_cut(variants[0].name)]
-    whole = _of_arms(variants) or _of_params([variant.params for variant in variants])
-    whole = [label or variant.name for label, variant in zip(whole, variants, strict=True)]
-    whole = [
+        return [_shorten(variants[0].name)]
+    chosen = _of_arms(variants) or _of_params([variant.params for variant in variants])
+    whole = [label or variant.name for label, variant in zip(chosen, variants, strict=True)]
+    unique = [
         f"{label} ({variant.runs[0].name})" if whole.count(label) > 1 else label
         for label, variant in zip(whole, variants, strict=True)
     ]
-    return _apart([_cut(label) for label in whole])
+    return _numbered([_shorten(label) for label in unique])
 
 
 def _of_arms(variants: Sequence[Variant]) -> list[str]:
@@ -42,22 +41,26 @@ def _of_arms(variants: Sequence[Variant]) -> list[str]:
 def _of_params(params: Sequence[dict[str, Any]]) -> list[str]:
     """The values of the fewest params in which all differ, such as "grammar width=64"."""
     keys = differing(params)
-    values = [{key: repr(there[key]) for key in keys if key in there} for there in params]
-    chosen = next((some for some in _subsets(keys) if _tells(some, values)), tuple(keys))
+    values = [
+        {key: repr(of_variant[key]) for key in keys if key in of_variant} for of_variant in params
+    ]
+    distinguishing = (subset for subset in _subsets(keys) if _distinguishes(subset, values))
+    chosen = next(distinguishing, tuple(keys))
     short = _short(chosen)
     return [
-        " ".join(_told(short[key], there[key]) for key in chosen if key in there)
-        for there in params
+        " ".join(_named(short[key], of_variant[key]) for key in chosen if key in of_variant)
+        for of_variant in params
     ]
 
 
 def _short(keys: Sequence[str]) -> dict[str, str]:
-    """Each key by its last word, such as rate for optimizers.adamw.learning_rate, or by more where
-    two would be alike.
+    """Each key by its last word, such as rate for optimizers.adamw.learning_rate.
+
+    By more words where two would be alike.
     """
     short = dict(zip(keys, keys, strict=True))
-    for sign in (".", "_"):
-        ends = [key.rpartition(sign)[2] for key in short.values()]
+    for separator in (".", "_"):
+        ends = [key.rpartition(separator)[2] for key in short.values()]
         short = {
             key: end if ends.count(end) == 1 else short[key]
             for key, end in zip(keys, ends, strict=True)
@@ -65,24 +68,25 @@ def _short(keys: Sequence[str]) -> dict[str, str]:
     return short
 
 
-def _subsets(keys: Sequence[str]) -> list[tuple[str, ...]]:
+def _subsets(keys: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """Small sets of keys, the smallest first."""
-    return [some for count in range(1, MOST_KEYS + 1) for some in combinations(keys, count)]
+    for count in range(1, MOST_KEYS + 1):
+        yield from combinations(keys, count)
 
 
-def _tells(keys: Sequence[str], values: Sequence[dict[str, str]]) -> bool:
+def _distinguishes(keys: Sequence[str], values: Sequence[dict[str, str]]) -> bool:
     """Whether no two variants are alike in these keys, and each has one of them."""
-    seen = [tuple(there.get(key, "") for key in keys) for there in values]
-    return len(set(seen)) == len(seen) and all(any(values) for values in seen)
+    rows = [tuple(of_variant.get(key, "") for key in keys) for of_variant in values]
+    return len(set(rows)) == len(rows) and all(any(row) for row in rows)
 
 
-def _told(key: str, value: Any) -> str:
+def _named(key: str, value: Any) -> str:
     """A choice by its name alone, anything else with its key."""
     return value if isinstance(value, str) and value else f"{key}={value}"
 
 
-def _cut(label: str) -> str:
-    """The same with its middle left out where it is too long: variants that begin alike may end
+def _shorten(label: str) -> str:
+    """A label without its middle where it is too long: variants that begin alike may end
     differently.
     """
     if len(label) <= LONGEST:
@@ -91,9 +95,9 @@ def _cut(label: str) -> str:
     return label[:head].rstrip() + ELLIPSIS + label[head + 1 - LONGEST :].lstrip()
 
 
-def _apart(cut: list[str]) -> list[str]:
-    """The same with a number before each that is not the only one of its kind."""
+def _numbered(labels: list[str]) -> list[str]:
+    """The labels with a number before each that is not unique."""
     return [
-        _cut(f"{number}: {label}") if cut.count(label) > 1 else label
-        for number, label in enumerate(cut, start=1)
+        _shorten(f"{number}: {label}") if labels.count(label) > 1 else label
+        for number, label in enumerate(labels, start=1)
     ]

@@ -1,14 +1,14 @@
-"""What a measure's number means: which way is better, what decides it, and whether it compares
-across tokenizers.
+"""What a measure's number means: which direction is better, what decides it, and whether it
+compares across tokenizers.
 
 The code that measures says so itself, and `evaluate` writes that into results/measures.json under
-`about`; so a run is understood years later, and without loading the code that measured it. What is
-told here is for the numbers that are no part's (of the splits, of references, of costs), and for
-the measures of results that were made before they had `about`.
+`about`; so a run is understood years later, and without loading the code that measured it. This
+module knows the numbers that belong to no part (of the splits, of references, of costs), and the
+measures of results that were made before they had `about`.
 
 A direction is given only where less, or more, is better whatever else happens: a loss or a task's
 accuracy on held-out text, or a cost. A smaller generalisation gap, less copying and less
-calibration error are not: a model that has hardly learned wins in all three.
+calibration error have none: a model that has hardly learned wins in all three.
 """
 
 import re
@@ -20,6 +20,8 @@ from lmlab.evaluation.about import STRIDE, VALIDATED_AT, WINDOW, About
 from lmlab.experiments.compare.run import Run
 
 TORCH, TEXT, CORPUS = "torch", "the validation text", "download.corpus"
+MAY_BE_UNKNOWN = (TORCH, TEXT, CORPUS, VALIDATED_AT)
+"""Conditions that older results do not have; they are then taken to be as in other runs."""
 OF_NO_TEXT = ("timing",)
 """First words of measures that do not depend on which text a run was scored on."""
 
@@ -31,17 +33,16 @@ def _about(
     facts: str = "",
     decided_by: Mapping[str, str] | None = None,
 ) -> About:
-    """A record from words."""
-    deciding = {
-        pattern: dict.fromkeys(words.split()) for pattern, words in (decided_by or {}).items()
-    }
-    words = {
-        "less_is_better": less,
-        "more_is_better": more,
-        "across_tokenizers": across,
-        "facts": facts,
-    }
-    return About(**{key: tuple(value.split()) for key, value in words.items()}, decided_by=deciding)  # type: ignore[arg-type]
+    """A record from words with spaces between them."""
+    return About(
+        less_is_better=tuple(less.split()),
+        more_is_better=tuple(more.split()),
+        across_tokenizers=tuple(across.split()),
+        facts=tuple(facts.split()),
+        decided_by={
+            pattern: dict.fromkeys(keys.split()) for pattern, keys in (decided_by or {}).items()
+        },
+    )
 
 
 _SCORED = {"*": f"{WINDOW} {STRIDE}"}
@@ -87,19 +88,17 @@ OLDER = {
     "entropy_gap": _about(less="*", across="*", decided_by=_SCORED),
     "blimp": _about(more="mean accuracy.*", facts="by_length_alone pairs"),
 }
-"""The measures there were when results did not yet say this of themselves."""
+"""The measures of the days when results did not yet say this of themselves."""
 NOT_DECIDING = {"learning_curve": ("targets",), "novelty": ("lengths",)}
-"""Their options that decide which numbers there are, and none of them."""
+"""Options that decide which numbers a measure has, and not what these are."""
 
-HIGHER = r"""accuracy(\..+)?|minimal_pairs(\.mean)?|blimp(\.mean)?|basin_width|tokens_per_second"""
-"""Last words of other measures of which more is better, as a regular expression."""
+HIGHER = r"accuracy(\..+)?|minimal_pairs(\.mean)?|blimp(\.mean)?|basin_width|tokens_per_second"
+"""Last words of other measures where more is better, as a regular expression."""
 LOWER = (
     r"bits_per_byte|nats_per_token|perplexity|loss|(?<!calibration_)error|code_length|seconds"
     r"|step_bytes|peak_bytes|(tokens|flops|seconds)_to(_target|\..+)|tokens_to_recover"
 )
-"""The same where less is better. Of any other measure it is only said which variant's is lower or
-higher.
-"""
+"""The same where less is better. Any other measure is only said to be lower or higher."""
 PER_TOKEN = re.compile(r"(.+[._])?(nats(_per_token)?|perplexity|accuracy)")
 """Other measures that compare only where a token is the same."""
 FACTS = re.compile(
@@ -110,13 +109,16 @@ FACTS = re.compile(
 
 
 def known(measure: str, run: Run | None = None) -> tuple[About | None, str]:
-    """What a run, or failing that this module, says of a measure, and the number's name below the
-    measure's.
+    """What a run, or failing that this module, says about a measure, and the number's name in it.
+
+    For `learning_curve.mean` that is the record of `learning_curve`, and `mean`.
     """
-    first, _, rest = measure.partition(".")
+    first, _, name = measure.partition(".")
     if run and first in run.about:
-        return run.about[first], rest
-    return (OF_EVALUATE.get(first) or OLDER.get(first)) if rest else None, rest
+        return run.about[first], name
+    if not name:
+        return None, name
+    return OF_EVALUATE.get(first) or OLDER.get(first), name
 
 
 def _fits(name: str, patterns: Iterable[str]) -> bool:
@@ -124,12 +126,13 @@ def _fits(name: str, patterns: Iterable[str]) -> bool:
 
 
 def direction(measure: str, runs: Iterable[Run] = ()) -> int:
-    """1 where more is better, -1 where less is; 0 where neither is whatever else happens, or where
-    the runs disagree.
+    """1 where more is better, -1 where less is, whatever else happens.
+
+    0 where neither is, or where the runs disagree.
     """
-    directions = {_direction(measure, run) for run in runs if _measured(measure, run)} or {
-        _direction(measure, None)
-    }
+    directions = {_direction(measure, run) for run in runs if _measured(measure, run)}
+    if not directions:
+        return _direction(measure, None)
     return directions.pop() if len(directions) == 1 else 0
 
 
@@ -142,26 +145,26 @@ def _direction(measure: str, run: Run | None) -> int:
     if about:
         return int(_fits(name, about.more_is_better)) - int(_fits(name, about.less_is_better))
     for sign, words in ((1, HIGHER), (-1, LOWER)):
-        if re.search(rf"(^|[._])({words})$".replace("\n", ""), measure):
+        if re.search(rf"(^|[._])({words})$", measure):
             return sign
     return 0
 
 
 def is_fact(measure: str, runs: Iterable[Run]) -> bool:
     """Whether a number says what a run is, or what was measured, rather than how well it went."""
-    of_runs = [known(measure, run) for run in runs if measure in run.measures] or [known(measure)]
+    records = [known(measure, run) for run in runs if measure in run.measures]
     return any(
         _fits(name, about.facts) if about else bool(FACTS.fullmatch(measure))
-        for about, name in of_runs
+        for about, name in records or [known(measure)]
     )
 
 
 def is_per_token(measure: str, runs: Iterable[Run]) -> bool:
     """Whether a measure compares only where a token is the same."""
-    of_runs = [known(measure, run) for run in runs if _measured(measure, run)] or [known(measure)]
+    records = [known(measure, run) for run in runs if _measured(measure, run)]
     return any(
         not _fits(name, about.across_tokenizers) if about else bool(PER_TOKEN.fullmatch(measure))
-        for about, name in of_runs
+        for about, name in records or [known(measure)]
     )
 
 
@@ -173,30 +176,36 @@ def conditions(measure: str, run: Run) -> dict[str, Any]:
     """
     about, name = known(measure, run)
     first = measure.partition(".")[0]
-    found: dict[str, Any] = {TORCH: run.environment.get("torch")}
+    values: dict[str, Any] = {TORCH: run.environment.get("torch")}
     if first not in OF_NO_TEXT:
-        found |= {CORPUS: run.params.get(CORPUS), TEXT: run.text[:7] or None}
-    if about is None or about.options is None:
-        own = f"measures.{first}."
-        options = {
-            key.removeprefix(own): value for key, value in run.params.items() if key.startswith(own)
-        }
-        options = {
-            key: value for key, value in options.items() if key not in NOT_DECIDING.get(first, ())
-        }
+        values |= {CORPUS: run.params.get(CORPUS), TEXT: run.text[:7] or None}
+    if about and about.options is not None:
+        options = about.options
     else:
-        options = dict(about.options)
-    found |= {f"measures.{first}.{key}": value for key, value in options.items()}
+        options = _options_in_params(first, run)
+    values |= {f"measures.{first}.{key}": value for key, value in options.items()}
     for pattern, deciding in about.decided_by.items() if about else ():
         if fnmatchcase(name, pattern):
-            found |= {
-                key: _value(key, run) if value is None else value for key, value in deciding.items()
-            }
-    return found
+            for key, value in deciding.items():
+                values[key] = _value(key, run) if value is None else value
+    return values
+
+
+def _options_in_params(measure: str, run: Run) -> dict[str, Any]:
+    """A measure's options in a run's params.yaml, without those that do not decide its numbers."""
+    prefix = f"measures.{measure}."
+    options = {
+        key.removeprefix(prefix): value
+        for key, value in run.params.items()
+        if key.startswith(prefix)
+    }
+    for key in NOT_DECIDING.get(measure, ()):
+        options.pop(key, None)
+    return options
 
 
 def _value(key: str, run: Run) -> Any:
-    """What a run has at a key: a param, or one of the things that are read off its results."""
+    """What a run has for a key: a param, or one of the things that its results show."""
     if key == WINDOW:
         return run.measures.get(WINDOW, run.params.get("train.context"))
     if key == STRIDE:
@@ -207,6 +216,7 @@ def _value(key: str, run: Run) -> Any:
 
 
 def _validated_at(run: Run) -> list[float] | None:
+    """Tokens seen at the first and the last validation, and how many validations there were."""
     table = run.curves.get("validation")
     if table is None or "tokens" not in table or table.empty:
         return None
@@ -214,22 +224,23 @@ def _validated_at(run: Run) -> list[float] | None:
 
 
 def unlike(measure: str, runs: Sequence[Run]) -> str:
-    """What decides a measure and is not the same in all of these runs, with its values; empty where
-    all of it is.
+    """The first thing that decides a measure and differs between these runs, with its values.
 
-    What a run does not tell (torch's version or the text in older results, when it validated) is
-    taken to be as in the others.
+    Empty where nothing does. What a run does not record (torch's version or the text in older
+    results, when it validated) is taken to be as in the others.
     """
-    found = [conditions(measure, run) for run in runs]
-    for key in dict.fromkeys(key for one in found for key in one):
-        values = [one.get(key) for one in found]
-        if key in (TORCH, TEXT, CORPUS, VALIDATED_AT):
+    of_runs = [conditions(measure, run) for run in runs]
+    keys: dict[str, None] = {}
+    for of_run in of_runs:
+        keys |= dict.fromkeys(of_run)
+    for key in keys:
+        values = [of_run.get(key) for of_run in of_runs]
+        if key in MAY_BE_UNKNOWN:
             values = [value for value in values if value is not None]
         different = list(dict.fromkeys(_shown(value) for value in values))
         if len(different) > 1:
-            return f"{key} is {' and '.join(different[:3])}" + (
-                " and others" if len(different) > 3 else ""
-            )
+            others = " and others" if len(different) > 3 else ""
+            return f"{key} is {' and '.join(different[:3])}{others}"
     return ""
 
 

@@ -1,5 +1,5 @@
-"""A finished run: its params, what was measured, and any of its files. All that compares runs works
-on these.
+"""A finished run: its params, its measures, and any of its files. Everything that compares runs
+works on these.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import BaseModel, ConfigDict
 
 from lmlab.core import params
 from lmlab.core.errors import UserError
@@ -21,14 +22,10 @@ SEEDS = ("train.seed", "train.data_seed")
 """What may differ between runs of one variant, and what runs of two variants are paired by."""
 CURVES = ("training", "validation", "loss_by_position", "calibration", "character_classes")
 BLOCKS = "validation_blocks"
-"""The table of results/ that tells how much the validation loss owes to its text."""
+"""The table of results/ with the validation loss of each block of text."""
 MEASURES = "results/measures.json"
 METRICS = "results/metrics.json"
-"""The few of them that people compare; in a run made before there was MEASURES, all of them."""
-NO_MEASURES = ("about", "diverged", "environment", "text")
-"""Blocks of MEASURES that hold no measures: what decides those, where a run diverged, what it ran
-with, on which text.
-"""
+"""The few measures that people compare; all of them in a run made before there was MEASURES."""
 WORKSPACE = "workspace"
 
 Reader = Callable[[str], bytes | None]
@@ -36,127 +33,137 @@ Reader = Callable[[str], bytes | None]
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run, as its results say."""
+    """One finished run, as its results describe it."""
 
     name: str
-    """What a person calls it: the experiment's, the branch's or the commit's name, or the study's
-    arm and seed.
+    """What a person calls it: the name of the experiment, branch or commit, or a study's arm and
+    seed.
     """
     params: dict[str, Any]
-    """All of params.yaml as that run had it, by dotted keys; lists stay lists."""
+    """The whole params.yaml of the run, by dotted key; lists stay lists."""
     measures: dict[str, float]
-    """results/measures.json (or a study's point) by dotted keys, such as validation.bits_per_byte;
-    numbers only.
+    """The numbers of results/measures.json (or of a study's point) by dotted key, such as
+    validation.bits_per_byte.
     """
     curves: dict[str, pd.DataFrame] = field(default_factory=dict)
-    """The tables of results/ by their names without .csv: CURVES, and BLOCKS where the run has
-    it.
-    """
+    """The tables of results/ by name without .csv: CURVES, and BLOCKS where the run has it."""
     open: Reader = lambda path: None
-    """Any file of that run by its path in the repository, from Git or DVC's cache; None where it is
-    not to be had.
+    """Any file of the run by its path in the repository, from Git or DVC's cache; None where it
+    cannot be had.
     """
     made_with: dict[str, str] = field(default_factory=dict)
-    """MD5 of the code and data that training and evaluation used, by path; empty where that is not
-    known.
+    """MD5 of the code and data that training and evaluation used, by path; empty where unknown."""
+    diverged: str = ""
+    """At which step the run diverged and why; empty if it did not. A run that diverged counts as
+    the worst there can be.
     """
-    broke: str = ""
-    """Where the run diverged and why, if it did; then it counts as the worst there can be."""
     arm: str = ""
-    """The study and arm it belongs to, if it does."""
+    """The study and arm it belongs to, if any."""
     about: Mapping[str, About] = field(default_factory=dict)
-    """What results/measures.json says of each measure, by its name; empty where older code did not
-    write that.
-    """
+    """What results/measures.json says about each measure, by its name; empty for older results."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Versions of what it ran with, such as torch's; empty where they were not recorded."""
     text: str = ""
-    """SHA-256 of the text that it was scored on; empty where older code did not write that."""
+    """SHA-256 of the text it was scored on; empty for older results."""
     began_from: str = ""
-    """The commit that an experiment began from, or the run's own; empty for a study's."""
+    """The commit that an experiment began from, or the run's own commit; empty for a study's."""
 
     @property
     def seeds(self) -> tuple[Any, ...]:
-        """What it is paired by. A data_seed of -1 is the same as the seed."""
-        seed, order = (_hashable(self.params.get(key)) for key in SEEDS)
-        return seed, seed if order == -1 else order
+        """What it is paired by. A data_seed of -1 means the same as the seed."""
+        seed, data_seed = (_hashable(self.params.get(key)) for key in SEEDS)
+        return seed, seed if data_seed == -1 else data_seed
 
     @property
     def status(self) -> str:
         """How it ended: finished or diverged."""
-        return "diverged" if self.broke else "finished"
+        return "diverged" if self.diverged else "finished"
 
 
-def as_it_lies(root: Path = Path()) -> Run:
-    """The workspace's files as they are, for a stage that DVC runs: then what it reads belongs
-    together.
+def _hashable(value: Any) -> Any:
+    """A seed as it is; a list or a block, which a failed run may have for one, as its repr."""
+    return value if isinstance(value, int | float | str) or value is None else repr(value)
 
-    Times are not among them: what a stage writes does not depend on those.
+
+class ScoredText(BaseModel):
+    """Which text a run was scored on."""
+
+    sha256: str | None = None
+
+
+class Results(BaseModel):
+    """results/measures.json, or results/metrics.json of older code."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    about: dict[str, About] = {}
+    diverged: dict[str, Any] = {}
+    environment: dict[str, str] = {}
+    text: ScoredText = ScoredText()
+
+    @property
+    def measures(self) -> dict[str, float]:
+        """The numbers of all other blocks, by dotted key."""
+        return dict(numbers(self.model_extra or {}))
+
+
+def with_results(run: Run, record: Any) -> Run:
+    """The same run with what results/measures.json (or metrics.json of older code) holds.
+
+    Raises ValueError or LookupError where `record` is not such a file's content.
+    """
+    results = Results.model_validate(record)
+    return replace(
+        run,
+        measures=results.measures,
+        diverged=how_it_diverged(record),
+        about=results.about,
+        environment=results.environment,
+        text=results.text.sha256 or "",
+    )
+
+
+def numbers(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers of nested blocks, by dotted key."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from numbers(value, f"{prefix}{key}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{prefix}{key}", float(value)
+
+
+def workspace_run(root: Path = Path()) -> Run:
+    """The run whose files are in the workspace, unchecked.
+
+    For a stage that DVC runs, which sees to it that the files belong together. Times are left out:
+    what a stage writes does not depend on those.
     """
 
-    def file(path: str) -> bytes | None:
-        there = (root / path).is_file() and not path.startswith("data/timing/")
-        return vouched(root / path, _maker(path)).read_bytes() if there else None
+    def read(path: str) -> bytes | None:
+        if path.startswith("data/timing/") or not (root / path).is_file():
+            return None
+        return vouched(root / path, _stage_that_makes(path)).read_bytes()
 
-    tables = {name: file(f"results/{name}.csv") for name in (*CURVES, BLOCKS)}
-    curves = {
-        name: pd.read_csv(BytesIO(table))
-        for name, table in tables.items()
-        if table and table.strip()
-    }
-    results = MEASURES if file(MEASURES) else METRICS
-    run = Run(WORKSPACE, leaves(params.read(root / "params.yaml")), {}, curves, file)
+    curves = {}
+    for name in (*CURVES, BLOCKS):
+        table = read(f"results/{name}.csv")
+        if table and table.strip():
+            curves[name] = pd.read_csv(BytesIO(table))
+    results = MEASURES if read(MEASURES) else METRICS
+    run = Run(WORKSPACE, leaves(params.read(root / "params.yaml")), {}, curves, read)
     try:
-        return measured(run, read_json(root / results, made_by="evaluate"))
+        return with_results(run, read_json(root / results, made_by="evaluate"))
     except (ValueError, AttributeError, LookupError, OverflowError):
         raise UserError(
             f"{results} is damaged; run `dvc repro --force evaluate` to make it again"
         ) from None
 
 
-def measured(run: Run, results: Mapping[str, Any]) -> Run:
-    """The same run with what results/measures.json, or metrics.json of older code, says of it.
-
-    Raises ValueError where `results` is no block, or its blocks are none.
-    """
-    for name in NO_MEASURES:
-        if not isinstance(results.get(name, {}), dict):
-            raise ValueError(f"{name} should be a block")
-    values = {key: value for key, value in results.items() if key not in NO_MEASURES}
-    return replace(
-        run,
-        measures=dict(numbers(values)),
-        broke=how_it_diverged(results),
-        about={
-            name: About.model_validate(block) for name, block in results.get("about", {}).items()
-        },
-        environment=results.get("environment", {}),
-        text=str(results.get("text", {}).get("sha256") or ""),
-    )
-
-
-def _hashable(value: Any) -> Any:
-    """A seed as it is; a list or block, which a run that failed may have for one, as it is
-    written.
-    """
-    return value if isinstance(value, int | float | str) or value is None else repr(value)
-
-
-def _maker(path: str) -> str:
-    """The stage that writes a file."""
-    folder = Path(path).parent.name
-    return {
+def _stage_that_makes(path: str) -> str:
+    stages = {
         "results": "evaluate",
         "corpus": "download",
         "probes": "probe",
         "tokenizer": "tokenizer",
-    }.get(folder, "train")
-
-
-def numbers(tree: Any, at: str = "") -> Iterator[tuple[str, float]]:
-    """The numbers of nested blocks, by dotted keys."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from numbers(value, f"{at}{key}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield f"{at}{key}", float(value)
+    }
+    return stages.get(Path(path).parent.name, "train")

@@ -1,9 +1,9 @@
 """Which runs are of one variant, what tells variants apart, and what would make comparing them
 unfair.
 
-Runs are of one variant where what they used is the same but for the seeds: the params that
-mattered, the code and the text. Options of parts that no choice names do not matter, nor what only
-steers logs, samples, probes and pictures.
+Runs are of one variant where everything they used but the seeds is the same: the params that
+mattered, the code and the text. Options of parts that were not chosen do not matter, nor does what
+only steers logs, samples, probes and pictures.
 """
 
 import math
@@ -14,6 +14,7 @@ from typing import Any
 
 from lmlab.core import registry
 from lmlab.experiments.compare.run import SEEDS, WORKSPACE, Run
+from lmlab.experiments.wording import few
 
 INERT = (
     "shard",  # the shards come out the same
@@ -36,6 +37,13 @@ INERT = (
 """Params, or whole sections, that do not change how a model learns or what is measured of it."""
 
 SHARDS = "data/shards"
+TEXT = ("download.", "corpora.")
+"""How the params begin that decide the text."""
+TOKENIZER = ("tokenizer.", "tokenizers.")
+MOST_FILES = 3
+"""Changed files of code that are listed."""
+LARGER = 1.01
+"""The ratio from which amounts count as unequal."""
 
 
 @dataclass(frozen=True)
@@ -47,36 +55,35 @@ class Variant:
     runs: list[Run]
     """A run for each seed."""
     params: dict[str, Any]
-    """What mattered of its params, without the seeds."""
+    """Those of its params that mattered, without the seeds."""
     others: list[Run] = field(default_factory=list)
     """Runs with the seeds of one of `runs`, and other results."""
 
 
 def mattering(run: Run) -> dict[str, Any]:
-    """A run's params that had a part in its results, by dotted keys, seeds included.
+    """A run's params that had a part in its results, by dotted key, seeds included.
 
-    Sections matter, and of the blocks of parts those that a value which matters names.
+    Sections matter, and of the blocks of parts those whose name is a value that matters.
     """
     blocks = _blocks(run.params)
     of_parts = {kind.partition(".")[0] for kind in _kinds()}
-    found = {
+    mattered = {
         key: value
         for key, value in run.params.items()
         if key.partition(".")[0] not in of_parts and not _inert(key)
     }
-    waiting = list(found.values())
-    while waiting:
-        value = waiting.pop()
-        named = blocks.pop(value, {}) if isinstance(value, str) else {}
-        found |= named
-        waiting += named.values()
-    return {
-        key: value for key, value in found.items() if value != {}
-    }  # a part without options: its name is enough
+    pending = list(mattered.values())
+    while pending:
+        value = pending.pop()
+        options = blocks.pop(value, {}) if isinstance(value, str) else {}
+        mattered |= options
+        pending += options.values()
+    # of a part without options the name is enough
+    return {key: value for key, value in mattered.items() if value != {}}
 
 
 def chosen_parts(run: Run, mattered: dict[str, Any]) -> dict[str, str]:
-    """Of a run's params that mattered those that name a part, with its name."""
+    """Of a run's params that mattered, those that name a part, with its name."""
     names = _part_names() | _blocks(run.params).keys()
     return {
         key: value for key, value in mattered.items() if isinstance(value, str) and value in names
@@ -94,8 +101,9 @@ def _part_names() -> frozenset[str]:
 
 
 def _blocks(params: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The options of parts by the parts' names; of those that share a name, such as `identity`,
-    together.
+    """The options of parts by the parts' names.
+
+    Those of parts that share a name, such as `identity`, are together.
     """
     blocks: dict[str, dict[str, Any]] = {}
     for key, value in params.items():
@@ -107,145 +115,155 @@ def _blocks(params: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _inert(key: str) -> bool:
-    return any(key == one or key.startswith(f"{one}.") for one in INERT)
+    return any(key == inert or key.startswith(f"{inert}.") for inert in INERT)
 
 
 def group(runs: Iterable[Run]) -> tuple[list[Variant], list[str]]:
-    """The variants there are, in the order of their first runs, and a line for each that has a seed
-    more than once.
+    """The variants in the order of their first runs, and a line for each run whose seeds came
+    before.
 
     Of runs with the same seeds the first is kept. A variant's name holds the params that not all
     variants share.
     """
-    apart: dict[str, list[Run]] = {}
+    alike: dict[str, list[Run]] = {}
     params: dict[str, dict[str, Any]] = {}
     for run in runs:
         mattered = {key: value for key, value in mattering(run).items() if key not in SEEDS}
         identity = repr((sorted(mattered.items()), sorted(run.made_with.items()), run.arm))
-        apart.setdefault(identity, []).append(run)
+        alike.setdefault(identity, []).append(run)
         params[identity] = mattered
-    names = _names([params[identity] for identity in apart], [same[0] for same in apart.values()])
+    first_runs = [of_one[0] for of_one in alike.values()]
+    names = _names([params[identity] for identity in alike], first_runs)
     variants, notes = [], []
-    for (identity, same), name in zip(apart.items(), names):
-        kept: dict[tuple[Any, ...], Run] = {}
+    for name, (identity, of_one) in zip(names, alike.items()):
+        first_of_seeds: dict[tuple[Any, ...], Run] = {}
         others: list[Run] = []
-        for run in same:
-            kept.setdefault(run.seeds, run)
-        for run in same:
-            first = kept[run.seeds]
-            if run is not first and run.measures != first.measures:
+        for run in of_one:
+            first = first_of_seeds.setdefault(run.seeds, run)
+            if run is first:
+                continue
+            if run.measures != first.measures:
                 others.append(run)
                 notes.append(
                     f"{run.name} has the params, seeds and code of {first.name}, yet other"
-                    f" results: {first.name} counts, and"
-                    " a verdict that would not stand with the other is unsettled"
+                    f" results: {first.name} counts, and a verdict that would not stand with the"
+                    " other is unsettled"
                 )
-            elif (
-                run is not first and run.name != WORKSPACE
-            ):  # which usually holds what was committed or applied
+            elif run.name != WORKSPACE:  # which usually holds what was committed or applied
                 notes.append(
                     f"{run.name} has the params and seeds of {first.name}, and counts once"
                 )
-        variants.append(Variant(name, list(kept.values()), params[identity], others))
+        variants.append(Variant(name, list(first_of_seeds.values()), params[identity], others))
     return variants, notes
 
 
 def differing(variants: Sequence[dict[str, Any]]) -> list[str]:
-    """The keys that do not have one value in all variants; options of a part that only one of them
-    uses are left out.
+    """The keys that do not have one value in all variants.
+
+    Options of a part that only one of them uses are left out.
     """
-    keys = dict.fromkeys(key for params in variants for key in params)
-    return [
-        key for key in keys if len({repr(params[key]) for params in variants if key in params}) > 1
-    ]
+    values: dict[str, set[str]] = {}
+    for params in variants:
+        for key, value in params.items():
+            values.setdefault(key, set()).add(repr(value))
+    return [key for key, different in values.items() if len(different) > 1]
 
 
-def _names(params: list[dict[str, Any]], first: list[Run]) -> list[str]:
+def _names(params: list[dict[str, Any]], first_runs: list[Run]) -> list[str]:
     keys = differing(params)
     ends = [key.rpartition(".")[2] for key in keys]
     short = {key: end if ends.count(end) == 1 else key for key, end in zip(keys, ends)}
-    names = [
-        run.arm
-        or " ".join(f"{short[key]}={there[key]}" for key in keys if key in there)
-        or run.name
-        for there, run in zip(params, first)
-    ]
+    names = []
+    for of_variant, run in zip(params, first_runs):
+        values = " ".join(f"{short[key]}={of_variant[key]}" for key in keys if key in of_variant)
+        names.append(run.arm or values or run.name)
     return [
-        f"{name} ({run.name})" if names.count(name) > 1 else name for name, run in zip(names, first)
+        f"{name} ({run.name})" if names.count(name) > 1 else name
+        for name, run in zip(names, first_runs)
     ]
+
+
+def paired_runs(baseline: Variant, variant: Variant) -> Iterator[tuple[Run, Run]]:
+    """The runs of both with the same seeds; a variant has one run for each seed."""
+    ours = {run.seeds: run for run in baseline.runs}
+    for run in variant.runs:
+        if run.seeds in ours:
+            yield ours[run.seeds], run
 
 
 def unfair(baseline: Variant, variant: Variant) -> Iterator[str]:
-    """What the two do not have in common besides what is compared, a line each; a run that diverged
-    got less of all.
+    """What the two do not have in common besides what is compared, a line each.
+
+    Runs that diverged do not count: they got less of everything.
     """
-    ours, theirs = ([run for run in one.runs if not run.broke] for one in (baseline, variant))
-    for key, what in (
+    ours = [run for run in baseline.runs if not run.diverged]
+    theirs = [run for run in variant.runs if not run.diverged]
+    for key, name in (
         ("tokens_seen", "tokens seen in training"),
         ("parameters", "parameters"),
         ("flops", "FLOPs spent on training"),
         ("training_bits", "bits of the numbers multiplied in training"),
+        ("validation.bytes", "bytes of validation text"),
+        ("test.bytes", "bytes of test text"),
     ):
-        yield from _unequal(what, ours, theirs, key)
-    for split in ("validation", "test"):
-        yield from _unequal(f"bytes of {split} text", ours, theirs, f"{split}.bytes")
+        yield from _unequal(name, _values(ours, key), _values(theirs, key))
     yield from _text_seen(ours, theirs)
-    apart = differing([baseline.params, variant.params])
-    text = [key for key in apart if key.startswith(("download.", "corpora."))]
-    shards = [
-        {run.made_with[SHARDS] for run in runs if SHARDS in run.made_with}
-        for runs in (ours, theirs)
-    ]
-    if text:
-        yield (
-            f"another text, or another split of it ({', '.join(text)}): measures of the two are"
-            " about different texts"
-        )
-    elif (
-        all(shards)
-        and shards[0] != shards[1]
-        and not any(key.startswith(("tokenizer.", "tokenizers.")) for key in apart)
-    ):
-        yield (
-            "the tokens learned from differ, though the params that made them do not: the files"
-            " in texts/ or code changed"
-        )
+    yield from _other_text(differing([baseline.params, variant.params]), ours, theirs)
     yield from _windows(baseline, variant)
     yield from _code(baseline.runs, variant.runs)
 
 
 def _values(runs: Sequence[Run], key: str) -> set[float]:
-    """What the runs have of a measure, of finite numbers."""
-    return {value for run in runs if math.isfinite(value := run.measures.get(key, math.nan))}
+    """The finite numbers that the runs have of a measure."""
+    values = [run.measures.get(key, math.nan) for run in runs]
+    return {value for value in values if math.isfinite(value)}
 
 
-def _unequal(what: str, ours: Sequence[Run], theirs: Sequence[Run], key: str) -> Iterator[str]:
-    one, other = _values(ours, key), _values(theirs, key)
-    if one and other and one != other and max(other | one) > 1.01 * min(one | other):
-        yield f"{what}: {_range(other)} against the baseline's {_range(one)}"
+def _unequal(name: str, ours: set[float], theirs: set[float], about: str = "") -> Iterator[str]:
+    if ours and theirs and ours != theirs and max(ours | theirs) > LARGER * min(ours | theirs):
+        yield f"{name}: {about}{_range(theirs)} against the baseline's {_range(ours)}"
 
 
 def _text_seen(ours: Sequence[Run], theirs: Sequence[Run]) -> Iterator[str]:
-    """Bytes of training text, told only where as many tokens are another amount of text."""
+    """Bytes of training text, only where as many tokens are another amount of text."""
     if _values(ours, "tokens_seen") == _values(theirs, "tokens_seen"):
-        one, other = (
-            {seen for run in runs if (seen := _bytes_seen(run))} for runs in (ours, theirs)
+        yield from _unequal(
+            "bytes of text seen in training", _bytes_seen(ours), _bytes_seen(theirs), "about "
         )
-        if one and other and max(one | other) > 1.01 * min(one | other):
-            yield (
-                f"bytes of text seen in training: about {_range(other)} against the baseline's"
-                f" {_range(one)}"
-            )
 
 
-def _bytes_seen(run: Run) -> float | None:
-    """As many as the tokens come to by those of the validation text."""
-    measures = run.measures
-    of_token = measures.get("bytes_per_token")
-    if of_token is None and measures.get("validation.tokens"):
-        of_token = measures.get("validation.bytes", math.nan) / measures["validation.tokens"]
-    seen = measures.get("tokens_seen", math.nan) * (math.nan if of_token is None else of_token)
-    return None if math.isnan(seen) else seen
+def _bytes_seen(runs: Sequence[Run]) -> set[float]:
+    """Tokens seen, each taken to be as long as those of the validation text."""
+    seen = set()
+    for run in runs:
+        bytes_per_token = run.measures.get("bytes_per_token")
+        tokens = run.measures.get("validation.tokens")
+        if bytes_per_token is None and tokens:
+            bytes_per_token = run.measures.get("validation.bytes", math.nan) / tokens
+        if bytes_per_token is not None:
+            seen.add(run.measures.get("tokens_seen", math.nan) * bytes_per_token)
+    return {amount for amount in seen if amount and not math.isnan(amount)}
+
+
+def _other_text(keys: list[str], ours: Sequence[Run], theirs: Sequence[Run]) -> Iterator[str]:
+    """Where another text was learned from; `keys` are of the params that differ."""
+    of_text = [key for key in keys if key.startswith(TEXT)]
+    if of_text:
+        yield (
+            f"another text, or another split of it ({', '.join(of_text)}): measures of the two are"
+            " about different texts"
+        )
+        return
+    our_shards, their_shards = (
+        {run.made_with[SHARDS] for run in runs if SHARDS in run.made_with}
+        for runs in (ours, theirs)
+    )
+    other_tokenizer = any(key.startswith(TOKENIZER) for key in keys)
+    if our_shards and their_shards and our_shards != their_shards and not other_tokenizer:
+        yield (
+            "the tokens learned from differ, though the params that made them do not: the files"
+            " in texts/ or code changed"
+        )
 
 
 def _range(values: set[float]) -> str:
@@ -254,38 +272,43 @@ def _range(values: set[float]) -> str:
 
 
 def _windows(baseline: Variant, variant: Variant) -> Iterator[str]:
-    for key, what in (
+    for key, name in (
         ("window", "tokens in an evaluation window"),
         ("stride", "tokens between evaluation windows"),
     ):
-        one, other = _values(baseline.runs, key), _values(variant.runs, key)
-        if one and other and one != other:
+        ours, theirs = _values(baseline.runs, key), _values(variant.runs, key)
+        if ours and theirs and ours != theirs:
             yield (
-                f"{what}: {_range(other)} against {_range(one)}; that alone changes what is"
+                f"{name}: {_range(theirs)} against {_range(ours)}; that alone changes what is"
                 " measured"
             )
 
 
 def _code(ours: Sequence[Run], theirs: Sequence[Run]) -> Iterator[str]:
-    """Files that both used, in different states. Those that only one used belong to a part that it
-    chose.
+    """Files that both used, in different states.
+
+    Those that only one used belong to a part that it chose.
     """
-    files = [
-        {path: run.made_with[path] for run in runs for path in run.made_with if path != SHARDS}
-        for runs in (ours, theirs)
-    ]
-    changed = sorted(
-        path for path in files[0].keys() & files[1].keys() if files[0][path] != files[1][path]
-    )
+    our_files, their_files = _files(ours), _files(theirs)
+    in_both = our_files.keys() & their_files.keys()
+    changed = sorted(path for path in in_both if our_files[path] != their_files[path])
     if changed:
-        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-        yield f"another version of the code: {', '.join(changed[:3])}{more}"
+        yield f"another version of the code: {few(changed, MOST_FILES)}"
 
 
-def same_tokenizer(one: Variant, other: Variant) -> bool:
-    """Whether a token is the same in both, so that costs for each token compare."""
-    apart = differing([one.params, other.params])
-    vocabulary_size = [_values(variant.runs, "vocabulary_size") for variant in (one, other)]
-    return vocabulary_size[0] == vocabulary_size[1] and not any(
-        key.startswith(("tokenizer.", "tokenizers.", "download.", "corpora.")) for key in apart
-    )
+def _files(runs: Sequence[Run]) -> dict[str, str]:
+    """MD5 of the files of code, by path."""
+    files: dict[str, str] = {}
+    for run in runs:
+        files |= run.made_with
+    files.pop(SHARDS, None)
+    return files
+
+
+def same_tokenizer(first: Variant, second: Variant) -> bool:
+    """Whether a token is the same in both, so that losses per token compare."""
+    vocabulary_sizes = [_values(variant.runs, "vocabulary_size") for variant in (first, second)]
+    if vocabulary_sizes[0] != vocabulary_sizes[1]:
+        return False
+    keys = differing([first.params, second.params])
+    return not any(key.startswith((*TEXT, *TOKENIZER)) for key in keys)

@@ -123,7 +123,7 @@ def write(
     these runs are shown.
     """
     whole = (
-        replace(one, runs=[run for run in one.runs if run.measures or run.broke])
+        replace(one, runs=[run for run in one.runs if run.measures or run.diverged])
         for one in grouping.group(runs)[0]
     )
     shown = Shown([variant for variant in whole if variant.runs])
@@ -223,7 +223,7 @@ def _runs(page: Page, runs: Sequence[Run]) -> None:
         "tokens_seen": "tokens learned from",
     }
     rows = [
-        [run.name, run.broke.partition(":")[0], *(fixed(run.measures.get(key)) for key in keys)]
+        [run.name, run.diverged.partition(":")[0], *(fixed(run.measures.get(key)) for key in keys)]
         for run in runs
     ]
     head = ["", "", *keys.values()]
@@ -264,9 +264,9 @@ def _sentence(runs: Sequence[Run], shown: Shown) -> str:
             f" {len(texts)} texts, {named}."
         )
         said += " What was scored on different texts does not compare."
-    broke = [run for run in runs if run.broke]
+    broke = [run for run in runs if run.diverged]
     if len(broke) == len(runs) == 1:
-        said += f" It {broke[0].broke}."
+        said += f" It {broke[0].diverged}."
     elif broke:
         said += f" {len(broke)} of the {len(runs)} runs diverged."
     return said + "".join(_came_out(text, numbers, shown) for text, numbers in shown.texts.items())

@@ -15,6 +15,7 @@ from lmlab.core import params
 from lmlab.core.errors import UserError
 from lmlab.core.params import Tree
 from lmlab.experiments import commands
+from lmlab.experiments.compare import experiments, lock
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,12 @@ def requeue(names: list[str], tree: Tree) -> Iterator[str]:
 
 def _requeued(task: Task, tree: Tree) -> str:
     if task.lives:
-        return f"{task.name}: running, left alone"
+        return f"{task.name}: runs, left alone"
     if task.state == "running":
-        # there is nothing left to kill: this marks it as failed
-        commands.dvc("queue", "kill", task.revision)
-    if commands.experiment(task.name):
+        commands.dvc(
+            "queue", "kill", task.revision
+        )  # there is nothing to kill: it writes Failed into the books
+    if experiments.find(task.name):
         commands.dvc("queue", "remove", task.revision)
         return f"{task.name}: had finished, taken off the queue"
     words = [word for override in overrides(task.revision, tree) for word in ("-S", override)]
@@ -104,7 +106,7 @@ def overrides(revision: str, tree: Tree) -> list[str]:
     """What makes params.yaml as it is now that of a commit, as DVC's -S takes it. Raises UserError
     where keys differ.
     """
-    then, now = commands.leaves(commands.params_of(revision)), commands.leaves(tree)
+    then, now = commands.leaves(lock.params_at(revision)), commands.leaves(tree)
     if strange := sorted(set(then) ^ set(now)):
         raise UserError(
             f"params.yaml has other keys than when {revision[:7]} was queued, such as"

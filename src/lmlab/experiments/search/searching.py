@@ -32,7 +32,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from lmlab.core import params
 from lmlab.core.errors import UserError
 from lmlab.core.params import Tree, changed
-from lmlab.experiments import commands, preflight
+from lmlab.experiments import commands, git, preflight
+from lmlab.experiments.compare import experiments, lock
 from lmlab.experiments.compare.run import MEASURES
 from lmlab.experiments.search import ranges
 from lmlab.training.status import how_it_diverged
@@ -337,12 +338,12 @@ class Experiments:
 
     def _kept(self, name: str, values: Values) -> Outcome | None:
         """The outcome of an experiment in Git; None if there is none of that name."""
-        ref = commands.experiment(name)
-        if ref is None:
+        commit = experiments.find(name)
+        if commit is None:
             return None
-        if commands.params_of(ref) != changed(self.tree, values):
+        if lock.params_at(commit) != changed(self.tree, values):
             raise UserError(f"there is an experiment {name} with other params; give another --name")
-        return measured(json.loads(commands.git("show", f"{ref}:{MEASURES}")), self.search.measure)
+        return measured(json.loads(git.output("show", f"{commit}:{MEASURES}")), self.search.measure)
 
 
 def _reason(log: Path) -> str:
@@ -376,10 +377,8 @@ def _base(tree: Tree, keys: list[str]) -> dict[str, str]:
     that may be uncommitted.
     """
     try:
-        code = [
-            commands.git("rev-parse", f"HEAD:{path}") for path in ("src", "pipeline", "dvc.yaml")
-        ]
-        code.append(commands.git("diff", "HEAD", "--", "src", "pipeline", "dvc.yaml"))
+        code = [git.output("rev-parse", f"HEAD:{path}") for path in ("src", "pipeline", "dvc.yaml")]
+        code.append(git.output("diff", "HEAD", "--", "src", "pipeline", "dvc.yaml"))
     except UserError:
         raise UserError(
             "a search needs the project's Git history with a first commit; run `git status` to see"

@@ -204,7 +204,7 @@ def _as_runs(rows_of_arm: pd.DataFrame) -> list[Run]:
         params = {"train.seed": row["seed"], "train.data_seed": row["seed"]}
         diverged = str(row["diverged"]) if isinstance(row.get("diverged"), str) else ""
         measures = {} if diverged else {MEASURE: row[BITS]}
-        runs.append(Run(f"{row['arm']}, seed {row['seed']}", params, measures, broke=diverged))
+        runs.append(Run(f"{row['arm']}, seed {row['seed']}", params, measures, diverged=diverged))
     return runs
 
 
