@@ -23,7 +23,8 @@ def train(
     params, parts = read_params("train", TrainParams)
     fitted = tokenizers.load(tokenizer / "tokenizer.json")
     opened = open_shards(shards, tokenizer / "tokenizer.json")
-    return training.train(params, parts, opened, fitted, model, log, snapshots)
+    folders = training.RunFolders(model, log, snapshots)
+    return training.train(params, parts, opened, fitted, folders).model_dump()
 
 
 if __name__ == "__main__":

@@ -38,12 +38,7 @@ CURVES = {
 }
 CURVES |= {"validation_blocks.csv"}
 FILES = {"metrics.json", "measures.json", "samples.md", *CURVES}
-SAVED = {
-    "parameters": 1234,
-    "tokens": 99,
-    "precision": "bfloat16",
-    "size": {"forward_flops_per_token": 10},
-}
+SAVED = {"parameters": 1234, "tokens": 99, "precision": "bfloat16"}
 BASE = {
     "stride": 5,
     "ngram_order": 3,
@@ -102,7 +97,7 @@ def evaluate(
         values,
         measures.chosen(tree, values.measures),
         model,
-        {**SAVED, **(saved or {})},
+        small.record(**{**SAVED, **(saved or {})}),
         *corpus,
         texts,
         log,
@@ -460,7 +455,9 @@ def test_a_log_that_cannot_be_read_is_one_line(
     write_json(texts / "manifest.json", {})
     write_sums(texts)
     with pytest.raises(UserError, match=said) as refused:
-        results.evaluate(values, {}, model, SAVED, *corpus, texts, path, tmp_path / "results")
+        results.evaluate(
+            values, {}, model, small.record(**SAVED), *corpus, texts, path, tmp_path / "results"
+        )
     assert str(path) in str(refused.value)
 
 

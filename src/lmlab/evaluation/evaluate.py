@@ -25,6 +25,7 @@ from lmlab.evaluation import blocks, character_classes, references
 from lmlab.evaluation.measures.base import Trained, about, take
 from lmlab.model import generation
 from lmlab.model.models.base import LanguageModel
+from lmlab.model.record import ModelRecord
 from lmlab.model.scoring import Score, bits_per_byte, remark_on_zero, score
 from lmlab.training.cost import training_flops
 from lmlab.training.status import DIVERGED, FINISHED, how_it_diverged
@@ -95,7 +96,7 @@ def evaluate(
     params: EvaluateParams,
     measures: dict[str, Choice],
     model: LanguageModel,
-    saved: dict[str, Any],
+    saved: ModelRecord,
     shards: Shards,
     tokenizer: Tokenizer,
     corpus: Path,
@@ -124,7 +125,7 @@ def evaluate(
         tables, page = _tables(trained), _samples(params, model, tokenizer)
     write_json(folder / "metrics.json", headlines(found))
     write_json(folder / "measures.json", found)
-    tables |= _curves(rows, saved["size"]["forward_flops_per_token"])
+    tables |= _curves(rows, saved.forward_flops_per_token)
     for name, columns in TABLES.items():
         table = tables.get(name, pd.DataFrame(columns=list(columns)))
         lacking = [
@@ -140,36 +141,37 @@ def evaluate(
 
 
 def _scored(
-    params: ScoreParams, model: LanguageModel, saved: dict[str, Any], shards: Shards
+    params: ScoreParams, model: LanguageModel, saved: ModelRecord, shards: Shards
 ) -> tuple[Score | None, dict[str, Any]]:
     """The score of the validation split and {}; or None, and the step and the reason, of a run that
     diverged.
     """
     if how_it_diverged(saved):
-        return None, saved["diverged"]
+        assert saved.diverged is not None
+        return None, saved.diverged.model_dump()
     try:
         scored = score_split(params, model, shards, SCORED)
     except FloatingPointError as error:
-        return None, {"step": saved["steps"], "reason": str(error)}
+        return None, {"step": saved.steps, "reason": str(error)}
     if not math.isfinite(scored.nats):
-        return None, {"step": saved["steps"], "reason": f"the loss on {SCORED} is {scored.nats}"}
+        return None, {"step": saved.steps, "reason": f"the loss on {SCORED} is {scored.nats}"}
     if said := remark(shards, SCORED, bits_per_byte(scored.nats, shards.count(SCORED, "bytes"))):
         print(f"evaluate: {SCORED}: {said}", flush=True)
     return scored, {}
 
 
 def _facts(
-    params: ScoreParams, model: LanguageModel, saved: dict[str, Any], diverged: dict[str, Any]
+    params: ScoreParams, model: LanguageModel, saved: ModelRecord, diverged: dict[str, Any]
 ) -> dict[str, Any]:
     """What is known of a run before anything is measured, first of all how it ended."""
     return {
         **({"status": DIVERGED, "diverged": diverged} if diverged else {"status": FINISHED}),
         "window": model.context,
         "stride": params.stride,
-        "parameters": saved["parameters"],
-        "tokens_seen": saved["tokens"],
-        "training_bits": BITS[saved["precision"]],
-        "weights_sha256": saved.get("weights_sha256", ""),
+        "parameters": saved.parameters,
+        "tokens_seen": saved.tokens,
+        "training_bits": BITS[saved.precision],
+        "weights_sha256": saved.weights_sha256,
         "environment": {"torch": torch.__version__},
     }
 
@@ -237,13 +239,13 @@ def score_split(
     return score(model, stream, shards.bos, model.context, params.stride, f"{who}: {split}")
 
 
-def check_model_fits(saved: dict[str, Any], shards: Shards) -> None:
+def check_model_fits(saved: ModelRecord, shards: Shards) -> None:
     """Raise UserError when a model was trained with another tokenizer than the shards were made
     with.
     """
     if (
-        saved.get("tokenizer_sha256") != shards.manifest["tokenizer_sha256"]
-        or saved["vocabulary_size"] != shards.vocabulary_size
+        saved.tokenizer_sha256 != shards.manifest["tokenizer_sha256"]
+        or saved.vocabulary_size != shards.vocabulary_size
     ):
         raise UserError(
             "data/model was trained with another tokenizer than data/shards was made with; run"

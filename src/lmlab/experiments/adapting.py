@@ -20,7 +20,6 @@ import numpy as np
 
 from lmlab.core import registry
 from lmlab.core.errors import UserError
-from lmlab.core.files import read_json
 from lmlab.core.params import Tree, section
 from lmlab.core.registry import Choice
 from lmlab.data import collect as collecting
@@ -34,6 +33,7 @@ from lmlab.evaluation.measures.learning_curve import reached
 from lmlab.model.device import use_device
 from lmlab.model.models import base as models
 from lmlab.model.models.base import LanguageModel
+from lmlab.model.record import read_record
 from lmlab.model.scoring import bits_per_byte, score
 from lmlab.training import loop as training
 from lmlab.training.status import ADVICE, how_it_diverged
@@ -98,7 +98,7 @@ def adapt(
             " train`"
         )
     chosen = registry.choices(tree, "train", train)
-    if chosen["model"].record() != saved["model"] or train.context != saved["context"]:
+    if chosen["model"].record() != saved.model or train.context != saved.context:
         raise UserError(
             "params.yaml: train.model, its options or train.context are not those of"
             f" {data / 'model'}; run"
@@ -115,7 +115,7 @@ def adapt(
     chosen["schedule"] = registry.choose(tree, "schedules", SCHEDULE)
     file = data / "tokenizer" / sharding.TOKENIZER_FILE
     shards = open_shards(data / "shards", file)
-    if saved["tokenizer_sha256"] != shards.manifest["tokenizer_sha256"]:
+    if saved.tokenizer_sha256 != shards.manifest["tokenizer_sha256"]:
         raise UserError(
             f"{data / 'model'} was trained with another tokenizer than {file}; run `dvc repro`"
         )
@@ -179,13 +179,14 @@ def _curve(
     not.
     """
     tokenizer = tokenizers.load(data / "tokenizer" / sharding.TOKENIZER_FILE)
-    training.train(params, chosen, shards, tokenizer, folder / "model", folder / "log", start=start)
+    folders = training.RunFolders(folder / "model", folder / "log")
+    training.train(params, chosen, shards, tokenizer, folders, start)
     rows = [
         json.loads(line)
         for line in (folder / "log" / "log.jsonl").read_text(encoding="utf-8").splitlines()
     ]
     key = "validation_bits_per_byte"
-    ended = how_it_diverged(read_json(folder / "model" / "model.json", made_by="train"))
+    ended = how_it_diverged(read_record(folder / "model"))
     return [[row["tokens"], row[key]] for row in rows if key in row], ended
 
 

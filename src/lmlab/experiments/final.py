@@ -33,6 +33,7 @@ from lmlab.experiments.wording import quantity
 from lmlab.model.device import use_device
 from lmlab.model.models import base as models
 from lmlab.model.models.base import LanguageModel
+from lmlab.model.record import ModelRecord
 from lmlab.model.scoring import bits_per_byte
 
 TEST = "test"
@@ -113,12 +114,12 @@ def _read(run: Run, commit: str, before: list[Opening], folder: Path) -> Opened:
     bits = bits_per_byte(scored.nats, size)
     of_references = results.references_of(options, shards, TEST, results.fitted_to(options, shards))
     test = text_sha256(shards, tokenizer, TEST)
-    opened, different = counted(before, saved["weights_sha256"], test)
+    opened, different = counted(before, saved.weights_sha256, test)
     opening = Opening(
         date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         run=run.name,
         commit=commit[:10],
-        weights_sha256=saved["weights_sha256"],
+        weights_sha256=saved.weights_sha256,
         corpus=str(run.params.get("download.corpus", "")),
         test_sha256=test,
         bits_per_byte=bits,
@@ -187,13 +188,13 @@ def _json(run: Run, path: str) -> dict[str, Any]:
 
 
 def _check_is_the_run(
-    run: Run, options: ScoreParams, model: LanguageModel, saved: dict[str, Any], shards: Shards
+    run: Run, options: ScoreParams, model: LanguageModel, saved: ModelRecord, shards: Shards
 ) -> None:
     """Raise UserError where these are not the weights, or this is not the code, that the run's
     results tell of.
     """
-    told = _json(run, MEASURES).get("weights_sha256", saved["weights_sha256"])
-    if told != saved["weights_sha256"]:
+    told = _json(run, MEASURES).get("weights_sha256", saved.weights_sha256)
+    if told != saved.weights_sha256:
         raise UserError(
             f"{MODEL} is not the model that {MEASURES} tells of; run `dvc checkout` or `dvc repro`"
         )

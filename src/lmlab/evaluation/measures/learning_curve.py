@@ -46,11 +46,11 @@ class LearningCurve(Measure):
 
     def measure(self, trained: Trained) -> Numbers:
         rows = [row for row in trained.log if "validation_bits_per_byte" in row]
-        if not rows or "size" not in trained.saved:
-            raise DoesNotApply("the training log has no validation, or model.json no size")
+        if not rows:
+            raise DoesNotApply("the training log has no validation")
         tokens = [float(row["tokens"]) for row in rows]
         bits = [float(row["validation_bits_per_byte"]) for row in rows]
-        forward = trained.saved["size"]["forward_flops_per_token"]
+        forward = trained.saved.forward_flops_per_token
         crossings = {
             str(target): reached(tokens, bits, target)
             for target in self.targets

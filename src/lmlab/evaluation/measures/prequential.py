@@ -54,12 +54,10 @@ class Prequential(Measure):
             for row in trained.log
             if "train_nats" in row
         ]
-        if not rows or not {"size", "data_seed", "pool_tokens"} <= saved.keys():
-            raise DoesNotApply(
-                "the training log has no losses, or model.json does not say how the text was read"
-            )
-        order = Batches(shards, 1, context, saved["data_seed"], saved["pool_tokens"])
-        batch = saved["size"]["batch"]
+        if not rows:
+            raise DoesNotApply("the training log has no losses")
+        order = Batches(shards, 1, context, saved.data_seed, saved.pool_tokens)
+        batch = saved.size.batch
         seen, nats = first_pass(rows, order.first_pass / batch)
         coded, whole = round(seen * batch), order.first_pass
         bytes_of = context * shards.count("train", "bytes") / order.tokens

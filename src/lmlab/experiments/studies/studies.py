@@ -43,6 +43,7 @@ from lmlab.data.tokenizers.base import Tokenizer, TokenizerParams
 from lmlab.evaluation import probe as probing
 from lmlab.evaluation.probe import ProbeParams
 from lmlab.experiments import preflight
+from lmlab.model.record import read_record
 from lmlab.training import loop as training
 from lmlab.training import step as stepping
 from lmlab.training.cost import forward_flops, training_flops
@@ -310,16 +311,9 @@ def run_point(tree: Tree, flops: float, corpus: Path) -> dict[str, Any]:
         choices = registry.choices(tree, "train", train)
         if flops:
             train = _within(train, choices, shards.vocabulary_size, flops)
-        timing = training.train(
-            train,
-            choices,
-            shards,
-            tokenizer,
-            folder / "model",
-            folder / "log",
-            folder / "snapshots",
-        )
-        saved = read_json(folder / "model" / "model.json", made_by="train")
+        folders = training.RunFolders(folder / "model", folder / "log", folder / "snapshots")
+        timing = training.train(train, choices, shards, tokenizer, folders)
+        saved = read_record(folder / "model")
         rows = [
             json.loads(line)
             for line in (folder / "log" / "log.jsonl").read_text(encoding="utf-8").splitlines()
@@ -340,20 +334,19 @@ def run_point(tree: Tree, flops: float, corpus: Path) -> dict[str, Any]:
         ]  # at the end of training, in the same windows
         bits, nats = last["validation_bits_per_byte"], last["validation_nats"]
         looked = _looked(tree, train, shards, tokenizer, folder) if train.snapshots else {}
-        spent = training_flops(saved["size"]["forward_flops_per_token"], saved["tokens"])
+        spent = training_flops(saved.forward_flops_per_token, saved.tokens)
         return {
             "validation": {"bits_per_byte": bits, "nats_per_token": nats},
             "vocabulary_size": shards.vocabulary_size,
             "bytes_per_token": shards.count("validation", "bytes")
             / shards.count("validation", "tokens"),
-            "parameters": saved["parameters"],
-            "steps": saved["steps"],
-            "tokens": saved["tokens"],
+            "parameters": saved.parameters,
+            "steps": saved.steps,
+            "tokens": saved.tokens,
             "flops": spent,
-            **{
-                key: timing[key]
-                for key in ("training_seconds", "validation_seconds", "tokens_per_second")
-            },
+            "training_seconds": timing.training_seconds,
+            "validation_seconds": timing.validation_seconds,
+            "tokens_per_second": timing.tokens_per_second,
             **looked,
             **curves,
             **made_with,
@@ -403,8 +396,9 @@ def _within(
     train: TrainParams, choices: dict[str, registry.Choice], vocabulary_size: int, flops: float
 ) -> TrainParams:
     """The same with as many steps as the FLOPs pay for."""
-    sized, run = stepping.begin(train, choices, vocabulary_size, torch.device("cpu"))
-    a_step = training_flops(forward_flops(run.model), sized.batch * sized.context)
+    run = stepping.begin(train, choices, vocabulary_size, torch.device("cpu"))
+    tokens = run.params.batch * run.params.context
+    a_step = training_flops(forward_flops(run.model), tokens)
     return train.model_copy(update={"steps": max(1, round(flops / a_step))})
 
 
