@@ -467,7 +467,7 @@ def test_a_model_of_another_tokenizer_is_refused(corpus: Corpus) -> None:
         "tokenizer_sha256": shards.manifest["tokenizer_sha256"],
         "vocabulary_size": shards.vocabulary_size,
     }
-    results.check_model_fits(fits, shards)
-    for other in ({"tokenizer_sha256": "0"}, {"vocabulary_size": 3}):
+    results.check_model_fits(small.record(**fits), shards)
+    for change in ({"tokenizer_sha256": "0"}, {"vocabulary_size": 3}):
         with pytest.raises(UserError, match="another tokenizer"):
-            results.check_model_fits({**fits, **other}, shards)
+            results.check_model_fits(small.record(**{**fits, **change}), shards)

@@ -230,6 +230,7 @@ class Trainer:
                 self._end_as_diverged(error)
 
     def _take_steps(self, bar: ProgressBar) -> None:
+        """Take, log and count one step after the other; save a checkpoint from time to time."""
         params, run = self.run.params, self.run
         saved_at = time.monotonic()
         while run.step < params.steps:
@@ -268,10 +269,10 @@ class Trainer:
         checkpoint.save(self.scratch, state)
 
     def _end_as_diverged(self, error: Diverged) -> None:
-        """Note at which step and why.
+        """Note at which step the run diverged and why.
 
-        The weights are those before that step; or those after it, where they were found at fault by
-        validation or a sample.
+        Its weights are those before that step; where only validation or a sample after the step was
+        not finite, those after it.
         """
         self.diverged = Divergence(step=self.current_step, reason=error.reason)
         self.monitor.log_remaining_losses()

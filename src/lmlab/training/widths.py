@@ -83,7 +83,7 @@ def kind_of(name: str) -> str:
 
 
 def width_powers(power: Callable[[str, Fans], float]) -> dict[str, float]:
-    """By group, the power of the width that its learning rate follows: a function of kind and fans."""
+    """By group, the power of the width that its learning rate follows, from its kind and fans."""
     return {name: float(power(kind_of(name), fans)) for name, fans in FANS.items()}
 
 

@@ -1,4 +1,4 @@
-"""The standard parametrisation: initialisation ignores the width, all rates follow one power of it."""
+"""The standard parametrisation: initialisation ignores the width, all rates follow it alike."""
 
 from pydantic import Field
 
@@ -15,7 +15,7 @@ class Options(Params):
 
 
 class Standard(Parametrisation):
-    """Every learning rate times (base_width / width)^power: a rule of thumb; power 0 is no scaling."""
+    """Every rate times (base_width / width)^power: a rule of thumb; power 0 scales nothing."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
