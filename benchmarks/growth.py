@@ -57,10 +57,9 @@ CORPUS = [20, 200, 2000]
 def step_of(tree: Tree, vocabulary_size: int) -> Callable[[], None]:
     """A whole step on random ids: both passes and the optimizer's."""
     train = params.section(tree, "train", TrainParams)
-    train, run = stepping.begin(
-        train, registry.choices(tree, "train", train), vocabulary_size, torch.device("cpu")
-    )
-    tokens, targets = torch.randint(vocabulary_size, (2, train.batch, train.context))
+    choices = registry.choices(tree, "train", train)
+    run = stepping.begin(train, choices, vocabulary_size, torch.device("cpu"))
+    tokens, targets = torch.randint(vocabulary_size, (2, run.params.batch, run.params.context))
 
     def step() -> None:
         torch.autograd.backward(next_token_loss(run.model(tokens), targets))

@@ -99,14 +99,13 @@ def whole_step(tree: Tree, shards: Shards, threads: int) -> tuple[LanguageModel,
     """This project's model, a step of its training, and of that the part that gets the batch."""
     train = params.section(tree, "train", TrainParams)
     chosen = registry.choices(tree, "train", train)
-    train, run = stepping.begin(train, chosen, shards.vocabulary_size, use_device("cpu", threads))
-    batches = Batches(
-        shards, train.batch, train.context, train.seed, int(train.pool_megatokens * 1e6)
-    )
+    run = stepping.begin(train, chosen, shards.vocabulary_size, use_device("cpu", threads))
+    pool_tokens = int(train.pool_megatokens * 1e6)
+    batches = Batches(shards, run.params.batch, train.context, train.seed, pool_tokens)
     schedule = chosen["schedule"].build(train.steps)
 
     def step() -> None:
-        stepping.take_step(train, run, schedule, batches)
+        stepping.take_step(run, schedule, batches)
         run.step += 1
 
     return run.model, step, lambda: batches.at(run.step)

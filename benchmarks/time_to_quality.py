@@ -66,22 +66,21 @@ def run(
             registry.choices(tree, "train", train),
             shards,
             tokenizer,
-            folder / "model",
-            folder / "log",
+            training.RunFolders(folder / "model", folder / "log"),
         )
         model, saved = models.load(folder / "model", use_device(train.device, train.threads))
     stream, window = shards.stream("validation"), model.context
     aside = score(model, stream, shards.bos, window, window)
     charged = ~np.isnan(aside.nats_by_target)
     return {
-        "precision": saved["precision"],
-        "seconds": timing["training_seconds"],
+        "precision": saved.precision,
+        "seconds": timing.training_seconds,
         "nats": aside.nats_per_token,
         "overlapping_nats": score(model, stream, shards.bos, window, window // 2).nats_per_token,
         "mixed_nats": float(half_of_each(aside.nats_by_target[charged], counted[charged]).mean()),
-        "tokens_per_second": timing["tokens_per_second"],
-        "tokens": saved["tokens"],
-        "parameters": saved["parameters"],
+        "tokens_per_second": timing.tokens_per_second,
+        "tokens": saved.tokens,
+        "parameters": saved.parameters,
     }
 
 

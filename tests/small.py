@@ -30,6 +30,7 @@ from lmlab.data.shards import Shards
 from lmlab.data.tokenizers.base import Tokenizer
 from lmlab.model.models import base as models
 from lmlab.model.models.base import LanguageModel
+from lmlab.model.record import ModelRecord, TrainingFacts
 
 torch.set_num_threads(1)
 
@@ -138,6 +139,47 @@ def with_inner(choice: Choice, **inner: Choice) -> Choice:
     return Choice(
         choice.kind, choice.name, choice.options.model_copy(update=names), {**choice.inner, **inner}
     )
+
+
+def facts(**changes: Any) -> TrainingFacts:
+    """What a model's record says of its training, with some of it changed; `size` in part."""
+    memory = {"weights": 1, "gradients": 1, "activations": 1, "optimizer": 2}
+    size = {
+        "width": 16,
+        "blocks": 2,
+        "batch": 2,
+        "groups": {},
+        "parameters": {},
+        "forward_flops_per_token": 10,
+        "bytes": memory,
+    }
+    values = {
+        "status": "finished",
+        "tokenizer_sha256": "",
+        "steps": 1,
+        "seed": 0,
+        "data_seed": 0,
+        "pool_tokens": 1000,
+        "precision": "float32",
+        "tokens": 99,
+        **changes,
+        "size": size | changes.get("size", {}),
+    }
+    return TrainingFacts.model_validate(values)
+
+
+def record(**changes: Any) -> ModelRecord:
+    """The record of a saved model, with some of it changed."""
+    own = {
+        "model": {},
+        "vocabulary_size": VOCABULARY,
+        "context": CONTEXT,
+        "parameters": 1234,
+        "weights_sha256": "",
+    }
+    own |= {key: value for key, value in changes.items() if key in own}
+    trained = {key: value for key, value in changes.items() if key not in own}
+    return ModelRecord.model_validate(own | facts(**trained).model_dump(exclude_unset=True))
 
 
 def title(choice: Choice) -> str:

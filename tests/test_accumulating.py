@@ -49,9 +49,9 @@ def weights_after(
         "train.gradient_accumulation": pieces,
         **values,
     }
-    params, run, schedule = began(rule, slots, **values)
+    run, schedule = began(rule, slots, **values)
     for _ in range(3):
-        stepping.take_step(params, run, schedule, Fixed())  # type: ignore[arg-type]
+        stepping.take_step(run, schedule, Fixed())  # type: ignore[arg-type]
         run.step += 1
     return torch.cat(
         [

@@ -38,11 +38,7 @@ def project(
     Path("data").mkdir()
     made.rename("data/tokenizer")
     choice = small.some_model()
-    facts = {
-        "tokenizer_sha256": sha256(Path("data/tokenizer/tokenizer.json")),
-        "steps": 1,
-        "tokens": 2,
-    }
+    facts = small.facts(tokenizer_sha256=sha256(Path("data/tokenizer/tokenizer.json")))
     models.save(
         Path("data/model"),
         choice,
@@ -231,13 +227,9 @@ def outputs_of_a_run(folder: Path, found: Any) -> None:
     """What the stages leave, with `found` in measures.json."""
     outputs = {
         "data/corpus/manifest.json": small.corpus_manifest("grammar").record(),
-        "data/model/model.json": {
-            "model": {"name": "mill"},
-            "parameters": 7,
-            "context": 8,
-            "tokens": 9000,
-            "steps": 3,
-        },
+        "data/model/model.json": small.record(
+            model={"name": "mill"}, parameters=7, context=8, tokens=9000, steps=3
+        ).model_dump(exclude_unset=True),
         "results/measures.json": {"window": 8, "stride": 4, **found},
         **{f"data/timing/{stage}.json": {"seconds": 2.0} for stage in timing.STAGES},
         "data/timing/train.json": {

@@ -104,11 +104,11 @@ def train(tree: Any) -> None:
     """Two steps, whose losses are numbers; a run that diverges has said so."""
     params = section(tree, "train", TrainParams)
     chosen = registry.choices(tree, "train", params)
-    params, run = stepping.begin(params, chosen, VOCABULARY, torch.device("cpu"))
-    schedule, batches = chosen["schedule"].build(params.steps), Fixed(params.batch)
+    run = stepping.begin(params, chosen, VOCABULARY, torch.device("cpu"))
+    schedule, batches = chosen["schedule"].build(params.steps), Fixed(run.params.batch)
     before = torch.get_rng_state()
     for _ in range(2):
-        loss, norm, _ = stepping.take_step(params, run, schedule, batches)  # type: ignore[arg-type]
+        loss, norm, _ = stepping.take_step(run, schedule, batches)  # type: ignore[arg-type]
         assert math.isfinite(loss) and math.isfinite(norm)  # noqa: PT018
         run.step += 1
     assert torch.equal(torch.get_rng_state(), before), "a step draws by its key alone"

@@ -42,7 +42,7 @@ def gradients(run: stepping.Run, params: TrainParams) -> dict[str, torch.Tensor]
     tokens_BT = torch.arange(params.batch * params.context).view(params.batch, -1) % 11
     torch.manual_seed(1)
     run.model.train()
-    with run.passes:
+    with run.compilation:
         run.rule.assign_gradients(run.model, tokens_BT, tokens_BT.roll(-1, 1))
     return {
         name: parameter.grad
@@ -70,11 +70,10 @@ def test_compiled_passes_give_the_gradients_that_the_model_as_written_gives(
     for compile_ in (False, True):
         tree = small.tree(**{**BASE, "depth": 1, "layers": 1, **changes, "compile": compile_})
         params = section(tree, "train", TrainParams)
-        params, run = stepping.begin(
-            params, registry.choices(tree, "train", params), 11, torch.device("cpu")
-        )
-        found.append(gradients(run, params))
-        assert (type(run.passes) is Compiled) == compile_
+        choices = registry.choices(tree, "train", params)
+        run = stepping.begin(params, choices, 11, torch.device("cpu"))
+        found.append(gradients(run, run.params))
+        assert (type(run.compilation) is Compiled) == compile_
         assert "forward" not in vars(run.model)  # outside of training it is as written
     written, compiled = found
     torch.testing.assert_close(compiled, written, rtol=1e-4, atol=1e-6)

@@ -27,6 +27,7 @@ from lmlab.evaluation.evaluate import EvaluateParams
 from lmlab.experiments import final, openings
 from lmlab.experiments.compare import history
 from lmlab.model.models import base as models
+from lmlab.model.record import read_record
 from lmlab.model.scoring import bits_per_byte, score
 
 TEXT = "".join(f"{number} times {number} is {number * number}.\n" for number in range(60))
@@ -38,13 +39,6 @@ BASE = {
     "threads": 1,
     "measures": [],
     "context": 8,
-}
-SAVED = {
-    "status": "finished",
-    "steps": 1,
-    "tokens": 99,
-    "precision": "float32",
-    "size": {"forward_flops_per_token": 10},
 }
 STAGE = """\
   {name}:
@@ -89,8 +83,9 @@ class Lab:
         model = small.model(
             small.some_model(**changes), seed=seed, vocabulary_size=shards.vocabulary_size
         )
-        record = {**SAVED, "tokenizer_sha256": shards.manifest.tokenizer_sha256, **(saved or {})}
-        models.save(data / "model", small.some_model(**changes), model, record)
+        tokenizer = {"tokenizer_sha256": shards.manifest.tokenizer_sha256}
+        facts = small.facts(**{**tokenizer, **(saved or {})})
+        models.save(data / "model", small.some_model(**changes), model, facts)
         write_json(data / "corpus" / "manifest.json", small.corpus_manifest().record())
         log = data / "training" / "log.jsonl"
         log.parent.mkdir()
@@ -98,12 +93,11 @@ class Lab:
         for folder in ("corpus", "training"):
             write_sums(data / folder)
         values = params.section(tree, "evaluate", EvaluateParams)
-        told = json.loads((data / "model" / "model.json").read_text())
         results.evaluate(
             values,
             {},
             model.eval(),
-            told,
+            read_record(data / "model"),
             *self.corpus,
             data / "corpus",
             log,
@@ -418,8 +412,8 @@ def test_damaged_files_and_weights_of_another_run_are_refused(lab: Lab) -> None:
     refused(lab, "workspace", "workspace: data/model/weights.safetensors is damaged")
     weights.write_bytes(whole)
     other = small.model(small.some_model(), seed=9, vocabulary_size=lab.corpus[0].vocabulary_size)
-    record = {**SAVED, "tokenizer_sha256": lab.corpus[0].manifest.tokenizer_sha256}
-    models.save(Path("data/model"), small.some_model(), other, record)
+    facts = small.facts(tokenizer_sha256=lab.corpus[0].manifest.tokenizer_sha256)
+    models.save(Path("data/model"), small.some_model(), other, facts)
     refused(lab, "workspace", "data/model is not the model that results/measures.json is about")
 
 

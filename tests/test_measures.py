@@ -119,11 +119,9 @@ def trained(
         for split in splits
     }
     order = Batches(shards, 1, model.context, 0, 1000)
-    saved = {
-        "size": {"forward_flops_per_token": 7, "batch": 2},
-        "data_seed": 0,
-        "pool_tokens": order.pool_tokens,
-    }
+    saved = small.record(
+        size={"forward_flops_per_token": 7, "batch": 2}, pool_tokens=order.pool_tokens
+    )
     log: list[dict[str, Any]] = []
     for step in (2, 4, 6):
         seen = {"step": step, "tokens": step * 2 * model.context}
@@ -379,7 +377,7 @@ def test_a_run_of_less_than_a_pass_pays_for_the_rest_with_its_final_model(
     shards_of: ShardsOf,
 ) -> None:
     run = trained(shards_of)
-    order = Batches(run.shards, 1, 8, 0, run.saved["pool_tokens"])
+    order = Batches(run.shards, 1, 8, 0, run.saved.pool_tokens)
     numbers = measured("prequential", run, windows=10_000)
     learning = (
         (4 + 3 + 2) * 2 * 2 * 8 / math.log(2)
@@ -400,7 +398,7 @@ def test_a_run_of_less_than_a_pass_pays_for_the_rest_with_its_final_model(
 
 def test_only_the_first_pass_counts(shards_of: ShardsOf) -> None:
     run = trained(shards_of)
-    windows = Batches(run.shards, 1, 8, 0, run.saved["pool_tokens"]).first_pass
+    windows = Batches(run.shards, 1, 8, 0, run.saved.pool_tokens).first_pass
     log = [
         {"step": step, "train_nats": math.log(2)} for step in range(1, 2 * windows)
     ]  # a bit for each token
@@ -615,7 +613,7 @@ def all_pairs(
     shards, tokenizer = shards_of(train, validation)
     run = Trained(
         uniform(1),
-        {},
+        small.record(),
         shards,
         tokenizer,
         shards.folder.parent / "corpus",

@@ -215,18 +215,18 @@ def test_saved_and_loaded_a_model_is_the_same_to_the_last_bit(
             choice.kind, choice.name, choice.options.model_copy(update={"tied": tied}), choice.inner
         )
     model = small.model(choice)
-    models.save(tmp_path / "model", choice, model, {"steps": 7})
+    models.save(tmp_path / "model", choice, model, small.facts(steps=7))
     loaded, saved = models.load(tmp_path / "model", CPU)
     assert not loaded.training
-    assert saved["steps"] == 7
-    assert saved["parameters"] == models.parameter_count(loaded) == models.parameter_count(model)
-    assert registry.recall("models", saved["model"]) == choice
+    assert saved.steps == 7
+    assert saved.parameters == models.parameter_count(loaded) == models.parameter_count(model)
+    assert registry.recall("models", saved.model) == choice
     assert {name: value.tolist() for name, value in loaded.state_dict().items()} == {
         name: value.tolist() for name, value in model.state_dict().items()
     }
     tokens = small.tokens(2, CONTEXT)
     assert torch.equal(loaded(tokens), model.eval()(tokens))
-    models.save(tmp_path / "again", choice, loaded, {"steps": 7})
+    models.save(tmp_path / "again", choice, loaded, small.facts(steps=7))
     for file in ("weights.safetensors", "model.json"):
         assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "model" / file).read_bytes()
 
@@ -238,7 +238,7 @@ def test_tied_weights_are_one_matrix_also_after_loading(tmp_path: Path) -> None:
         models.parameter_count(small.model(untied)) - models.parameter_count(model)
         == VOCABULARY * 16
     )
-    models.save(tmp_path / "model", tied, model, {})
+    models.save(tmp_path / "model", tied, model, small.facts())
     loaded, _ = models.load(tmp_path / "model", CPU)
     loaded.readout.weight.data += 1
     assert torch.equal(loaded.readout.weight, loaded.embedding.tokens.weight)
@@ -286,7 +286,7 @@ def test_the_loss_is_the_mean_surprise_in_double_precision_where_the_model_is() 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     choice = small.some_model()
-    models.save(tmp_path / "model", choice, small.model(choice), {})
+    models.save(tmp_path / "model", choice, small.model(choice), small.facts())
     return tmp_path / "model"
 
 

@@ -41,13 +41,13 @@ def test_the_same_key_and_site_give_the_same_numbers_and_any_other_others() -> N
 
 def masks(**slots: str) -> list[Tensor]:
     """What the dropout layers of a run let through in its second step, its weights at rest."""
-    params, run, _ = began("backprop", slots, **{"models.transformer.dropout": 0.4})
+    run, _ = began("backprop", slots, **{"models.transformer.dropout": 0.4})
     kept: list[Tensor] = []
     for module in run.model.modules():
         if isinstance(module, noise.Dropout):
             module.register_forward_hook(lambda _, inputs, output: kept.append(output == 0))
     run.model.train()
-    with noise.keyed(params.seed, 1):
+    with noise.keyed(run.params.seed, 1):
         run.rule.accumulate_gradients(run.model, [batch()])
     assert kept
     return kept
@@ -132,7 +132,7 @@ def test_a_member_draws_the_same_however_large_the_population(
 def test_rates_by_block_draw_nothing_while_they_are_built(factor: float) -> None:
     made = []
     for slot in ("identity", "layer_rates"):
-        _, run, _ = began(
+        run, _ = began(
             "kolen_pollack", {KEYS[0]: slot}, **{"interventions.layer_rates.factor": factor}
         )
         made.append(
@@ -150,10 +150,8 @@ def test_rates_by_block_draw_nothing_while_they_are_built(factor: float) -> None
 def test_no_intervention_draws_while_it_is_built_nor_from_the_stream_in_a_step(name: str) -> None:
     states = []
     for slot in ("identity", name):
-        params, run, schedule = began(
-            "backprop", {KEYS[1]: slot}, **{"models.transformer.dropout": 0.4}
-        )
+        run, schedule = began("backprop", {KEYS[1]: slot}, **{"models.transformer.dropout": 0.4})
         states.append(torch.get_rng_state())
-        stepping.take_step(params, run, schedule, Fixed())  # type: ignore[arg-type]
+        stepping.take_step(run, schedule, Fixed())  # type: ignore[arg-type]
         states.append(torch.get_rng_state())
     assert all(torch.equal(states[0], state) for state in states)

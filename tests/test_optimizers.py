@@ -19,6 +19,7 @@ from lmlab.model.models.base import LanguageModel, next_token_loss
 from lmlab.training import checkpoint
 from lmlab.training import cost as sizing
 from lmlab.training.optimizers.base import (
+    Averaging,
     OptimizerOptions,
     add_caution,
     evaluation_weights,
@@ -30,7 +31,7 @@ every_optimizer = pytest.mark.parametrize("name", registry.names("optimizers"))
 AVERAGING = [
     name
     for name in registry.names("optimizers")
-    if hasattr(registry.find("optimizers", name)[0], "averages")
+    if issubclass(registry.find("optimizers", name)[0], Averaging)
 ]
 
 
@@ -136,7 +137,7 @@ def test_its_groups_are_those_of_the_model_each_with_a_name_and_a_rate(name: str
         assert [id(p) for p in group["params"]] == [id(p) for p in groups[group["name"]]]
         assert group["lr"] > 0
     described = sizing.lines(
-        sizing.describe(model, optimizer, batch=1, at_once=1, precision="float32")
+        sizing.describe(model, optimizer, batch=1, microbatch=1, precision="float32")
     )
     lines = [line.removeprefix("group ") for line in described if line.startswith("group ")]
     assert [line.split(":")[0] for line in lines] == list(groups)

@@ -16,6 +16,7 @@ from lmlab.core.params import Tree
 from lmlab.core.registry import Choice
 from lmlab.experiments import preflight
 from lmlab.model.models import base as models
+from lmlab.model.record import MemoryBytes
 from lmlab.training import cost as sizing
 from lmlab.training import outline
 from lmlab.training import step as stepping
@@ -44,10 +45,10 @@ def begun(tree: Tree, changes: Mapping[str, Any]) -> tuple[stepping.TrainParams,
     return train, registry.choices(changed, "train", train)
 
 
-def counted(choice: Choice, context: int, precision: str) -> outline.Counts:
+def counted(choice: Choice, context: int, precision: str) -> outline.PassCost:
     model = models.build(choice, V, context)
-    one, two = (sizing.kept_bytes(model, windows, precision) for windows in (1, 2))
-    return sizing.window_flops(model)[0], one, two
+    of_one, of_two = (sizing.kept_bytes(model, windows, precision) for windows in (1, 2))
+    return outline.PassCost(sizing.window_flops(model)[0], of_one, of_two)
 
 
 VARIANTS = [
@@ -66,7 +67,7 @@ def test_what_a_pass_of_few_blocks_says_of_all_is_what_all_take(
     train, chosen = begun(
         tree, {**DEEP, **changes, "train.context": 12, "train.precision": precision}
     )
-    assert outline._of_all_blocks(chosen["model"], V, train) == counted(
+    assert outline._cost_of_all_blocks(chosen["model"], V, train) == counted(
         chosen["model"], 12, precision
     )
 
@@ -78,7 +79,7 @@ def test_fake_tensors_take_what_real_ones_do(
     monkeypatch.setattr(outline, "QUICK_WEIGHTS", 0)
     _, chosen = begun(tree, {**DEEP, "train.model": name})
     few = outline.cut(chosen["model"], 2)
-    assert outline._of_window(few, V, 6, "float32") == counted(few, 6, "float32")
+    assert outline._cost_of_window(few, V, 6, "float32") == counted(few, 6, "float32")
 
 
 @pytest.mark.parametrize(
@@ -102,18 +103,19 @@ def test_of_a_model_that_loops_over_the_window_short_ones_say_what_a_long_one_ta
 ) -> None:
     _, chosen = begun(tree, {**DEEP, **changes})
     few = outline.cut(chosen["model"], 2)
-    monkeypatch.setattr(outline._Pass, "is_quick", lambda self, tokens: tokens < context)
-    assert outline._of_window(few, V, context, "float32") == counted(few, context, "float32")
+    monkeypatch.setattr(outline._Passes, "is_quick", lambda self, tokens: tokens < context)
+    assert outline._cost_of_window(few, V, context, "float32") == counted(few, context, "float32")
 
 
 def test_a_whole_description_is_that_of_the_run_itself(tree: Tree) -> None:
     train, chosen = begun(
         tree, {"models.transformer.depth": 6, "models.transformer.width": 32, "train.context": 16}
     )
-    settled, run = stepping.begin(train, chosen, V, torch.device("cpu"))
-    at_once = settled.batch // settled.gradient_accumulation
-    itself = sizing.describe(run.model, run.optimizer, settled.batch, at_once, settled.precision)
-    assert outline.describe(train, chosen, V) == itself
+    run = stepping.begin(train, chosen, V, torch.device("cpu"))
+    settled = run.params
+    microbatch = settled.batch // settled.gradient_accumulation
+    size = sizing.describe(run.model, run.optimizer, settled.batch, microbatch, settled.precision)
+    assert outline.describe(train, chosen, V) == size
 
 
 REFUSED = {
@@ -206,4 +208,5 @@ def test_activations_that_do_not_fit_are_said(tree: Tree) -> None:
     assert said is not None
     assert "activations come to" in said
     assert sizing.too_large(size, "cuda") is None
-    assert sizing.too_large({**size, "bytes": {"weights": 1}}, "cpu") is None
+    little = MemoryBytes(weights=1, gradients=1, activations=None)
+    assert sizing.too_large(size.model_copy(update={"bytes": little}), "cpu") is None

@@ -57,9 +57,8 @@ def tree(width: int, base: int, **changes: Any) -> dict[str, Any]:
 def run_of(lowered: Tree, **other: Choice) -> Run:
     """A run before its first step; parts may be given in place of those that the params name."""
     train = TrainParams(**lowered["train"])
-    return begin(
-        train, {**registry.choices(lowered, "train", train), **other}, small.VOCABULARY, CPU
-    )[1]
+    choices = {**registry.choices(lowered, "train", train), **other}
+    return begin(train, choices, small.VOCABULARY, CPU)
 
 
 def transformer(lowered: Tree, **inner: str) -> Choice:
@@ -81,7 +80,7 @@ def test_at_the_base_width_no_first_weight_changes(name: str, choice: Choice) ->
     model, plain = small.model(choice), small.model(choice)
     if model.readout is None and name == "maximal_update":
         return
-    parametrisation(name, base_width=model.width).start(model)
+    parametrisation(name, base_width=model.width).scale_initialisation(model)
     assert all(
         torch.equal(one, other)
         for one, other in zip(model.parameters(), plain.parameters(), strict=True)
@@ -212,7 +211,7 @@ def test_fan_in_and_fan_out_decide_for_each_parameter(
 ) -> None:
     choice = choose(tree(32, 8, row_width=4))
     model, plain = small.model(choice), small.model(choice)
-    parametrisation("maximal_update", base_width=8).start(model)
+    parametrisation("maximal_update", base_width=8).scale_initialisation(model)
     groups = {id(p): name for name, group in parameter_groups(model).items() for p in group}
     first, seen = dict(plain.named_parameters()), set()
     for name, parameter in model.named_parameters():
@@ -359,7 +358,7 @@ def test_to_ask_what_grows_draws_nothing(seed: int) -> None:
     torch.manual_seed(seed)
     expected = torch.rand(3)
     torch.manual_seed(seed)
-    parametrisation("maximal_update", base_width=8).start(model)
+    parametrisation("maximal_update", base_width=8).scale_initialisation(model)
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -628,9 +627,11 @@ def test_maximal_update_needs_a_readout_of_its_own() -> None:
     with pytest.raises(
         UserError, match=r"^params.yaml: train\.parametrisation: maximal_update needs .*tied: false"
     ):
-        parametrisation("maximal_update").start(small.model(small.some_model(tied=True)))
+        parametrisation("maximal_update").scale_initialisation(
+            small.model(small.some_model(tied=True))
+        )
     with pytest.raises(UserError, match="maximal_update needs a readout"):
-        parametrisation("maximal_update").start(
+        parametrisation("maximal_update").scale_initialisation(
             small.model(registry.choose(small.tree(), "models", "n_gram_table"))
         )
 
@@ -649,13 +650,7 @@ def test_heads_that_cannot_be_as_wide_at_the_base_width_are_refused_by_name(
 ) -> None:
     def checked(width: int, heads: int) -> None:
         lowered = tree(width, 32, heads=heads, model=model, attention=attention)
-        preflight_train = TrainParams(**lowered["train"])
-        begin(
-            preflight_train,
-            registry.choices(lowered, "train", preflight_train),
-            small.VOCABULARY,
-            CPU,
-        )
+        run_of(lowered)
 
     checked(64, 4)
     with pytest.raises(UserError) as refused:
@@ -688,32 +683,25 @@ def test_a_model_that_cannot_be_wider_is_refused() -> None:
         UserError,
         match=r"^params.yaml: train.parametrisation: .* cannot be built at 2 to 8 times its width",
     ):
-        parametrisation("maximal_update", base_width=16).start(model)
+        parametrisation("maximal_update", base_width=16).scale_initialisation(model)
 
 
 def test_a_runs_size_names_every_group() -> None:
     lowered = tree(32, 8, row_width=4, optimizer="muon")
     run = run_of(lowered, model=deviating_model(lowered))
-    described = sizing.describe(run.model, run.optimizer, batch=1, at_once=1, precision="float32")[
-        "groups"
-    ]
-    assert sum(group["parameters"] for group in described.values()) == sum(
+    size = sizing.describe(run.model, run.optimizer, batch=1, microbatch=1, precision="float32")
+    assert sum(group.parameters for group in size.groups.values()) == sum(
         p.numel() for p in run.model.parameters()
     )
-    assert set(described) == {group["name"] for group in run.optimizer.param_groups}
+    assert set(size.groups) == {group["name"] for group in run.optimizer.param_groups}
 
 
 # ---------------------------------------------------------------- the coordinate check
 
 NARROW, WIDE = 32, 128
-RATES = {
-    "adamw": 0.003,
-    "lion": 0.001,
-    "soap": 0.003,
-    "muon": 0.01,
-    "sgd": 0.02,
-    "schedule_free": 0.003,
-}
+RATES = {"lion": 0.001, "muon": 0.01, "sgd": 0.02}
+USUAL_RATE = 0.003
+"""Of optimizers that are not among RATES."""
 STEPS = 3
 TOLERANCE = 0.4
 FEW = (".router", ".tables.0", ".tables.1", ".tables.2")
@@ -839,11 +827,8 @@ def at_width(
     optimizer: str, pick: Callable[[Tree], Choice] | None = None, **changes: Any
 ) -> Callable[[int], Any]:
     def at(width: int) -> tuple[Tree, dict[str, Choice]]:
-        rates = {
-            "learning_rate": RATES[optimizer],
-            "adam_learning_rate": RATES[optimizer],
-            "weight_decay": 0.0,
-        }
+        rate = RATES.get(optimizer, USUAL_RATE)
+        rates = {"learning_rate": rate, "adam_learning_rate": rate, "weight_decay": 0.0}
         lowered = tree(
             width, NARROW, optimizer=optimizer, row_width=4, groups=1, **rates, **changes
         )

@@ -38,12 +38,7 @@ CURVES = {
 }
 CURVES |= {"validation_blocks.csv"}
 FILES = {"metrics.json", "measures.json", "samples.md", *CURVES}
-SAVED = {
-    "parameters": 1234,
-    "tokens": 99,
-    "precision": "bfloat16",
-    "size": {"forward_flops_per_token": 10},
-}
+SAVED = {"parameters": 1234, "tokens": 99, "precision": "bfloat16"}
 BASE = {
     "stride": 5,
     "ngram_order": 3,
@@ -102,7 +97,7 @@ def evaluate(
         values,
         measures.chosen(tree, values.measures),
         model,
-        {**SAVED, **(saved or {})},
+        small.record(**{**SAVED, **(saved or {})}),
         *corpus,
         texts,
         log,
@@ -443,7 +438,9 @@ def test_a_log_that_cannot_be_read_is_one_line(
     write_json(texts / "manifest.json", small.corpus_manifest().record())
     write_sums(texts)
     with pytest.raises(UserError, match=said) as refused:
-        results.evaluate(values, {}, model, SAVED, *corpus, texts, path, tmp_path / "results")
+        results.evaluate(
+            values, {}, model, small.record(**SAVED), *corpus, texts, path, tmp_path / "results"
+        )
     assert str(path) in str(refused.value)
 
 
@@ -453,7 +450,7 @@ def test_a_model_of_another_tokenizer_is_refused(corpus: Corpus) -> None:
         "tokenizer_sha256": shards.manifest.tokenizer_sha256,
         "vocabulary_size": shards.vocabulary_size,
     }
-    results.check_model_fits(fits, shards)
-    for other in ({"tokenizer_sha256": "0"}, {"vocabulary_size": 3}):
+    results.check_model_fits(small.record(**fits), shards)
+    for change in ({"tokenizer_sha256": "0"}, {"vocabulary_size": 3}):
         with pytest.raises(UserError, match="another tokenizer"):
-            results.check_model_fits({**fits, **other}, shards)
+            results.check_model_fits(small.record(**{**fits, **change}), shards)

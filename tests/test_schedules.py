@@ -34,7 +34,7 @@ def factors(
 @example(steps=1, warmup=50, final=0.0, cooldown=0.5)
 @example(steps=20, warmup=20, final=0.5, cooldown=0.5)
 @example(steps=20, warmup=10, final=0.5, cooldown=1.0)
-def test_the_rate_rises_to_its_height_and_not_beyond(
+def test_the_rate_rises_to_its_peak_and_not_beyond(
     name: str, steps: int, warmup: int, final: float, cooldown: float
 ) -> None:
     values = factors(name, steps, warmup, final, cooldown)

@@ -93,14 +93,14 @@ def test_a_description_names_every_group_with_its_rate() -> None:
     optimizer = torch.optim.SGD(
         [{"name": "matrices", "params": matrices, "lr": 0.25, "decay": 0.5}]
     )
-    size = sizing.describe(model, optimizer, batch=12, at_once=3, precision="float32")
-    assert size["batch"] == 12
-    assert size["groups"]["matrices"] == {
+    size = sizing.describe(model, optimizer, batch=12, microbatch=3, precision="float32")
+    assert size.batch == 12
+    assert size.groups["matrices"].model_dump() == {
         "tensors": len(matrices),
         "parameters": sum(p.numel() for p in matrices),
         "learning_rate": 0.25,
         "weight_decay": 0.5,
     }
-    assert size["bytes"]["activations"] == sizing.activation_bytes(model, 3)
+    assert size.bytes.activations == sizing.activation_bytes(model, 3)
     assert "learning rate 0.25, weight decay 0.5" in words(sizing.lines(size))
     assert "width 16, 2 blocks, batches of 12 windows" in words(sizing.lines(size))

@@ -79,7 +79,7 @@ def test_a_snapshot_holds_the_weights_around_its_step(corpus: Corpus) -> None:
     assert all(
         torch.equal(states[-1]["after"][key], value) for key, value in model.state_dict().items()
     )
-    assert record["parts"]["model"] == saved["model"]
+    assert record["parts"]["model"] == saved.model
     assert record["parts"]["learning_rule"]["name"] == "backprop"
 
 

@@ -27,10 +27,11 @@ from lmlab.model import device
 from lmlab.model.layers.attention.base import Attention
 from lmlab.model.models import base as models
 from lmlab.model.scoring import bits_per_byte, score
-from lmlab.training import checkpoint, snapshots
+from lmlab.training import checkpoint, monitor, snapshots
 from lmlab.training import loop as training
 from lmlab.training import step as stepping
 from lmlab.training.learning_rules.backprop import Backprop
+from lmlab.training.loop import RunFolders
 from lmlab.training.step import Diverged, TrainParams
 
 TEXT = "".join(f"{number} times {number} is {number * number}.\n" for number in range(120))
@@ -84,7 +85,7 @@ def corpus(
 ) -> Corpus:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
-    monkeypatch.setattr(training, "SAMPLE_TOKENS", 4)
+    monkeypatch.setattr(monitor, "SAMPLE_TOKENS", 4)
     return shards_of(TEXT, "12 times 12 is 144.\n7 times 8 is 56.\n")
 
 
@@ -93,13 +94,9 @@ def train(corpus: Corpus, folder: str, **changes: Any) -> dict[str, bytes]:
     tree = small.tree(**{**BASE, **changes})
     params = section(tree, "train", TrainParams)
     home = Path(folder)
-    facts = training.train(
-        params,
-        registry.choices(tree, "train", params),
-        *corpus,
-        *(home / folder for folder in FOLDERS),
-    )
-    assert facts["tokens_per_second"] > 0
+    folders = RunFolders(*(home / name for name in FOLDERS))
+    timing = training.train(params, registry.choices(tree, "train", params), *corpus, folders)
+    assert timing.tokens_per_second > 0
     return {
         str(path.relative_to(home)): path.read_bytes()
         for path in sorted(home.rglob("*"))
@@ -137,7 +134,7 @@ ENDS: list[tuple[Any, str, int]] = [
     (training, "take_step", 3),
     (snapshots, "write", 1),
     (checkpoint, "save", 2),
-    (training, "score", 1),
+    (monitor, "score", 1),
     (models, "save", 1),
     (snapshots, "publish", 1),
     (checkpoint, "discard", 1),
@@ -180,11 +177,11 @@ def test_a_run_goes_on_where_it_was_stopped(
     monkeypatch.setattr(
         training,
         "take_step",
-        lambda params, run, *rest: (taken.append(run.step), real(params, run, *rest))[1],
+        lambda run, *rest: (taken.append(run.step), real(run, *rest))[1],
     )
     train(corpus, "stopped")
     assert taken == [4, 5, 6]
-    assert "going on from step 4" in capsys.readouterr().out
+    assert "resuming from step 4" in capsys.readouterr().out
 
 
 def test_a_checkpoint_is_written_only_as_often_as_wished(
@@ -239,7 +236,7 @@ def test_other_shards_take_up_no_checkpoint(
     monkeypatch.setattr(
         training,
         "take_step",
-        lambda params, run, *rest: pytest.fail("went on") if run.step else _stop(),
+        lambda run, *rest: pytest.fail("resumed") if run.step else _stop(),
     )
     with pytest.raises(Stopped):
         train(shards_of(TEXT, "12 times 12 is 145.\n"), "run")
@@ -271,15 +268,16 @@ def test_seconds_are_told_for_every_step_of_the_log_and_go_on_over_a_restart(
     tree = small.tree(**BASE)
     params = section(tree, "train", TrainParams)
     train_until(6, corpus, "stopped", monkeypatch)
-    folders = (Path(f"stopped/{name}") for name in FOLDERS)
-    facts = training.train(params, registry.choices(tree, "train", params), *corpus, *folders)
-    assert facts["seconds_at"]["step"] == [2, 3, 4, 6, 7]
-    seconds = facts["seconds_at"]["seconds"]
+    folders = RunFolders(*(Path("stopped") / name for name in FOLDERS))
+    timing = training.train(params, registry.choices(tree, "train", params), *corpus, folders)
+    assert timing.seconds_at.step == [2, 3, 4, 6, 7]
+    seconds = timing.seconds_at.seconds
     assert seconds == sorted(seconds)
     assert seconds[0] > 0
-    assert seconds[-1] == facts["training_seconds"]
-    assert 50e6 < facts["peak_bytes"] < 50e9  # of a process that has loaded torch
-    assert json.loads(json.dumps(facts)) == facts
+    assert seconds[-1] == timing.training_seconds
+    assert 50e6 < timing.peak_bytes < 50e9  # of a process that has loaded torch
+    values = timing.model_dump()
+    assert json.loads(json.dumps(values)) == values
 
 
 def test_training_starts_from_given_weights(corpus: Corpus) -> None:
@@ -289,7 +287,7 @@ def test_training_starts_from_given_weights(corpus: Corpus) -> None:
     train(corpus, "first")
     first, second = Path("first/model"), Path("second/model")
     for start in (first, None):
-        training.train(params, chosen, *corpus, second, Path("second/log"), start=start)
+        training.train(params, chosen, *corpus, RunFolders(second, Path("second/log")), start)
         one, other = (
             models.load(folder, torch.device("cpu"))[0].state_dict() for folder in (first, second)
         )
@@ -342,8 +340,8 @@ def test_the_log_says_what_happened(corpus: Corpus) -> None:
     assert last["validation_bits_per_byte"] == bits_per_byte(
         scored.nats, shards.count("validation", "bytes")
     )
-    assert (saved["steps"], saved["tokens"], saved["seed"]) == (7, 7 * 32, 0)
-    assert saved["tokenizer_sha256"] == shards.manifest.tokenizer_sha256
+    assert (saved.steps, saved.tokens, saved.seed) == (7, 7 * 32, 0)
+    assert saved.tokenizer_sha256 == shards.manifest.tokenizer_sha256
     # the mean of two lines is the line of two
     coarse = [row["train_nats"] for row in rows(train(corpus, "coarse")) if "train_nats" in row]
     assert coarse[0] == pytest.approx((lines[1]["train_nats"] + lines[2]["train_nats"]) / 2)
@@ -357,7 +355,7 @@ def test_a_validation_loss_of_zero_is_called_what_it_is(
     bits: float,
     remarked: bool,
 ) -> None:
-    monkeypatch.setattr(training, "bits_per_byte", lambda nats, size: bits)
+    monkeypatch.setattr(monitor, "bits_per_byte", lambda nats, size: bits)
     train(corpus, "run", steps=1)
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "bits/byte" in line]
     assert ("bits/byte: a loss of 0, since" in line) == remarked
@@ -529,10 +527,10 @@ def test_the_losses_since_the_last_line_of_the_log_are_told_when_a_run_diverges(
     losses = {row["step"]: row["train_nats"] for row in alone if "train_nats" in row}
     real = training.take_step
 
-    def diverges(params: Any, run: Any, *rest: Any) -> Any:
+    def diverges(run: Any, *rest: Any) -> Any:
         if run.step == 5:
             raise Diverged("the loss is nan")
-        return real(params, run, *rest)
+        return real(run, *rest)
 
     monkeypatch.setattr(training, "take_step", diverges)
     log = [
@@ -627,7 +625,7 @@ def test_text_shorter_than_a_context_is_refused(corpus: Corpus) -> None:
 
 def test_params_that_do_not_go_together_are_refused() -> None:
     with pytest.raises(
-        UserError, match=r"train: batch \(4\) should be a multiple of accumulate \(3\)"
+        UserError, match=r"train: batch \(4\) should be a multiple of gradient_accumulation \(3\)"
     ):
         section(small.tree(**{**BASE, "gradient_accumulation": 3}), "train", TrainParams)
 
@@ -733,13 +731,13 @@ def test_a_batch_left_open_is_in_proportion_to_the_width(
         "train",
         TrainParams,
     )
-    assert open_.settled(width, low=False).batch == batch
+    assert open_.settled(width, bfloat16_helps=False).batch == batch
     given = section(
         small.tree(**{**BASE, "batch": 12, "gradient_accumulation": gradient_accumulation}),
         "train",
         TrainParams,
     )
-    assert given.settled(width, low=False).batch == 12
+    assert given.settled(width, bfloat16_helps=False).batch == 12
 
 
 def test_depth_alone_sets_the_size_and_every_derived_value_can_be_set_by_hand() -> None:
@@ -747,15 +745,14 @@ def test_depth_alone_sets_the_size_and_every_derived_value_can_be_set_by_hand() 
         derived = {"width": 0, "heads": 0, "batch": 0, "power": 0.5, "learning_rate": 0.004}
         tree = small.tree(**{**BASE, **derived, "gradient_accumulation": 1, **changes})
         params = section(tree, "train", TrainParams)
-        sized, run = stepping.begin(
-            params, registry.choices(tree, "train", params), 11, torch.device("cpu")
-        )
+        choices = registry.choices(tree, "train", params)
+        run = stepping.begin(params, choices, 11, torch.device("cpu"))
         rates = {group["initial_lr"] for group in run.optimizer.param_groups}
         heads = {module.heads for module in run.model.modules() if isinstance(module, Attention)}
         return {
             "width": run.model.width,
             "blocks": len(run.model.blocks),
-            "batch": sized.batch,
+            "batch": run.params.batch,
             "heads": heads,
             "rate": rates,
         }

@@ -466,7 +466,7 @@ def sample(
             f"{model} has nothing to say: its training {diverged}; {status.ADVICE}, then `dvc"
             " repro`"
         )
-    if saved.get("tokenizer_sha256") != sha256(tokenizer / "tokenizer.json"):
+    if saved.tokenizer_sha256 != sha256(tokenizer / "tokenizer.json"):
         raise errors.UserError(
             f"{model} was trained with another tokenizer than {tokenizer}; run `dvc repro`"
         )

@@ -113,7 +113,7 @@ def test_training_stops_when_dvc_is_killed_and_goes_on_afterwards(inside: Any) -
     for process in alive:
         process.kill()
     assert not alive, "training went on without its parent"
-    assert "going on from step" in workspace.run("dvc", "repro", "train").stdout
+    assert "resuming from step" in workspace.run("dvc", "repro", "train").stdout
     resumed = digest(workspace)
     inside.run("train")
     assert digest(workspace) == resumed

@@ -183,7 +183,7 @@ def test_lost_and_failed_tasks_are_queued_again_with_their_params(workspace: Any
     until(lambda: at_work_in(workspace, "pipeline.train"))
     assert "lost: running, left alone" in workspace.run(*LMLAB, "requeue", "lost").stdout
     until(
-        lambda: "train: going on from step" in workspace.run("dvc", "queue", "logs", "lost").stdout
+        lambda: "train: resuming from step" in workspace.run("dvc", "queue", "logs", "lost").stdout
     )
     workspace.run("dvc", "queue", "kill", "lost")
 

@@ -32,8 +32,8 @@ from lmlab.evaluation.measured import (
 )
 from lmlab.evaluation.measures.base import Trained, about, measure_all
 from lmlab.model.models.base import LanguageModel
+from lmlab.model.record import ModelRecord
 from lmlab.model.scoring import Score, bits_per_byte, score, zero_loss_remark
-from lmlab.training.status import how_it_diverged
 
 SCORED = "validation"
 """The split that every run is scored on."""
@@ -72,7 +72,7 @@ def evaluate(
     params: EvaluateParams,
     measures: dict[str, Choice],
     model: LanguageModel,
-    saved: dict[str, Any],
+    saved: ModelRecord,
     shards: Shards,
     tokenizer: Tokenizer,
     corpus: Path,
@@ -107,7 +107,7 @@ def evaluate(
             params.seed,
         )
     measured = Measured(_facts(params, model, saved, manifest), outcome)
-    curves = tables.curves(rows, saved["size"]["forward_flops_per_token"])
+    curves = tables.curves(rows, saved.forward_flops_per_token)
 
     folder.mkdir(parents=True, exist_ok=True)
     record = measured.as_json()
@@ -123,10 +123,10 @@ def evaluate(
 # ---------------------------------------------------------------- scores
 
 
-def check_model_fits(saved: dict[str, Any], shards: Shards) -> None:
+def check_model_fits(saved: ModelRecord, shards: Shards) -> None:
     """Raise UserError if a model was trained with another tokenizer than its shards."""
-    same_tokenizer = saved.get("tokenizer_sha256") == shards.manifest.tokenizer_sha256
-    if not same_tokenizer or saved["vocabulary_size"] != shards.vocabulary_size:
+    same_tokenizer = saved.tokenizer_sha256 == shards.manifest.tokenizer_sha256
+    if not same_tokenizer or saved.vocabulary_size != shards.vocabulary_size:
         raise UserError(
             "data/model was trained with another tokenizer than data/shards was made with; run"
             " `dvc repro train`"
@@ -134,17 +134,17 @@ def check_model_fits(saved: dict[str, Any], shards: Shards) -> None:
 
 
 def _score_validation(
-    params: ScoreParams, model: LanguageModel, saved: dict[str, Any], shards: Shards
+    params: ScoreParams, model: LanguageModel, saved: ModelRecord, shards: Shards
 ) -> Score | Divergence:
     """The score of the validation split, or where and why the run diverged."""
-    if how_it_diverged(saved):
-        return Divergence(saved["diverged"]["step"], saved["diverged"]["reason"])
+    if saved.diverged is not None:
+        return Divergence(saved.diverged.step, saved.diverged.reason)
     try:
         scored = score_split(params, model, shards, SCORED)
     except FloatingPointError as error:
-        return Divergence(saved["steps"], str(error))
+        return Divergence(saved.steps, str(error))
     if not math.isfinite(scored.nats):
-        return Divergence(saved["steps"], f"the loss on {SCORED} is {scored.nats}")
+        return Divergence(saved.steps, f"the loss on {SCORED} is {scored.nats}")
     bits = bits_per_byte(scored.nats, shards.count(SCORED, "bytes"))
     if warning := remark(shards, SCORED, bits):
         print(f"evaluate: {SCORED}: {warning}", flush=True)
@@ -233,15 +233,15 @@ def _measure(params: EvaluateParams, measures: dict[str, Choice], trained: Train
 
 
 def _facts(
-    params: ScoreParams, model: LanguageModel, saved: dict[str, Any], manifest: CorpusManifest
+    params: ScoreParams, model: LanguageModel, saved: ModelRecord, manifest: CorpusManifest
 ) -> Facts:
     return Facts(
         window=model.context,
         stride=params.stride,
-        parameters=saved["parameters"],
-        tokens_seen=saved["tokens"],
-        training_bits=BITS[saved["precision"]],
-        weights_sha256=saved.get("weights_sha256", ""),
+        parameters=saved.parameters,
+        tokens_seen=saved.tokens,
+        training_bits=BITS[saved.precision],
+        weights_sha256=saved.weights_sha256,
         environment={"torch": torch.__version__},
         text=ScoredText(manifest.corpus, SCORED, manifest.splits[SCORED].sha256),
     )

@@ -144,7 +144,7 @@ def restored(record: dict[str, Any], state: dict[str, Any], device: torch.device
     """A snapshot with its model and rule as they were, from what `snapshots.read` returns."""
     choices = _recalled(record["parts"])
     model = models.build(choices["model"], record["vocabulary_size"], record["context"])
-    choices["parametrisation"].build().start(model)  # a rule may depend on it
+    choices["parametrisation"].build().scale_initialisation(model)  # a rule may depend on it
     rule = build_rule(choices, model)
     model.load_state_dict(state["model"])
     rule.load_state_dict(state["rule"])

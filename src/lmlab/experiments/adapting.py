@@ -20,7 +20,6 @@ import numpy as np
 
 from lmlab.core import params, registry
 from lmlab.core.errors import UserError
-from lmlab.core.files import read_json
 from lmlab.core.params import Tree
 from lmlab.core.registry import Choice
 from lmlab.data.shards import RowGroup, Shards, open_shards
@@ -33,8 +32,10 @@ from lmlab.experiments.stages.shard import shard
 from lmlab.model.device import use_device
 from lmlab.model.models import base as models
 from lmlab.model.models.base import LanguageModel
+from lmlab.model.record import ModelRecord, read_record
 from lmlab.model.scoring import bits_per_byte, score
 from lmlab.training import loop
+from lmlab.training.loop import RunFolders
 from lmlab.training.status import ADVICE, how_it_diverged
 from lmlab.training.step import TrainParams
 
@@ -139,7 +140,7 @@ def adapt(
 def _check_goes_on(
     section: TrainParams,
     choices: dict[str, Choice],
-    record: dict[str, Any],
+    record: ModelRecord,
     shards: Shards,
     layout: Layout,
 ) -> None:
@@ -149,12 +150,12 @@ def _check_goes_on(
             f"{layout.model} cannot go on: its training {diverged}; {ADVICE}, then `dvc repro"
             " train`"
         )
-    if choices["model"].record() != record["model"] or section.context != record["context"]:
+    if choices["model"].record() != record.model or section.context != record.context:
         raise UserError(
             "params.yaml: train.model, its options or train.context are not those of"
             f" {layout.model}; run `dvc repro train` first, or set them back"
         )
-    if record["tokenizer_sha256"] != shards.manifest.tokenizer_sha256:
+    if record.tokenizer_sha256 != shards.manifest.tokenizer_sha256:
         raise UserError(
             f"{layout.model} was trained with another tokenizer than {layout.tokenizer_file}; run"
             " `dvc repro`"
@@ -187,10 +188,11 @@ def _course(
 ) -> Course:
     """Train from the weights in `start`, or from scratch."""
     tokenizer = tokenizers.load(layout.tokenizer_file)
-    loop.train(section, choices, shards, tokenizer, layout.model, layout.training, start=start)
+    folders = RunFolders(layout.model, layout.training)
+    loop.train(section, choices, shards, tokenizer, folders, start)
     rows = [json.loads(line) for line in layout.log.read_text(encoding="utf-8").splitlines()]
     key = "validation_bits_per_byte"
-    record = read_json(layout.model / "model.json", made_by="train")
+    record = read_record(layout.model)
     curve = [[row["tokens"], row[key]] for row in rows if key in row]
     return Course(curve, how_it_diverged(record))
 

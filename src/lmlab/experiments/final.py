@@ -102,7 +102,7 @@ def _open(run: Run, commit: str, before: list[Opening], folder: Path) -> Opened:
     results.check_model_fits(saved, shards)
     if not shards.count(TEST, "tokens"):
         raise UserError(f"its text has no {TEST} split; set download.test above 0 and train again")
-    weights = saved["weights_sha256"]
+    weights = saved.weights_sha256
     _check_weights(run, weights)
     _check_code(run, options, model, shards)
 

@@ -89,11 +89,10 @@ def _check_run(train: TrainParams, chosen: dict[str, Choice]) -> None:
         model = models.build(chosen["model"], SOME_VOCABULARY, train.context)
         parametrisation = chosen["parametrisation"].build()
         parametrisation.check(model)
-        parametrisation.start(model)
+        parametrisation.scale_initialisation(model)
         rule = chosen_rule(train, chosen, model)
-    windows = (
-        train.model_copy(update={"gradient_accumulation": 1}).settled(model.width, low=False).batch
-    )
+    undivided = train.model_copy(update={"gradient_accumulation": 1})
+    windows = undivided.settled(model.width, bfloat16_helps=False).batch
     if not train.batch and train.gradient_accumulation > windows:
         raise UserError(
             f"params.yaml: train.gradient_accumulation ({train.gradient_accumulation}) is more"

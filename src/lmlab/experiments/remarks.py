@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from lmlab.core import params, registry
 from lmlab.core.params import Tree
 from lmlab.data.shard import ShardParams
+from lmlab.training.optimizers.base import Averaging
 from lmlab.training.schedules.base import Schedule, Warmup
 from lmlab.training.step import TrainParams
 
@@ -60,17 +61,17 @@ def _on_learning_rate(tree: Tree, train: TrainParams) -> Iterator[str]:
     if options.warmup >= train.steps:
         yield (
             f"{key}.warmup is {options.warmup:,}, and train.steps {train.steps:,}: the learning"
-            " rate never reaches its"
-            " peak"
+            " rate never reaches its peak"
         )
         return
     schedule: Schedule = choice.build(train.steps)
     falls = schedule.factor(train.steps - 1) < schedule.factor(options.warmup)
-    if train.optimizer == "schedule_free" and falls:
+    optimizer, _ = registry.find("optimizers", train.optimizer)
+    if issubclass(optimizer, Averaging) and falls:
         yield (
-            "train.optimizer: schedule_free averages the weights in place of a falling learning"
-            " rate, and train.schedule:"
-            f" {train.schedule} lets it fall as well; constant is meant for it"
+            f"train.optimizer: {train.optimizer} averages the weights in place of a falling"
+            f" learning rate, and train.schedule: {train.schedule} lets it fall as well; constant"
+            " is meant for it"
         )
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from lmlab.core.files import missing, read_json, vouched
 from lmlab.data.corpus_manifest import CorpusManifest
 from lmlab.experiments import timing
+from lmlab.model.record import ModelRecord, read_record
 from lmlab.training.status import ADVICE, DIVERGED, how_it_diverged
 
 SAMPLE_LINES = 14
@@ -23,7 +24,7 @@ def show(folder: Path = Path()) -> None:
     Raises UserError naming the stage whose output is missing.
     """
     corpus = CorpusManifest.read(folder / "data/corpus")
-    model = read_json(folder / "data/model/model.json", made_by="train")
+    model = read_record(folder / "data/model")
     found = read_json(folder / "results/measures.json", made_by="evaluate")
     console = Console(highlight=False)
     console.print(_facts(corpus, model, found, timing.last(folder)))
@@ -64,15 +65,15 @@ _NEXT = """Next, with the environment active (`source .venv/bin/activate`):
   README.md                                    a five-minute tour"""
 
 
-def _facts(corpus: CorpusManifest, model: Any, found: Any, took: dict[str, Any]) -> Table:
+def _facts(corpus: CorpusManifest, model: ModelRecord, found: Any, took: dict[str, Any]) -> Table:
     size = sum(split.bytes for split in corpus.splits.values())
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_row("corpus", f"{corpus.corpus} ({size:,} bytes; {corpus.source})")
     table.add_row(
         "model",
-        f"{model['model']['name']}, {model['parameters']:,} parameters, context {model['context']}",
+        f"{model.model['name']}, {model.parameters:,} parameters, context {model.context}",
     )
-    table.add_row("trained on", f"{model['tokens']:,} tokens in {model['steps']:,} steps")
+    table.add_row("trained on", f"{model.tokens:,} tokens in {model.steps:,} steps")
     if train := took.get("train"):
         table.add_row(
             "speed",

@@ -1,14 +1,14 @@
-"""Save and resume, exactly: everything that decides what a run does next, in one file without code.
+"""Save a run and resume it exactly: one file with everything that decides what the run does next.
 
-The file is a safetensors archive: tensors as they are, everything else as JSON whose bytes are a
-tensor too (a header may not be as long), and in its header a hash of all of it. It lies in a
-scratch folder outside the stage's outputs (which DVC deletes before a stage starts), under a key
-made of all that decides the run's result; so no other run can pick it up, and a run that is killed
-and started again finds it. What grows with the run, such as its log, lies beside it in files that
-are only ever added to (`Lines`).
+The file is a safetensors archive, which holds no code. Tensors are in it as they are; everything
+else is JSON, whose bytes are one more tensor (the header has a limited length). The header has a
+hash of all of it. The file lies in a scratch folder outside the stage's outputs, which DVC deletes
+before a stage starts. The folder is named by a hash of all that decides the run's results: no other
+run can take the checkpoint, and a run that is killed and started again finds it. What grows with
+the run, such as its log, lies beside it in files that are only appended to (`Lines`).
 
-Two processes may be given the very same run. The second waits until the first has ended, and takes
-over what that has made: its outputs, or its last checkpoint if it was killed.
+Two processes may be at the very same run. The second waits until the first has ended, then takes
+over its outputs, or its last checkpoint if it was killed.
 """
 
 import fcntl
@@ -32,65 +32,66 @@ from lmlab.core.files import sha256, whole_file, whole_folder, write_json
 
 FILE = "checkpoint.safetensors"
 SKELETON = "json"
-"""The tensor whose bytes are all that is no tensor; others are called by numbers."""
+"""The name of the tensor whose bytes are the JSON; the other names are numbers."""
 LOCK = "lock"
 WAITING = "waiting-"
-"""Begins the name of a file for each process that waits for the run; its number follows."""
+"""Prefix of the file that each process waiting for the run has; its process id follows."""
 FINISHED = "finished"
-"""What a run has made, kept for those that wait for it."""
+"""Folder of a finished run's outputs, kept for the processes that wait for them."""
 
 
-def run_key(decides: dict[str, Any]) -> str:
-    """A short name for a run: a hash of what decides its result, of torch's version and of all
-    lmlab code it has loaded.
+def run_key(decisive: dict[str, Any]) -> str:
+    """A short name for a run: a hash of what decides its results.
+
+    That is `decisive`, torch's version and all lmlab code that is loaded.
     """
     code = {
         name: sha256(Path(module.__file__))
         for name, module in sorted(sys.modules.items())
         if name.startswith("lmlab") and module.__file__
     }
-    everything = {"decides": decides, "torch": torch.__version__, "code": code}
+    everything = {"decides": decisive, "torch": torch.__version__, "code": code}
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:20]
 
 
 def scratch_folder(key: str) -> Path:
-    """Where the run named `key` keeps its checkpoint: in the project itself, also for experiments
-    run in a copy of it.
+    """Where the run named `key` keeps its checkpoint.
 
-    DVC gives the project's own folder as DVC_ROOT, and only this use is made of it.
+    In the project itself also for an experiment that runs in a copy of it: DVC_ROOT, set by DVC, is
+    the project's own folder.
     """
     return Path(os.environ.get("DVC_ROOT", ".")) / ".scratch" / f"train-{key}"
 
 
 @contextmanager
-def alone(folder: Path, wait: Callable[[], None]) -> Iterator[None]:
-    """Wait until no other process is at the run that this scratch folder belongs to; `wait` is
-    called first if there is one.
+def exclusive(folder: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Inside, no other process is at the run of this scratch folder.
 
-    However a process ends, its hold ends with it.
+    Where one is, `on_wait` is called and this process waits. The lock ends with the process that
+    holds it, however that ends.
     """
-    mine = folder / f"{WAITING}{os.getpid()}"
-    told = False
+    waiting = folder / f"{WAITING}{os.getpid()}"
+    has_waited = False
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / LOCK, "a", encoding="utf-8") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if not told:
-                    wait()
-                    told = True
-                mine.touch()
+                if not has_waited:
+                    on_wait()
+                    has_waited = True
+                waiting.touch()
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            mine.unlink(missing_ok=True)
-            if not _is(lock, folder / LOCK):
-                continue  # who was here before has taken the folder away
+            waiting.unlink(missing_ok=True)
+            if not _is_file_at(folder / LOCK, lock):
+                continue  # the process before this one has deleted the folder
             yield
             return
 
 
-def _is(file: IO[str], path: Path) -> bool:
-    """Whether an open file is still the one of that name."""
+def _is_file_at(path: Path, file: IO[str]) -> bool:
+    """Whether the file at a path is this open file, not a later one of the same name."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
@@ -98,15 +99,13 @@ def _is(file: IO[str], path: Path) -> bool:
 
 
 def awaited(folder: Path) -> bool:
-    """Whether a process that lives waits for this run."""
-    numbers = [path.name.removeprefix(WAITING) for path in folder.glob(f"{WAITING}*")]
-    return any(psutil.pid_exists(int(number)) for number in numbers if number.isdecimal())
+    """Whether a living process waits for this run."""
+    process_ids = [path.name.removeprefix(WAITING) for path in folder.glob(f"{WAITING}*")]
+    return any(psutil.pid_exists(int(text)) for text in process_ids if text.isdecimal())
 
 
 def hand_on(folder: Path, outputs: Mapping[str, Path], facts: dict[str, Any]) -> None:
-    """Keep a finished run's output folders, and what is to be told of it, for the processes that
-    wait for the same run.
-    """
+    """Keep a finished run's output folders and `facts` for the processes that wait for the run."""
     with whole_folder(folder / FINISHED) as kept:
         write_json(kept / "facts.json", facts)
         for name, output in outputs.items():
@@ -114,13 +113,13 @@ def hand_on(folder: Path, outputs: Mapping[str, Path], facts: dict[str, Any]) ->
 
 
 def take_over(folder: Path, outputs: Mapping[str, Path]) -> dict[str, Any] | None:
-    """Put in place what `hand_on` has kept, if it has, and return what was told."""
+    """Copy what `hand_on` has kept to `outputs` and return its facts; None where there is none."""
     kept = folder / FINISHED
     if not kept.is_dir():
         return None
     for name, output in outputs.items():
-        with whole_folder(output) as made:
-            shutil.copytree(kept / name, made, dirs_exist_ok=True)
+        with whole_folder(output) as partial:
+            shutil.copytree(kept / name, partial, dirs_exist_ok=True)
     facts: dict[str, Any] = json.loads((kept / "facts.json").read_text(encoding="utf-8"))
     return facts
 
@@ -131,26 +130,22 @@ def save(folder: Path, state: dict[str, Any]) -> None:
 
 
 def load(folder: Path) -> dict[str, Any] | None:
-    """What `save` wrote last, or None when there is nothing or (after a crash of the machine)
-    nothing whole.
-    """
+    """What `save` wrote last, or None where there is no checkpoint or only a damaged one."""
     return read(folder / FILE)
 
 
 def write(path: Path, state: dict[str, Any]) -> None:
-    """Write a tree of dicts and lists with tensors and plain values as leaves, whole or not at
-    all.
-    """
+    """Write a tree of dicts and lists, whole or not at all. Leaves are tensors or plain values."""
     tensors: dict[str, Tensor] = {}
     skeleton = json.dumps(_take_out(state, tensors)).encode()
     tensors[SKELETON] = torch.frombuffer(bytearray(skeleton), dtype=torch.uint8)
     with whole_file(path) as partial:
-        # one entry alone: the order of several differs from run to run
+        # a single entry: the order of several would differ from run to run
         save_file(tensors, partial, metadata={"sha256": _digest(tensors)})
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """What `write` wrote, or None when there is nothing, or not all of it to the last bit."""
+    """What `write` wrote, or None where the file is missing or differs in any bit."""
     try:
         with safe_open(path, framework="pt") as opened:
             digest = opened.metadata()["sha256"]
@@ -174,11 +169,10 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 class Lines:
-    """A file of JSON, a value a line, that is only added to, so that a checkpoint need not hold
-    what has been said before.
+    """A JSON Lines file that is only appended to, so that a checkpoint need not hold its content.
 
-    A checkpoint has its `place`; who resumes from it goes on there (`begin`), and whatever was
-    written later is cut off.
+    A checkpoint holds its `place`. A run that resumes from there opens it at that place (`begin`),
+    and what was written later is cut off.
     """
 
     def __init__(self, path: Path) -> None:
@@ -186,8 +180,9 @@ class Lines:
         self._hash = hashlib.sha256()
 
     def begin(self, place: tuple[int, str] | None = None) -> bool:
-        """Open the file at a place that was reached before, or empty; False where it is not what it
-        was at that place.
+        """Open the file at an earlier `place`, or empty.
+
+        Returns False, and leaves the file as it is, where its content up to there has changed.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         length, digest = place or (0, hashlib.sha256().hexdigest())
@@ -203,23 +198,23 @@ class Lines:
         return True
 
     def close(self) -> None:
-        """No more is added."""
+        """Nothing more will be added."""
         self._file.close()
 
     def add(self, value: Any) -> None:
-        """Write a line; it is in the file at once."""
+        """Append a line; it is in the file at once."""
         line = json.dumps(value).encode() + b"\n"
         self._file.write(line)
         self._file.flush()
         self._hash.update(line)
 
     def place(self) -> tuple[int, str]:
-        """How long the file is now, all of it safe on disk, and the hash of what is in it."""
+        """The file's length, all of it safe on disk by now, and the hash of its content."""
         os.fsync(self._file.fileno())
         return self._file.tell(), self._hash.hexdigest()
 
     def read(self) -> list[Any]:
-        """All lines there are."""
+        """All lines, parsed."""
         return [json.loads(line) for line in self.path.read_bytes().splitlines()]
 
 
@@ -229,8 +224,9 @@ def discard(folder: Path) -> None:
 
 
 def _take_out(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """The tree with each tensor replaced by its name in `tensors`, and each dict by its pairs (JSON
-    keys are text only).
+    """The tree with tensors moved to `tensors` and replaced by their names there.
+
+    A dict becomes a list of pairs, as JSON would turn its keys into strings.
     """
     if isinstance(value, Tensor):
         name = str(len(tensors))

@@ -1,48 +1,89 @@
-"""The training loop: step after step, with checkpoints, and a log of losses, validation and
-samples.
+"""The training loop: step after step, with a log, snapshots and checkpoints.
 
-What a run ends in depends on its params, code and shards alone. It may be killed at any moment:
-started again it goes on from its last checkpoint and writes the same bytes as a run that was never
-stopped. Times go to the caller, not to the log.
+`train` is a run from beginning to end by a `Trainer`: `build` it, `resume` from the last checkpoint
+if there is one, `loop` over the steps that remain, `publish` the results.
 
-A run whose loss is no finite number any more has diverged. That is a result like any other: the run
-ends there, with the status `diverged` in its record and the weights it had before that step.
+The results of a run depend on its params, code and shards alone. It may be killed at any moment:
+started again, it resumes from its last checkpoint and writes the same bytes as a run that was never
+stopped. Times differ from run to run, so they are returned and not logged.
+
+A run diverges when its loss, gradient or logits become NaN or infinite. That is a result like any
+other: the run ends there, and its record has the status `diverged`.
 """
 
-import math
 import resource
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict
 
 from lmlab.core.files import sha256, whole_folder
 from lmlab.core.progress import ProgressBar
 from lmlab.core.registry import Choice
 from lmlab.data.batches import Batches
 from lmlab.data.shards import Shards
-from lmlab.data.tokenizers.base import Ids, Tokenizer
-from lmlab.model import generation
+from lmlab.data.tokenizers.base import Tokenizer
 from lmlab.model.compiling import compiler_errors
 from lmlab.model.device import has_bfloat16, use_device
 from lmlab.model.models import base as models
-from lmlab.model.scoring import bits_per_byte, score, zero_loss_remark
+from lmlab.model.record import Divergence, RunSize, TrainingFacts
 from lmlab.training import checkpoint, snapshots
 from lmlab.training import cost as sizing
 from lmlab.training.checkpoint import Lines
+from lmlab.training.monitor import Monitor
 from lmlab.training.optimizers.base import evaluation_weights
 from lmlab.training.schedules.base import Schedule
-from lmlab.training.status import ADVICE
-from lmlab.training.step import Diverged, Run, TrainParams, begin, take_step
+from lmlab.training.status import ADVICE, DIVERGED, FINISHED
+from lmlab.training.step import Diverged, Run, StepResult, TrainParams, begin, take_step
 
 LOG = "log.jsonl"
-SAMPLE_TOKENS = 200
-SAMPLE_TEMPERATURE = 0.8
+
+
+@dataclass(frozen=True)
+class RunFolders:
+    """The folders that a run writes its results into."""
+
+    model: Path
+    """Weights and record (`models.save`)."""
+    log: Path
+    """The file LOG: a JSON object a line."""
+    snapshots: Path | None = None
+    """Without this folder no snapshots are taken."""
+
+    def by_name(self) -> dict[str, Path]:
+        """The folders that are there, by a name of each."""
+        folders = {"model": self.model, "training": self.log}
+        if self.snapshots:
+            folders["snapshots"] = self.snapshots
+        return folders
+
+
+class SecondsAt(BaseModel):
+    """Seconds spent in training steps until each step with a loss in the log."""
+
+    step: list[int]
+    seconds: list[float]
+
+
+class Timing(BaseModel):
+    """What a run took in time and memory, over all its starts. Differs from run to run."""
+
+    model_config = ConfigDict(frozen=True)
+
+    training_seconds: float
+    """In training steps alone."""
+    validation_seconds: float
+    tokens_per_second: float
+    peak_bytes: int
+    """The most memory that the process held; on a GPU, the most that tensors held there."""
+    seconds_at: SecondsAt
 
 
 def train(
@@ -50,329 +91,293 @@ def train(
     parts: dict[str, Choice],
     shards: Shards,
     tokenizer: Tokenizer,
-    model_folder: Path,
-    log_folder: Path,
-    snapshot_folder: Path | None = None,
+    folders: RunFolders,
     start: Path | None = None,
-) -> dict[str, Any]:
-    """Train, write the model, the log (`log.jsonl`) and if wished snapshots; return what it took in
-    time and memory.
+) -> Timing:
+    """Train a model and write it, its log and its snapshots into the folders.
 
-    With `start`, the folder of a saved model, its weights are the first. What is returned differs
-    from run to run: `training_seconds`, `validation_seconds`, `tokens_per_second`, `peak_bytes` of
-    the process (on a GPU, of tensors there) and `seconds_at`, the seconds in training steps until
-    each step of the log. They count over all starts of a run. A run that diverges ends there;
-    model.json then has the status `diverged`, with the step and the reason.
+    `parts` are the parts that the params name. With `start`, the folder of a saved model, training
+    begins from its weights. Where another process is at the very same run, this one waits and then
+    takes over its results, or its last checkpoint if it was killed.
     """
-    device = use_device(params.device, params.threads)
-    params, run = begin(params, parts, shards.vocabulary_size, device)
-    chosen = {key: choice.record() for key, choice in parts.items()}
-    decides = {"params": params.model_dump(), "parts": chosen, "shards": shards.fingerprint}
-    if start:
-        begun, _ = models.load(start, torch.device("cpu"))
-        run.model.load_state_dict(begun.state_dict())
-        decides["start"] = sha256(start / models.WEIGHTS)
-    scratch = checkpoint.scratch_folder(checkpoint.run_key(decides))
-    outputs = {"model": model_folder, "training": log_folder}
-    if snapshot_folder:
-        outputs["snapshots"] = snapshot_folder
-    with checkpoint.alone(
-        scratch,
-        lambda: print("train: another process is at this very run; waiting for it", flush=True),
-    ):
-        facts = checkpoint.take_over(scratch, outputs)
-        if facts is None:
-            facts = _Training(params, parts, run, shards, tokenizer, scratch).result(
-                model_folder, log_folder, snapshot_folder
-            )
+    trainer = Trainer.build(params, parts, shards, tokenizer, folders, start)
+    scratch, outputs = trainer.scratch, folders.by_name()
+    with checkpoint.exclusive(scratch, on_wait=_say_waiting):
+        earlier = checkpoint.take_over(scratch, outputs)
+        if earlier is not None:
+            timing = Timing.model_validate(earlier)
+        else:
+            trainer.announce()
+            trainer.resume()
+            trainer.loop()
+            timing = trainer.publish()
         if checkpoint.awaited(scratch):
-            checkpoint.hand_on(scratch, outputs, facts)
+            checkpoint.hand_on(scratch, outputs, timing.model_dump())
         else:
             checkpoint.discard(scratch)
-    return facts
+    return timing
 
 
-class _Training:
-    """One run from where it is to its end."""
+class Trainer:
+    """One run: `build` it, then call `announce`, `resume`, `loop` and `publish`, in this order."""
 
     def __init__(
         self,
-        params: TrainParams,
-        parts: dict[str, Choice],
         run: Run,
+        parts: dict[str, Choice],
         shards: Shards,
         tokenizer: Tokenizer,
+        folders: RunFolders,
         scratch: Path,
     ) -> None:
-        self.params, self.parts, self.run, self.shards, self.tokenizer = (
-            params,
-            parts,
-            run,
-            shards,
-            tokenizer,
-        )
-        self.scratch = scratch
-        self.batches = Batches(
-            shards,
-            params.batch,
-            params.context,
-            params.order_seed,
-            int(params.pool_megatokens * 1e6),
-        )
+        params = run.params
+        self.run, self.parts, self.shards = run, parts, shards
+        self.folders, self.scratch = folders, scratch
+        pool_tokens = int(params.pool_megatokens * 1e6)
+        self.batches = Batches(shards, params.batch, params.context, params.order_seed, pool_tokens)
         self.schedule: Schedule = parts["schedule"].build(params.steps)
+        snapshot_count = params.snapshots if folders.snapshots else 0
+        self.snapshot_steps = snapshots.positions(params.steps, snapshot_count)
         self.log, self.times = Lines(scratch / LOG), Lines(scratch / "times.jsonl")
-        """Of the run, and (step, seconds in training steps until then) for each of its lines with a
-        loss.
+        self.monitor = Monitor(run, shards, tokenizer, self.log, self.times)
+        self.current_step = 0
+        """The step being taken, counted from 1."""
+        self.diverged: Divergence | None = None
+
+    @classmethod
+    def build(
+        cls,
+        params: TrainParams,
+        parts: dict[str, Choice],
+        shards: Shards,
+        tokenizer: Tokenizer,
+        folders: RunFolders,
+        start: Path | None = None,
+    ) -> "Trainer":
+        """A run before its first step, from the seed or from the weights of the model in `start`.
+
+        Its scratch folder is named by everything that decides the results, so that only the very
+        same run finds a checkpoint there.
         """
-        self.diverged: dict[str, Any] | None = None
-        """The step and the reason, once it has."""
-        self.taking = 0
-        """The step that is being taken, counted from 1."""
-
-    def result(
-        self, model_folder: Path, log_folder: Path, snapshot_folder: Path | None
-    ) -> dict[str, Any]:
-        """Go on from the last checkpoint, or begin; publish what comes out; return the times."""
-        params, run = self.params, self.run
-        size = self._describe()
-        due = snapshots.positions(params.steps, params.snapshots if snapshot_folder else 0)
-        self._resume(due)
-        with compiler_errors():
-            try:
-                self._loop(due)
-            except Diverged as error:
-                self._end_as_diverged(error)
-        self.log.close()
-        self.times.close()
-
-        size["bytes"]["optimizer"] = sizing.optimizer_bytes(run.optimizer)
-        tokens = run.step * params.batch * params.context
-        facts = {
-            "tokenizer_sha256": self.shards.manifest.tokenizer_sha256,
-            "steps": run.step,
-            "seed": params.seed,
+        device = use_device(params.device, params.threads)
+        run = begin(params, parts, shards.vocabulary_size, device)
+        decisive = {
+            "params": run.params.model_dump(),
+            "parts": _records(parts),
+            "shards": shards.fingerprint,
         }
-        ran = {
-            "data_seed": params.order_seed,
-            "pool_tokens": self.batches.pool_tokens,
-            "precision": params.precision,
-        }
-        ended: dict[str, Any] = (
-            {"status": "diverged", "diverged": self.diverged}
-            if self.diverged
-            else {"status": "finished"}
-        )
-        with evaluation_weights(run.optimizer):
-            record = {**ended, **facts, **ran, "tokens": tokens, "size": size}
-            models.save(model_folder, self.parts["model"], run.model, record)
-        if snapshot_folder:
-            chosen = {key: choice.record() for key, choice in self.parts.items()}
-            record = {
-                "vocabulary_size": run.model.vocabulary_size,
-                "context": run.model.context,
-                **facts,
-                "parts": chosen,
-            }
-            # a step that led to no numbers is not looked at
-            whole = [
-                step for step in due if step < (self.taking - 1 if self.diverged else run.step)
-            ]
-            snapshots.publish(self.scratch, snapshot_folder, whole, record)
-        with whole_folder(log_folder) as made:
-            shutil.copyfile(self.log.path, made / LOG)
-        at = self.times.read()
-        return {
-            "training_seconds": run.seconds,
-            "validation_seconds": run.validation_seconds,
-            "tokens_per_second": tokens / run.seconds if run.seconds else 0.0,
-            "peak_bytes": _peak_bytes(run),
-            "seconds_at": {
-                "step": [int(step) for step, _ in at],
-                "seconds": [seconds for _, seconds in at],
-            },
-        }
+        if start:
+            model, _ = models.load(start, torch.device("cpu"))
+            run.model.load_state_dict(model.state_dict())
+            decisive["start"] = sha256(start / models.WEIGHTS)
+        scratch = checkpoint.scratch_folder(checkpoint.run_key(decisive))
+        return cls(run, parts, shards, tokenizer, folders, scratch)
 
-    def _describe(self) -> dict[str, Any]:
-        """The run's size, which is printed too, with all else that is good to know before it takes
-        its time.
-        """
-        params, run = self.params, self.run
-        at_once = params.batch // params.gradient_accumulation
-        size = sizing.describe(run.model, run.optimizer, params.batch, at_once, params.precision)
-        for line in sizing.lines(size):
+    @cached_property
+    def size(self) -> RunSize:
+        """What the run comes to, but for the optimizer's state, which its first step makes."""
+        run, params = self.run, self.run.params
+        microbatch = params.batch // params.gradient_accumulation
+        return sizing.describe(run.model, run.optimizer, params.batch, microbatch, params.precision)
+
+    def announce(self) -> None:
+        """Print the run's size, and all else that is good to know before it takes its time."""
+        params, text_tokens = self.run.params, self.batches.tokens
+        for line in sizing.lines(self.size):
             print(f"train: {line}", flush=True)
-        if too_large := sizing.too_large(size, params.device):
-            print(f"train: {too_large}", flush=True)
-        print(
-            f"train: {self.batches.tokens:,} tokens of text, matrix products in {params.precision}",
-            flush=True,
-        )
-        if params.batch * params.context > self.batches.tokens:
+        for line in _remarks(self.run, self.size, text_tokens):
+            print(f"train: {line}", flush=True)
+        if params.batch * params.context > text_tokens:
             print(
-                f"warning: train: a batch of {params.batch:,} windows of {params.context:,}"
-                " tokens is more than the whole"
-                " text: the same windows come several times in it; set train.batch lower",
+                f"warning: train: a batch of {params.batch:,} windows of {params.context:,} tokens"
+                " is more than the whole text: the same windows come several times in it; set"
+                " train.batch lower",
                 file=sys.stderr,
                 flush=True,
             )
-        if params.precision == "bfloat16" and not has_bfloat16(next(run.model.parameters()).device):
-            print(
-                "train: slow, as this processor cannot multiply bfloat16 itself; set"
-                " train.precision to float32",
-                flush=True,
-            )
-        if params.compile:
-            print(
-                "train: compiling in the first step: up to some minutes the first time, then"
-                " seconds",
-                flush=True,
-            )
-        return size
 
-    def _resume(self, due: list[int]) -> None:
-        """Go back to the last checkpoint if there is one and all that belongs to it, else to the
-        start.
+    def resume(self) -> None:
+        """Go back to the run's last checkpoint, if there is one.
+
+        A checkpoint counts if all that belongs to it is there: the log, the times and the snapshots
+        of the steps before it. Without one the run begins at its first step.
         """
         saved = checkpoint.load(self.scratch)
-        whole = saved is not None and snapshots.has_all(self.scratch, due, saved["run"]["step"])
-        if saved and whole and self.log.begin(saved["log"]) and self.times.begin(saved["times"]):
+        if saved and self._reopen_files(saved):
             self.run.restore(saved["run"])
-            print(f"train: going on from step {self.run.step:,}", flush=True)
+            print(f"train: resuming from step {self.run.step:,}", flush=True)
         else:
             self.log.begin()
             self.times.begin()
 
-    def _loop(self, due: list[int]) -> None:
-        params, run = self.params, self.run
-        saved_at = time.monotonic()
-        with ProgressBar("train", params.steps, "steps", run.step) as bar:
-            record = _Record(params, run, self.shards, self.tokenizer, self.log, self.times, bar)
-            while run.step < params.steps:
-                self.taking = run.step + 1
-                before = snapshots.before(run.model, run.rule) if run.step in due else None
-                started = time.perf_counter()
-                loss, norm, rate = take_step(params, run, self.schedule, self.batches)
-                run.seconds += time.perf_counter() - started
-                if before:
-                    seen = {
-                        "step": run.step,
-                        "tokens": run.step * params.batch * params.context,
-                        "learning_rate": rate,
-                    }
-                    snapshots.write(
-                        self.scratch, {**seen, **before, "after": run.model.state_dict()}
-                    )
-                run.step += 1
-                record.after_step(loss, norm, rate)
-                bar.advance(1)
-                if (
-                    run.step < params.steps
-                    and time.monotonic() - saved_at >= params.checkpoint_seconds
-                ):
-                    self._save()
-                    saved_at = time.monotonic()
+    def _reopen_files(self, saved: dict[str, Any]) -> bool:
+        """Open log and times where a checkpoint left them; False where anything is missing."""
+        step = saved["run"]["step"]
+        return (
+            snapshots.has_all(self.scratch, self.snapshot_steps, step)
+            and self.log.begin(saved["log"])
+            and self.times.begin(saved["times"])
+        )
 
-    def _save(self) -> None:
+    def loop(self) -> None:
+        """Take the steps that remain. Where the run diverges, note that and end."""
+        params, run = self.run.params, self.run
+        with compiler_errors():
+            try:
+                with ProgressBar("train", params.steps, "steps", run.step) as bar:
+                    self._take_steps(bar)
+            except Diverged as error:
+                self._end_as_diverged(error)
+
+    def _take_steps(self, bar: ProgressBar) -> None:
+        """Take, log and count one step after the other; save a checkpoint from time to time."""
+        params, run = self.run.params, self.run
+        saved_at = time.monotonic()
+        while run.step < params.steps:
+            result = self._next_step()
+            self.monitor.after_step(result, bar)
+            bar.advance(1)
+            is_due = time.monotonic() - saved_at >= params.checkpoint_seconds
+            if is_due and run.step < params.steps:
+                self._save_checkpoint()
+                saved_at = time.monotonic()
+
+    def _next_step(self) -> StepResult:
+        """Take a step, time it, count it, and write a snapshot of it if one is due."""
+        run = self.run
+        self.current_step = run.step + 1
+        takes_snapshot = run.step in self.snapshot_steps
+        before = snapshots.before(run.model, run.rule) if takes_snapshot else {}
+        started = time.perf_counter()
+        result = take_step(run, self.schedule, self.batches)
+        run.seconds += time.perf_counter() - started
+        if takes_snapshot:
+            snapshot = {
+                "step": run.step,
+                "tokens": run.tokens,
+                "learning_rate": result.learning_rate,
+                **before,
+                "after": run.model.state_dict(),
+            }
+            snapshots.write(self.scratch, snapshot)
+        run.step += 1
+        return result
+
+    def _save_checkpoint(self) -> None:
         self.run.peak_bytes = _peak_bytes(self.run)
         state = {"run": self.run.state(), "log": self.log.place(), "times": self.times.place()}
         checkpoint.save(self.scratch, state)
 
     def _end_as_diverged(self, error: Diverged) -> None:
-        """Record that the run ends here: before a step that it could not take, or behind one that
-        left it speechless.
+        """Note at which step the run diverged and why.
+
+        Its weights are those before that step; where only validation or a sample after the step was
+        not finite, those after it.
         """
-        run = self.run
-        self.diverged = {"step": self.taking, "reason": error.reason}
-        if run.loss_count:  # what the log has not told yet
-            seen = {"step": run.step, "tokens": run.step * self.params.batch * self.params.context}
-            self.log.add({**seen, "train_nats": run.loss_sum / run.loss_count})
-            self.times.add([run.step, run.seconds])
+        self.diverged = Divergence(step=self.current_step, reason=error.reason)
+        self.monitor.log_remaining_losses()
         print(
-            f"train: DIVERGED at step {self.taking:,}: {error.reason}. The run ends here and is"
-            " recorded as diverged;"
-            f" {ADVICE}",
+            f"train: DIVERGED at step {self.current_step:,}: {error.reason}. The run ends here and"
+            f" is recorded as diverged; {ADVICE}",
             flush=True,
         )
 
+    def publish(self) -> Timing:
+        """Write model, snapshots and log into the run's folders; return what the run took."""
+        self.log.close()
+        self.times.close()
+        facts = self._facts()
+        with evaluation_weights(self.run.optimizer):
+            models.save(self.folders.model, self.parts["model"], self.run.model, facts)
+        if self.folders.snapshots:
+            self._publish_snapshots(self.folders.snapshots)
+        with whole_folder(self.folders.log) as partial:
+            shutil.copyfile(self.log.path, partial / LOG)
+        return self._timing()
+
+    def _facts(self) -> TrainingFacts:
+        """What the model's record says of its training."""
+        run, params = self.run, self.run.params
+        ending: dict[str, Any] = {"status": FINISHED}
+        if self.diverged:
+            ending = {"status": DIVERGED, "diverged": self.diverged}
+        memory = self.size.bytes.model_copy(
+            update={"optimizer": sizing.optimizer_bytes(run.optimizer)}
+        )
+        return TrainingFacts(
+            **ending,
+            tokenizer_sha256=self.shards.manifest.tokenizer_sha256,
+            steps=run.step,
+            seed=params.seed,
+            data_seed=params.order_seed,
+            pool_tokens=self.batches.pool_tokens,
+            precision=params.precision,
+            tokens=run.tokens,
+            size=self.size.model_copy(update={"bytes": memory}),
+        )
+
+    def _publish_snapshots(self, folder: Path) -> None:
+        """Publish the snapshots, but for one of a step after which the run had diverged."""
+        run = self.run
+        steps = self.diverged.step - 1 if self.diverged else run.step
+        taken = [step for step in self.snapshot_steps if step < steps]
+        record = {
+            "vocabulary_size": run.model.vocabulary_size,
+            "context": run.model.context,
+            "tokenizer_sha256": self.shards.manifest.tokenizer_sha256,
+            "steps": run.step,
+            "seed": run.params.seed,
+            "parts": _records(self.parts),
+        }
+        snapshots.publish(self.scratch, folder, taken, record)
+
+    def _timing(self) -> Timing:
+        run, times = self.run, self.times.read()
+        return Timing(
+            training_seconds=run.seconds,
+            validation_seconds=run.validation_seconds,
+            tokens_per_second=run.tokens / run.seconds if run.seconds else 0.0,
+            peak_bytes=_peak_bytes(run),
+            seconds_at=SecondsAt(
+                step=[int(step) for step, _ in times],
+                seconds=[seconds for _, seconds in times],
+            ),
+        )
+
+
+def _records(parts: dict[str, Choice]) -> dict[str, Any]:
+    return {key: choice.record() for key, choice in parts.items()}
+
+
+def _say_waiting() -> None:
+    print("train: another process is at this very run; waiting for it", flush=True)
+
+
+def _remarks(run: Run, size: RunSize, text_tokens: int) -> Iterator[str]:
+    """What to expect of the run on this machine, a line each."""
+    params = run.params
+    too_large = sizing.too_large(size, params.device)
+    if too_large:
+        yield too_large
+    yield f"{text_tokens:,} tokens of text, matrix products in {params.precision}"
+    if params.precision == "bfloat16" and not has_bfloat16(run.device):
+        yield (
+            "slow, as this processor cannot multiply bfloat16 itself; set train.precision to"
+            " float32"
+        )
+    if params.compile:
+        yield "compiling in the first step: up to some minutes the first time, then seconds"
+
 
 def _peak_bytes(run: Run) -> int:
-    """The most memory held so far: by tensors where they are on a CUDA device, otherwise by the
-    whole process.
+    """The most memory held so far, over all starts of the run.
+
+    By tensors where they are on a CUDA device, otherwise by the whole process.
     """
-    device = next(run.model.parameters()).device
-    if device.type == "cuda":
-        held = torch.cuda.max_memory_allocated(device)
+    if run.device.type == "cuda":
+        held = torch.cuda.max_memory_allocated(run.device)
     else:
-        most = resource.getrusage(
-            resource.RUSAGE_SELF
-        ).ru_maxrss  # bytes on macOS, kibibytes elsewhere
-        held = most if sys.platform == "darwin" else most * 1024
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        bytes_a_unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, elsewhere KiB
+        held = usage.ru_maxrss * bytes_a_unit
     return max(run.peak_bytes, held)
-
-
-@dataclass
-class _Record:
-    """What goes into the log and on the screen after a step: loss, validation and samples, each
-    when it is due.
-    """
-
-    params: TrainParams
-    run: Run
-    shards: Shards
-    tokenizer: Tokenizer
-    log: Lines
-    times: Lines
-    bar: ProgressBar
-
-    def after_step(self, loss: float, norm: float, rate: float) -> None:
-        """Raises Diverged when what the model would say next is no number."""
-        params, run = self.params, self.run
-        run.loss_sum, run.loss_count = run.loss_sum + loss, run.loss_count + 1
-        last = run.step == params.steps
-        seen = {"step": run.step, "tokens": run.step * params.batch * params.context}
-        validates = last or (params.validate_every and run.step % params.validate_every == 0)
-        if validates or run.step % params.log_every == 0:
-            self.times.add([run.step, run.seconds])
-        if last or run.step % params.log_every == 0:
-            mean, run.loss_sum, run.loss_count = run.loss_sum / run.loss_count, 0.0, 0
-            self.log.add({**seen, "train_nats": mean, "learning_rate": rate, "gradient_norm": norm})
-            self.bar.advance(0, f"loss {mean:.3f}, {seen['tokens'] / run.seconds:,.0f} tokens/s")
-        try:
-            if validates:
-                self._validate(seen)
-            if params.sample_every and (last or run.step % params.sample_every == 0):
-                self._sample(seen)
-        except FloatingPointError as error:
-            raise Diverged(str(error)) from None
-
-    @cached_property
-    def _validation(self) -> Ids:
-        return self.shards.stream("validation")
-
-    def _validate(self, seen: dict[str, int]) -> None:
-        run, context = self.run, self.params.context
-        started = time.perf_counter()
-        with evaluation_weights(run.optimizer):
-            scored = score(run.model, self._validation, self.shards.bos, context, context)
-        if not math.isfinite(scored.nats):
-            raise Diverged(f"the loss on validation is {scored.nats}")
-        bits = bits_per_byte(scored.nats, self.shards.count("validation", "bytes"))
-        self.log.add(
-            {**seen, "validation_nats": scored.nats_per_token, "validation_bits_per_byte": bits}
-        )
-        run.validation_seconds += time.perf_counter() - started
-        loss = (
-            f"{scored.nats_per_token:.4f} nats/token, {bits:.4f} bits/byte{zero_loss_remark(bits)}"
-        )
-        self.bar.say(f"train: step {run.step:,}: validation {loss}")
-
-    def _sample(self, seen: dict[str, int]) -> None:
-        model, seed = self.run.model, self.params.seed
-        with evaluation_weights(self.run.optimizer):
-            text = "".join(
-                generation.sample_text(
-                    model, self.tokenizer, "", SAMPLE_TOKENS, SAMPLE_TEMPERATURE, seed
-                )
-            )
-        self.log.add({**seen, "sample": text})
-        self.bar.say("\n".join(f"    {line}" for line in text.strip().splitlines()[:6]))

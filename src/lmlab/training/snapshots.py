@@ -1,10 +1,9 @@
-"""Snapshots: what a run was at a few of its steps, kept whole, so that what is asked of it can be
-thought of afterwards.
+"""Snapshots: a run before and after a few of its steps, for probes to look into later.
 
-A snapshot has the weights before a step and after it (so the update that was made is there too, to
-the last bit) and the learning rule's state before it. The weights are those that the run trains at,
-also where an optimizer recommends others. Until the run ends they lie in its scratch folder, each
-written before any checkpoint that is later than it.
+A snapshot has the weights before a step and after it, so that their difference is the update to the
+last bit, and the learning rule's state before it. The weights are those that the run trains at,
+also where the optimizer recommends others for evaluation. Until the run ends snapshots lie in its
+scratch folder; each is written before any checkpoint of a later step.
 """
 
 import shutil
@@ -24,64 +23,73 @@ FOLDER = "snapshots"
 
 
 def positions(steps: int, count: int) -> list[int]:
-    """The steps, from 0 on, at which `count` snapshots are taken: the first, the last, the others
-    evenly between.
+    """The steps, counted from 0, at which `count` snapshots are taken.
 
-    A single one is taken at the last; no step has two.
+    The first step, the last and the others evenly between them; a single one at the last. No step
+    has two, so there are at most as many as steps.
     """
     if count == 1:
         return [steps - 1]
     count = min(count, steps + 1)  # more would be the same steps again
-    return sorted({round(number * (steps - 1) / (count - 1)) for number in range(count)})
+    evenly = (number * (steps - 1) / (count - 1) for number in range(count))
+    return sorted({round(step) for step in evenly})
 
 
 def before(model: nn.Module, rule: nn.Module) -> dict[str, dict[str, Tensor]]:
-    """Copies of what a step is about to change."""
-    return {
-        name: {key: value.detach().clone() for key, value in module.state_dict().items()}
-        for name, module in (("model", model), ("rule", rule))
-    }
+    """Copies of the states that a step is about to change."""
+    return {"model": _copied_state(model), "rule": _copied_state(rule)}
+
+
+def _copied_state(module: nn.Module) -> dict[str, Tensor]:
+    return {key: value.detach().clone() for key, value in module.state_dict().items()}
 
 
 def write(scratch: Path, state: dict[str, Any]) -> None:
-    """Write one snapshot: `step`, `tokens` read before it, `learning_rate`, and states `model`,
-    `rule` and `after`.
+    """Write one snapshot.
+
+    Its keys are `step`, `tokens` trained on before that step, `learning_rate`, and the states
+    `model` and `rule` before the step and `after`, the model's after it.
     """
     checkpoint.write(scratch / FOLDER / _name(state["step"]), state)
 
 
 def has_all(scratch: Path, due: list[int], step: int) -> bool:
-    """Whether all that were due before a step are there."""
-    return all((scratch / FOLDER / _name(taken)).exists() for taken in due if taken < step)
+    """Whether the snapshots of all due steps before `step` are there."""
+    files = [scratch / FOLDER / _name(due_step) for due_step in due if due_step < step]
+    return all(file.exists() for file in files)
 
 
-def publish(scratch: Path, folder: Path, due: list[int], run: dict[str, Any]) -> None:
-    """Copy the snapshots to the folder where they stay, with `run.json`: what is needed to build
-    model and rule again.
+def publish(scratch: Path, folder: Path, steps: list[int], run: dict[str, Any]) -> None:
+    """Copy the snapshots of these steps to the folder where they stay, with their record.
+
+    The record `run.json` is `run`, which says how to build model and rule again, and the names of
+    the snapshots.
     """
-    with whole_folder(folder) as made:
-        for step in due:
-            shutil.copyfile(scratch / FOLDER / _name(step), made / _name(step))
-        write_json(made / RECORD, {**run, "snapshots": [_name(step) for step in due]})
+    names = [_name(step) for step in steps]
+    with whole_folder(folder) as partial:
+        for name in names:
+            shutil.copyfile(scratch / FOLDER / name, partial / name)
+        write_json(partial / RECORD, {**run, "snapshots": names})
 
 
 def read(folder: Path) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
-    """What `publish` wrote: the record, and the snapshots in order. Raises UserError naming a file
-    that is not whole.
+    """What `publish` wrote: the record, and the snapshots in order, each read when it is asked for.
+
+    Raises UserError naming a file that is missing or damaged.
     """
     record = read_json(folder / RECORD, made_by="train")
+    return record, _states(folder, record["snapshots"])
 
-    def each() -> Iterator[dict[str, Any]]:
-        for name in record["snapshots"]:
-            state = checkpoint.read(folder / name)
-            if state is None:
-                raise UserError(
-                    f"{folder / name} is missing or damaged; run `dvc repro --force train` to"
-                    " make it again"
-                )
-            yield state
 
-    return record, each()
+def _states(folder: Path, names: list[str]) -> Iterator[dict[str, Any]]:
+    for name in names:
+        state = checkpoint.read(folder / name)
+        if state is None:
+            raise UserError(
+                f"{folder / name} is missing or damaged; run `dvc repro --force train` to make it"
+                " again"
+            )
+        yield state
 
 
 def _name(step: int) -> str:

@@ -1,12 +1,14 @@
-"""How a run ended, as its records say: model.json, metrics.json and measures.json have the same
-keys for it.
+"""How a run ended, as its records say it.
 
-`status` is FINISHED or DIVERGED; of a run that diverged, `diverged` holds the step that it could
-not take, counted from 1, and the reason.
+model.json, metrics.json and measures.json have the same keys for it: `status` is FINISHED or
+DIVERGED; of a run that diverged, `diverged` has the step that could not be taken, counted from 1,
+and the reason.
 """
 
 from collections.abc import Mapping
 from typing import Any
+
+from lmlab.model.record import ModelRecord
 
 FINISHED, DIVERGED = "finished", "diverged"
 ADVICE = (
@@ -15,13 +17,13 @@ ADVICE = (
 )
 
 
-def how_it_diverged(record: Mapping[str, Any]) -> str:
-    """Where the run diverged and why, such as "diverged at step 12: the loss is nan"; empty if it
-    did not.
+def how_it_diverged(record: ModelRecord | Mapping[str, Any]) -> str:
+    """Where a run diverged and why, such as "diverged at step 12: the loss is nan".
+
+    Empty if it did not diverge; a record from before the key `status` is of a run that finished.
     """
-    if (
-        record.get("status", FINISHED) != DIVERGED
-    ):  # records older than the key are of runs that finished
+    values = record.model_dump() if isinstance(record, ModelRecord) else record
+    if values.get("status", FINISHED) != DIVERGED:
         return ""
-    where = record["diverged"]
-    return f"{DIVERGED} at step {where['step']:,}: {where['reason']}"
+    divergence = values["diverged"]
+    return f"{DIVERGED} at step {divergence['step']:,}: {divergence['reason']}"

@@ -1,5 +1,13 @@
-"""A training run in memory, and one step of it: gradients from the learning rule, clipped, applied
-by the optimizer.
+"""A training run in memory, and one step of it.
+
+`begin` builds a run: its model, learning rule and optimizer. `take_step` updates the weights once:
+
+1. set each parameter group's learning rate, its peak times the schedule's factor;
+2. read the step's batch and cut it into micro-batches (gradient accumulation);
+3. let the learning rule fill every `parameter.grad`: the rule `backprop` calls `backward()` on the
+   loss, other rules estimate the gradient in other ways;
+4. clip the gradients by their global norm;
+5. let the optimizer update the weights, then drop the gradients.
 
 What a step makes of a run depends on its params, code and shards alone.
 """
@@ -8,11 +16,11 @@ import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 
 from lmlab.core.errors import UserError
 from lmlab.core.params import Params
@@ -36,9 +44,7 @@ from lmlab.training.schedules.base import Schedule
 
 
 class Diverged(Exception):  # noqa: N818 (the field's word)
-    """A run's loss, its gradient or what the model says is no finite number any more; `reason` says
-    which.
-    """
+    """A run's loss, gradient or logits have become NaN or infinite; `reason` says which."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -46,7 +52,7 @@ class Diverged(Exception):  # noqa: N818 (the field's word)
 
 
 class TrainParams(Params):
-    """The section `train`."""
+    """The section `train` of params.yaml, where a comment explains each key."""
 
     model: Annotated[str, OneOf("models")]
     learning_rule: Annotated[str, OneOf("learning_rules")]
@@ -76,16 +82,16 @@ class TrainParams(Params):
     checkpoint_seconds: float = Field(ge=0)
 
     @model_validator(mode="after")
-    def _divides(self) -> "TrainParams":
+    def _keys_fit_together(self) -> "TrainParams":
         if self.batch % self.gradient_accumulation:
             raise ValueError(
-                f"batch ({self.batch}) should be a multiple of accumulate"
+                f"batch ({self.batch}) should be a multiple of gradient_accumulation"
                 f" ({self.gradient_accumulation})"
             )
         if self.step_in_backward and (self.clip or self.gradient_accumulation > 1):
             raise ValueError(
-                "step_in_backward never has the whole gradient, so set clip to 0 and accumulate"
-                " to 1"
+                "step_in_backward never has the whole gradient, so set clip to 0 and"
+                " gradient_accumulation to 1"
             )
         if self.step_in_backward and self.compile:
             raise ValueError(
@@ -96,51 +102,72 @@ class TrainParams(Params):
 
     @property
     def order_seed(self) -> int:
-        """What decides the order of the text: `data_seed`, or where that is -1 `seed`."""
+        """The seed of the order of the text: `data_seed`, or `seed` where that is -1."""
         return self.seed if self.data_seed == -1 else self.data_seed
 
-    def settled(self, width: int, low: bool) -> "TrainParams":
-        """The same with what is left open: `batch` 0 is 16 windows at width 128, in proportion to
-        the width.
+    def settled(self, width: int, bfloat16_helps: bool) -> "TrainParams":
+        """The same params with nothing left open.
 
-        `precision` auto is bfloat16 where `low` says that it serves, else float32.
+        `batch` 0 becomes 16 windows at width 128, in proportion to the width and a multiple of
+        `gradient_accumulation`. `precision` auto becomes bfloat16 where that helps, else float32.
         """
-        pieces = max(1, round(width / 8 / self.gradient_accumulation))
-        batch = self.batch or pieces * self.gradient_accumulation
-        precision = self.precision if self.precision != "auto" else "bfloat16" if low else "float32"
+        batch = self.batch
+        if batch == 0:
+            microbatch = max(1, round(width / 8 / self.gradient_accumulation))
+            batch = microbatch * self.gradient_accumulation
+        precision = self.precision
+        if precision == "auto":
+            precision = "bfloat16" if bfloat16_helps else "float32"
         return self.model_copy(update={"batch": batch, "precision": precision})
 
 
 @dataclass
 class Run:
-    """Everything that changes during training. `state` and `restore` carry all of it over a
-    restart.
-    """
+    """Everything that changes during training. `state` and `restore` carry it over a restart."""
 
+    params: TrainParams
+    """Settled: nothing in them is left open."""
     model: LanguageModel
     rule: LearningRule
     optimizer: torch.optim.Optimizer
-    passes: AbstractContextManager[None] = field(default_factory=nullcontext)
-    """Stands around every call of the rule."""
+    compilation: AbstractContextManager[None] = field(default_factory=nullcontext)
+    """Entered around every call of the rule; compiles the model's passes where `compile` is set."""
     step: int = 0
+    """Steps taken so far."""
     loss_sum: float = 0.0
-    """Sum of the losses since the last line of the log, and their number."""
+    """The sum of the losses since the log's last line with a training loss."""
     loss_count: int = 0
+    """The number of those losses."""
     seconds: float = 0.0
     """Spent in training steps alone, over all starts of the run."""
     validation_seconds: float = 0.0
     peak_bytes: int = 0
     """The most memory that a process of the run has held, as of the last checkpoint."""
 
+    _COUNTERS = ("step", "loss_sum", "loss_count", "seconds", "validation_seconds", "peak_bytes")
+
+    @property
+    def tokens(self) -> int:
+        """Tokens trained on so far, repetitions included."""
+        return self.step * self.params.batch * self.params.context
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
     @cached_property
-    def parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """The model's and the rule's own, listed once: to go through every module takes a hundredth
-        of a small step.
-        """
-        return list(self.model.parameters()), list(self.rule.parameters())
+    def model_parameters(self) -> list[nn.Parameter]:
+        """Listed once, as going through every module takes a hundredth of a small step."""
+        return list(self.model.parameters())
+
+    @cached_property
+    def rule_parameters(self) -> list[nn.Parameter]:
+        """The learning rule's own parameters, such as feedback weights."""
+        return list(self.rule.parameters())
 
     def state(self) -> dict[str, Any]:
-        """A tree of tensors and plain values."""
+        """All of it as a tree of tensors and plain values."""
         counters = {key: getattr(self, key) for key in self._COUNTERS}
         return {
             "model": self.model.state_dict(),
@@ -157,7 +184,28 @@ class Run:
         for key in self._COUNTERS:
             setattr(self, key, state[key])
 
-    _COUNTERS = ("step", "loss_sum", "loss_count", "seconds", "validation_seconds", "peak_bytes")
+
+def begin(
+    params: TrainParams, parts: dict[str, Choice], vocabulary_size: int, device: torch.device
+) -> Run:
+    """A run before its first step, initialised from the seed.
+
+    Its params are settled for the model's width, the rule and the device. Raises UserError for
+    parts that cannot work together.
+    """
+    torch.manual_seed(params.seed)
+    model = models.build(parts["model"], vocabulary_size, params.context).to(device)
+    parametrisation: Parametrisation = parts["parametrisation"].build()
+    parametrisation.check(model)
+    parametrisation.scale_initialisation(model)
+    rule = chosen_rule(params, parts, model).to(device)
+    optimizer = _build_optimizer(parts["optimizer"], parametrisation, model, rule)
+    compilation = Compiled(model) if params.compile else nullcontext()
+    # a rule without a backward pass learns from small differences of the loss, for which bfloat16
+    # has too few digits
+    bfloat16_helps = rule.backward and trains_faster_in_bfloat16(device)
+    settled = params.settled(model.width, bfloat16_helps)
+    return Run(settled, model, rule, optimizer, compilation)
 
 
 def chosen_rule(
@@ -165,125 +213,146 @@ def chosen_rule(
 ) -> LearningRule:
     """The learning rule with its interventions. Raises UserError for what cannot work together."""
     rule = interventions.build_rule(parts, model)
-    chosen = ", ".join(parts[key].name for key in ["learning_rule", *interventions.KEYS])
+    names = ", ".join(parts[key].name for key in ["learning_rule", *interventions.KEYS])
     if params.step_in_backward and not rule.final_in_backward:
         raise UserError(
             "params.yaml: train.step_in_backward needs gradients that are final once autograd"
-            f" has them, and with {chosen}"
-            " they are not; set it to false, or train.learning_rule to backprop and the"
-            " interventions to identity"
+            f" has them, and with {names} they are not; set it to false, or train.learning_rule to"
+            " backprop and the interventions to identity"
         )
     if params.compile and not rule.compiles:
         raise UserError(
-            f"params.yaml: train.compile needs a rule that calls the model as it is, and {chosen}"
-            " goes inside; set it to"
-            " false, or train.learning_rule to backprop, with interventions that edit the"
-            " gradients or none"
+            f"params.yaml: train.compile needs a rule that calls the model as it is, and {names}"
+            " goes inside; set it to false, or train.learning_rule to backprop, with interventions"
+            " that edit the gradients or none"
         )
     return rule
 
 
-def begin(
-    params: TrainParams, parts: dict[str, Choice], vocabulary_size: int, device: torch.device
-) -> tuple[TrainParams, Run]:
-    """A run before its first step, drawn from the seed, and its params with what they leave to
-    model, rule and device.
+def _build_optimizer(
+    choice: Choice, parametrisation: Parametrisation, model: LanguageModel, rule: LearningRule
+) -> torch.optim.Optimizer:
+    """The optimizer of the model's and the rule's parameters, each group at its peak rate.
 
-    Rules that learn from what small changes do to the loss need the digits that bfloat16 does not
-    have.
+    `initial_lr` is that peak, for `take_step` to multiply by the schedule's factor.
     """
-    torch.manual_seed(params.seed)
-    model = models.build(parts["model"], vocabulary_size, params.context).to(device)
-    parametrisation: Parametrisation = parts["parametrisation"].build()
-    parametrisation.check(model)
-    parametrisation.start(model)
-    rule = chosen_rule(params, parts, model).to(device)
-    optimizer = parts["optimizer"].build(joined(parameter_groups(model), rule.own_groups(model)))
-    split_by_rate(optimizer, {p: rule.rate_factor(name) for name, p in model.named_parameters()})
+    groups = joined(parameter_groups(model), rule.own_groups(model))
+    optimizer = choice.build(groups)
+    rule_factors = {
+        parameter: rule.rate_factor(name) for name, parameter in model.named_parameters()
+    }
+    split_by_rate(optimizer, rule_factors)
     for group in optimizer.param_groups:
-        factor = parametrisation.rate_factor(
-            model.width, optimizer.width_powers.get(group["name"], 0.0)
-        )
-        group["initial_lr"] = group["lr"] = group["lr"] * factor
-    low = rule.backward and trains_faster_in_bfloat16(device)
-    passes = Compiled(model) if params.compile else nullcontext()
-    return params.settled(model.width, low), Run(model, rule, optimizer, passes)
+        power = optimizer.width_powers.get(group["name"], 0.0)
+        peak = group["lr"] * parametrisation.rate_factor(model.width, power)
+        group["initial_lr"] = group["lr"] = peak
+    return optimizer
 
 
-def take_step(
-    params: TrainParams, run: Run, schedule: Schedule, batches: Batches
-) -> tuple[float, float, float]:
-    """One update; returns the loss in nats per token, the norm of the gradient before clipping, and
-    the learning rate.
+class StepResult(NamedTuple):
+    """What is logged of a step."""
 
-    Groups may differ in theirs: what is returned, and logged, is the rate of `matrices`, or of the
-    first group if the model has none. The schedule moves all of them alike, each from its own
-    height (`initial_lr`). Raises Diverged, before any weight has moved (but with
-    `step_in_backward`), where the loss or that norm is not finite.
+    loss: float
+    """Mean cross-entropy of the batch before the update, in nats per token."""
+    gradient_norm: float
+    """Global norm of the model's gradient before clipping."""
+    learning_rate: float
+    """Of the group `matrices`, or of the first group in a model without matrices."""
+
+
+def take_step(run: Run, schedule: Schedule, batches: Batches) -> StepResult:
+    """Update the weights once, on the batch of step `run.step`. The caller counts the step.
+
+    Raises Diverged where the loss or the gradient's norm is not finite. No weight has moved then;
+    but with `step_in_backward` weights move during the backward pass, before these are known.
     """
-    model, optimizer = run.model, run.optimizer
-    device = next(model.parameters()).device
-    if not model.training:  # it goes through every module
-        model.train()
-    factor = schedule.factor(run.step)
+    if not run.model.training:  # asked first, as `train()` goes through every module
+        run.model.train()
+    _set_learning_rates(run.optimizer, schedule.factor(run.step))
+    microbatches = _microbatches(run, batches)
+    if run.params.step_in_backward:
+        loss, norm = _step_in_backward(run, microbatches)
+    else:
+        loss = _fill_gradients(run, microbatches)
+        norm = _clip_gradients(run)
+        run.optimizer.step()
+        run.optimizer.zero_grad(set_to_none=True)
+    return StepResult(loss, norm, _logged_rate(run.optimizer))
+
+
+def _set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """All groups follow the same schedule, each from its own peak."""
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
+
+
+def _logged_rate(optimizer: torch.optim.Optimizer) -> float:
+    groups = optimizer.param_groups
+    matrices = [group for group in groups if group["name"] == "matrices"]
+    group = matrices[0] if matrices else groups[0]
+    return float(group["lr"])
+
+
+def _microbatches(run: Run, batches: Batches) -> list[tuple[Tensor, Tensor]]:
+    """The step's batch as `gradient_accumulation` equal parts (tokens_BT, targets_BT)."""
     tokens_BT, targets_BT = batches.at(run.step)
-    lengths: dict[nn.Parameter, torch.Tensor] = {}
-    early = (
-        stepping_in_backward(optimizer, model, lengths)
-        if params.step_in_backward
-        else nullcontext()
-    )
-    pieces = [
-        (tokens.to(device), targets.to(device))
-        for tokens, targets in zip(
-            tokens_BT.chunk(params.gradient_accumulation),
-            targets_BT.chunk(params.gradient_accumulation),
-            strict=True,
-        )
-    ]
-    with (
-        autocast(params.precision, device),
-        run.passes,
-        early,
-        noise.keyed(params.seed, run.step),
-    ):
-        loss = float(run.rule.accumulate_gradients(model, pieces))
-    if not math.isfinite(loss):
-        optimizer.zero_grad(set_to_none=True)
-        raise Diverged(f"the loss is {loss}")
-    if params.step_in_backward:
-        of_all = torch.stack(
-            [lengths[parameter] for parameter in model.parameters() if parameter in lengths]
-        )
-        norm = float(torch.linalg.vector_norm(of_all))
-        if not math.isfinite(norm):
-            raise Diverged(f"the gradient's norm is {norm}")
-    else:
-        norm = _move(params, run)
-    rates = {group["name"]: float(group["lr"]) for group in reversed(optimizer.param_groups)}
-    return loss, norm, rates.get("matrices", float(optimizer.param_groups[0]["lr"]))
+    count = run.params.gradient_accumulation
+    chunks = zip(tokens_BT.chunk(count), targets_BT.chunk(count), strict=True)
+    device = run.device
+    return [(tokens.to(device), targets.to(device)) for tokens, targets in chunks]
 
 
-def _move(params: TrainParams, run: Run) -> float:
-    """Clip the gradients, let the optimizer step, and return the norm that the model's gradient
-    had.
+def _fill_gradients(run: Run, microbatches: list[tuple[Tensor, Tensor]]) -> float:
+    """Let the rule add its gradients, averaged over micro-batches, to every `p.grad`.
 
-    Raises Diverged, before any weight has moved, where that norm is not finite.
+    Returns the mean loss. Raises Diverged where that is not finite. What the rule draws at random
+    is keyed by the seed and the step, so that a resumed run draws the same.
     """
-    taught, own = (
-        [parameter for parameter in those if parameter.grad is not None] for those in run.parameters
-    )
-    norm = torch.nn.utils.get_total_norm(
-        [parameter.grad for parameter in taught if parameter.grad is not None]
-    )
-    length = float(norm)
-    if not math.isfinite(length):
+    with (
+        autocast(run.params.precision, run.device),
+        run.compilation,
+        noise.keyed(run.params.seed, run.step),
+    ):
+        loss = float(run.rule.accumulate_gradients(run.model, microbatches))
+    if not math.isfinite(loss):
         run.optimizer.zero_grad(set_to_none=True)
-        raise Diverged(f"the gradient's norm is {length}")
-    if params.clip and not length < params.clip:
-        torch.nn.utils.clip_grads_with_norm_(taught + own, params.clip, norm)
-    run.optimizer.step()
-    run.optimizer.zero_grad(set_to_none=True)
-    return length
+        raise Diverged(f"the loss is {loss}")
+    return loss
+
+
+def _clip_gradients(run: Run) -> float:
+    """Scale the gradients so that the model's global norm is at most `clip`, unless that is 0.
+
+    The rule's own gradients are scaled by the same factor. Returns the norm before clipping.
+    Raises Diverged where it is not finite.
+    """
+    model_parameters = _with_gradient(run.model_parameters)
+    gradients = [p.grad for p in model_parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    norm_value = float(norm)
+    if not math.isfinite(norm_value):
+        run.optimizer.zero_grad(set_to_none=True)
+        raise Diverged(f"the gradient's norm is {norm_value}")
+    if run.params.clip and norm_value >= run.params.clip:
+        clipped = model_parameters + _with_gradient(run.rule_parameters)
+        torch.nn.utils.clip_grads_with_norm_(clipped, run.params.clip, norm)
+    return norm_value
+
+
+def _with_gradient(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
+    return [parameter for parameter in parameters if parameter.grad is not None]
+
+
+def _step_in_backward(run: Run, microbatches: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+    """Update each parameter during the backward pass, as soon as its gradient is there.
+
+    Returns the loss and the global norm of the gradient. Raises Diverged where one is not finite.
+    """
+    norms: dict[nn.Parameter, Tensor] = {}
+    with stepping_in_backward(run.optimizer, run.model, norms):
+        loss = _fill_gradients(run, microbatches)
+    in_order = [norms[parameter] for parameter in run.model_parameters if parameter in norms]
+    norm = float(torch.linalg.vector_norm(torch.stack(in_order)))
+    if not math.isfinite(norm):
+        raise Diverged(f"the gradient's norm is {norm}")
+    return loss, norm

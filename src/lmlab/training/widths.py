@@ -1,11 +1,10 @@
-"""Which dimensions of a parameter grow with the model's width, and what initialisation makes of
-that.
+"""Which dimensions of a parameter grow with the model's width, and how its initialisation follows.
 
-Nothing is listed by hand. The model is built twice more without storage, once as wide as it is and
-once some times wider, and the shapes are compared: what differs grows with the width. A number of
-heads that is given counts as a number for this width, and grows along, so that heads keep their
-width; whatever else stands in the options stays as it is (a vocabulary, a latent, a state, a
-kernel, a row of a table).
+Nothing is listed by hand. The model is built twice more without storage, once at its own width and
+once several times wider, and the shapes are compared: a dimension that differs grows with the
+width. A number of heads in the options belongs to this width and is multiplied along, so that heads
+keep their width; all other options stay as they are (a vocabulary, a latent, a state, a kernel, the
+width of a table's rows).
 """
 
 from collections.abc import Callable
@@ -24,17 +23,16 @@ Groups = dict[str, list[nn.Parameter]]
 """Parameters by the name of the optimizer's group that they belong to."""
 
 WIDER = (2, 3, 4, 5, 6, 7, 8)
-"""How many times as wide a model is built for comparison: the first that its other options
-allow.
+"""Factors of the width to try for the wider model: the first that its other options allow is
+taken.
 """
 
 
 class Fans(NamedTuple):
     """Whether a parameter's fan-in and fan-out grow in proportion to the model's width.
 
-    Fan-in is how many numbers are summed up for one of the output. A look-up and what multiplies or
-    is added to each number alone (gains, biases, a depthwise convolution but for its kernel) sum up
-    none that grow.
+    Fan-in is how many numbers are summed for one number of the output. It does not grow for a
+    look-up, nor for what acts on each number alone: gains, biases, a depthwise convolution.
     """
 
     fan_in: bool
@@ -47,7 +45,7 @@ USUAL = {
     "matrices": Fans(True, True),
     "vectors": Fans(False, True),
 }
-"""The kinds of groups, and the fans of what is called by the kind's bare name."""
+"""The kinds of groups, and the fans of the group that has the kind's bare name."""
 _SUFFIXES = {
     Fans(True, True): "_growing",
     Fans(False, True): "_fixed_fan_in",
@@ -57,9 +55,7 @@ _SUFFIXES = {
 
 
 class Widening(NamedTuple):
-    """What a parametrisation that follows the width leaves on a parameter, as
-    `parameter.widening`.
-    """
+    """A parametrisation's note on a parameter, as `parameter.widening`, if it follows the width."""
 
     ratio: float
     """How many times as wide the model is as the base."""
@@ -68,40 +64,34 @@ class Widening(NamedTuple):
 
 
 def widening_of(parameter: nn.Parameter) -> Widening | None:
-    """What was left on it; None at the base width and in a parametrisation that does not follow the
-    width.
-    """
+    """The note on a parameter; None at the base width and where the width is not followed."""
     return getattr(parameter, "widening", None)
 
 
 def group_name(kind: str, fans: Fans) -> str:
-    """Of the group of such parameters: the kind, with a suffix where the fans are not the kind's
-    usual ones.
-    """
+    """The name of a group: its kind, with a suffix where the fans are not the usual ones."""
     return kind if fans == USUAL[kind] else kind + _SUFFIXES[fans]
 
 
 FANS = {group_name(kind, fans): fans for kind in USUAL for fans in _SUFFIXES}
-"""Of every group, by its name."""
+"""The fans of every group by its name."""
 
 
 def kind_of(name: str) -> str:
-    """The kind of a group, by its name."""
+    """The kind of the group of this name."""
     return name.partition("_")[0]
 
 
 def width_powers(power: Callable[[str, Fans], float]) -> dict[str, float]:
-    """The power of the width by which the learning rate of each group goes, from a function of kind
-    and fans.
-    """
+    """By group, the power of the width that its learning rate follows, from its kind and fans."""
     return {name: float(power(kind_of(name), fans)) for name, fans in FANS.items()}
 
 
 def fans_of(kind: str, parameter: nn.Parameter) -> Fans:
-    """A parameter's fans: the kind's usual ones where no parametrisation has asked what grows.
+    """A parameter's fans: the kind's usual ones where there is no note on what grows.
 
-    Rows of an embedding are looked up, so its features are its fan-out; any other matrix is
-    (fan-out, fan-in), and what stands behind the second dimension (a kernel) belongs to the fan-in.
+    Rows of an embedding are looked up, so its features are its fan-out. Any other matrix is
+    (fan-out, fan-in), and further dimensions (a kernel) belong to the fan-in.
     """
     widening = widening_of(parameter)
     if widening is None:
@@ -112,25 +102,25 @@ def fans_of(kind: str, parameter: nn.Parameter) -> Fans:
 
 
 def by_fans(groups: Groups) -> Groups:
-    """Groups named by kind, split by what grows in their parameters; the same where nothing was
-    asked about that.
-    """
+    """Groups named by kind, split by what grows in their parameters, if that has been noted."""
     split: Groups = {}
     for kind, parameters in groups.items():
         for parameter in parameters:
-            split.setdefault(group_name(kind, fans_of(kind, parameter)), []).append(parameter)
+            name = group_name(kind, fans_of(kind, parameter))
+            split.setdefault(name, []).append(parameter)
     return split
 
 
 def initial_power(fans: Fans) -> float:
-    """The power of the width with which the standard deviation of initial weights goes under
-    maximal update.
+    """The power of the width in the standard deviation of initial weights under maximal update.
 
-    fan_in^-1/2 where the fan-out grows as well, fan_in^-1 where it does not, and the same at any
-    width where the fan-in does not grow (Yang et al. 2022, table 3; Yang et al. 2023: the spectral
-    norm is to go as sqrt(fan_out / fan_in)).
+    fan_in^-1/2 where the fan-out grows as well, fan_in^-1 where it does not, and constant where the
+    fan-in does not grow (Yang et al. 2022, table 3; Yang et al. 2023: the spectral norm is to go as
+    sqrt(fan_out / fan_in)).
     """
-    return 0.0 if not fans.fan_in else -0.5 if fans.fan_out else -1.0
+    if not fans.fan_in:
+        return 0.0
+    return -0.5 if fans.fan_out else -1.0
 
 
 @torch.no_grad()
@@ -140,88 +130,90 @@ def scale_initialisation(
     model: LanguageModel,
     built_on: Callable[[LanguageModel], nn.Module] = lambda model: model,
 ) -> None:
-    """Scale what a module has drawn at random, so that it goes with the model's width as maximal
-    update asks.
+    """Scale a module's random initial weights so that they follow the width as in maximal update.
 
-    `groups` has the module's parameters by kind; the module is the model itself, or what `built_on`
-    builds on it. Every parameter notes which of its dimensions grow, for `by_fans`. What was not
-    drawn (ones, zeros) is left as it is. Raises UserError where no wider model can be built, or
-    where it cannot be seen how a parameter is drawn that is to be scaled.
+    `groups` has the module's parameters by kind. The module is the model itself, or what `built_on`
+    builds on it. Every parameter gets a note of its dimensions that grow, for `by_fans`. What was
+    not drawn at random (ones, zeros) stays as it is. Raises UserError where no wider model can be
+    built, or where it cannot be seen how a parameter that is to be scaled is drawn.
     """
     names = {id(parameter): name for name, parameter in module.named_parameters()}
-    (same, same_width), (wider, wider_width) = _drafts(model, built_on)
+    same, wider = _drafts(model, built_on)
     for kind, parameters in groups.items():
         for parameter in parameters:
             name = names[id(parameter)]
-            narrow, wide = same[name], wider[name]
-            grows = tuple(one != other for one, other in zip(narrow.shape, wide.shape, strict=True))
+            narrow, wide = same.parameters[name], wider.parameters[name]
+            sides = zip(narrow.shape, wide.shape, strict=True)
+            grows = tuple(before != after for before, after in sides)
             parameter.widening = Widening(model.width_ratio, grows)  # type: ignore[attr-defined]
             power = initial_power(fans_of(kind, parameter))
             if narrow.sigma and wide.sigma:
-                already = log(wide.sigma / narrow.sigma) / log(wider_width / same_width)
-                parameter.mul_(model.width_ratio ** (power - already))
+                # some initialisations follow the width by themselves
+                ratio = wide.sigma / narrow.sigma
+                own_power = log(ratio) / log(wider.width / same.width)
+                parameter.mul_(model.width_ratio ** (power - own_power))
             elif power and not parameter.is_meta and parameter.any():
                 raise UserError(
                     f"params.yaml: train.parametrisation: maximal_update cannot see how {name} is"
-                    " drawn, so it cannot tell"
-                    " how that goes with the width; draw it by torch's normal_, uniform_ or"
-                    " randn, or choose standard"
+                    " drawn, so it cannot tell how that goes with the width; draw it by torch's"
+                    " normal_, uniform_ or randn, or choose standard"
                 )
 
 
-class _Draft(NamedTuple):
-    """Of a parameter: its shape, and the standard deviation with which it is drawn, None where it
-    is not.
-    """
+class _ParameterDraft(NamedTuple):
+    """A parameter without storage."""
 
     shape: torch.Size
     sigma: float | None
+    """The standard deviation it is drawn with; None where it is not drawn at random."""
 
 
-_Drafts = tuple[dict[str, _Draft], int]
-"""The parameters of a module by name, and the width of the model that it is built on."""
+class _Draft(NamedTuple):
+    """A module without storage."""
+
+    parameters: dict[str, _ParameterDraft]
+    width: int
+    """Of the model that it is built on."""
 
 
 def _drafts(
     model: LanguageModel, built_on: Callable[[LanguageModel], nn.Module]
-) -> tuple[_Drafts, _Drafts]:
-    """Of the module as it is, and of the same on a wider model; nothing has storage and nothing is
-    drawn.
-    """
-
-    def draft(times: int) -> _Drafts:
-        with torch.device("meta"), _Draws() as draws:
-            like = build(
-                _widened(model.choice, times * model.width, times),
-                model.vocabulary_size,
-                model.context,
-            )
-            named = built_on(like).named_parameters()
-            return {
-                name: _Draft(parameter.shape, draws.sigma(parameter)) for name, parameter in named
-            }, like.width
-
-    refused: list[UserError] = []
+) -> tuple[_Draft, _Draft]:
+    """The module at its own width, and on a wider model."""
+    refusals: list[UserError] = []
     for times in WIDER:
         try:
-            wider = draft(times)
+            wider = _draft(model, built_on, times)
         except UserError as error:
-            refused.append(error)
+            refusals.append(error)
             continue
-        if wider[1] == times * model.width:
-            return draft(1), wider
-        refused.append(UserError(f"models.{model.choice.name} has no option `width`"))
-    reason = str(refused[0]).removeprefix("params.yaml: ")
+        if wider.width == times * model.width:
+            return _draft(model, built_on, times=1), wider
+        refusals.append(UserError(f"models.{model.choice.name} has no option `width`"))
+    reason = str(refusals[0]).removeprefix("params.yaml: ")
     raise UserError(
         "params.yaml: train.parametrisation: maximal_update builds the model at other widths to"
-        " see what grows with it, and"
-        f" this one cannot be built at {WIDER[0]} to {WIDER[-1]} times its width ({reason}); mend"
-        " that, or choose standard"
+        f" see what grows with it, and this one cannot be built at {WIDER[0]} to {WIDER[-1]} times"
+        f" its width ({reason}); mend that, or choose standard"
     )
 
 
+def _draft(
+    model: LanguageModel, built_on: Callable[[LanguageModel], nn.Module], times: int
+) -> _Draft:
+    """The module on a model so many times as wide; nothing is drawn and nothing has storage."""
+    with torch.device("meta"), _Draws() as draws:
+        choice = _widened(model.choice, times * model.width, times)
+        other = build(choice, model.vocabulary_size, model.context)
+        parameters = {
+            name: _ParameterDraft(parameter.shape, draws.sigma(parameter))
+            for name, parameter in built_on(other).named_parameters()
+        }
+        return _Draft(parameters, other.width)
+
+
 def _widened(choice: Choice, width: int, times: int) -> Choice:
-    """The same part for a model of another width, so many times as wide."""
+    """The same part for a model of this width, which is so many times as wide."""
     fields, changes = type(choice.options).model_fields, {}
     if choice.kind == "models" and "width" in fields:
         changes["width"] = width
@@ -232,51 +224,56 @@ def _widened(choice: Choice, width: int, times: int) -> Choice:
 
 
 class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Draws nothing, and notes the standard deviation of what was to be drawn, also where it is
-    multiplied by a number.
+    """Draws nothing, and notes the standard deviation of what would be drawn.
+
+    It follows tensors through products and quotients with a number.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._of: dict[int, tuple[torch.UntypedStorage, float]] = {}
-        """By a storage's id; the storage stands there too, so that no other gets its id."""
+        self._sigmas: dict[int, tuple[torch.UntypedStorage, float]] = {}
+        """By a storage's id; with the storage itself, so that no other gets its id."""
 
     def sigma(self, tensor: Tensor) -> float | None:
-        """With which the tensor was drawn, None if it was not, or something else was done to it
-        afterwards.
-        """
-        known = self._of.get(id(tensor.untyped_storage()))
-        return known[1] if known else None
+        """The tensor's standard deviation; None if it was not drawn, or was overwritten later."""
+        entry = self._sigmas.get(id(tensor.untyped_storage()))
+        return entry[1] if entry else None
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         aten, kwargs, packet = torch.ops.aten, kwargs or {}, function.overloadpacket
-        if packet in (aten.normal_, aten.uniform_):
-            first = args[1] if len(args) > 1 else 0.0
-            second = args[2] if len(args) > 2 else 1.0
-            self._note(args[0], second if packet is aten.normal_ else (second - first) / sqrt(12))
+        if packet is aten.normal_:  # (tensor, mean, standard deviation)
+            self._note(args[0], args[2] if len(args) > 2 else 1.0)
+            return args[0]
+        if packet is aten.uniform_:  # (tensor, low, high)
+            low = args[1] if len(args) > 1 else 0.0
+            high = args[2] if len(args) > 2 else 1.0
+            self._note(args[0], (high - low) / sqrt(12))
             return args[0]
         result = function(*args, **kwargs)
-        if packet in (aten.randn, aten.rand):
-            self._note(result, 1.0 if packet is aten.randn else 1 / sqrt(12))
-        elif packet in (aten.mul, aten.mul_, aten.div, aten.div_):
-            before = self.sigma(args[0]) if isinstance(args[0], Tensor) else None
-            factor = args[1] if isinstance(args[1], int | float) else None
-            of_product = packet in (aten.mul, aten.mul_)
-            after = (
-                None
-                if before is None or factor is None
-                else before * abs(factor if of_product else 1 / factor)
-            )
-            self._note(result, after)
+        if packet is aten.randn:
+            self._note(result, 1.0)
+        elif packet is aten.rand:
+            self._note(result, 1 / sqrt(12))
+        elif packet in (aten.mul, aten.mul_):
+            self._note(result, self._scaled(args[0], args[1], inverse=False))
+        elif packet in (aten.div, aten.div_):
+            self._note(result, self._scaled(args[0], args[1], inverse=True))
         elif packet in (aten.zero_, aten.fill_, aten.copy_):
             self._note(args[0], None)
         return result
 
+    def _scaled(self, tensor: Any, factor: Any, inverse: bool) -> float | None:
+        """The standard deviation of a tensor times, or divided by, a number."""
+        sigma = self.sigma(tensor) if isinstance(tensor, Tensor) else None
+        if sigma is None or not isinstance(factor, int | float):
+            return None
+        return sigma * abs(1 / factor if inverse else factor)
+
     def _note(self, tensor: Tensor, sigma: float | None) -> None:
         storage = tensor.untyped_storage()
         if sigma is None:
-            self._of.pop(id(storage), None)
+            self._sigmas.pop(id(storage), None)
         else:
-            self._of[id(storage)] = (storage, sigma)
+            self._sigmas[id(storage)] = (storage, sigma)

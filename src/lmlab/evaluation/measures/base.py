@@ -33,6 +33,7 @@ from lmlab.data.shards import Shards
 from lmlab.data.tokenizers.base import Ids, Tokenizer
 from lmlab.evaluation.about import STRIDE, VALIDATED_AT, WINDOW, About
 from lmlab.model.models.base import LanguageModel
+from lmlab.model.record import ModelRecord
 from lmlab.model.scoring import Score
 
 Numbers = Mapping[str, "float | Numbers"]
@@ -48,7 +49,7 @@ class Trained:
     """A finished run."""
 
     model: LanguageModel
-    saved: dict[str, Any]
+    saved: ModelRecord
     """Its model.json."""
     shards: Shards
     tokenizer: Tokenizer

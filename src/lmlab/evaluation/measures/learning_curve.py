@@ -47,11 +47,11 @@ class LearningCurve(Measure):
 
     def measure(self, trained: Trained) -> Numbers:
         rows = [row for row in trained.log if "validation_bits_per_byte" in row]
-        if not rows or "size" not in trained.saved:
-            raise DoesNotApply("the training log has no validation, or model.json no size")
+        if not rows:
+            raise DoesNotApply("the training log has no validation")
         tokens = [float(row["tokens"]) for row in rows]
         bits = [float(row["validation_bits_per_byte"]) for row in rows]
-        forward_flops = trained.saved["size"]["forward_flops_per_token"]
+        forward_flops = trained.saved.forward_flops_per_token
         numbers: dict[str, float | Mapping[str, float]] = {
             "tokens": tokens[-1],
             "flops": training_flops(forward_flops, tokens[-1]),

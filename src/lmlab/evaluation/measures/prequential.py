@@ -54,12 +54,10 @@ class Prequential(Measure):
             for row in trained.log
             if "train_nats" in row
         ]
-        if not losses or not {"size", "data_seed", "pool_tokens"} <= saved.keys():
-            raise DoesNotApply(
-                "the training log has no losses, or model.json does not say how the text was read"
-            )
-        order = Batches(shards, 1, context, saved["data_seed"], saved["pool_tokens"])
-        batch = saved["size"]["batch"]
+        if not losses:
+            raise DoesNotApply("the training log has no losses")
+        order = Batches(shards, 1, context, saved.data_seed, saved.pool_tokens)
+        batch = saved.size.batch
         window_bytes = context * shards.count("train", "bytes") / order.tokens
         steps, nats = first_pass(losses, order.first_pass / batch)
         learned = round(steps * batch)

@@ -9,6 +9,7 @@ from lmlab.data.shards import open_shards
 from lmlab.data.tokenizers import base as tokenizers
 from lmlab.experiments.stages.layout import Layout
 from lmlab.training import loop
+from lmlab.training.loop import RunFolders
 from lmlab.training.step import TrainParams
 
 
@@ -18,13 +19,13 @@ def train(tree: Tree, layout: Layout, start: Path | None = None) -> dict[str, An
     `start` is the folder of a saved model whose weights are the initial ones.
     """
     section = params.section(tree, "train", TrainParams)
-    return loop.train(
+    folders = RunFolders(layout.model, layout.training, layout.snapshots)
+    timing = loop.train(
         section,
         registry.choices(tree, "train", section),
         open_shards(layout.shards, layout.tokenizer_file),
         tokenizers.load(layout.tokenizer_file),
-        layout.model,
-        layout.training,
-        layout.snapshots,
+        folders,
         start,
     )
+    return timing.model_dump()

@@ -13,7 +13,6 @@ import pandas as pd
 import torch
 
 from lmlab.core import params, registry
-from lmlab.core.files import read_json
 from lmlab.core.params import Tree, changed
 from lmlab.data.shards import Shards, open_shards
 from lmlab.evaluation.probe import ProbeParams
@@ -22,6 +21,7 @@ from lmlab.experiments.stages.probe import probe
 from lmlab.experiments.stages.shard import shard
 from lmlab.experiments.stages.tokenizer import tokenizer
 from lmlab.experiments.stages.train import train
+from lmlab.model.record import read_record
 from lmlab.training import step
 from lmlab.training.cost import forward_flops, training_flops
 from lmlab.training.status import how_it_diverged
@@ -56,7 +56,7 @@ def run(tree: Tree, flops: float, corpus: Path) -> dict[str, Any]:
             steps = _steps_within(tree, shards.vocabulary_size, flops)
             tree = changed(tree, {"train.steps": steps})
         times = train(tree, layout)
-        record = read_json(layout.model / "model.json", made_by="train")
+        record = read_record(layout.model)
         log = layout.log.read_text(encoding="utf-8")
         rows = [json.loads(line) for line in log.splitlines()]
         curves = {
@@ -66,7 +66,7 @@ def run(tree: Tree, flops: float, corpus: Path) -> dict[str, Any]:
         if diverged := how_it_diverged(record):
             return {"diverged": diverged, **curves}
         last = [row for row in rows if "validation_nats" in row][-1]
-        tokens = record["tokens"]
+        tokens = record.tokens
         return {
             "validation": {
                 "bits_per_byte": last["validation_bits_per_byte"],
@@ -74,10 +74,10 @@ def run(tree: Tree, flops: float, corpus: Path) -> dict[str, Any]:
             },
             "vocabulary_size": shards.vocabulary_size,
             "bytes_per_token": _bytes_per_token(shards),
-            "parameters": record["parameters"],
-            "steps": record["steps"],
+            "parameters": record.parameters,
+            "steps": record.steps,
             "tokens": tokens,
-            "flops": training_flops(record["size"]["forward_flops_per_token"], tokens),
+            "flops": training_flops(record.forward_flops_per_token, tokens),
             **{name: times[name] for name in TIMES},
             **(_look(tree, layout) if params.block(tree, "train")["snapshots"] else {}),
             **curves,
@@ -88,8 +88,8 @@ def _steps_within(tree: Tree, vocabulary_size: int, flops: float) -> int:
     """How many training steps some FLOPs pay for."""
     section = params.section(tree, "train", TrainParams)
     choices = registry.choices(tree, "train", section)
-    settled, begun = step.begin(section, choices, vocabulary_size, torch.device("cpu"))
-    tokens_per_step = settled.batch * settled.context
+    begun = step.begin(section, choices, vocabulary_size, torch.device("cpu"))
+    tokens_per_step = begun.params.batch * begun.params.context
     return max(1, round(flops / training_flops(forward_flops(begun.model), tokens_per_step)))
 
 

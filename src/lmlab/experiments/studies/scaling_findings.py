@@ -168,15 +168,14 @@ def _budgets(study: Study, name: str, vocabulary_size: int) -> Iterator[tuple[in
     for values in study.arm(name).grid:
         tree = params.changed(study.tree(name), values)
         train = params.section(tree, "train", TrainParams)
-        train, run = stepping.begin(
-            train, registry.choices(tree, "train", train), vocabulary_size, torch.device("cpu")
-        )
+        choices = registry.choices(tree, "train", train)
+        run = stepping.begin(train, choices, vocabulary_size, torch.device("cpu"))
         counts = parameters_by_part(run.model)
         total = sum(counts.values())
         yield (
             total,
             total - sum(counts.get(part, 0) for part in EMBEDDING),
-            train.steps * train.batch * train.context,
+            run.params.steps * run.params.batch * run.params.context,
         )
 
 

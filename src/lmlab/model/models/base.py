@@ -11,13 +11,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lmlab.core.errors import UserError
-from lmlab.core.files import checked, read_json, sha256, whole_folder, write_json
+from lmlab.core.files import checked, sha256, whole_folder, write_json
 from lmlab.core.registry import Choice, recall
+from lmlab.model import record
 from lmlab.model.layers.cache import Cache
 from lmlab.model.layers.root_mean_square import rms_norm
 from lmlab.model.noise import name_sites
+from lmlab.model.record import ModelRecord, TrainingFacts
 
-CORRUPTED = "run `dvc repro --force train` to make it again"
 WEIGHTS = "weights.safetensors"
 
 
@@ -183,39 +184,39 @@ def parameter_count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def save(folder: Path, choice: Choice, model: LanguageModel, facts: dict[str, Any]) -> None:
-    """Write `weights.safetensors` and `model.json`.
-
-    The latter says what the model is built from, and holds `facts` about its training.
+def save(folder: Path, choice: Choice, model: LanguageModel, facts: TrainingFacts) -> None:
+    """Write `weights.safetensors` and `model.json`: what the model is built from, and the facts
+    about its training.
     """
-    with whole_folder(folder) as temporary:
+    with whole_folder(folder) as partial:
         # copies, because safetensors refuses tensors that share memory, as tied weights do
         weights = {
             name: tensor.cpu().clone(memory_format=torch.contiguous_format)
             for name, tensor in model.state_dict().items()
         }
-        save_file(weights, temporary / WEIGHTS)
-        record = {
-            "model": choice.record(),
+        save_file(weights, partial / WEIGHTS)
+        shape = {
             "vocabulary_size": model.vocabulary_size,
             "context": model.context,
             "parameters": parameter_count(model),
-            **facts,
-            "weights_sha256": sha256(temporary / WEIGHTS),
         }
-        write_json(temporary / "model.json", record)
+        values = {
+            "model": choice.record(),
+            **shape,
+            **facts.model_dump(exclude_unset=True),
+            "weights_sha256": sha256(partial / WEIGHTS),
+        }
+        write_json(partial / record.FILE, values)
 
 
-def load(folder: Path, device: torch.device) -> tuple[LanguageModel, dict[str, Any]]:
-    """The saved model in evaluation mode, and its `model.json`.
-
-    Raises UserError when either file is missing or damaged, or they do not fit each other.
+def load(folder: Path, device: torch.device) -> tuple[LanguageModel, ModelRecord]:
+    """The saved model in evaluation mode, and its record. Raises UserError when either file is
+    missing or damaged.
     """
-    record = read_json(folder / "model.json", made_by="train")
+    saved = record.read_record(folder)
     weights = checked(folder / WEIGHTS, made_by="train")
     try:
-        choice = recall("models", record["model"])
-        model = build(choice, record["vocabulary_size"], record["context"])
+        model = build(recall("models", saved.model), saved.vocabulary_size, saved.context)
         model.load_state_dict(load_file(weights))
     except (
         SafetensorError,
@@ -226,8 +227,5 @@ def load(folder: Path, device: torch.device) -> tuple[LanguageModel, dict[str, A
         AttributeError,
         UserError,
     ) as error:
-        reason = " ".join(str(error).removeprefix("params.yaml: ").split())[:200]
-        raise UserError(
-            f"{folder} is damaged or of another version of the model ({reason}); {CORRUPTED}"
-        ) from None
-    return model.to(device).eval(), record
+        raise record.damaged(folder, error) from None
+    return model.to(device).eval(), saved

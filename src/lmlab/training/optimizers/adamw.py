@@ -1,5 +1,7 @@
-"""AdamW (Loshchilov & Hutter 2019): Adam with weight decay apart from the gradient. The update is
-torch's own.
+"""AdamW (Loshchilov & Hutter 2019): Adam with weight decay that bypasses the gradient.
+
+With m and v the running means of gradient and squared gradient, corrected for their start at zero:
+p -= lr * m / (sqrt(v) + epsilon). The update is torch's own.
 """
 
 import torch
@@ -20,12 +22,14 @@ class Options(OptimizerOptions):
     """Options of the optimizer."""
 
     beta1: float = Field(ge=0, lt=1)
+    """Decay of the first moment, the mean of gradients."""
     beta2: float = Field(ge=0, lt=1)
+    """Decay of the second moment, the mean of squared gradients."""
     epsilon: float = Field(gt=0)
 
 
 class AdamW(torch.optim.AdamW):
-    """The plain choice, and the one that others have to beat."""
+    """The standard choice, which others have to beat."""
 
     width_powers = ENTRYWISE
 

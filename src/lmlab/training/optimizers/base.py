@@ -1,5 +1,18 @@
-"""What optimizers share: named groups of parameters, weight decay, caution, Adam's direction,
-weights for evaluation.
+"""What optimizers share: parameter groups, weight decay, cautious steps, Adam, averaged weights.
+
+An optimizer is any `torch.optim.Optimizer` that keeps these rules; one that is written here derives
+from `Optimizer`, and one of torch's own calls `add_decay` and `add_caution` itself.
+
+- It takes `(options, groups)`; its options derive from `OptimizerOptions`. Its `param_groups` are
+  the groups it gets, in the same order (`param_groups`).
+- `width_powers` says by group how the best learning rate goes with the model's width (ENTRYWISE).
+- It moves a parameter only if that has a gradient, also where it is the only one or comes later
+  than the others. At a learning rate of 0 nothing moves. Either holds for weight decay too.
+- With gradients of zero only weight decay moves anything, and that only matrices.
+- It is deterministic, and works in double precision if the parameters have it.
+- All it remembers is in its `state`, in contiguous tensors and plain values: one that is saved and
+  loaded takes the same steps to the last bit.
+- One that trains at other weights than it recommends has the method `averages` (`Averaging`).
 """
 
 import weakref
@@ -23,203 +36,206 @@ class OptimizerOptions(Params):
     """What every optimizer's options begin with."""
 
     learning_rate: float = Field(gt=0)
+    """The peak learning rate, which the schedule's factor multiplies."""
     weight_decay: float = Field(ge=0)
     decay: Literal["decoupled", "coupled", "independent"]
+    """The kind of weight decay (`add_decay`)."""
     cautious: bool
+    """Whether steps against the gradient are left out (`add_caution`)."""
 
 
 def parameter_groups(model: LanguageModel) -> Groups:
-    """Every parameter once: `embeddings` (a tied readout too), `readout`, `matrices` and `vectors`
-    (gains, biases).
+    """Every parameter once, in the groups `embeddings`, `readout`, `matrices` and `vectors`.
 
-    The weights of a convolution are among the matrices, though they have three dimensions. Where a
-    parametrisation has asked what grows with the width, groups are split by that (`by_fans`).
+    `readout` is the output head (unembedding); where it is tied, its weight is among `embeddings`.
+    `matrices` have two dimensions or more (convolutions three), `vectors` are gains and biases.
+    Where a parametrisation has noted what grows with the width, groups are split by that
+    (`by_fans`).
     """
-    embeddings = {
+    embedding_ids = {
         id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)
     }
-    readout = {
-        id(parameter) for parameter in (model.readout.parameters() if model.readout else ())
-    } - embeddings
+    readout_parameters = model.readout.parameters() if model.readout else ()
+    readout_ids = {id(parameter) for parameter in readout_parameters}
     groups: Groups = {"embeddings": [], "readout": [], "matrices": [], "vectors": []}
     for parameter in model.parameters():
-        if id(parameter) in embeddings:
+        if id(parameter) in embedding_ids:
             groups["embeddings"].append(parameter)
-        elif id(parameter) in readout:
+        elif id(parameter) in readout_ids:
             groups["readout"].append(parameter)
+        elif parameter.ndim >= 2:
+            groups["matrices"].append(parameter)
         else:
-            groups["matrices" if parameter.ndim >= 2 else "vectors"].append(parameter)
+            groups["vectors"].append(parameter)
     return by_fans(groups)
 
 
 def joined(groups: Groups, more: Groups) -> Groups:
-    """Two sets of groups as one: those of the same name together."""
-    return {
-        name: [*groups.get(name, []), *more.get(name, [])]
-        for name in dict.fromkeys([*groups, *more])
-    }
+    """Two sets of groups as one, in which groups of the same name are one."""
+    names = dict.fromkeys([*groups, *more])
+    return {name: [*groups.get(name, []), *more.get(name, [])] for name in names}
 
 
 def param_groups(
     groups: Groups, options: OptimizerOptions, other_rate: float | None = None
 ) -> list[dict[str, Any]]:
-    """The groups as torch wants them, each with its `name`, learning rate `lr` and weight decay
-    `decay`.
+    """The groups as torch takes them, each with its `name`, learning rate `lr` and weight `decay`.
 
-    Weight decay acts on matrices alone. `other_rate` is the learning rate of the other groups, if
-    it is another. Whoever builds an optimizer may multiply a group's `lr` before training starts.
-    The key is not torch's `weight_decay`, since `add_decay` does the work and torch's optimizers
-    should not do it again. Where a parametrisation follows the width, there is what does not go
-    with it as `lr` does: `base_lr` at the base width, and `epsilon_factor` (`epsilon_of`).
+    Weight decay acts on matrices alone. `other_rate` is the learning rate of all other groups where
+    it differs from that of matrices. Whoever builds an optimizer may multiply a group's `lr` before
+    training starts. The key is not torch's `weight_decay`, as `add_decay` does the work and torch's
+    optimizers should not do it again. Under a parametrisation that follows the width there are two
+    more keys: `base_lr`, the learning rate at the base width, and `epsilon_factor` (`epsilon_of`).
     """
-    matrices = {"lr": options.learning_rate, "decay": options.weight_decay}
-    others = {"lr": options.learning_rate if other_rate is None else other_rate, "decay": 0.0}
-    described: list[dict[str, Any]] = []
+    torch_groups: list[dict[str, Any]] = []
     for name, parameters in groups.items():
-        rates = matrices if kind_of(name) == "matrices" else others
-        described.append(
-            {
-                "name": name,
-                "params": parameters,
-                **rates,
-                **_by_width(name, parameters, rates["lr"]),
-            }
-        )
-    return described
+        is_matrices = kind_of(name) == "matrices"
+        rate = options.learning_rate
+        if not is_matrices and other_rate is not None:
+            rate = other_rate
+        decay = options.weight_decay if is_matrices else 0.0
+        group = {"name": name, "params": parameters, "lr": rate, "decay": decay}
+        torch_groups.append({**group, **_width_keys(name, parameters, rate)})
+    return torch_groups
 
 
-def _by_width(name: str, parameters: list[nn.Parameter], rate: float) -> dict[str, float]:
-    ratios = [widening.ratio for parameter in parameters if (widening := widening_of(parameter))]
+def _width_keys(name: str, parameters: list[nn.Parameter], rate: float) -> dict[str, float]:
+    """The keys of a group that follows the width; none at the base width."""
+    widenings = [widening_of(parameter) for parameter in parameters]
+    ratios = [widening.ratio for widening in widenings if widening is not None]
     if not ratios:
         return {}
-    return {"base_lr": rate, "epsilon_factor": 1 / ratios[0] if FANS[name].fan_out else 1.0}
+    epsilon_factor = 1 / ratios[0] if FANS[name].fan_out else 1.0
+    return {"base_lr": rate, "epsilon_factor": epsilon_factor}
 
 
 def epsilon_of(group: dict[str, Any], epsilon: float) -> float:
-    """What Adam adds to the size of a group's gradients, `epsilon` at the base width.
+    """Adam's epsilon of a group, which is `epsilon` at the base width.
 
-    Where the fan-out grows with the width, gradients get smaller by as much, and so does the
-    epsilon (Yang & Littwin 2023, "Tensor Programs IVb").
+    Where the fan-out grows with the width, gradients shrink as 1 / fan_out, and so does the epsilon
+    (Yang & Littwin 2023, "Tensor Programs IVb").
     """
     factor: float = group.get("epsilon_factor", 1.0)
     return epsilon * factor
 
 
 def follow(own: nn.Parameter, leader: nn.Parameter) -> None:
-    """Let a parameter of a learning rule have whatever learning rate a parameter of the model is
-    given.
-    """
+    """Give a learning rule's own parameter the learning rate of a parameter of the model."""
     own.leader = weakref.ref(leader)  # type: ignore[attr-defined]  # the rule does not hold the model
 
 
 def split_by_rate(optimizer: torch.optim.Optimizer, factors: dict[nn.Parameter, float]) -> None:
-    """Make a group of its own, of the same name, of those parameters of a group whose learning
-    rates differ by a factor.
+    """Multiply the learning rates of some parameters by a factor each.
 
-    To be done before the first step. A parameter that is not among the factors has its leader's
-    (`follow`), or else keeps its group's rate.
+    Parameters of a group whose factors differ become groups of their own, of the same name. To be
+    done before the first step. A parameter without a factor has its leader's (`follow`), or else 1.
     """
 
     def factor_of(parameter: nn.Parameter) -> float:
         leader = getattr(parameter, "leader", None)
-        led = factors.get(leader(), 1.0) if leader else 1.0
-        return factors.get(parameter, led)
+        inherited = factors.get(leader(), 1.0) if leader else 1.0
+        return factors.get(parameter, inherited)
 
     groups: list[dict[str, Any]] = []
     for group in optimizer.param_groups:
-        alike: dict[float, list[nn.Parameter]] = {}
+        by_factor: dict[float, list[nn.Parameter]] = {}
         for parameter in group["params"]:
-            alike.setdefault(factor_of(parameter), []).append(parameter)
-        for factor, members in alike.items():
-            multiplied = {
-                key: value * factor for key, value in group.items() if key in ("lr", "base_lr")
-            }
-            groups.append({**group, **multiplied, "params": members})
+            by_factor.setdefault(factor_of(parameter), []).append(parameter)
+        for factor, parameters in by_factor.items():
+            part = {**group, "params": parameters}
+            for key in ("lr", "base_lr"):
+                if key in group:
+                    part[key] = group[key] * factor
+            groups.append(part)
     optimizer.param_groups[:] = groups
 
 
-def held(group: dict[str, Any]) -> list[tuple[nn.Parameter, Tensor]]:
-    """A group's parameters that have a gradient, each with it."""
+def with_gradient(group: dict[str, Any]) -> list[tuple[nn.Parameter, Tensor]]:
+    """A group's parameters that have a gradient, each with its gradient."""
     return [
         (parameter, parameter.grad) for parameter in group["params"] if parameter.grad is not None
     ]
 
 
 def add_decay(optimizer: torch.optim.Optimizer, options: OptimizerOptions) -> None:
-    """Pull weights towards zero before each step of any optimizer, by each group's `decay`. At 0 it
-    costs nothing.
+    """Let any optimizer apply weight decay before each of its steps, by each group's `decay`.
 
-    `decoupled` (Loshchilov & Hutter 2019): p -= lr * decay * p, bit for bit as torch's AdamW does
-    it. `independent`: p -= (lr / peak lr) * decay * p, so that it follows the schedule, but not the
-    size of the learning rate. `coupled` adds decay * p to the gradient: the gradient of an L2
-    penalty, which the optimizer then treats as any other.
+    `decoupled` (Loshchilov & Hutter 2019): p -= lr * decay * p, bit for bit as torch's AdamW.
+    `independent`: p -= (lr / peak lr) * decay * p, which follows the schedule but does not depend
+    on the peak learning rate. `coupled`: the gradient gets decay * p added, as by an L2 penalty,
+    and the optimizer treats the sum like any other gradient.
 
-    Where a parametrisation follows the width, the lr of `decoupled` is that at the base width
-    (`base_lr`), on the schedule: a step then takes the same share of a weight at any width, as it
-    does with `independent`.
+    Where a parametrisation follows the width, the lr of `decoupled` is the scheduled lr at the base
+    width (`base_lr`): a step then takes the same share of a weight at any width, as with
+    `independent`.
     """
 
     @torch.no_grad()
     def decay(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         for group in optimizer.param_groups:
-            if not group["decay"]:
+            if group["decay"] == 0:
                 continue
-            peak = group.get("initial_lr", group["lr"])
-            share = group["lr"] / peak if peak else 0.0
-            decoupled = share * group["base_lr"] if "base_lr" in group else group["lr"]
-            rate = decoupled if options.decay == "decoupled" else share
-            for parameter, gradient in held(group):
+            share = _shrinkage(group, options)
+            for parameter, gradient in with_gradient(group):
                 if options.decay == "coupled":
                     gradient.add_(parameter, alpha=group["decay"])
                 else:
-                    parameter.mul_(1 - rate * group["decay"])
+                    parameter.mul_(1 - share)
 
-    if options.weight_decay:
+    if options.weight_decay > 0:
         optimizer.register_step_pre_hook(decay)
 
 
-SMALLEST_SHARE = 0.001
+def _shrinkage(group: dict[str, Any], options: OptimizerOptions) -> float:
+    """The share of each weight that decoupled or independent decay takes off in a step."""
+    peak = group.get("initial_lr", group["lr"])
+    schedule_factor = group["lr"] / peak if peak else 0.0
+    rate: float = schedule_factor
+    if options.decay == "decoupled":
+        rate = schedule_factor * group["base_lr"] if "base_lr" in group else group["lr"]
+    return rate * group["decay"]
+
+
+SMALLEST_KEPT = 0.001
+"""The least share of kept steps that the others are scaled by."""
 
 
 def add_caution(optimizer: torch.optim.Optimizer, options: OptimizerOptions) -> None:
-    """Cautious steps (Liang et al. 2024) for any optimizer: a weight whose step would go up its
-    gradient stays.
+    """Cautious steps for any optimizer (Liang et al. 2024): no weight moves up its gradient.
 
-    The other steps in its tensor grow by the inverse of the share that is kept (at most a
-    thousandfold, as the authors do). Call this after `add_decay`: what that does to the weights
-    then comes before, and is left alone.
+    A weight whose step would do so stays. The other steps in its tensor are divided by the share
+    that is kept, or by SMALLEST_KEPT if that is more, as the authors do. To be called after
+    `add_decay`: weight decay then comes first, and is left alone.
     """
     before: list[tuple[nn.Parameter, Tensor, Tensor]] = []
 
     @torch.no_grad()
     def remember(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        # the gradients too: some of torch's optimizers write into them
-        before[:] = [
-            (p, p.clone(), gradient.clone())
-            for group in optimizer.param_groups
-            for p, gradient in held(group)
-        ]
+        before.clear()
+        for group in optimizer.param_groups:
+            for parameter, gradient in with_gradient(group):
+                # the gradient too, as some of torch's optimizers write into it
+                before.append((parameter, parameter.clone(), gradient.clone()))
 
     @torch.no_grad()
-    def hold_back(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    def mask(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         for parameter, start, gradient in before:
             kept = ((parameter - start) * gradient < 0).to(parameter.dtype)
-            # from the start to where the step led, or beyond: where all is kept this is that place,
-            # to the last bit
-            parameter.copy_(start.lerp(parameter, kept / kept.mean().clamp(min=SMALLEST_SHARE)))
+            scale = kept / kept.mean().clamp(min=SMALLEST_KEPT)
+            # lerp, since at a scale of 1 it gives where the step led, to the last bit
+            parameter.copy_(start.lerp(parameter, scale))
         before.clear()
 
     if options.cautious:
         optimizer.register_step_pre_hook(remember)
-        optimizer.register_step_post_hook(hold_back)
+        optimizer.register_step_post_hook(mask)
 
 
 def entrywise(kind: str, fans: Fans) -> float:
-    """The power of the width for steps whose entries have about the size of the learning rate: lr
-    as 1 / fan_in.
+    """The power of the width for steps whose entries are about as large as the learning rate.
 
-    Such a step is as long as it can be along its input, so in the output fan_in of its entries add
-    up.
+    Such a step can be as long as it gets along its input: fan_in of its entries add up in each
+    number of the output, so the learning rate goes as 1 / fan_in.
     """
     return -1.0 if fans.fan_in else 0.0
 
@@ -227,20 +243,19 @@ def entrywise(kind: str, fans: Fans) -> float:
 ENTRYWISE = width_powers(entrywise)
 """The `width_powers` of optimizers with such steps.
 
-Every optimizer says by group how its best learning rate goes with the width r, as r^power, where
-initialisation follows the width as maximal update has it (Yang et al. 2022, tables 3 and 8). What
-decides is how fan-in and fan-out go with it: a step is to change each number of a map's output by
-as much at any width, hence to have a spectral norm in proportion to sqrt(fan_out / fan_in) (Yang et
-al. 2023, "A Spectral Condition for Feature Learning").
+Every optimizer says by group how its best learning rate goes with the width ratio r, as r^power,
+where initialisation follows the width as in maximal update (Yang et al. 2022, tables 3 and 8).
+Fan-in and fan-out decide: a step is to change each number of a map's output by as much at any
+width, so its spectral norm is to go as sqrt(fan_out / fan_in) (Yang et al. 2023, "A Spectral
+Condition for Feature Learning").
 """
 
 
 class Optimizer(torch.optim.Optimizer, ABC):
-    """Base of the optimizers written here: final classes say how a group moves, given the
-    parameters with a gradient.
-    """
+    """Base of the optimizers that are written here: final classes say how a group moves."""
 
     width_powers: dict[str, float]
+    """By group, the power of the width with which its best learning rate goes (ENTRYWISE)."""
 
     def __init__(self, options: OptimizerOptions, groups: list[dict[str, Any]]) -> None:
         super().__init__(groups, {})
@@ -251,18 +266,19 @@ class Optimizer(torch.optim.Optimizer, ABC):
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # nothing here evaluates the loss anew
         """Move every parameter that has a gradient."""
         for group in self.param_groups:
-            self.move(group, held(group))
+            self.move(group, with_gradient(group))
 
     @abstractmethod
     def move(self, group: dict[str, Any], parameters: list[tuple[nn.Parameter, Tensor]]) -> None:
-        """Take one step in place at the group's `lr`."""
+        """Update the parameters of a group in place, at its `lr`; each comes with its gradient."""
 
 
 def adam_direction(
     state: dict[str, Any], gradient: Tensor, beta1: float, beta2: float, epsilon: float
 ) -> Tensor:
-    """Adam's step at learning rate -1 (Kingma & Ba 2015), in the gradient's shape; `state` is that
-    parameter's own.
+    """m̂ / (√v̂ + ε), by which Adam moves at learning rate -1 (Kingma & Ba 2015).
+
+    `state` is the parameter's own; its `mean` and `square` are Adam's first and second moment.
     """
     if not state:
         state.update(step=0, mean=torch.zeros_like(gradient), square=torch.zeros_like(gradient))
@@ -280,8 +296,8 @@ def adam_step(
     beta2: float,
     epsilon: float,
 ) -> None:
-    """Move parameters as Adam does (Kingma & Ba 2015), in one pass over each: of large tables every
-    pass is felt.
+    """Take Adam's step (Kingma & Ba 2015) in one pass over each parameter, as torch's fused form
+    does: of large tables every pass takes its time.
     """
     for parameter, _ in parameters:
         if not states[parameter]:
@@ -289,15 +305,16 @@ def adam_step(
             states[parameter].update(
                 step=count, mean=torch.zeros_like(parameter), square=torch.zeros_like(parameter)
             )
-    moved: list[Tensor] = [parameter for parameter, _ in parameters]
-    mean, square, steps = (
-        [states[parameter][key] for parameter in moved] for key in ("mean", "square", "step")
-    )
+    weights: list[Tensor] = [parameter for parameter, _ in parameters]
+    gradients = [gradient for _, gradient in parameters]
+    means = [states[parameter]["mean"] for parameter in weights]
+    squares = [states[parameter]["square"] for parameter in weights]
+    steps = [states[parameter]["step"] for parameter in weights]
     adam(
-        moved,
-        [gradient for _, gradient in parameters],
-        mean,
-        square,
+        weights,
+        gradients,
+        means,
+        squares,
         [],
         steps,
         fused=True,
@@ -316,13 +333,14 @@ class Averaging(Protocol):
     """An optimizer that trains at other weights than those it recommends."""
 
     def averages(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        """The parameters that have one, each with the weights to evaluate and to keep."""
+        """The parameters that have an average, each with it: the weights to evaluate and save."""
 
 
 @contextmanager
 def evaluation_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Inside, the model has the weights that are to be evaluated or kept; after it, exactly those
-    it trains at.
+    """Inside, the model has the weights to evaluate and save; after it, exactly those it trains at.
+
+    They differ only where the optimizer is `Averaging`.
     """
     averages = list(optimizer.averages()) if isinstance(optimizer, Averaging) else []
     training = [parameter.detach().clone() for parameter, _ in averages]
@@ -340,10 +358,10 @@ def evaluation_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
 def stepping_in_backward(
     optimizer: torch.optim.Optimizer, module: nn.Module, norms: dict[nn.Parameter, Tensor]
 ) -> Iterator[None]:
-    """Inside, a parameter moves as soon as a backward pass has its gradient, which is let go at
+    """Inside, a backward pass updates each parameter once its gradient is there, and frees that at
     once (Lv et al. 2023, LOMO).
 
-    So at no time are all gradients there. The norm of each is noted in `norms`.
+    So the gradients never exist all at the same time. The norm of each is stored in `norms`.
     """
 
     def move(parameter: Tensor) -> None:

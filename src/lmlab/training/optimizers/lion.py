@@ -1,5 +1,6 @@
-"""Lion (Chen et al. 2023): every weight moves by the same amount, in the direction its momentum and
-gradient agree on.
+"""Lion (Chen et al. 2023): p -= lr * sign(beta1 * momentum + (1 - beta1) * gradient).
+
+Afterwards the momentum decays with beta2 instead: every weight moves by the same amount.
 """
 
 from typing import Any
@@ -21,13 +22,13 @@ class Options(OptimizerOptions):
     """Options of the optimizer."""
 
     beta1: float = Field(ge=0, lt=1)
+    """The momentum's share in the direction of a step."""
     beta2: float = Field(ge=0, lt=1)
+    """Decay of the momentum from step to step."""
 
 
 class Lion(Optimizer):
-    """Only the sign of the step is used, so its size is the learning rate: three to ten times less
-    than AdamW's suits it.
-    """
+    """Steps have the size of the learning rate, so it should be 3 to 10 times less than AdamW's."""
 
     width_powers = ENTRYWISE
 
@@ -42,5 +43,6 @@ class Lion(Optimizer):
             if not state:
                 state["momentum"] = torch.zeros_like(parameter)
             momentum = state["momentum"]
-            parameter.sub_(momentum.lerp(gradient, 1 - options.beta1).sign_(), alpha=group["lr"])
+            direction = momentum.lerp(gradient, 1 - options.beta1).sign_()
+            parameter.sub_(direction, alpha=group["lr"])
             momentum.lerp_(gradient, 1 - options.beta2)

@@ -1,6 +1,4 @@
-"""Schedule-Free AdamW (Defazio et al. 2024): an average of the weights takes the place of a falling
-learning rate.
-"""
+"""Schedule-Free AdamW (Defazio et al. 2024): averaging weights replaces a falling learning rate."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,8 +14,8 @@ from lmlab.training.optimizers.base import (
     add_caution,
     add_decay,
     epsilon_of,
-    held,
     param_groups,
+    with_gradient,
 )
 
 
@@ -25,18 +23,21 @@ class Options(OptimizerOptions):
     """Options of the optimizer."""
 
     interpolation: float = Field(ge=0, lt=1)
+    """β₁ of the paper: how far from the base to the average gradients are taken."""
     beta2: float = Field(ge=0, lt=1)
     epsilon: float = Field(gt=0)
 
 
 class ScheduleFree(torch.optim.AdamW):
-    """Three sequences of weights, best with the schedule `constant` after a warm-up.
+    """Three sequences of weights; best with the schedule `constant` after a warm-up.
 
-    AdamW without momentum moves the `base`. The `average` of all bases so far, each weighted by its
-    squared learning rate (so that a warm-up counts little), is what is evaluated and kept. The
-    gradient is taken in between, at (1 - interpolation) * base + interpolation * average: these are
-    the parameters during training, and weight decay pulls the base by as much as it would pull
-    them.
+    The base z moves as by AdamW without momentum. The average x of all bases so far, each weighted
+    by its squared learning rate (so that a warm-up counts little), is evaluated and saved. The
+    parameters during training, where gradients are taken, lie between the two:
+
+        y = (1 - interpolation) * z + interpolation * x
+
+    Weight decay takes off the base as much as it would off y.
     """
 
     width_powers = ENTRYWISE
@@ -61,30 +62,32 @@ class ScheduleFree(torch.optim.AdamW):
         """The parameters that have moved, each with its average."""
         for group in self.param_groups:
             for parameter in group["params"]:
-                if state := self.state.get(parameter):
+                state = self.state.get(parameter)
+                if state:
                     yield parameter, state["average"]
 
     @torch.no_grad()
     def _go_to_base(self, *_: Any) -> None:
-        for parameter in self._held():
-            if state := self.state.get(parameter):
+        for group in self.param_groups:
+            for parameter, _gradient in with_gradient(group):
+                state = self.state.get(parameter)
+                if not state:
+                    continue
                 between = state["base"].lerp(state["average"], self.interpolation)
-                # what has moved the parameter since then (weight decay) moves the base; if nothing
-                # has, this adds 0
+                # weight decay has moved the parameter since then, and moves the base by as much; if
+                # nothing has, this adds 0
                 parameter.copy_(state["base"] + (parameter - between))
 
     @torch.no_grad()
     def _average(self, *_: Any) -> None:
         for group in self.param_groups:
             weight = group["lr"] ** 2
-            for parameter, _gradient in held(group):
+            for parameter, _gradient in with_gradient(group):
                 state = self.state[parameter]
                 if "base" not in state:  # the first base has all the weight
                     state.update(base=parameter.clone(), average=parameter.clone(), weight=0.0)
                 state["weight"] += weight
+                share = weight / state["weight"] if weight else 0.0
                 state["base"].copy_(parameter)
-                state["average"].lerp_(parameter, weight / state["weight"] if weight else 0.0)
+                state["average"].lerp_(parameter, share)
                 parameter.lerp_(state["average"], self.interpolation)
-
-    def _held(self) -> Iterator[nn.Parameter]:
-        return (parameter for group in self.param_groups for parameter, _ in held(group))

@@ -1,4 +1,6 @@
-"""Gradient descent with momentum (Polyak 1964; Nesterov's form: Sutskever et al. 2013). The update
+"""Gradient descent with momentum (Polyak 1964; Nesterov's form: Sutskever et al. 2013).
+
+v = momentum * v + g, then p -= lr * v; in Nesterov's form p -= lr * (g + momentum * v). The update
 is torch's own.
 """
 
@@ -22,7 +24,7 @@ class Options(OptimizerOptions):
     nesterov: bool
 
     @model_validator(mode="after")
-    def _has_momentum_to_look_along(self) -> "Options":
+    def _nesterov_needs_momentum(self) -> "Options":
         if self.nesterov and not self.momentum:
             raise ValueError(
                 "nesterov: true needs a momentum above 0; raise momentum or set nesterov: false"
@@ -33,9 +35,9 @@ class Options(OptimizerOptions):
 class SGD(torch.optim.SGD):
     """One learning rate for all weights, whatever the size of their gradients.
 
-    With the width those go as 1 / fan_out, and fan_in of them add up in a number of the output: lr
-    as fan_out / fan_in. That holds for gradients as they are: where `train.clip` shortens them, by
-    a norm that grows with the width, it does not.
+    Gradients go with the width as 1 / fan_out, and fan_in of them add up in each number of the
+    output, so the learning rate goes as fan_out / fan_in. That holds for unclipped gradients only:
+    `train.clip` divides them by a norm that grows with the width.
     """
 
     width_powers = width_powers(lambda kind, fans: fans.fan_out - fans.fan_in)
@@ -46,8 +48,8 @@ class SGD(torch.optim.SGD):
             momentum=options.momentum,
             nesterov=options.nesterov,
             weight_decay=0.0,
-            # torch's faster forms write into gradients, or fail where one comes later than the
-            # others
+            # torch's faster forms write into gradients, or fail where a parameter gets its first
+            # gradient later than the others
             foreach=False,
         )
         add_decay(self, options)

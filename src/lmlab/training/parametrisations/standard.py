@@ -1,6 +1,4 @@
-"""The standard parametrisation: initial weights do not heed the width; all learning rates fall with
-one power of it.
-"""
+"""The standard parametrisation: initialisation ignores the width, all rates follow it alike."""
 
 from pydantic import Field
 
@@ -17,9 +15,7 @@ class Options(Params):
 
 
 class Standard(Parametrisation):
-    """Every rate times (base_width / width)^power, a rule of thumb; with power 0 rates are used as
-    they stand.
-    """
+    """Every rate times (base_width / width)^power: a rule of thumb; power 0 scales nothing."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -27,7 +23,7 @@ class Standard(Parametrisation):
     def check(self, model: LanguageModel) -> None:
         pass
 
-    def start(self, model: LanguageModel) -> None:
+    def scale_initialisation(self, model: LanguageModel) -> None:
         pass
 
     def rate_factor(self, width: int, power: float) -> float:

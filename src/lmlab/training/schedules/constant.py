@@ -1,4 +1,4 @@
-"""The full rate throughout, after a linear warm-up."""
+"""The peak learning rate throughout, after a linear warm-up."""
 
 from lmlab.training.schedules.base import Schedule, Warmup
 
@@ -14,4 +14,4 @@ class Constant(Schedule):
         self.options = options
 
     def factor(self, step: int) -> float:
-        return self.options.reached(step)
+        return self.options.warmup_factor(step)

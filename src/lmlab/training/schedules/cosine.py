@@ -1,4 +1,4 @@
-"""Half a cosine down to a final share (Loshchilov & Hutter 2017), after a linear warm-up."""
+"""Half a cosine down to a final share of the peak (Loshchilov & Hutter 2017), after a warm-up."""
 
 from math import cos, pi
 
@@ -14,7 +14,7 @@ class Options(Warmup):
 
 
 class Cosine(Schedule):
-    """Warm-up, then from 1 to `final` at the end of the run."""
+    """final + (1 - final) (1 + cos(pi progress)) / 2, with progress from 0 to 1 after warm-up."""
 
     def __init__(self, options: Options, steps: int) -> None:
         self.options, self.steps = options, steps
@@ -22,6 +22,5 @@ class Cosine(Schedule):
     def factor(self, step: int) -> float:
         options = self.options
         progress = max(0.0, (step - options.warmup) / max(1, self.steps - options.warmup))
-        return options.reached(step) * (
-            options.final + (1 - options.final) * 0.5 * (1 + cos(pi * progress))
-        )
+        cosine = 0.5 * (1 + cos(pi * progress))
+        return options.warmup_factor(step) * (options.final + (1 - options.final) * cosine)

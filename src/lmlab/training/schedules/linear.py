@@ -1,5 +1,6 @@
-"""A straight line down to a final share, after a linear warm-up (Defazio et al. 2023 find it hard
-to beat).
+"""A straight line down to a final share of the peak, after a linear warm-up.
+
+Hard to beat by other schedules (Defazio et al. 2023).
 """
 
 from pydantic import Field
@@ -14,7 +15,7 @@ class Options(Warmup):
 
 
 class Linear(Schedule):
-    """Warm-up, then from 1 to `final` at the end of the run."""
+    """1 - (1 - final) * progress, with progress from 0 to 1 after warm-up."""
 
     def __init__(self, options: Options, steps: int) -> None:
         self.options, self.steps = options, steps
@@ -22,4 +23,4 @@ class Linear(Schedule):
     def factor(self, step: int) -> float:
         options = self.options
         progress = max(0.0, (step - options.warmup) / max(1, self.steps - options.warmup))
-        return options.reached(step) * (1 - (1 - options.final) * progress)
+        return options.warmup_factor(step) * (1 - (1 - options.final) * progress)

@@ -1,6 +1,4 @@
-"""The full rate, then 1 - sqrt down to zero in a cool-down (Haegele et al. 2024), after a linear
-warm-up.
-"""
+"""Warm-up, then the peak learning rate, then a cool-down to zero (Haegele et al. 2024)."""
 
 from math import sqrt
 
@@ -16,10 +14,11 @@ class Options(Warmup):
 
 
 class WarmupStableDecay(Schedule):
-    """As good as a cosine, and the long middle part serves runs of any length: each needs only a
-    cool-down of its own.
+    """1 - sqrt(progress), with progress from 0 to 1 in the cool-down.
 
-    `cooldown` is a share of the whole run; no step of the warm-up is part of it.
+    As good as a cosine, and the long middle part serves runs of several lengths: each needs only a
+    cool-down of its own. `cooldown` is a share of the whole run; no step of the warm-up belongs to
+    it.
     """
 
     def __init__(self, options: Options, steps: int) -> None:
@@ -29,4 +28,4 @@ class WarmupStableDecay(Schedule):
 
     def factor(self, step: int) -> float:
         progress = max(0, step - self.start) / max(1, self.length)
-        return self.options.reached(step) * (1 - sqrt(progress))
+        return self.options.warmup_factor(step) * (1 - sqrt(progress))

@@ -1,0 +1,121 @@
+"""`model.json` of a saved model as typed records: what it is built from and how it was trained."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from lmlab.core.errors import UserError
+from lmlab.core.files import read_json
+
+FILE = "model.json"
+
+
+class Record(BaseModel):
+    """A part of the file. The fields stand in the order of its keys."""
+
+    model_config = ConfigDict(frozen=True, strict=True, protected_namespaces=())
+
+
+class Divergence(Record):
+    """Where a run diverged."""
+
+    step: int
+    """The step that could not be taken, counted from 1."""
+    reason: str
+
+
+class GroupSize(Record):
+    """One of the optimizer's parameter groups."""
+
+    tensors: int
+    parameters: int
+    learning_rate: float
+    """The peak."""
+    weight_decay: float
+
+
+class MemoryBytes(Record):
+    """What a training step holds in memory; None where it was not counted."""
+
+    weights: int
+    gradients: int
+    activations: int | None
+    """Kept for the backward pass of the windows that go through the model together."""
+    optimizer: int | None = None
+    """The optimizer's state, which it has after its first step."""
+
+    def counted(self) -> dict[str, int]:
+        """The counted ones by name."""
+        return {name: count for name, count in self if count is not None}
+
+
+class RunSize(Record):
+    """A model's parameters, and what a training step costs."""
+
+    width: int
+    blocks: int
+    batch: int
+    """Windows a step."""
+    groups: dict[str, GroupSize]
+    parameters: dict[str, int]
+    """Trainable parameters by the model's part."""
+    forward_flops_per_token: int | None
+    """FLOPs of a forward pass for each token; None where they were not counted."""
+    bytes: MemoryBytes
+
+
+class TrainingFacts(Record):
+    """How a model was trained."""
+
+    status: Literal["finished", "diverged"] = "finished"
+    diverged: Divergence | None = None
+    tokenizer_sha256: str
+    steps: int
+    """Steps taken; of a run that diverged fewer than it was to take."""
+    seed: int
+    data_seed: int
+    pool_tokens: int
+    """Tokens that the order of the text shuffles at a time."""
+    precision: str
+    """Of matrix products: float32 or bfloat16."""
+    tokens: int
+    """Tokens trained on, repetitions included."""
+    size: RunSize
+
+
+class ModelRecord(TrainingFacts):
+    """The whole of `model.json`."""
+
+    model: dict[str, Any]
+    """The model part with all its options, as `registry.recall` reads it."""
+    vocabulary_size: int
+    context: int
+    parameters: int
+    """Trainable parameters; a tied weight counts once."""
+    weights_sha256: str
+
+    @property
+    def forward_flops_per_token(self) -> int:
+        """FLOPs of a forward pass for each token, which are counted for every run that begins."""
+        flops = self.size.forward_flops_per_token
+        assert flops is not None
+        return flops
+
+
+def damaged(folder: Path, error: Exception) -> UserError:
+    """The error to raise for a saved model that cannot be read."""
+    reason = " ".join(str(error).removeprefix("params.yaml: ").split())[:200]
+    return UserError(
+        f"{folder} is damaged or of another version of the model ({reason}); run `dvc repro"
+        " --force train` to make it again"
+    )
+
+
+def read_record(folder: Path) -> ModelRecord:
+    """The record of the model in a folder. Raises UserError where it is missing or damaged."""
+    values = read_json(folder / FILE, made_by="train")
+    try:
+        return ModelRecord.model_validate(values)
+    except ValidationError as error:
+        raise damaged(folder, error) from None
