@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from lmlab.model import noise
 from lmlab.model.device import memory_bytes, multiplying_in
 from lmlab.model.models.base import LanguageModel, next_token_loss
 
@@ -149,7 +150,7 @@ def _as_in_training(model: LanguageModel) -> Iterator[None]:
     was.
     """
     was_training = model.training
-    with torch.random.fork_rng():
+    with noise.forked():
         model.train()
         try:
             yield

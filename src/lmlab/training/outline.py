@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from lmlab.core.errors import UserError
 from lmlab.core.registry import Choice
+from lmlab.model import noise
 from lmlab.model.device import gains_by_bfloat16, memory_bytes
 from lmlab.model.models import base as models
 from lmlab.model.models.base import LanguageModel
@@ -341,7 +342,7 @@ class _Pass:
     ) -> Iterator[tuple[LanguageModel, tuple[float, float]]]:
         """The model, and how many FLOPs in how many calls a pass of it may take."""
         if not fake:
-            with torch.random.fork_rng():
+            with noise.forked():
                 model = models.build(self.choice, self.vocabulary_size, tokens)
             yield model, (QUICK_OPERATIONS, QUICK_STEPS)
             return

@@ -272,18 +272,19 @@ def _move(params: TrainParams, run: Run) -> float:
 
     Raises Diverged, before any weight has moved, where that norm is not finite.
     """
-    taught, own = (
-        [parameter for parameter in those if parameter.grad is not None] for those in run.parameters
+    trained, own = (
+        [parameter for parameter in parameters if parameter.grad is not None]
+        for parameters in run.parameters
     )
     norm = torch.nn.utils.get_total_norm(
-        [parameter.grad for parameter in taught if parameter.grad is not None]
+        [parameter.grad for parameter in trained if parameter.grad is not None]
     )
     length = float(norm)
     if not math.isfinite(length):
         run.optimizer.zero_grad(set_to_none=True)
         raise Diverged(f"the gradient's norm is {length}")
     if params.clip and not length < params.clip:
-        torch.nn.utils.clip_grads_with_norm_(taught + own, params.clip, norm)
+        torch.nn.utils.clip_grads_with_norm_(trained + own, params.clip, norm)
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     return length

@@ -10,13 +10,16 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lmlab.core.errors import UserError
+from lmlab.model import noise
 from lmlab.model.models.base import LanguageModel, next_token_loss
+from lmlab.training.learning_rules._detached_blocks import unit_outputs
 from lmlab.training.learning_rules.base import LearningRule
 
 Vectors = dict[str, Tensor]
@@ -82,12 +85,12 @@ class Snapshot:
         return dict(zip(parameters, found, strict=True))
 
     def rule_gradient(self, batch: Batch) -> Vectors:
-        """What the run's rule gives instead, zero where it does not teach; made on copies, always
-        with the same chance.
+        """What the run's rule gives instead, zero where it does not train a parameter.
+
+        Computed on copies, always with the same random numbers.
         """
         model, rule = deepcopy(self.model), deepcopy(self.rule)
-        with torch.random.fork_rng():
-            torch.manual_seed(RULE_SEED)
+        with noise.forked(RULE_SEED):
             rule.assign_gradients(model, batch.tokens, batch.targets)
         return {
             name: torch.zeros_like(p) if p.grad is None else p.grad
@@ -137,10 +140,7 @@ def each_and_all(vectors: Vectors) -> Iterator[tuple[str, Vectors]]:
 
 def streams(model: LanguageModel, tokens_BT: Tensor) -> Iterator[Tensor]:
     """What each block hands on, from the first to the last, computed as they are asked for."""
-    x_BTD = model.embed(tokens_BT)
-    for block in model.blocks:
-        x_BTD = block(x_BTD)
-        yield x_BTD
+    return islice(unit_outputs(model, tokens_BT), 1, None)
 
 
 def module_name(number: int, module: str = "") -> str:

@@ -20,6 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from lmlab.core.params import Params
 from lmlab.evaluation.probes.base import Batch, Probe, Reading, Snapshot
+from lmlab.model import noise
 from lmlab.model.models.base import next_token_loss
 
 
@@ -58,7 +59,7 @@ class Cost(Probe):
             del measures["peak_bytes"]
         for measure, measured in measures.items():
             found: dict[str, list[float]] = {"rule": [], "backprop": []}
-            with torch.random.fork_rng():
+            with noise.forked():
                 for turn in range(1 + self.repeats):
                     for way, run in (("rule", by_rule), ("backprop", by_backprop)):
                         model.zero_grad()
