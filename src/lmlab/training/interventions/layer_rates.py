@@ -37,8 +37,8 @@ class LayerRates(Intervention):
         except OverflowError:
             raise UserError(
                 f"params.yaml: interventions.layer_rates.factor: {options.factor:g} to the power"
-                f" of {max(counts.values())}, the number of blocks, is too large for a number; set"
-                " it nearer to 1"
+                f" of {max(counts.values())}, the number of blocks, is more than a number can"
+                " hold; set it nearer to 1"
             ) from None
 
     def rate_factor(self, name: str) -> float:
