@@ -17,7 +17,9 @@ from lmlab.core.errors import UserError
 from lmlab.core.registry import Choice
 from lmlab.model.models import base as models
 from lmlab.model.models.base import LanguageModel, next_token_loss, with_past
-from lmlab.training.learning_rules._cutting import key, linear_weights, stream_widths
+from lmlab.training.learning_rules._feedback import state_name
+from lmlab.training.learning_rules._linear_maps import linear_weights
+from lmlab.training.learning_rules._shapes import stream_widths
 from lmlab.training.learning_rules.base import LearningRule
 from lmlab.training.learning_rules.block_local import similarity_loss
 from lmlab.training.optimizers.base import joined, parameter_groups
@@ -82,7 +84,7 @@ def moved(
     """The rule with its state for each linear map made from that map's weight."""
     state = rule.state_dict()
     for name, weight in linear_weights(model).items():
-        state[key(name)].copy_(become(weight.detach()))
+        state[state_name(name)].copy_(become(weight.detach()))
     return rule
 
 
@@ -143,7 +145,7 @@ def test_feedback_is_drawn_as_large_as_the_weights_are() -> None:
     for scale in (1.0, 3.0):
         rule = rule_for("feedback_alignment", model, feedback_scale=scale)
         for name, weight in linear_weights(model).items():
-            feedback = rule.get_buffer(key(name))
+            feedback = rule.get_buffer(state_name(name))
             assert feedback.std().item() == pytest.approx(scale * weight.std().item(), rel=0.1)
             assert (
                 abs(nn.functional.cosine_similarity(feedback.flatten(), weight.flatten(), dim=0))
@@ -196,7 +198,7 @@ def test_uniform_magnitudes_are_all_the_mean_of_the_weights() -> None:
     rule = rule_for("sign_symmetry", model, magnitudes="uniform")
     for name, weight in linear_weights(model).items():
         assert torch.equal(
-            rule.get_buffer(key(name)), torch.full_like(weight, weight.abs().mean().item())
+            rule.get_buffer(state_name(name)), torch.full_like(weight, weight.abs().mean().item())
         )
 
 
@@ -284,7 +286,7 @@ def test_micro_feedback_through_the_product_of_the_layers_above_is_backprop_in_a
         f"blocks.{number}.{layer}.weight" for number in range(3) for layer in ("up", "down")
     ] + ["readout.weight"]
     for name, product in zip(names, below(model), strict=True):
-        rule.get_buffer(key(name)).copy_(product)
+        rule.get_buffer(state_name(name)).copy_(product)
     for ours, exact in zip(by(rule, model), true_gradients(model, *batch()), strict=True):
         torch.testing.assert_close(ours, exact, rtol=1e-12, atol=1e-15)
 
@@ -441,7 +443,7 @@ def optimizer_of(
 def differences(model: LanguageModel, rule: LearningRule) -> dict[str, float]:
     """The norm of W - B for each map."""
     return {
-        name: (weight - rule.get_parameter(key(name))).detach().norm().item()
+        name: (weight - rule.get_parameter(state_name(name))).detach().norm().item()
         for name, weight in linear_weights(model).items()
     }
 
@@ -497,7 +499,7 @@ def test_kolen_pollacks_feedback_gets_what_this_call_gives_the_weights() -> None
         parameter.grad = torch.ones_like(parameter)
     rule.assign_gradients(model, *batch())
     for name, weight in linear_weights(model).items():
-        torch.testing.assert_close(rule.get_parameter(key(name)).grad, weight.grad - 1)
+        torch.testing.assert_close(rule.get_parameter(state_name(name)).grad, weight.grad - 1)
 
 
 def test_kolen_pollacks_feedback_stands_in_the_group_of_its_weight() -> None:
@@ -507,7 +509,7 @@ def test_kolen_pollacks_feedback_stands_in_the_group_of_its_weight() -> None:
         groups = {id(p): name for name, group in parameter_groups(model).items() for p in group}
         own = {id(p): name for name, group in rule.own_groups(model).items() for p in group}
         for name, weight in linear_weights(model).items():
-            assert own[id(rule.get_parameter(key(name)))] == groups[id(weight)]
+            assert own[id(rule.get_parameter(state_name(name)))] == groups[id(weight)]
         assert ("embeddings" in own.values()) == tied
 
 
@@ -516,7 +518,7 @@ def alignment(model: LanguageModel, rule: LearningRule) -> float:
     state = rule.state_dict()
     weights = linear_weights(model)
     one = torch.cat([weight.detach().flatten() for weight in weights.values()])
-    other = torch.cat([state[key(name)].flatten() for name in weights])
+    other = torch.cat([state[state_name(name)].flatten() for name in weights])
     return nn.functional.cosine_similarity(one, other, dim=0).item()
 
 
@@ -544,7 +546,7 @@ def test_a_mirror_shows_each_map_its_own_weights_in_the_size_of_rate_over_decay(
         for _ in range(25):
             rule._mirror(model)  # type: ignore[operator]
         for name, weight in linear_weights(model).items():
-            feedback = rule.get_buffer(key(name))
+            feedback = rule.get_buffer(state_name(name))
             assert (
                 nn.functional.cosine_similarity(feedback.flatten(), weight.flatten(), dim=0) > 0.99
             )

@@ -17,8 +17,8 @@ from lmlab.core import registry
 from lmlab.core.errors import UserError
 from lmlab.core.params import Params
 from lmlab.model.models.base import LanguageModel, next_token_loss
-from lmlab.training.interventions.base import Intervention, blocks_above, take
-from lmlab.training.interventions.surrogate_derivative import SURROGATES, _Sloped
+from lmlab.training.interventions.base import Intervention, blocks_above, take_gradients
+from lmlab.training.interventions.surrogate_derivative import SURROGATES, SurrogateMode
 from lmlab.training.learning_rules.base import LearningRule
 from lmlab.training.optimizers.base import parameter_groups, split_by_rate
 
@@ -143,7 +143,7 @@ def test_it_works_with_every_model_or_refuses_it(name: str, other: str) -> None:
 
 
 @every_intervention
-def test_what_acts_on_the_way_back_refuses_a_rule_without_a_backward_pass(name: str) -> None:
+def test_what_acts_acts_in_backward_back_refuses_a_rule_without_a_backward_pass(name: str) -> None:
     class Forwards(LearningRule):
         """Has no backward pass."""
 
@@ -156,7 +156,7 @@ def test_what_acts_on_the_way_back_refuses_a_rule_without_a_backward_pass(name: 
 
     model = small.model(small.some_model())
     around(name, model, Forwards(), **neutral(name))
-    if registry.find("interventions", name)[0].on_the_way:
+    if registry.find("interventions", name)[0].acts_in_backward:
         with pytest.raises(UserError, match=f"train.intervention: {name} acts on a backward pass"):
             around(name, model, Forwards())
     else:
@@ -181,7 +181,7 @@ def test_it_stands_around_every_rule_that_has_what_it_needs(name: str, rule_name
     if refusal(rule_name, model):
         return
     rule = rule_for(rule_name, model)
-    if registry.find("interventions", name)[0].on_the_way and not rule.backward:
+    if registry.find("interventions", name)[0].acts_in_backward and not rule.backward:
         return
     own = rule.own_groups(model)
     outer = around(name, model, rule)
@@ -463,7 +463,7 @@ def test_the_slope_is_the_surrogates(
     x = torch.linspace(-3, 3, 61, dtype=torch.float64, requires_grad=True)
     (true,) = torch.autograd.grad(function(x).sum(), x)
     for strength in (0.25, 1.0):
-        with _Sloped(SURROGATES[surrogate], strength):
+        with SurrogateMode(SURROGATES[surrogate], strength):
             y = function(x)
         assert torch.equal(y, function(x))
         (found_slope,) = torch.autograd.grad(y.sum(), x)
@@ -524,7 +524,7 @@ def test_a_convolutions_gate_has_the_surrogates_slope() -> None:
 
     for surrogate in (False, True):
         calls.clear()
-        with _Sloped(SURROGATES["identity"], 1.0) if surrogate else nullcontext(), Gate():
+        with SurrogateMode(SURROGATES["identity"], 1.0) if surrogate else nullcontext(), Gate():
             y_BTD = block(x_BTD)
         [(before, gate)] = calls
         slope, at_gate = torch.autograd.grad(y_BTD.sum(), (before, gate))
@@ -633,7 +633,7 @@ def test_split_groups_step_as_one_at_factor_one_and_by_the_factor_otherwise(name
 def test_gradients_taken_are_gone_and_tied_ones_have_one_name() -> None:
     model = small.model(small.some_model(tied=True))
     rule_for("backprop", model).assign_gradients(model, *batch())
-    taken = take(model)
+    taken = take_gradients(model)
     assert "readout.weight" not in taken
     assert all(parameter.grad is None for parameter in model.parameters())
     assert issubclass(registry.find("interventions", "identity")[1], Params)

@@ -171,7 +171,7 @@ def test_a_rule_overfits_one_batch_or_says_why_not(name: str) -> None:
         optimizer.step()
         falling.step()
         optimizer.zero_grad()
-    assert learned != bool(rule.short_of_one_batch), rule.short_of_one_batch
+    assert learned != bool(rule.cannot_overfit), rule.cannot_overfit
     assert all(
         value.is_contiguous() for value in rule.state_dict().values()
     )  # as a checkpoint gives them back

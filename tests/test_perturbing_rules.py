@@ -14,9 +14,9 @@ from lmlab.core import registry
 from lmlab.core.registry import Choice
 from lmlab.model import noise
 from lmlab.model.models.base import LanguageModel, next_token_loss
-from lmlab.training.learning_rules import _perturbing as perturbing
-from lmlab.training.learning_rules import _perturbing_nodes as perturbing_nodes
-from lmlab.training.learning_rules._perturbing_nodes import Sample
+from lmlab.training.learning_rules import _node_noise as node_noise
+from lmlab.training.learning_rules import _weight_noise as weight_noise
+from lmlab.training.learning_rules._node_noise import NodeSample
 
 RULES = [
     "activity_forward_gradient",
@@ -112,14 +112,14 @@ def test_memory_does_not_grow_with_depth_beyond_copies_of_the_weights(name: str)
 def test_the_forward_slope_is_the_inner_product_with_the_true_gradient(choice: Choice) -> None:
     model = small.rough(choice).train()
     true = true_gradients(model, *batch())
-    named, rng = perturbing.taught(model), torch.Generator().manual_seed(1)
+    named, rng = weight_noise.trainable_parameters(model), torch.Generator().manual_seed(1)
     along = {
         name: torch.randn(3, *parameter.shape, generator=rng, dtype=torch.double)
         for name, parameter in named
     }
     assert len(along) == len(true)  # a tied weight has one direction
     with torch.no_grad():
-        loss, slopes_N = perturbing.slopes_along(along, model, *batch())
+        loss, slopes_N = weight_noise.directional_derivatives(along, model, *batch())
     torch.testing.assert_close(loss, next_token_loss(model(batch()[0]), batch()[1]).detach())
     expected_N = sum(
         of_noise.flatten(1) @ of_loss.flatten()
@@ -175,7 +175,7 @@ def test_forward_gradient_is_unbiased_and_its_variance_is_that_of_theory(
 
 def test_spsa_is_exact_on_a_quadratic_for_any_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        perturbing, "next_token_loss", lambda logits, targets: (logits - 1).square().sum()
+        weight_noise, "next_token_loss", lambda logits, targets: (logits - 1).square().sum()
     )
     model = few_weights()  # whose logits are linear in the weights
     for sigma in (0.001, 3.0):
@@ -197,10 +197,10 @@ def test_spsa_tends_to_the_forward_gradient_with_the_square_of_the_step_with_dro
 
 
 def test_both_ends_of_a_direction_have_the_weights_in_their_middle() -> None:
-    named = perturbing.taught(small.rough(small.some_model()))
-    for draw in (perturbing.gaussian, perturbing.rademacher, perturbing.low_rank(2)):
+    named = weight_noise.trainable_parameters(small.rough(small.some_model()))
+    for draw in (weight_noise.gaussian, weight_noise.rademacher, weight_noise.low_rank(2)):
         with noise.keyed(3):
-            ends = [perturbing.moved(named, draw, 0, distance) for distance in (0.1, -0.1)]
+            ends = [weight_noise.perturbed(named, draw, 0, distance) for distance in (0.1, -0.1)]
         for name, parameter in named:
             assert not torch.equal(ends[0][name], ends[1][name])
             torch.testing.assert_close(
@@ -235,7 +235,7 @@ def test_ranks_hide_any_monotone_change_of_the_losses(
 
     plain = both()
     monkeypatch.setattr(
-        perturbing,
+        weight_noise,
         "next_token_loss",
         lambda logits, targets: 5 * next_token_loss(logits, targets) ** 3,
     )
@@ -247,7 +247,7 @@ def test_ranks_hide_any_monotone_change_of_the_losses(
 
 @pytest.mark.parametrize("rank", [1, 2])
 def test_noise_of_low_rank_has_that_rank_and_the_covariance_of_full_noise(rank: int) -> None:
-    draw, rng = perturbing.low_rank(rank), torch.Generator().manual_seed(0)
+    draw, rng = weight_noise.low_rank(rank), torch.Generator().manual_seed(0)
     like = torch.empty(3, 4, dtype=torch.double)
     draws = torch.stack([draw(like, rng) for _ in range(20000)])
     assert (torch.linalg.matrix_rank(draws[:50]) == rank).all()
@@ -320,16 +320,16 @@ def test_noise_at_every_node_in_turn_gives_the_true_gradient(choice: Choice) -> 
 
     samples = []
     with torch.no_grad(), noise.keyed("nodes"):
-        for group in perturbing_nodes.noise_groups(model, 1):
+        for group in node_noise.noise_groups(model, 1):
             member, drawn[0] = 0, 1
             while member < drawn[0]:
                 drawn[0] = 0
-                losses_BT, slopes_BT = perturbing_nodes.slopes_along_noise(
+                losses_BT, slopes_BT = node_noise.derivatives_along_node_noise(
                     model, group, member, one_hot, *of_batch
                 )
-                samples.append(Sample(group, member, perturbing_nodes.credit(slopes_BT)))
+                samples.append(NodeSample(group, member, node_noise.credit(slopes_BT)))
                 member += 1
-        perturbing_nodes.teach_nodes(model, samples, one_hot, of_batch[0])
+        node_noise.accumulate_node_gradients(model, samples, one_hot, of_batch[0])
     torch.testing.assert_close(
         losses_BT.sum(), next_token_loss(model(of_batch[0]), of_batch[1]).detach()
     )
@@ -383,7 +383,7 @@ def test_the_error_of_node_perturbation_falls_with_the_number_of_samples_as_the_
 def test_all_maps_at_once_are_noisier_at_equal_cost() -> None:
     model = small.rough(small.some_model())
     true = flat(true_gradients(model, *batch()))
-    groups = len(perturbing_nodes.noise_groups(model, 1))
+    groups = len(node_noise.noise_groups(model, 1))
     apart = estimate("node_perturbation", model, *batch(), samples=4, sigma=1e-5)
     together = estimate(
         "node_perturbation", model, *batch(), samples=4 * groups, sigma=1e-5, maps_at_once=0
@@ -394,16 +394,16 @@ def test_all_maps_at_once_are_noisier_at_equal_cost() -> None:
 def test_a_sequence_is_taught_by_its_own_losses_at_a_token_and_after_it() -> None:
     model = small.rough(small.some_model())
     tokens, targets = batch()
-    group = perturbing_nodes.noise_groups(model, 0)[0]
+    group = node_noise.noise_groups(model, 0)[0]
     with torch.no_grad(), noise.keyed(5):
-        args = (model, perturbing_nodes.Group(group.weights, []), 0, perturbing.rademacher)
-        _, slopes_BT = perturbing_nodes.slopes_along_noise(*args, tokens, targets)
+        args = (model, node_noise.NoiseGroup(group.weights, []), 0, weight_noise.rademacher)
+        _, slopes_BT = node_noise.derivatives_along_node_noise(*args, tokens, targets)
         others = torch.cat((tokens[:1], tokens[1:].flip(0)))
-        _, changed_BT = perturbing_nodes.slopes_along_noise(*args, others, targets)
+        _, changed_BT = node_noise.derivatives_along_node_noise(*args, others, targets)
     torch.testing.assert_close(slopes_BT[0], changed_BT[0])
     assert not torch.allclose(slopes_BT[1], changed_BT[1])
     torch.testing.assert_close(
-        perturbing_nodes.credit(torch.tensor([[1.0, 2.0, 4.0]])), torch.tensor([[7.0, 6.0, 4.0]])
+        node_noise.credit(torch.tensor([[1.0, 2.0, 4.0]])), torch.tensor([[7.0, 6.0, 4.0]])
     )
 
 

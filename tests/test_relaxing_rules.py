@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lmlab.core import registry
 from lmlab.model.models.base import LanguageModel, next_token_loss
-from lmlab.training.learning_rules._relaxing import taken_apart
+from lmlab.training.learning_rules._detached_blocks import DetachedBlocks
 from lmlab.training.learning_rules.forward_forward import contrast, corrupt, goodness
 from lmlab.training.learning_rules.strict_predictive_coding import energy
 from lmlab.training.learning_rules.target_propagation import targets
@@ -25,6 +25,11 @@ def close(ours: list[Tensor], theirs: list[Tensor], relative: float = 1e-12) -> 
         (one - other).abs().max() <= relative * other.abs().max()
         for one, other in zip(ours, theirs, strict=True)
     )
+
+
+def unit_values(model: LanguageModel, tokens_BT: Tensor) -> list[Tensor]:
+    """The outputs of the embedding and of every block, as leaves."""
+    return DetachedBlocks(model, tokens_BT, full_precision=True).leaves
 
 
 def of_blocks(model: LanguageModel) -> list[list[Tensor]]:
@@ -115,7 +120,7 @@ def test_smaller_steps_come_near_backprop_as_sweeps_go_on() -> None:
 
 def settled(model: LanguageModel, sweeps: int, step: float, pull: float) -> list[Tensor]:
     """The values after some sweeps down the slope of the energy, found by hand."""
-    values = taken_apart(model, batch()[0])[1]
+    values = unit_values(model, batch()[0])
     for _ in range(sweeps):
         slopes = torch.autograd.grad(energy(model, *batch(), values, pull), values)
         scale = step * pull * batch()[1].numel()
@@ -245,7 +250,7 @@ def chain(depth: int = 3, later: int = 0) -> Chain:
 
 def test_with_exact_inverses_of_linear_blocks_every_target_is_met_by_the_one_below() -> None:
     model = chain()
-    values = taken_apart(model, batch()[0])[1]
+    values = unit_values(model, batch()[0])
     top = values[-1] + torch.randn_like(values[-1])
     inverses = [lambda y, w=block.weight: y @ torch.linalg.inv(w).T for block in model.blocks]
     found = targets(inverses, values, top)
@@ -261,7 +266,7 @@ def test_a_target_that_is_the_output_makes_all_below_theirs_whatever_the_inverse
     model = small.rough(small.some_model())
     rule = rule_for("target_propagation", model)
     moved(rule)
-    values = taken_apart(model, batch()[0])[1]
+    values = unit_values(model, batch()[0])
     for target, value in zip(targets(list(rule.inverses), values, values[-1]), values, strict=True):
         assert torch.equal(target, value)
     with torch.no_grad():
@@ -272,7 +277,8 @@ def test_a_target_that_is_the_output_makes_all_below_theirs_whatever_the_inverse
 
 def test_inverses_that_are_the_identity_hand_the_same_signal_to_every_unit() -> None:
     model = small.rough(small.some_model(depth=3))
-    outputs, values = taken_apart(model, batch()[0])
+    blocks = DetachedBlocks(model, batch()[0], full_precision=True)
+    outputs, values = blocks.outputs, blocks.leaves
     torch.autograd.backward(next_token_loss(model.head(values[-1]), batch()[1]))
     slope = values[-1].grad
     torch.autograd.backward(outputs, [slope] * len(outputs))
@@ -298,7 +304,7 @@ def test_the_step_matters_only_where_inverses_bend() -> None:
 def test_inverses_learn_to_undo_their_blocks() -> None:
     model = small.rough(small.some_model())
     rule = rule_for("target_propagation", model)
-    values = taken_apart(model, batch()[0])[1]
+    values = unit_values(model, batch()[0])
 
     def amiss() -> list[float]:
         pairs = zip(rule.inverses, values[1:], values, strict=False)
@@ -338,7 +344,7 @@ def test_the_readout_learns_by_the_delta_rule_which_is_its_exact_gradient(noise:
     assign("three_factor_hebbian", model, *batch(), noise=noise)
     assert close([model.readout.weight.grad], [true["readout.weight"]])
     tokens, targets = batch()
-    x_BTD = model.final_norm(taken_apart(model, tokens)[1][-1])
+    x_BTD = model.final_norm(unit_values(model, tokens)[-1])
     errors_BTV = model(tokens).softmax(dim=-1) - nn.functional.one_hot(targets, small.VOCABULARY)
     assert close(
         [model.readout.weight.grad],
@@ -371,7 +377,7 @@ def test_without_noise_a_map_learns_the_covariance_of_output_and_loss_times_its_
     model = chain()
     tokens, targets = batch()
     assign("three_factor_hebbian", model, tokens, targets, noise=0.0, trace=0.0)
-    values = taken_apart(model, tokens)[1]
+    values = unit_values(model, tokens)
     losses_BT = nn.functional.cross_entropy(model(tokens).mT, targets, reduction="none")
     for block, x_BTD, y_BTD in zip(model.blocks, values[:-1], values[1:], strict=True):
         factors = (losses_BT - losses_BT.mean(), y_BTD - y_BTD.mean(dim=(0, 1)), x_BTD)
@@ -501,7 +507,7 @@ def test_goodness_learns_to_tell_real_text_from_corrupted() -> None:
         optimizer.step()
         optimizer.zero_grad()
     other = corrupt(batch()[0], 0.3)
-    reals, falses = taken_apart(model, batch()[0])[1], taken_apart(model, other)[1]
+    reals, falses = unit_values(model, batch()[0]), unit_values(model, other)
     for number in range(len(model.blocks)):
         of_real = goodness(reals[number], reals[number + 1]).mean()
         of_false = goodness(falses[number], falses[number + 1])[other != batch()[0]].mean()

@@ -62,6 +62,18 @@ def _random_key() -> int:
     return int(torch.randint(2**62, (), device="cpu"))
 
 
+@contextmanager
+def forked(seed: int | None = None) -> Iterator[None]:
+    """Inside, torch's global generator may be used, seeded anew if asked; then it is restored.
+
+    For code that draws from the global generator but must not change what is drawn after it.
+    """
+    with torch.random.fork_rng():
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
+
+
 def seed(*site: Word) -> int:
     """A seed below 2**63: a hash of the current key and the site."""
     key = (_random_key(),) if _key is None else _key

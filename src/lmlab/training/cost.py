@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from lmlab.model import noise
 from lmlab.model.device import autocast, memory_bytes
 from lmlab.model.models.base import LanguageModel, next_token_loss
 from lmlab.model.record import GroupSize, MemoryBytes, RunSize
@@ -153,7 +154,7 @@ def _storage(tensor: Tensor) -> int:
 def _as_in_training(model: LanguageModel) -> Iterator[None]:
     """Inside, the model is in training mode; the state of torch's generator is restored after."""
     was_training = model.training
-    with torch.random.fork_rng():
+    with noise.forked():
         model.train()
         try:
             yield

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from lmlab.core.errors import UserError
 from lmlab.core.registry import Choice
+from lmlab.model import noise
 from lmlab.model.device import memory_bytes, trains_faster_in_bfloat16
 from lmlab.model.models import base as models
 from lmlab.model.models.base import LanguageModel
@@ -350,7 +351,7 @@ class _Passes:
     ) -> Iterator[tuple[LanguageModel, tuple[float, float]]]:
         """The model, and the most FLOPs and calls of torch that a pass of it may take."""
         if not fake:
-            with torch.random.fork_rng():
+            with noise.forked():
                 model = models.build(self.choice, self.vocabulary_size, tokens)
             yield model, (QUICK_FLOPS, QUICK_CALLS)
             return

@@ -13,13 +13,16 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lmlab.core.errors import UserError
+from lmlab.model import noise
 from lmlab.model.models.base import LanguageModel, next_token_loss
+from lmlab.training.learning_rules._detached_blocks import unit_outputs
 from lmlab.training.learning_rules.base import LearningRule
 
 Vectors = dict[str, Tensor]
@@ -91,8 +94,7 @@ class Snapshot:
         It is computed on copies and always with the same random numbers.
         """
         model, rule = deepcopy(self.model), deepcopy(self.rule)
-        with torch.random.fork_rng():
-            torch.manual_seed(RULE_SEED)
+        with noise.forked(RULE_SEED):
             rule.assign_gradients(model, batch.tokens, batch.targets)
         return {
             name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -162,10 +164,7 @@ def each_and_all(vectors: Vectors) -> Iterator[tuple[str, Vectors]]:
 
 def streams(model: LanguageModel, tokens_BT: Tensor) -> Iterator[Tensor]:
     """The output of each block, from the first to the last, computed when it is asked for."""
-    x_BTD = model.embed(tokens_BT)
-    for block in model.blocks:
-        x_BTD = block(x_BTD)
-        yield x_BTD
+    return islice(unit_outputs(model, tokens_BT), 1, None)
 
 
 def module_name(number: int, module: str = "") -> str:

@@ -19,6 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from lmlab.core.params import Params
 from lmlab.evaluation.probes.base import Batch, Probe, Reading, Snapshot
+from lmlab.model import noise
 from lmlab.model.models.base import next_token_loss
 
 Meter = Callable[[Callable[[], None], torch.device], float]
@@ -71,7 +72,7 @@ class Cost(Probe):
             meters["peak_bytes"] = peak_bytes
         for measure, meter in meters.items():
             of_rule, of_backprop = [], []
-            with torch.random.fork_rng():
+            with noise.forked():
                 for _ in range(1 + self.repeats):
                     of_rule.append(measured(meter, by_rule))
                     of_backprop.append(measured(meter, by_backprop))

@@ -1,5 +1,10 @@
-"""Gradient centralisation (Yong et al. 2020): what all weights into one unit have in common is
-taken out of the gradient.
+"""Gradient centralisation (Yong et al. 2020): a unit's gradient gets mean zero over its inputs.
+
+    g - strength * mean(g_row)        for every tensor of two or more dimensions
+
+A row is what leads into one output unit; an embedding's rows are tokens' vectors, each centred as
+well. At strength 1, doing it twice is the same as doing it once. Strength 0 turns it off. Cost: a
+few operations on each gradient.
 """
 
 from pydantic import Field
@@ -17,12 +22,7 @@ class Options(Params):
 
 
 class CentralisedGradients(GradientEdit):
-    """g - strength * (mean of its row), for every tensor of two or more dimensions; a row is what
-    leads into one output.
-
-    The rows of an embedding are tokens' vectors, each centred as well. At strength 1 doing it twice
-    changes nothing more.
-    """
+    """It has no state."""
 
     neutral = {"strength": 0.0}
 
@@ -33,10 +33,10 @@ class CentralisedGradients(GradientEdit):
     def edit(self, model: LanguageModel, gradients: Gradients) -> Gradients:
         if not self.strength:
             return gradients
-        return {
-            name: gradient
-            - self.strength * gradient.mean(dim=tuple(range(1, gradient.ndim)), keepdim=True)
-            if gradient.ndim > 1
-            else gradient
-            for name, gradient in gradients.items()
-        }
+        edited: Gradients = {}
+        for name, gradient in gradients.items():
+            if gradient.ndim > 1:
+                row_means = gradient.mean(dim=tuple(range(1, gradient.ndim)), keepdim=True)
+                gradient = gradient - self.strength * row_means
+            edited[name] = gradient
+        return edited

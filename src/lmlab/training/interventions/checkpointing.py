@@ -1,5 +1,11 @@
-"""Activation checkpointing (Chen et al. 2016): blocks compute their forward pass again on the way
-back, to keep less.
+"""Activation checkpointing (Chen et al. 2016): blocks recompute their forward pass to save memory.
+
+    memory = inputs of the lowest blocks + activations of one of them + activations of the others
+
+The lowest `blocks` blocks keep only their input, and compute their forward pass again when the
+backward pass reaches them. The result is the same bit for bit: noise is drawn by site, so dropout
+drops the same units again. More blocks than the model has means all. 0 turns it off. Cost: one more
+forward pass of those blocks.
 """
 
 from collections.abc import Iterator
@@ -14,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from lmlab.core.params import Params
 from lmlab.model.models.base import LanguageModel
 from lmlab.training.interventions.base import Intervention
-from lmlab.training.learning_rules.base import LearningRule, Pieces
+from lmlab.training.learning_rules.base import LearningRule, MicroBatches
 
 
 class Options(Params):
@@ -24,58 +30,54 @@ class Options(Params):
 
 
 class Checkpointing(Intervention):
-    """The lowest blocks, so many of them, keep only their input until the backward pass comes; bit
-    for bit the same result.
+    """It has no state."""
 
-    Noise is drawn by its site, so that dropout drops the same the second time. More blocks than
-    there are means all.
-    """
-
-    on_the_way = True
+    acts_in_backward = True
     neutral = {"blocks": 0}
 
     def __init__(self, options: Options, model: LanguageModel, rule: LearningRule) -> None:
         super().__init__(rule)
         self.blocks = options.blocks
         if self.blocks:
-            self.needs_backward()
+            self.require_backward()
 
-    def accumulate_gradients(self, model: LanguageModel, pieces: Pieces) -> Tensor:
-        with _forgetful(model, self.blocks):
-            return self.rule.accumulate_gradients(model, pieces)
+    def accumulate_gradients(self, model: LanguageModel, micro_batches: MicroBatches) -> Tensor:
+        with _checkpointed(model, self.blocks):
+            return self.rule.accumulate_gradients(model, micro_batches)
 
 
 @contextmanager
-def _forgetful(model: LanguageModel, blocks: int) -> Iterator[None]:
+def _checkpointed(model: LanguageModel, blocks: int) -> Iterator[None]:
+    """Inside, the lowest `blocks` blocks have a checkpointed `forward`."""
     lowest = list(model.blocks)[:blocks]
-    before = [vars(block).get("forward") for block in lowest]
+    earlier = [vars(block).get("forward") for block in lowest]
     for block in lowest:
         block.forward = partial(
-            checkpoint, block.forward, use_reentrant=False, context_fn=_both_times
+            checkpoint, block.forward, use_reentrant=False, context_fn=_contexts
         )
     try:
         yield
     finally:
-        for block, own in zip(lowest, before, strict=True):
-            if own is None:
-                del block.forward  # what its class says is seen again
+        for block, forward in zip(lowest, earlier, strict=True):
+            if forward is None:
+                del block.forward  # uncovers the method of the block's class
             else:
-                block.forward = own  # another one stands around this
+                block.forward = forward  # of another checkpointing around this one
 
 
-def _both_times() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """What surrounds a block's first and its second forward pass.
+def _contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Contexts for a block's forward pass and for its recomputation.
 
-    Autograd starts the second outside the modes that a learning rule or another intervention had
-    put around the first.
+    Autograd starts the recomputation outside the torch function modes that a learning rule or
+    another intervention had entered around the forward pass, so they are entered again.
     """
     modes = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
 
     @contextmanager
-    def again() -> Iterator[None]:
+    def recomputation() -> Iterator[None]:
         with ExitStack() as stack:
             for mode in modes:
                 stack.enter_context(mode)
             yield
 
-    return nullcontext(), again()
+    return nullcontext(), recomputation()

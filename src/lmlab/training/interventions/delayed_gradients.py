@@ -1,8 +1,11 @@
-"""Delayed gradients (Recht et al. 2011, for asynchronous training): each step is taken by what the
-loss said steps ago.
+"""Delayed gradients (Recht et al. 2011, for asynchronous training): steps use earlier gradients.
 
-On a loss of curvature h gradient descent at rate r is stable while r h < 2 sin(pi / (2 (2 delay +
-1))).
+    w[t + 1] = w[t] - rate * g[t - delay]
+
+In the first `delay` steps there are no gradients, and nothing moves. On a loss of curvature h,
+plain gradient descent is stable while rate * h < 2 sin(pi / (2 (2 delay + 1))). Delay 0 turns it
+off. Within `sample_clipping` every window counts as a step. Cost: a copy of all gradients for each
+step of delay.
 """
 
 import torch
@@ -22,11 +25,7 @@ class Options(Params):
 
 
 class DelayedGradients(GradientEdit):
-    """The gradients of `delay` steps ago; in the first steps none, so that nothing moves.
-
-    Kept with its state, a copy of the gradients for each step waited. (Within `sample_clipping`
-    every window counts as a step.)
-    """
+    """Its state is a ring buffer of gradients for each parameter, and the number of calls."""
 
     neutral = {"delay": 0}
     calls: Tensor
@@ -36,36 +35,32 @@ class DelayedGradients(GradientEdit):
         self.delay = options.delay
         self.register_buffer("calls", torch.zeros((), dtype=torch.long))
         for name, parameter in self.weights(model).items():
-            self.register_buffer(
-                self._waiting(name), parameter.new_zeros(self.delay, *parameter.shape)
-            )
-            self.register_buffer(
-                self._there(name),
-                torch.zeros(self.delay, dtype=torch.bool, device=parameter.device),
-            )
+            gradients = parameter.new_zeros(self.delay, *parameter.shape)
+            is_filled = torch.zeros(self.delay, dtype=torch.bool, device=parameter.device)
+            self.register_buffer(_gradients_name(name), gradients)
+            self.register_buffer(_filled_name(name), is_filled)
 
     def edit(self, model: LanguageModel, gradients: Gradients) -> Gradients:
         if not self.delay:
             return gradients
-        place = int(self.calls) % self.delay
-        old: Gradients = {}
+        slot = int(self.calls) % self.delay
+        delayed: Gradients = {}
         for name in self.weights(model):
-            waiting, there = (
-                self.get_buffer(self._waiting(name)),
-                self.get_buffer(self._there(name)),
-            )
-            if there[place]:
-                old[name] = waiting[place].clone()
-            there[place] = name in gradients
+            waiting = self.get_buffer(_gradients_name(name))
+            is_filled = self.get_buffer(_filled_name(name))
+            if is_filled[slot]:
+                delayed[name] = waiting[slot].clone()
+            is_filled[slot] = name in gradients
             if name in gradients:
-                waiting[place] = gradients[name]
+                waiting[slot] = gradients[name]
         self.calls += 1
-        return old
+        return delayed
 
-    @staticmethod
-    def _waiting(name: str) -> str:
-        return "waiting/" + name.replace(".", "/")
 
-    @staticmethod
-    def _there(name: str) -> str:
-        return "there/" + name.replace(".", "/")
+def _gradients_name(name: str) -> str:
+    return "waiting/" + name.replace(".", "/")
+
+
+def _filled_name(name: str) -> str:
+    """Of the buffer that says in which slots of a parameter's ring buffer a gradient waits."""
+    return "there/" + name.replace(".", "/")

@@ -1,14 +1,23 @@
-"""Clipping of the whole gradient (Pascanu et al. 2013): too long a one is made shorter, in the same
-direction.
+"""Gradient clipping by global norm (Pascanu et al. 2013): the whole gradient's norm is limited.
 
-`train.clip` does the same at the end of everything; as an intervention it can stand before another.
+    g * min(1, limit / |g|)        with |g| over all of the model's parameters together
+
+`train.clip` does the same after all interventions; this one can stand before another. The gradients
+of a rule's own parameters are scaled by the same factor, as `train.clip` does. Limit 0 turns it
+off. Cost: a few operations on each gradient.
 """
 
 from pydantic import Field
 
 from lmlab.core.params import Params
 from lmlab.model.models.base import LanguageModel
-from lmlab.training.interventions.base import OWN, GradientEdit, Gradients, norm, shortening
+from lmlab.training.interventions.base import (
+    OWN_PREFIX,
+    GradientEdit,
+    Gradients,
+    clip_factor,
+    total_norm,
+)
 from lmlab.training.learning_rules.base import LearningRule
 
 
@@ -19,11 +28,7 @@ class Options(Params):
 
 
 class GlobalClipping(GradientEdit):
-    """The norm of all the model's gradients together becomes min(norm, limit). Limit 0: none.
-
-    The gradients of a rule's own parameters are made shorter by the same factor, as by
-    `train.clip`.
-    """
+    """It has no state."""
 
     neutral = {"limit": 0.0}
 
@@ -34,6 +39,8 @@ class GlobalClipping(GradientEdit):
     def edit(self, model: LanguageModel, gradients: Gradients) -> Gradients:
         if not self.limit:
             return gradients
-        of_model = [gradient for name, gradient in gradients.items() if not name.startswith(OWN)]
-        factor = shortening(norm(of_model), self.limit)
+        of_model = [
+            gradient for name, gradient in gradients.items() if not name.startswith(OWN_PREFIX)
+        ]
+        factor = clip_factor(total_norm(of_model), self.limit)
         return {name: factor * gradient for name, gradient in gradients.items()}

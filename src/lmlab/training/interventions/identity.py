@@ -5,7 +5,7 @@ from torch import Tensor
 from lmlab.core.params import Params
 from lmlab.model.models.base import LanguageModel
 from lmlab.training.interventions.base import Intervention
-from lmlab.training.learning_rules.base import LearningRule, Pieces
+from lmlab.training.learning_rules.base import LearningRule, MicroBatches
 
 
 class Options(Params):
@@ -13,12 +13,12 @@ class Options(Params):
 
 
 class Identity(Intervention):
-    """Does nothing."""
+    """It does nothing, costs nothing and has no state."""
 
     neutral = {}
 
     def __init__(self, options: Options, model: LanguageModel, rule: LearningRule) -> None:
         super().__init__(rule)
 
-    def accumulate_gradients(self, model: LanguageModel, pieces: Pieces) -> Tensor:
-        return self.rule.accumulate_gradients(model, pieces)
+    def accumulate_gradients(self, model: LanguageModel, micro_batches: MicroBatches) -> Tensor:
+        return self.rule.accumulate_gradients(model, micro_batches)

@@ -1,10 +1,15 @@
-"""Clipping tensor by tensor: one layer's outburst does not shorten the steps of the others."""
+"""Gradient clipping tensor by tensor: a large gradient in one does not shrink other steps.
+
+    g_p * min(1, limit / |g_p|)        for every parameter p
+
+Limit 0 turns it off. Cost: a few operations on each gradient.
+"""
 
 from pydantic import Field
 
 from lmlab.core.params import Params
 from lmlab.model.models.base import LanguageModel
-from lmlab.training.interventions.base import GradientEdit, Gradients, norm, shortening
+from lmlab.training.interventions.base import GradientEdit, Gradients, clip_factor, total_norm
 from lmlab.training.learning_rules.base import LearningRule
 
 
@@ -15,7 +20,7 @@ class Options(Params):
 
 
 class LayerClipping(GradientEdit):
-    """The norm of every parameter's gradient becomes min(norm, limit). Limit 0: none."""
+    """It has no state."""
 
     neutral = {"limit": 0.0}
 
@@ -27,6 +32,6 @@ class LayerClipping(GradientEdit):
         if not self.limit:
             return gradients
         return {
-            name: shortening(norm([gradient]), self.limit) * gradient
+            name: clip_factor(total_norm([gradient]), self.limit) * gradient
             for name, gradient in gradients.items()
         }

@@ -1,5 +1,10 @@
-"""Stochastic quantisation (Alistarh et al. 2017, "QSGD"): gradients of a few levels, rounded up or
-down at random.
+"""Stochastic quantisation (Alistarh et al. 2017, "QSGD"): gradients rounded to few levels.
+
+    step * floor(g / step + u),    step = max |g| / levels,    u uniform in [0, 1)
+
+Each number becomes one of the two multiples of `step` next to it, the nearer the likelier, so that
+the mean is g. With one level it is -max, 0 or max. The maximum is that of a parameter's gradient. 0
+levels turn it off. Cost: drawing a random number for each weight.
 """
 
 import torch
@@ -19,11 +24,7 @@ class Options(Params):
 
 
 class QuantisedGradients(GradientEdit):
-    """Each number becomes a multiple of (largest in its tensor) / levels, the nearer neighbour the
-    likelier: the mean is g.
-
-    With one level it is minus the largest, zero or the largest. 0 levels: no rounding.
-    """
+    """It has no state."""
 
     neutral = {"levels": 0}
 
@@ -34,9 +35,10 @@ class QuantisedGradients(GradientEdit):
     def edit(self, model: LanguageModel, gradients: Gradients) -> Gradients:
         if not self.levels:
             return gradients
-        rounded = {}
+        rounded: Gradients = {}
         for name, gradient in gradients.items():
             step = gradient.abs().max() / self.levels
-            places = gradient / step.clamp(min=torch.finfo(gradient.dtype).tiny)
-            rounded[name] = step * (places + noise.uniform(gradient, self.site, name)).floor()
+            smallest = torch.finfo(gradient.dtype).tiny
+            in_steps = gradient / step.clamp(min=smallest)
+            rounded[name] = step * (in_steps + noise.uniform(gradient, self.site, name)).floor()
         return rounded

@@ -1,5 +1,11 @@
-"""Clipping window by window (Abadi et al. 2016, without their noise): no single text decides a
-step.
+"""Per-sample clipping (Abadi et al. 2016, without their noise): every window's gradient is clipped.
+
+    mean over windows i of g_i * min(1, limit / |g_i|)
+
+The norm is that of all of the model's gradients together; those of a rule's own parameters are
+scaled by the same factors. The rule, and every intervention between it and this one, is called with
+one window after another. Limit 0 turns it off. Cost: B small calls of the rule instead of a large
+one.
 """
 
 import torch
@@ -9,8 +15,15 @@ from torch import Tensor
 from lmlab.core.params import Params
 from lmlab.model import noise
 from lmlab.model.models.base import LanguageModel
-from lmlab.training.interventions.base import Gradients, Intervention, give, norm, shortening, take
-from lmlab.training.learning_rules.base import LearningRule, Pieces
+from lmlab.training.interventions.base import (
+    Gradients,
+    Intervention,
+    add_gradients,
+    clip_factor,
+    take_gradients,
+    total_norm,
+)
+from lmlab.training.learning_rules.base import LearningRule, MicroBatches
 
 
 class Options(Params):
@@ -20,12 +33,7 @@ class Options(Params):
 
 
 class SampleClipping(Intervention):
-    """The mean over the windows of each one's gradient, shortened to the limit. Limit 0: none.
-
-    The rule is asked for one window after another, so a batch of B costs B small calls instead of a
-    large one, and whatever stands between it and the rule sees single windows. A rule's own
-    gradients are shortened by the same factors.
-    """
+    """It has no state."""
 
     neutral = {"limit": 0.0}
 
@@ -34,27 +42,39 @@ class SampleClipping(Intervention):
         self.limit = options.limit
         self.final_in_backward = rule.final_in_backward and not self.limit
 
-    def accumulate_gradients(self, model: LanguageModel, pieces: Pieces) -> Tensor:
+    def accumulate_gradients(self, model: LanguageModel, micro_batches: MicroBatches) -> Tensor:
         if not self.limit:
-            return self.rule.accumulate_gradients(model, pieces)
-        windows = [
-            window
-            for piece in pieces
-            for window in zip(*(batch_BT.unsqueeze(1) for batch_BT in piece), strict=True)
-        ]
-        learners = (model, self.rule)
-        before = [take(learner) for learner in learners]
-        sums: list[Gradients] = [{}, {}]
+            return self.rule.accumulate_gradients(model, micro_batches)
+        windows = _single_windows(micro_batches)
+        model_before = take_gradients(model)
+        own_before = take_gradients(self.rule)
+        model_sum: Gradients = {}
+        own_sum: Gradients = {}
         losses = []
         for number, window in enumerate(windows):
             with noise.within("window", number):
                 losses.append(self.rule.accumulate_gradients(model, [window]))
-            found = [take(learner) for learner in learners]
-            factor = shortening(norm(list(found[0].values())), self.limit) / len(windows)
-            for total, gradients in zip(sums, found, strict=True):
-                for name, gradient in gradients.items():
-                    total[name] = total.get(name, 0) + factor * gradient
-        for learner, earlier, total in zip(learners, before, sums, strict=True):
-            give(learner, earlier)
-            give(learner, total)
+            of_model = take_gradients(model)
+            own = take_gradients(self.rule)
+            factor = clip_factor(total_norm(list(of_model.values())), self.limit) / len(windows)
+            _add_scaled(model_sum, of_model, factor)
+            _add_scaled(own_sum, own, factor)
+        add_gradients(model, model_before)
+        add_gradients(model, model_sum)
+        add_gradients(self.rule, own_before)
+        add_gradients(self.rule, own_sum)
         return torch.stack(losses).mean()
+
+
+def _single_windows(micro_batches: MicroBatches) -> MicroBatches:
+    """The windows of all micro-batches, each as a batch of one."""
+    windows: list[tuple[Tensor, Tensor]] = []
+    for tokens_BT, targets_BT in micro_batches:
+        count = len(tokens_BT)
+        windows += zip(tokens_BT.chunk(count), targets_BT.chunk(count), strict=True)
+    return windows
+
+
+def _add_scaled(total: Gradients, gradients: Gradients, factor: Tensor) -> None:
+    for name, gradient in gradients.items():
+        total[name] = total.get(name, 0) + factor * gradient

@@ -1,5 +1,10 @@
-"""Signs for gradients (Bernstein et al. 2018, "signSGD"): every number says only which way, all are
-of one size.
+"""Sign gradients (Bernstein et al. 2018, "signSGD"): only each number's sign counts, not its size.
+
+    (1 - strength) g + strength * mean(|g|) * sign(g)        for every parameter's gradient g
+
+The mean absolute value keeps the gradient's scale. With SGD, strength 1 is sign descent at that
+scale; Adam with both betas 0 takes the same signs. Strength 0 turns it off. Cost: a few operations
+on each gradient.
 """
 
 from pydantic import Field
@@ -17,12 +22,7 @@ class Options(Params):
 
 
 class SignGradients(GradientEdit):
-    """(1 - strength) g + strength m sign(g), with m the mean size of the numbers in the tensor, so
-    that g keeps its scale.
-
-    With SGD at strength 1 this is sign descent at each tensor's mean size; Adam with both betas 0
-    takes the same signs.
-    """
+    """It has no state."""
 
     neutral = {"strength": 0.0}
 

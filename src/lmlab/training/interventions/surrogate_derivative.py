@@ -1,8 +1,12 @@
-"""Surrogate derivatives (Bengio et al. 2013; Neftci et al. 2019): activations keep their values and
-get another slope.
+"""Surrogate derivatives (Bengio et al. 2013; Neftci et al. 2019): activations with another slope.
 
-The backward pass sees a function that is easier to pass through: for one that is flat or steps,
-such as a spike, there is no other way.
+    forward: f(x)        backward slope: (1 - strength) f'(x) + strength s'(x)
+
+f is every relu, gelu, silu, tanh and sigmoid in the model; gates are such functions too. The
+surrogate s is `identity` (straight-through: slope 1), `box` (slope 1 between -1 and 1, otherwise 0)
+or `fast_sigmoid` (slope 1 / (1 + |x|)^2). For functions that are flat or steps, such as a spike, a
+surrogate is the only way to pass a gradient. Strength 0 turns it off. Cost: a few operations on
+each activation, and its memory.
 """
 
 from collections.abc import Callable
@@ -17,7 +21,7 @@ from lmlab.core.errors import UserError
 from lmlab.core.params import Params
 from lmlab.model.models.base import LanguageModel
 from lmlab.training.interventions.base import Intervention
-from lmlab.training.learning_rules.base import LearningRule, Pieces
+from lmlab.training.learning_rules.base import LearningRule, MicroBatches
 
 ACTIVATIONS: set[Callable[..., Any]] = {
     nn.functional.relu,
@@ -30,10 +34,27 @@ ACTIVATIONS: set[Callable[..., Any]] = {
     Tensor.tanh,
     Tensor.sigmoid,
 }
+
+
+def identity(x: Tensor) -> Tensor:
+    """Return x: slope 1, the straight-through estimator (Bengio et al. 2013)."""
+    return x
+
+
+def box(x: Tensor) -> Tensor:
+    """Limit x to [-1, 1]: slope 1 inside, 0 outside."""
+    return x.clamp(-1, 1)
+
+
+def fast_sigmoid(x: Tensor) -> Tensor:
+    """Return x / (1 + |x|): slope 1 / (1 + |x|)^2 (Zenke & Ganguli 2018)."""
+    return x / (1 + x.abs())
+
+
 SURROGATES: dict[str, Callable[[Tensor], Tensor]] = {
-    "identity": lambda x: x,  # straight through
-    "box": lambda x: x.clamp(-1, 1),
-    "fast_sigmoid": lambda x: x / (1 + x.abs()),  # (Zenke & Ganguli 2018): slope 1 / (1 + |x|)²
+    "identity": identity,
+    "box": box,
+    "fast_sigmoid": fast_sigmoid,
 }
 
 
@@ -45,49 +66,50 @@ class Options(Params):
 
 
 class SurrogateDerivative(Intervention):
-    """Slope (1 - strength) f'(x) + strength s'(x) for every relu, gelu, silu, tanh and sigmoid; the
-    values stay f(x).
+    """It has no state."""
 
-    s is `identity` (straight-through: slope 1), `box` (1 between -1 and 1) or `fast_sigmoid`. Gates
-    are such functions too.
-    """
-
-    on_the_way = True
+    acts_in_backward = True
     neutral = {"strength": 0.0}
 
     def __init__(self, options: Options, model: LanguageModel, rule: LearningRule) -> None:
         super().__init__(rule)
-        self.surrogate, self.strength = SURROGATES[options.surrogate], options.strength
+        self.surrogate = SURROGATES[options.surrogate]
+        self.strength = options.strength
         if not self.strength:
             return
-        self.needs_backward()
-        if not self._found(model):
+        self.require_backward()
+        if not self._activation_count(model):
             raise UserError(
-                f"params.yaml: train.{self.key}: surrogate_derivative finds no activation"
-                " function in this model; take it"
-                " away, or choose a model that has one"
+                f"params.yaml: train.{self.key}: surrogate_derivative finds no activation function"
+                " in this model; remove it, or choose a model that has one"
             )
 
-    def accumulate_gradients(self, model: LanguageModel, pieces: Pieces) -> Tensor:
+    def accumulate_gradients(self, model: LanguageModel, micro_batches: MicroBatches) -> Tensor:
         if not self.strength:
-            return self.rule.accumulate_gradients(model, pieces)
-        with _Sloped(self.surrogate, self.strength):
-            return self.rule.accumulate_gradients(model, pieces)
+            return self.rule.accumulate_gradients(model, micro_batches)
+        with SurrogateMode(self.surrogate, self.strength):
+            return self.rule.accumulate_gradients(model, micro_batches)
 
-    def _found(self, model: LanguageModel) -> int:
-        """How many activation functions a forward pass uses."""
+    def _activation_count(self, model: LanguageModel) -> int:
+        """How many calls of activation functions a forward pass makes."""
         device = next(model.parameters()).device
+        tokens_BT = torch.zeros(1, 2, dtype=torch.long, device=device)
         was_training = model.training
-        with torch.no_grad(), _Sloped(self.surrogate, self.strength) as sloped:
-            model.eval()(torch.zeros(1, 2, dtype=torch.long, device=device))
+        model.eval()
+        with torch.no_grad(), SurrogateMode(self.surrogate, self.strength) as mode:
+            model(tokens_BT)
         model.train(was_training)
-        return sloped.count
+        return mode.calls
 
 
-class _Sloped(TorchFunctionMode):
+class SurrogateMode(TorchFunctionMode):
+    """Inside, activation functions keep their values and get the mixed slope; counts calls."""
+
     def __init__(self, surrogate: Callable[[Tensor], Tensor], strength: float) -> None:
         super().__init__()
-        self.surrogate, self.strength, self.count = surrogate, strength, 0
+        self.surrogate = surrogate
+        self.strength = strength
+        self.calls = 0
 
     def __torch_function__(
         self,
@@ -99,8 +121,8 @@ class _Sloped(TorchFunctionMode):
         y = function(*args, **(kwargs or {}))
         if function not in ACTIVATIONS:
             return y
-        self.count += 1
+        self.calls += 1
         with torch._C.DisableTorchFunction():
-            other = self.surrogate(args[0])
-            # each difference is zero, so that y keeps its value, and has the slope that is wanted
-            return y + self.strength * ((other - other.detach()) - (y - y.detach()))
+            s = self.surrogate(args[0])
+            # both differences are zero, so y keeps its value; only their slopes count
+            return y + self.strength * ((s - s.detach()) - (y - y.detach()))

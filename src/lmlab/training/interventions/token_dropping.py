@@ -1,5 +1,11 @@
-"""Dropping tokens in the backward pass: the loss is that of all tokens, its gradient comes from a
-random choice of them.
+"""Token dropping in the backward pass: the gradient comes from a random subset of the tokens.
+
+    dL/dlogits of a token * m / kept,    m = 1 with probability kept, otherwise 0
+
+The mean of the gradient is the true one, and the loss stays that of all tokens. It acts where
+logits become a loss, in every rule whose backward pass starts there. Kept 1 turns it off. Dropped
+tokens still cost their time: their errors are zeros. Noise is drawn for the tokens of each
+micro-batch.
 """
 
 from collections.abc import Callable
@@ -13,7 +19,7 @@ from lmlab.core.params import Params
 from lmlab.model import noise
 from lmlab.model.models.base import LanguageModel
 from lmlab.training.interventions.base import Intervention
-from lmlab.training.learning_rules.base import LearningRule, Pieces
+from lmlab.training.learning_rules.base import LearningRule, MicroBatches
 
 
 class Options(Params):
@@ -23,35 +29,31 @@ class Options(Params):
 
 
 class TokenDropping(Intervention):
-    """Each token's error goes into the backward pass with probability `kept`, divided by it; so the
-    mean is the gradient.
+    """It has no state."""
 
-    It acts where logits become a loss, in every rule whose backward pass starts there. Dropped
-    tokens still cost their time: their errors are zeros.
-    """
-
-    on_the_way = True
+    acts_in_backward = True
     neutral = {"kept": 1.0}
 
     def __init__(self, options: Options, model: LanguageModel, rule: LearningRule) -> None:
         super().__init__(rule)
         self.kept = options.kept
         if self.kept < 1:
-            self.needs_backward()
+            self.require_backward()
 
-    def accumulate_gradients(self, model: LanguageModel, pieces: Pieces) -> Tensor:
+    def accumulate_gradients(self, model: LanguageModel, micro_batches: MicroBatches) -> Tensor:
         if self.kept == 1:
-            return self.rule.accumulate_gradients(model, pieces)
-        with _ThinnedErrors(self.kept, self.site):
-            return self.rule.accumulate_gradients(model, pieces)
+            return self.rule.accumulate_gradients(model, micro_batches)
+        with _DroppedErrors(self.kept, self.site):
+            return self.rule.accumulate_gradients(model, micro_batches)
 
 
-class _ThinnedErrors(TorchFunctionMode):
-    """Cross-entropy whose gradient is that of a random choice of its rows."""
+class _DroppedErrors(TorchFunctionMode):
+    """Inside, cross-entropy sends back the errors of a random subset of its rows, scaled up."""
 
     def __init__(self, kept: float, site: str) -> None:
         super().__init__()
-        self.kept, self.site = kept, site
+        self.kept = kept
+        self.site = site
 
     def __torch_function__(
         self,
@@ -61,8 +63,8 @@ class _ThinnedErrors(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if function is nn.functional.cross_entropy and args[0].requires_grad:
-            logits_NV = args[0].view_as(args[0])
-            weight_N1 = noise.dropout_mask(logits_NV[:, :1], self.kept, self.site)
-            logits_NV.register_hook(lambda error_NV: error_NV * weight_N1)
+            logits_NV = args[0].view_as(args[0])  # a tensor of its own for the hook
+            mask_N1 = noise.dropout_mask(logits_NV[:, :1], self.kept, self.site)
+            logits_NV.register_hook(lambda error_NV: error_NV * mask_N1)
             args = (logits_NV, *args[1:])
         return function(*args, **(kwargs or {}))

@@ -1,15 +1,18 @@
-"""Activity-perturbed forward gradient (Ren et al. 2023): the losses' exact slopes along noise at
-every token of every map.
+"""Activity-perturbed forward gradient (Ren et al. 2023): slopes of the losses along node noise.
 
-It replaces the backward pass by one that runs forward: beside every number goes its derivative
-along random noise in the output of a linear map, or of all (`maps_at_once` 0, as in the paper,
-which is cheaper and noisier for the cost). A node's gradient is estimated by its noise times the
-slopes of the losses it can influence, those at its token and later in its sequence, and weights get
-the product of that and the map's input: unbiased. Parameters outside linear maps (gains, decays)
-get noise of their own, and the slope of the whole loss. It costs samples x groups times three to
-four forward passes, where a group is `maps_at_once` linear maps, and one more is all that is
-outside maps; one further forward pass; and the drawing of the noise, twice. No activation is kept.
-A mixture's balancing penalty is not seen.
+    grad_y[t] = mean over samples of z[t] * sum over s >= t of d L_s(y + sigma z) / d sigma
+
+y is the output of a linear map (of a layer, convolution or embedding) and z noise at every token.
+Forward-mode differentiation carries the derivative along z beside every number of the forward pass.
+An output's gradient is estimated from the slopes of the losses it can influence: those at its token
+t and later in its sequence. Weights get grad_y times the map's input. Parameters outside linear
+maps (gains, decays) get noise of their own and the slope of the whole loss.
+
+No backward pass, and the estimate is unbiased. With `maps_at_once` 0 all maps get noise in one
+pass, as in the paper, which is cheaper and noisier for its cost. A mixture of experts' balancing
+penalty is not seen. Cost: samples * groups times three to four forward passes, where a group is
+`maps_at_once` linear maps and one more holds everything outside maps; one further forward pass; and
+drawing the noise twice. No activation is kept.
 """
 
 import torch
@@ -19,14 +22,14 @@ from torch import Tensor
 from lmlab.core.params import Params
 from lmlab.model import noise
 from lmlab.model.models.base import LanguageModel
-from lmlab.training.learning_rules._perturbing import DRAWS, Distribution
-from lmlab.training.learning_rules._perturbing_nodes import (
-    Sample,
+from lmlab.training.learning_rules._node_noise import (
+    NodeSample,
+    accumulate_node_gradients,
     credit,
+    derivatives_along_node_noise,
     noise_groups,
-    slopes_along_noise,
-    teach_nodes,
 )
+from lmlab.training.learning_rules._weight_noise import DRAWS, Distribution
 from lmlab.training.learning_rules.base import LearningRule
 
 
@@ -39,17 +42,18 @@ class Options(Params):
 
 
 class ActivityForwardGradient(LearningRule):
-    """Gradient at a node = mean over samples of noise times slope along all noise."""
+    """It has no state."""
 
     backward = False
-    short_of_one_batch = (
-        "with one or two samples a map, too noisy for so few steps; with 8 it"
-        " learns a small batch by heart"
+    cannot_overfit = (
+        "with one or two samples for each map it is too noisy for so few steps; with 8 it learns a"
+        " small batch by heart"
     )
 
     def __init__(self, options: Options, model: LanguageModel) -> None:
         super().__init__()
-        self.options, self.draw = options, DRAWS[options.distribution]
+        self.options = options
+        self.draw = DRAWS[options.distribution]
 
     @torch.no_grad()
     def assign_gradients(
@@ -60,9 +64,9 @@ class ActivityForwardGradient(LearningRule):
         with noise.repeatable():
             for group in noise_groups(model, self.options.maps_at_once):
                 for member in range(count):
-                    losses_BT, slopes_BT = slopes_along_noise(
+                    losses_BT, slopes_BT = derivatives_along_node_noise(
                         model, group, member, self.draw, tokens_BT, targets_BT
                     )
-                    samples.append(Sample(group, member, credit(slopes_BT) / count))
-            teach_nodes(model, samples, self.draw, tokens_BT)
+                    samples.append(NodeSample(group, member, credit(slopes_BT) / count))
+            accumulate_node_gradients(model, samples, self.draw, tokens_BT)
         return losses_BT.sum()

@@ -1,13 +1,14 @@
-"""Block-local losses (Nøkland & Eidnes 2019; Belilovsky et al. 2019): every block learns from a
-loss at its own output.
+"""Block-local losses (Nøkland & Eidnes 2019; Belilovsky et al. 2019): every block has its own loss.
 
-Each block but the last has a head of its own (a norm without weights, then a linear map to the
-vocabulary), which predicts the next token and learns beside it; the last block has the model's. No
-gradient leaves a block, but for the embedding, which belongs to the first. With `similarity`, a
-block is also, or only, taught to make two positions' vectors as similar as the tokens that follow
-them are (Nøkland & Eidnes 2019). One block alone learns by backprop. It costs what backprop does
-and a readout for each block; on a machine that lets each go when it is done, one block's
-activations would be enough.
+    L_k = (1 - similarity) * cross-entropy_k + similarity * mean (cos(s_i, s_j) - cos(t_i, t_j))^2
+
+Each block but the last has an output head of its own (RMS normalisation, then a linear map to the
+vocabulary), which predicts the next token and is trained with it; the last block has the model's
+head and plain cross-entropy. No gradient leaves a block, except to the embedding, which counts as
+part of the first. The similarity loss asks that the vectors s of two positions in a window be as
+similar as the one-hot vectors t of the tokens that follow them (Nøkland & Eidnes 2019). A model of
+one block is trained by backprop. Cost: that of backprop and an output head for each block; hardware
+that releases each block when it is done would need one block's activations only.
 """
 
 from pydantic import Field
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 
 from lmlab.core.params import Params
 from lmlab.model.models.base import LanguageModel, next_token_loss
-from lmlab.training.learning_rules._cutting import LocalHeads, Pieces, teach_by_local_losses
+from lmlab.training.learning_rules._detached_blocks import DetachedBlocks
+from lmlab.training.learning_rules._local_losses import LocalHeads, backprop_local_losses
 from lmlab.training.learning_rules.base import LearningRule
 from lmlab.training.optimizers.base import Groups
 from lmlab.training.widths import by_fans
@@ -28,15 +30,14 @@ class Options(Params):
 
 
 class BlockLocal(LearningRule):
-    """A block's loss is (1 - similarity) times its prediction's plus similarity times that of
-    similarities.
-    """
+    """Its own parameters are the blocks' output heads."""
 
     backward = False
 
     def __init__(self, options: Options, model: LanguageModel) -> None:
         super().__init__()
-        self.similarity, self.vocabulary_size = options.similarity, model.vocabulary_size
+        self.similarity = options.similarity
+        self.vocabulary_size = model.vocabulary_size
         self.heads = LocalHeads(model)
         self.follow_width(options, model)
 
@@ -46,37 +47,36 @@ class BlockLocal(LearningRule):
     def assign_gradients(
         self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor
     ) -> Tensor:
-        pieces = Pieces(model, tokens_BT)
+        blocks = DetachedBlocks(model, tokens_BT)
         losses = [
             self._loss(number, s_BTS, targets_BT)
-            for number, s_BTS in enumerate(pieces.copies[1:-1])
+            for number, s_BTS in enumerate(blocks.leaves[1:-1])
         ]
-        last = next_token_loss(pieces.logits_BTV, targets_BT)
-        teach_by_local_losses(pieces, [*losses, last], span=1)
-        return last.detach()
+        final_loss = next_token_loss(blocks.logits_BTV, targets_BT)
+        backprop_local_losses(blocks, [*losses, final_loss], span=1)
+        return final_loss.detach()
 
     def _loss(self, number: int, s_BTS: Tensor, targets_BT: Tensor) -> Tensor:
-        prediction = self.heads.loss(number, s_BTS, targets_BT)
+        prediction_loss = self.heads.loss(number, s_BTS, targets_BT)
         if not self.similarity:
-            return prediction
+            return prediction_loss
         targets_BTV = nn.functional.one_hot(targets_BT, self.vocabulary_size).to(s_BTS.dtype)
-        return (1 - self.similarity) * prediction + self.similarity * similarity_loss(
+        return (1 - self.similarity) * prediction_loss + self.similarity * similarity_loss(
             s_BTS, targets_BTV
         )
 
 
 def similarity_loss(s_BTS: Tensor, targets_BTV: Tensor) -> Tensor:
-    """Mean squared difference between the similarities of positions' vectors and those of their
-    targets.
+    """Mean squared difference between the similarities of positions' vectors and of their targets.
 
-    Both are cosines, each vector's mean taken off before; pairs are of positions in one window.
-    Targets are vectors with a single 1: similar in full where they are the same token, else
-    slightly opposed.
+    Similarities are cosines after subtracting each vector's mean, for all pairs of positions in a
+    window. Equal one-hot targets have similarity 1, different ones slightly below 0.
     """
     return (_cosines(s_BTS) - _cosines(targets_BTV)).square().mean()
 
 
 def _cosines(x_BTD: Tensor) -> Tensor:
-    """Between every two positions, shape (B, T, T)."""
-    unit_BTD = nn.functional.normalize(x_BTD - x_BTD.mean(dim=-1, keepdim=True), dim=-1)
+    """Between every two positions of a window, shape (B, T, T)."""
+    centred_BTD = x_BTD - x_BTD.mean(dim=-1, keepdim=True)
+    unit_BTD = nn.functional.normalize(centred_BTD, dim=-1)
     return unit_BTD @ unit_BTD.mT

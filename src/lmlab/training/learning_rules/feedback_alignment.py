@@ -1,13 +1,13 @@
-"""Feedback alignment (Lillicrap et al. 2016): errors go down through fixed random weights instead
-of the forward ones.
+"""Feedback alignment (Lillicrap et al. 2016): errors travel back through fixed random weights.
 
-Behind every linear map and convolution, the gradient at the input is grad_y B in place of grad_y W;
-B is drawn once, as large as W is at first, and never learns. It is W that comes to agree with B.
-Exact stay: the gradients of W and bias for the grad_y that arrives (so those of the readout
-altogether), and whatever is no linear map: norms, activations, gates, look-ups, attention's
-products, residual connections, and products that a layer writes out without torch's `linear` (as
-dynamic hyper-connections do to weigh their streams). It costs what backprop does, and as much
-memory again as the maps' weights.
+    grad_x = grad_y B        in place of grad_y W, at every linear map and convolution y = W x
+
+B is drawn once, `feedback_scale` times as large as W is then, and never changes; training brings W
+into alignment with B. The gradients of W and bias are exact for the grad_y that arrives, so the
+readout's are exact altogether. Exact too is everything that is no call of torch's `linear` or
+`conv1d`: norms, activations, gates, look-ups, attention's products, residual connections, and
+products that a layer writes out (as dynamic hyper-connections do). Cost: that of backprop, and the
+linear maps' weights once more in memory.
 """
 
 from pydantic import Field
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from lmlab.core.params import Params
 from lmlab.model.models.base import LanguageModel
-from lmlab.training.learning_rules._cutting import backprop_with, drawn_like, key, linear_weights
+from lmlab.training.learning_rules._feedback import backprop_with, draw_feedback, state_name
+from lmlab.training.learning_rules._linear_maps import LinearMapCall, linear_weights
 from lmlab.training.learning_rules.base import LearningRule
 
 
@@ -26,21 +27,20 @@ class Options(Params):
 
 
 class FeedbackAlignment(LearningRule):
-    """Its state is one fixed B for each W, of the same shape and name."""
+    """Its state is one fixed B for each W, in W's shape and under its name."""
 
     backward = True
 
     def __init__(self, options: Options, model: LanguageModel) -> None:
         super().__init__()
         for name, weight in linear_weights(model).items():
-            self.register_buffer(key(name), drawn_like(weight, options.feedback_scale))
+            feedback = draw_feedback(weight, options.feedback_scale)
+            self.register_buffer(state_name(name), feedback)
 
     def assign_gradients(
         self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor
     ) -> Tensor:
-        return backprop_with(
-            lambda call, grad_y: call.back(grad_y, self.get_buffer(key(call.name))),
-            model,
-            tokens_BT,
-            targets_BT,
-        )
+        return backprop_with(self._input_gradient, model, tokens_BT, targets_BT)
+
+    def _input_gradient(self, call: LinearMapCall, grad_y: Tensor) -> Tensor:
+        return call.input_gradient(grad_y, self.get_buffer(state_name(call.name)))

@@ -1,12 +1,13 @@
-"""Hidden layers frozen: the head alone learns. No rule to use but the control beside every rule
-that claims to teach them.
+"""Frozen hidden layers (random features, Rahimi & Recht 2007): the head alone is trained.
 
-What stands above the last block (final norm and readout) gets its exact gradient; the blocks stay
-as they were drawn, and so does the embedding unless `embedding` lets it learn as well, exactly,
-through the frozen blocks. With tied weights the shared matrix learns from what the readout makes of
-it (and from the embedding, if that learns). It costs a forward pass and the backward pass of the
-head alone, or with the embedding one down through all blocks without the gradients of their
-weights.
+    grad_W = dL/dW in the head, none in the blocks
+
+It is the control for every rule that claims to train hidden layers. The head (final norm and
+readout) gets its exact gradient. The blocks keep their initial weights, and so does the embedding
+unless `embedding` is true; it then gets its exact gradient through the frozen blocks. Tied weights
+get the gradient of their use as the readout, and with `embedding` also that of their use as the
+embedding. Cost: a forward pass and the head's backward pass; with `embedding` also a backward pass
+through all blocks, without gradients of their weights.
 """
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from lmlab.core.errors import UserError
 from lmlab.core.params import Params
 from lmlab.model.models.base import LanguageModel, next_token_loss
+from lmlab.training.learning_rules._detached_blocks import last_block_output
 from lmlab.training.learning_rules.base import LearningRule
 
 
@@ -28,15 +30,14 @@ class Frozen(LearningRule):
     """It has no state."""
 
     backward = False
-    short_of_one_batch = "its hidden layers stay as they were drawn"
+    cannot_overfit = "its hidden layers keep their initial weights"
 
     def __init__(self, options: Options, model: LanguageModel) -> None:
         super().__init__()
         if model.readout is None:
             raise UserError(
-                "params.yaml: train.learning_rule: frozen teaches what stands above the blocks,"
-                " and here nothing does;"
-                " choose a train.model with a readout"
+                "params.yaml: train.learning_rule: frozen trains what stands above the blocks, and"
+                " in this model nothing does; choose a train.model with a readout"
             )
         self.embedding = options.embedding
 
@@ -44,12 +45,9 @@ class Frozen(LearningRule):
         self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor
     ) -> Tensor:
         with torch.set_grad_enabled(self.embedding):
-            s_BTS = model.embed(tokens_BT)
-            for block in model.blocks:
-                s_BTS = block(s_BTS)
+            s_BTS = last_block_output(model, tokens_BT)
         loss = next_token_loss(model.head(s_BTS), targets_BT)
-        of_blocks = {id(parameter) for parameter in model.blocks.parameters()}
-        torch.autograd.backward(
-            loss, inputs=[p for p in model.parameters() if id(p) not in of_blocks]
-        )
+        frozen_ids = {id(parameter) for parameter in model.blocks.parameters()}
+        trained = [parameter for parameter in model.parameters() if id(parameter) not in frozen_ids]
+        torch.autograd.backward(loss, inputs=trained)
         return loss.detach()

@@ -1,13 +1,14 @@
-"""Interlocking backpropagation (Gomez et al. 2022): local losses whose gradients reach a few blocks
-down, and overlap.
+"""Interlocking backpropagation (Gomez et al. 2022): local losses that reach a few blocks down.
 
-Each block but the last has a head of its own (a norm without weights, then a linear map to the
-vocabulary), which predicts the next token and learns beside it; the last block has the model's. The
-gradient of a loss goes down through `span` blocks, its own included, and no farther; blocks learn
-from the sum of what comes by, and the embedding belongs to the first. With span 1 that is
-`block_local` without similarities; with all blocks, backprop from the sum of all losses (of a
-mixture of experts, the penalty counts once for each that comes by). It costs a readout and `span`
-backward passes for each block.
+    grad of block k = sum over i = k ... k + span - 1 of dL_i / d(block k),    L_i: loss at block i
+
+Each block but the last has an output head of its own (RMS normalisation, then a linear map to the
+vocabulary), which predicts the next token and is trained with it; the last block has the model's
+head. The gradient of a loss travels back through `span` blocks, its own included, and stops; a
+block gets the sum of the gradients that reach it. The embedding counts as part of the first block.
+Span 1 is `block_local` without similarity; a span of all blocks is backprop on the sum of all
+losses, where a mixture of experts' balancing penalty counts once for each gradient that passes
+through. Cost: an output head and `span` backward passes for each block.
 """
 
 from pydantic import Field
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from lmlab.core.params import Params
 from lmlab.model.models.base import LanguageModel, next_token_loss
-from lmlab.training.learning_rules._cutting import LocalHeads, Pieces, teach_by_local_losses
+from lmlab.training.learning_rules._detached_blocks import DetachedBlocks
+from lmlab.training.learning_rules._local_losses import LocalHeads, backprop_local_losses
 from lmlab.training.learning_rules.base import LearningRule
 from lmlab.training.optimizers.base import Groups
 from lmlab.training.widths import by_fans
@@ -28,7 +30,7 @@ class Options(Params):
 
 
 class Interlocking(LearningRule):
-    """Its own parameters are the blocks' readouts."""
+    """Its own parameters are the blocks' output heads."""
 
     backward = False
 
@@ -44,11 +46,11 @@ class Interlocking(LearningRule):
     def assign_gradients(
         self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor
     ) -> Tensor:
-        pieces = Pieces(model, tokens_BT)
+        blocks = DetachedBlocks(model, tokens_BT)
         losses = [
             self.heads.loss(number, s_BTS, targets_BT)
-            for number, s_BTS in enumerate(pieces.copies[1:-1])
+            for number, s_BTS in enumerate(blocks.leaves[1:-1])
         ]
-        last = next_token_loss(pieces.logits_BTV, targets_BT)
-        teach_by_local_losses(pieces, [*losses, last], self.span)
-        return last.detach()
+        final_loss = next_token_loss(blocks.logits_BTV, targets_BT)
+        backprop_local_losses(blocks, [*losses, final_loss], self.span)
+        return final_loss.detach()

@@ -1,16 +1,17 @@
-"""Kolen-Pollack (Kolen & Pollack 1994; Akrout et al. 2019): feedback weights learn as the forward
-ones do, and so meet them.
+"""Kolen-Pollack (Kolen & Pollack 1994; Akrout et al. 2019): feedback weights get W's own updates.
 
-Errors go down as in feedback alignment, grad_y B in place of grad_y W, but B is given W's own
-gradient, with whatever interventions do to it, and has W's learning rate in the same group of the
-optimizer. Both are moved alike, so the difference they began with stays; with decay it shrinks to
-nothing, and the rule becomes backprop without ever copying a weight. That decay may be the
-optimizer's (decoupled, on matrices alone) or `decay` here, which is in the gradients: plain
-gradient descent then shrinks W - B by the factor 1 - rate * decay a step, less decay where
-`train.clip` shortens gradients. Adam does not do so exactly, since the two gradients are then no
-longer the same. Exact stay the gradients of W and bias for the grad_y that arrives, and whatever is
-no call of torch's `linear` or `conv1d`. It costs what backprop does, the optimizer's work on B, and
-as much memory again as the maps' weights and what the optimizer keeps of them.
+    grad_x = grad_y B,    grad_B = dL/dW + decay B,    grad_W = dL/dW + decay W
+
+Errors travel back through B in place of W, as in feedback alignment, but B gets the same gradient
+as W, edited by interventions in the same way, at W's learning rate and in W's optimizer group.
+Equal updates keep the initial difference W - B; weight decay shrinks it to zero, and the rule
+becomes backprop without ever copying a weight. The decay may be the optimizer's (decoupled, on
+matrices alone) or `decay` here. Plain gradient descent multiplies W - B by 1 - learning rate *
+decay in each step, or by less decay where `train.clip` scales gradients down. Adam does so only
+approximately, since with `decay` the two gradients differ. The gradients of W and bias are exact
+for the grad_y that arrives, as is everything that is no call of torch's `linear` or `conv1d`. Cost:
+that of backprop, the optimizer's work on B, and in memory the linear maps' weights and optimizer
+state once more.
 """
 
 from pydantic import Field
@@ -18,8 +19,9 @@ from torch import Tensor, nn
 
 from lmlab.core.params import Params
 from lmlab.model.models.base import LanguageModel
-from lmlab.training.learning_rules._cutting import backprop_with, drawn_like, key, linear_weights
-from lmlab.training.learning_rules.base import LearningRule, gradients_apart
+from lmlab.training.learning_rules._feedback import backprop_with, draw_feedback, state_name
+from lmlab.training.learning_rules._linear_maps import LinearMapCall, linear_weights
+from lmlab.training.learning_rules.base import LearningRule, fresh_gradients
 from lmlab.training.optimizers.base import Groups, follow, parameter_groups
 
 
@@ -30,7 +32,7 @@ class Options(Params):
 
 
 class KolenPollack(LearningRule):
-    """Its own parameters are one B for each W, of the same shape and name."""
+    """Its own parameters are one B for each W, in W's shape and under its name."""
 
     backward = True
 
@@ -38,37 +40,40 @@ class KolenPollack(LearningRule):
         super().__init__()
         self.decay = options.decay
         for name, weight in linear_weights(model).items():
-            self.register_parameter(key(name), nn.Parameter(drawn_like(weight)))
+            self.register_parameter(state_name(name), nn.Parameter(draw_feedback(weight)))
 
     def leaders(self, model: LanguageModel) -> dict[str, str]:
-        return {key(name): name for name in linear_weights(model)}
+        return {state_name(name): name for name in linear_weights(model)}
 
     def own_groups(self, model: LanguageModel) -> Groups:
-        feedback = {
-            id(weight): self.get_parameter(key(name))
-            for name, weight in linear_weights(model).items()
-        }
-        for weight in linear_weights(model).values():
-            follow(feedback[id(weight)], weight)
-        groups = {
-            name: [feedback[id(p)] for p in group if id(p) in feedback]
-            for name, group in parameter_groups(model).items()
-        }
-        return {name: group for name, group in groups.items() if group}
+        feedback_of: dict[int, nn.Parameter] = {}
+        for name, weight in linear_weights(model).items():
+            feedback = self._feedback(name)
+            follow(feedback, weight)
+            feedback_of[id(weight)] = feedback
+        groups: Groups = {}
+        for group_name, parameters in parameter_groups(model).items():
+            own = [feedback_of[id(p)] for p in parameters if id(p) in feedback_of]
+            if own:
+                groups[group_name] = own
+        return groups
 
     def assign_gradients(
         self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor
     ) -> Tensor:
-        with gradients_apart([*model.parameters(), *self.parameters()]):
-            loss = backprop_with(
-                lambda call, grad_y: call.back(grad_y, self.get_parameter(key(call.name))),
-                model,
-                tokens_BT,
-                targets_BT,
-            )
+        # the feedback gets what this call gives the weights, without what was in p.grad before
+        with fresh_gradients([*model.parameters(), *self.parameters()]):
+            loss = backprop_with(self._input_gradient, model, tokens_BT, targets_BT)
             for name, weight in linear_weights(model).items():
-                feedback = self.get_parameter(key(name))
-                if weight.grad is not None:
-                    feedback.grad = weight.grad.add(feedback.detach(), alpha=self.decay)
-                    weight.grad.add_(weight.detach(), alpha=self.decay)
+                if weight.grad is None:
+                    continue
+                feedback = self._feedback(name)
+                feedback.grad = weight.grad.add(feedback.detach(), alpha=self.decay)
+                weight.grad.add_(weight.detach(), alpha=self.decay)
         return loss
+
+    def _feedback(self, name: str) -> nn.Parameter:
+        return self.get_parameter(state_name(name))
+
+    def _input_gradient(self, call: LinearMapCall, grad_y: Tensor) -> Tensor:
+        return call.input_gradient(grad_y, self._feedback(call.name))

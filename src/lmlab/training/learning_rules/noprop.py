@@ -1,20 +1,22 @@
-"""NoProp (Li, Teh & Pascanu 2025), adapted to next tokens: every block learns alone to clean a
-noisy copy of the answer.
+"""NoProp (Li, Teh & Pascanu 2025), for next tokens: each block alone denoises the answer.
 
-Block k of K does not read what the blocks below it made. It reads embedding + label * share * (the
-readout's row of the true next token) + noise * (1 - share) * z, with share (k - 1) / K, and is
-asked that the head read the next token from its output. The first block reads the embedding alone,
-as when the model is used; it teaches the embedding. z is normal, with the mean length of the
-readout's rows for its root mean square length, so that noise 1 is as strong as the answer.
+    input of block k = embedding + label a w[target] + noise (1 - a) sigma z,    a = (k - 1) / K
 
-Replaced: the passes through all blocks, forward and backward: no block waits for another. Exact:
-within a block; the head learns from the last block alone, the others only look through it. With one
-block it is backprop. When the model is used blocks do run one after another, and each reads what
-those below it made instead of the noisy answer it was taught on: a doubtful answer it has never
-seen in that form, a wrong one it was taught to trust. So answers helped little in short trials on
-text (studies/learning_rules/README.md): with a small label they came to within a few hundredths of
-a bit of none at all (both options at 0, each block alone on the embedding), on either side. Costs
-one more forward pass, for the loss that is reported.
+Block k of K does not read the output of the blocks below it. It reads the embedding, a share a of
+the readout's row w of the true next token, and normal noise z; it is trained to let the head
+predict the next token from its output. The first block reads the embedding alone, as at inference,
+and trains it. sigma gives z the mean norm of the readout's rows, so with noise 1 it is as strong as
+the answer.
+
+No block waits for another, forward or backward. Autograd is exact within a block. The head is
+trained by the last block's loss alone; the other losses only pass through it. With one block the
+rule is backprop. At inference blocks do run one after another, and each reads the output of those
+below instead of the noisy answer it was trained on: an uncertain answer has a form it has never
+seen, and a wrong answer it has been trained to trust. So answers helped little in short trials on
+text (studies/learning_rules/README.md): with a small label they came within a few hundredths of a
+bit of no answer at all (both options at 0, each block alone on the embedding), on either side.
+Cost: that of backprop, a pass through the head for each block, and one more forward pass for the
+reported loss.
 """
 
 import torch
@@ -25,7 +27,7 @@ from lmlab.core.errors import UserError
 from lmlab.core.params import Params
 from lmlab.model import noise
 from lmlab.model.models.base import LanguageModel, next_token_loss
-from lmlab.training.learning_rules._relaxing import value_of
+from lmlab.training.learning_rules._detached_blocks import leaf_copy
 from lmlab.training.learning_rules.base import LearningRule
 
 
@@ -37,10 +39,10 @@ class Options(Params):
 
 
 class NoProp(LearningRule):
-    """The rows of the readout stand for the answers, fixed within a step.
+    """It has no state. The readout's rows stand for the answers, fixed within a step.
 
-    Where a parametrisation follows the width they shrink with it, which the stream does not, and
-    are multiplied by the model's `width_ratio`.
+    Under a parametrisation that follows the width they shrink as the width grows and the stream
+    does not, so they are multiplied by the model's `width_ratio`.
     """
 
     backward = False
@@ -49,12 +51,12 @@ class NoProp(LearningRule):
         super().__init__()
         if model.readout is None or not model.plain_stream:
             raise UserError(
-                "params.yaml: train.learning_rule: noprop shows blocks the readout's rows, which"
-                " have to be as wide as the"
-                " stream; set train.model to such as transformer, with"
-                " models.transformer.residual at plain"
+                "params.yaml: train.learning_rule: noprop adds the readout's rows to the blocks'"
+                " inputs, so both must have one width; set train.model to one such as transformer,"
+                " with models.transformer.residual at plain"
             )
-        self.label, self.noise = options.label, options.noise
+        self.label = options.label
+        self.noise = options.noise
 
     def assign_gradients(
         self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor
@@ -62,22 +64,26 @@ class NoProp(LearningRule):
         last = len(model.blocks) - 1
         x_BTD = model.embed(tokens_BT)
         for number, block in enumerate(model.blocks):
-            if number:
+            if number > 0:
                 embedded_BTD = model.embed(tokens_BT).detach()
+                share = number / len(model.blocks)
                 with noise.within(f"input of block {number}"):
-                    x_BTD = self._with_answer(
-                        model, embedded_BTD, targets_BT, number / len(model.blocks)
-                    )
+                    x_BTD = self._with_answer(model, embedded_BTD, targets_BT, share)
             y_BTD = block(x_BTD)
             if number == last:
                 loss = next_token_loss(model.head(y_BTD), targets_BT)
                 torch.autograd.backward(loss)
             else:
-                value = value_of(y_BTD)
-                slope = torch.autograd.grad(next_token_loss(model.head(value), targets_BT), value)
-                torch.autograd.backward(y_BTD, slope)
+                leaf_BTD = leaf_copy(y_BTD)
+                local_loss = next_token_loss(model.head(leaf_BTD), targets_BT)
+                grad_y = torch.autograd.grad(
+                    local_loss, leaf_BTD
+                )  # leaves the head's gradients alone
+                torch.autograd.backward(y_BTD, grad_y)
+        if last == 0:
+            return loss.detach()
         with torch.no_grad():
-            return loss.detach() if not last else next_token_loss(model(tokens_BT), targets_BT)
+            return next_token_loss(model(tokens_BT), targets_BT)
 
     def _with_answer(
         self, model: LanguageModel, x_BTD: Tensor, targets_BT: Tensor, share: float

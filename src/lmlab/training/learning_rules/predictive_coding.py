@@ -1,16 +1,18 @@
-"""Predictive coding with fixed predictions (Whittington & Bogacz 2017; fixed: Millidge et al. 2020,
-Song et al. 2020).
+"""Predictive coding with fixed predictions (Whittington & Bogacz 2017; Millidge et al. 2020).
 
-Every block's output, and the embedding's, is a node with a value of its own, which the unit below
-predicts. The energy is the sum of all squared errors of prediction, halved, plus the loss that the
-last value gives. Values follow its slope for some `sweeps`, each node told of its own error and of
-the one above alone; then the weights do. Here predictions and their slopes stay as the forward pass
-left them: a sweep moves an error by step * (the error above, through its block, - itself).
+    E = 1/2 sum over k of (p_k - x_k)^2 + L(x_K);    e_k <- e_k + step * (J_(k+1)^T e_(k+1) - e_k)
 
-Replaced: the one backward pass through all blocks. Exact: within a block, and at the head. With
-step 1, k sweeps are backprop in the upper k units and nothing below; as many as there are units
-(`sweeps` 0) are backprop. Costs as many backward passes as sweeps, and one, but no unit waits for
-another. strict_predictive_coding lets predictions follow.
+The output of every block, and of the embedding, is a node with a value x_k of its own, which the
+unit below predicts as p_k. Values descend the energy E for some `sweeps`; in each of them an error
+e_k = p_k - x_k moves towards the error above it, sent back through the Jacobian J of the block
+between them (the top one moves towards dL/dx_K). Then the weights descend E. Predictions and
+Jacobians stay as the forward pass left them (fixed prediction: Millidge et al. 2020, Song et al.
+2020); in strict_predictive_coding they follow the values.
+
+The sweeps replace the one backward pass through all blocks; autograd is exact within a block and at
+the head. With step 1, k sweeps are backprop in the upper k units and leave those below untrained;
+as many sweeps as units (`sweeps` 0) are backprop. Cost: a forward pass and as many backward passes
+as sweeps, and one more; no unit waits for another.
 """
 
 import torch
@@ -19,7 +21,7 @@ from torch import Tensor
 
 from lmlab.core.params import Params
 from lmlab.model.models.base import LanguageModel, next_token_loss
-from lmlab.training.learning_rules._relaxing import taken_apart, teach
+from lmlab.training.learning_rules._detached_blocks import DetachedBlocks
 from lmlab.training.learning_rules.base import LearningRule
 
 
@@ -31,44 +33,42 @@ class Options(Params):
 
 
 class PredictiveCoding(LearningRule):
-    """An error is prediction - value, in the mean loss's scale: once all is settled, the gradient
-    at that output.
-    """
+    """It has no state. Errors have the mean loss's scale: settled ones are gradients at outputs."""
 
     backward = False
 
     def __init__(self, options: Options, model: LanguageModel) -> None:
         super().__init__()
-        self.sweeps, self.step = options.sweeps or len(model.blocks) + 1, options.step
+        self.sweeps = options.sweeps or len(model.blocks) + 1
+        self.step = options.step
 
     def assign_gradients(
         self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor
     ) -> Tensor:
-        outputs, values = taken_apart(model, tokens_BT)
-        loss = next_token_loss(model.head(values[-1]), targets_BT)
+        blocks = DetachedBlocks(model, tokens_BT, full_precision=True)
+        values = blocks.leaves
+        loss = next_token_loss(blocks.logits_BTV, targets_BT)
         torch.autograd.backward(loss)
-        pull = values[-1].grad
-        assert pull is not None
+        loss_slope = values[-1].grad
+        assert loss_slope is not None
         errors = [torch.zeros_like(value) for value in values]
         for _ in range(self.sweeps):
             from_above = [
-                through(output, value, error)
-                for output, value, error in zip(outputs[1:], values, errors[1:])
+                _through_block(output, value, error)
+                for output, value, error in zip(blocks.outputs[1:], values, errors[1:])
             ]
-            targets = [*from_above, pull]
+            targets = [*from_above, loss_slope]
             errors = [
                 error + self.step * (target - error)
                 for error, target in zip(errors, targets, strict=True)
             ]
-        teach(outputs, errors)
+        blocks.backward_all(errors)
         return loss.detach()
 
 
-def through(output: Tensor, value: Tensor, error: Tensor) -> Tensor:
-    """The error at a block's output carried to its input by its transposed Jacobian, which stays
-    for the next sweep.
-    """
+def _through_block(output: Tensor, block_input: Tensor, error: Tensor) -> Tensor:
+    """J^T error: the error at a block's output carried to its input; keeps the graph for reuse."""
     (carried,) = torch.autograd.grad(
-        output, value, error, retain_graph=True, materialize_grads=True
+        output, block_input, error, retain_graph=True, materialize_grads=True
     )
     return carried

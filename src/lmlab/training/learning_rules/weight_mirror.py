@@ -1,13 +1,14 @@
-"""Weight mirrors (Akrout et al. 2019): feedback weights find the forward ones by watching what the
-maps make of noise.
+"""Weight mirrors (Akrout et al. 2019): feedback weights estimate W from its response to noise.
 
-Errors go down as in feedback alignment, grad_y B in place of grad_y W. Every so many steps each
-linear map, on its own, is given white noise x and answers y = W x; then B <- (1 - decay) B + rate *
-(mean of y x^T over the noise), whose expectation is W. So B follows W (with rate = decay, in size
-too) though no weight is copied, only activities multiplied. Exact stay the gradients of W and bias
-for the grad_y that arrives, and whatever is no call of torch's `linear` or `conv1d`. It costs what
-backprop does, two products with `samples` rows for each map and noise pass, and as much memory
-again as the maps' weights.
+    grad_x = grad_y B,    B <- (1 - decay) B + rate * mean(y x^T)    over white noise x, y = W x
+
+Errors travel back through B in place of W, as in feedback alignment. Every `every` steps each
+linear map, by itself, is fed `samples` vectors of white noise; the mean of y x^T has expectation W.
+So B follows W (with rate = decay, also in size) though no weight is copied: only activities are
+multiplied. A convolution counts as the linear map from all that one output position reads. The
+gradients of W and bias are exact for the grad_y that arrives, as is everything that is no call of
+torch's `linear` or `conv1d`. Cost: that of backprop, two matrix products with `samples` rows for
+each map and noise pass, and the linear maps' weights once more in memory.
 """
 
 import torch
@@ -17,8 +18,13 @@ from torch import Tensor
 from lmlab.core.params import Params
 from lmlab.model import noise
 from lmlab.model.models.base import LanguageModel
-from lmlab.training.learning_rules._cutting import backprop_with, drawn_like, key, linear_weights
-from lmlab.training.learning_rules.base import LearningRule, Pieces, in_pieces
+from lmlab.training.learning_rules._feedback import backprop_with, draw_feedback, state_name
+from lmlab.training.learning_rules._linear_maps import LinearMapCall, linear_weights
+from lmlab.training.learning_rules.base import (
+    LearningRule,
+    MicroBatches,
+    mean_over_micro_batches,
+)
 
 
 class Options(Params):
@@ -31,8 +37,9 @@ class Options(Params):
 
 
 class WeightMirror(LearningRule):
-    """Its state is one B for each W, of the same shape and name, which it moves itself, and the
-    number of steps so far.
+    """Its state is one B for each W, in W's shape and under its name, and the number of steps.
+
+    It updates B itself; the optimizer does not.
     """
 
     backward = True
@@ -43,37 +50,35 @@ class WeightMirror(LearningRule):
         self.steps: Tensor
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
         for name, weight in linear_weights(model).items():
-            self.register_buffer(key(name), drawn_like(weight))
+            self.register_buffer(state_name(name), draw_feedback(weight))
 
     def assign_gradients(
         self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor
     ) -> Tensor:
         return self.accumulate_gradients(model, [(tokens_BT, targets_BT)])
 
-    def accumulate_gradients(self, model: LanguageModel, pieces: Pieces) -> Tensor:
+    def accumulate_gradients(self, model: LanguageModel, micro_batches: MicroBatches) -> Tensor:
         if int(self.steps) % self.options.every == 0:
             self._mirror(model)
         self.steps += 1
-        return in_pieces(self._assign, [model, self], model, pieces)
+        return mean_over_micro_batches(self._assign, [model, self], model, micro_batches)
 
     def _assign(self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        return backprop_with(
-            lambda call, grad_y: call.back(grad_y, self.get_buffer(key(call.name))),
-            model,
-            tokens_BT,
-            targets_BT,
-        )
+        return backprop_with(self._input_gradient, model, tokens_BT, targets_BT)
+
+    def _input_gradient(self, call: LinearMapCall, grad_y: Tensor) -> Tensor:
+        return call.input_gradient(grad_y, self.get_buffer(state_name(call.name)))
 
     @torch.no_grad()
     def _mirror(self, model: LanguageModel) -> None:
-        """One noise pass. A convolution is taken for the linear map of all that one position of its
-        output sees.
-        """
+        """One noise pass: move every B towards the estimate of its W."""
         samples = self.options.samples
         for name, weight in linear_weights(model).items():
-            matrix = weight.flatten(1)
+            matrix_ED = weight.flatten(1)
             with torch.autocast(weight.device.type, enabled=False):
-                white = noise.normal(matrix.new_empty(samples, matrix.shape[1]), name)
-                seen = (white @ matrix.T).T @ white / samples
-            feedback = self.get_buffer(key(name)).mul_(1 - self.options.decay)
-            feedback.add_(seen.view_as(feedback), alpha=self.options.rate)
+                x_ND = noise.normal(matrix_ED.new_empty(samples, matrix_ED.shape[1]), name)
+                y_NE = x_ND @ matrix_ED.T
+                estimate_ED = y_NE.T @ x_ND / samples
+            feedback = self.get_buffer(state_name(name))
+            feedback.mul_(1 - self.options.decay)
+            feedback.add_(estimate_ED.view_as(feedback), alpha=self.options.rate)
