@@ -19,9 +19,8 @@ from lmlab.data.tokenizers import bpe
 from lmlab.data.tokenizers.bpe import BPE, Options
 
 PROJECT = Path(__file__).parent.parent
-REAL = (PROJECT / "README.md").read_text(encoding="utf-8") + (PROJECT / "LOG.md").read_text(
-    encoding="utf-8"
-)
+LOG = sorted((PROJECT / "docs" / "log").glob("2026-*.md"))
+REAL = "".join(path.read_text(encoding="utf-8") for path in LOG)
 few_letters = st.text("ab c", max_size=60)
 texts = st.lists(st.one_of(few_letters, hostile.texts), max_size=6)
 

@@ -18,7 +18,8 @@ from lmlab.data.tokenizers import unigram
 from lmlab.data.tokenizers.base import BYTES
 from lmlab.data.tokenizers.unigram import Lattice, Options, Unigram, maximised, viterbi
 
-REAL = (PROJECT / "README.md").read_text(encoding="utf-8")
+LOG = sorted((PROJECT / "docs" / "log").glob("2026-11-2[23]-*.md"))
+REAL = "".join(path.read_text(encoding="utf-8") for path in LOG)
 
 word = st.text("ab", min_size=1, max_size=8).map(str.encode)
 SHORT = [

@@ -192,6 +192,22 @@ class Workspace:
         with self.path("params.yaml").open("w") as file:
             yaml.dump(tree, file)
 
+    def merge(self, block: str) -> None:
+        """Add blocks to params.yaml, given as YAML."""
+
+        def merge(into: Any, more: Any) -> None:
+            for key, value in more.items():
+                if key in into and isinstance(value, dict):
+                    merge(into[key], value)
+                else:
+                    into[key] = value
+
+        yaml = YAML()
+        tree = yaml.load(self.path("params.yaml"))
+        merge(tree, YAML(typ="safe").load(block))
+        with self.path("params.yaml").open("w") as file:
+            yaml.dump(tree, file)
+
     def path(self, relative: str) -> Path:
         """A file of the workspace."""
         return self.folder / relative

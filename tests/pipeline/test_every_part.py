@@ -202,7 +202,7 @@ def at(tree: Any, dotted: str) -> Any:
 
 
 def test_a_part_of_each_kind_is_added_by_its_file_and_its_params_alone(workspace: Any) -> None:
-    """README's "Add a part", once for every kind: a twin of the part in use under another name
+    """docs/parts.md's four rules, once for every kind: a twin of the part in use under another name
     gives the same weights.
     """
     before = workspace.path("data/model/weights.safetensors").read_bytes()

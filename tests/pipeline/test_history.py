@@ -19,8 +19,8 @@ def hashes(workspace: Any) -> dict[str, str]:
 
 
 def test_an_earlier_result_comes_back_and_is_made_again_bit_for_bit(workspace: Any) -> None:
-    """README's "Go back": params and code change and are committed, and both ways lead back to what
-    was before.
+    """docs/running.md's "Going back": params and code change and are committed, and both ways lead
+    back to what was before.
     """
     wanted, metrics = sha256(workspace.path(WEIGHTS)), workspace.json("results/metrics.json")
     workspace.set({"train.seed": 9})
@@ -80,8 +80,8 @@ def test_a_lock_from_another_machine_does_not_train_again_what_was_trained_here(
 def test_experiments_go_to_a_bare_repository_and_a_folder_and_come_back_elsewhere(
     workspace: Any, tmp_path: Path
 ) -> None:
-    """README's "Share": one person pushes an experiment, another pulls it, with its weights, and
-    applies it.
+    """docs/running.md's "Sharing": one person pushes an experiment, another pulls it, with its
+    weights, and applies it.
     """
     bare = tmp_path / "shelf.git"
     workspace.run("git", "init", "-q", "--bare", "-b", "main", str(bare))

@@ -1,4 +1,4 @@
-"""README's "Invent a learning rule", tried as it is written."""
+"""docs/parts.md's "Invent a learning rule", tried as it is written."""
 
 import re
 import shutil
@@ -14,20 +14,15 @@ pytestmark = pytest.mark.pipeline
 
 def blocks() -> dict[str, str]:
     """The section's blocks of code by their language."""
-    text = (PROJECT / "README.md").read_text(encoding="utf-8")
+    text = (PROJECT / "docs" / "parts.md").read_text(encoding="utf-8")
     section = text.split("## Invent a learning rule\n")[1].split("\n## ")[0]
     return dict(reversed(re.findall(r"```(\w+)\n(.*?)```", section, re.S)))
 
 
-def test_a_rule_invented_by_the_readme_trains_and_keeps_the_contract(workspace: Any) -> None:
+def test_a_rule_invented_by_the_documents_trains_and_keeps_the_contract(workspace: Any) -> None:
     written = blocks()
     workspace.path("src/lmlab/training/learning_rules/mine.py").write_text(written["python"])
-    yaml = YAML()
-    with workspace.path("params.yaml").open() as file:
-        tree = yaml.load(file)
-    tree["learning_rules"].update(YAML(typ="safe").load(written["yaml"])["learning_rules"])
-    with workspace.path("params.yaml").open("w") as file:
-        yaml.dump(tree, file)
+    workspace.merge(written["yaml"])
     assert workspace.status() <= {"probe", "report"}  # nobody uses it yet
     before = workspace.path("data/model/weights.safetensors").read_bytes()
     commands = [line[2:].split("#")[0].split() for line in written["console"].splitlines()]
@@ -52,14 +47,15 @@ def test_a_rule_invented_by_the_readme_trains_and_keeps_the_contract(workspace: 
     checked = workspace.run(*own, "-m", *commands[1], "-p", "no:cacheprovider")
     assert re.search(r"\b\d\d passed", checked.stdout), checked.stdout[-500:]
 
-    assert commands[2][:2] == ["lmlab", "study"]
+    assert commands[2][:3] == ["lmlab", "study", "learning_rules"]
     shutil.copytree(PROJECT / "studies", workspace.path("studies"))
-    study = yaml.load(workspace.path(f"{commands[2][2]}/params.yaml").read_text())
+    yaml, path = YAML(), workspace.path("studies/learning_rules/params.yaml")
+    study = yaml.load(path)
     study["quick"] = {"seeds": [0], "sweep_seeds": [0], "changes": {"train.steps": 2}}
     study["arms"] = {
         name: study["arms"][name] for name in ("backprop", "forward_forward", "noprop")
     }
-    with workspace.path(f"{commands[2][2]}/params.yaml").open("w") as file:
+    with path.open("w") as file:
         yaml.dump(study, file)
     shown = workspace.run(*own, "-c", "from lmlab.cli import main; main()", *commands[2][1:])
     assert "mine" in shown.stdout
