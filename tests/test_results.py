@@ -19,9 +19,10 @@ from lmlab.core.errors import UserError
 from lmlab.core.files import write_json, write_sums
 from lmlab.data.shards import Shards
 from lmlab.data.tokenizers.base import Tokenizer
+from lmlab.evaluation import coloured, references
 from lmlab.evaluation import evaluate as results
-from lmlab.evaluation import references
 from lmlab.evaluation.evaluate import EvaluateParams
+from lmlab.evaluation.heldout import HeldOut, Piece
 from lmlab.evaluation.measures import base as measures
 from lmlab.experiments.compare.run import numbers
 from lmlab.model import generation
@@ -37,7 +38,7 @@ CURVES = {
     "character_classes.csv",
 }
 CURVES |= {"validation_blocks.csv"}
-FILES = {"metrics.json", "measures.json", "samples.md", *CURVES}
+FILES = {"metrics.json", "measures.json", "samples.md", "heldout.json", *CURVES}
 SAVED = {
     "parameters": 1234,
     "tokens": 99,
@@ -474,3 +475,69 @@ def test_a_model_of_another_tokenizer_is_refused(corpus: Corpus) -> None:
     for other in ({"tokenizer_sha256": "0"}, {"vocabulary_size": 3}):
         with pytest.raises(UserError, match="another tokenizer"):
             results.check_model_fits({**fits, **other}, shards)
+
+
+# --------------------------------------------------------------------------------------- held-out
+# text, coloured
+
+
+def heldout(folder: Path) -> HeldOut:
+    return HeldOut.model_validate_json((folder / "results/heldout.json").read_bytes())
+
+
+def test_the_held_out_text_is_the_validation_text_and_costs_what_it_was_scored(
+    corpus: Corpus, model: LanguageModel, tmp_path: Path
+) -> None:
+    found = evaluate(corpus, model, tmp_path)
+    pieces = heldout(tmp_path).pieces
+    assert "".join(piece.text for piece in pieces) == "7 times 8 is 56 €.\nand so on."
+    assert [piece.text for piece in pieces if piece.nats is None] == [""]  # between two documents
+    nats = sum(piece.nats for piece in pieces if piece.nats is not None)
+    assert nats == pytest.approx(
+        found["validation"]["nats_per_token"] * found["validation"]["tokens"], abs=0.05
+    )
+
+
+def test_the_guesses_are_the_likeliest_tokens_given_the_text_before(
+    corpus: Corpus, model: LanguageModel, tmp_path: Path
+) -> None:
+    """Each piece is predicted in a window as the score has it; in the first these begin at BOS."""
+    evaluate(corpus, model, tmp_path)
+    shards, tokenizer = corpus
+    pieces = heldout(tmp_path).pieces
+    ids = torch.tensor([int(token) for token in shards.stream("validation")[: model.context]])
+    with torch.no_grad():
+        shares_TV = model.eval()(ids[None])[0].softmax(-1)
+    for place, piece in enumerate(pieces[: model.context]):
+        best = shares_TV[place].topk(coloured.MOST_GUESSES)
+        assert [guess.probability for guess in piece.guesses] == pytest.approx(
+            best.values.tolist(), abs=0.001
+        )
+        if piece.text == tokenizer.token_bytes[int(shards.stream("validation")[place + 1])].decode(
+            "utf-8", "replace"
+        ):
+            likelihood = float(shares_TV[place, int(shards.stream("validation")[place + 1])])
+            assert math.exp(-(piece.nats or 0)) == pytest.approx(likelihood, abs=0.001)
+
+
+def test_a_character_of_several_tokens_is_one_piece() -> None:
+    euro = "€".encode()
+    token_bytes = [b"", *(bytes([byte]) for byte in euro), b"a"]
+    guesses = [(), (), (), ()]
+    pieces = coloured._pieces([1, 2, 3, 4], [0.5, 1.0, 0.25, 2.0], guesses, token_bytes, bos=0)
+    assert list(pieces) == [Piece("€", 1.75, ()), Piece("a", 2.0, ())]
+
+
+def test_no_more_of_the_text_is_kept_than_can_be_read(
+    corpus: Corpus, model: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coloured, "MOST_CHARACTERS", 7)
+    evaluate(corpus, model, tmp_path)
+    assert "".join(piece.text for piece in heldout(tmp_path).pieces) == "7 times"
+
+
+def test_a_run_that_diverged_has_no_coloured_text(
+    corpus: Corpus, model: LanguageModel, tmp_path: Path
+) -> None:
+    evaluate(corpus, model, tmp_path, saved={"status": "diverged", "diverged": DIVERGED})
+    assert heldout(tmp_path).pieces == ()

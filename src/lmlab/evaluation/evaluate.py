@@ -21,7 +21,8 @@ from lmlab.core.params import Names, Params
 from lmlab.core.registry import Choice
 from lmlab.data.shards import Shards
 from lmlab.data.tokenizers.base import Ids, Tokenizer
-from lmlab.evaluation import blocks, character_classes, references
+from lmlab.evaluation import blocks, character_classes, coloured, references
+from lmlab.evaluation.heldout import HeldOut, dumps
 from lmlab.evaluation.measures.base import Trained, about, take
 from lmlab.model import generation
 from lmlab.model.models.base import LanguageModel
@@ -116,12 +117,22 @@ def evaluate(
     folder.mkdir(parents=True, exist_ok=True)
     if scored is None:
         found, tables, page = facts, {}, _no_samples(diverged)
+        heldout = HeldOut(split=SCORED, pieces=())
     else:
         trained = Trained(
             model, saved, shards, tokenizer, corpus, manifest, rows, {SCORED: scored}, params.stride
         )
         found = {**facts, **_numbers(params, measures, trained)}
         tables, page = _tables(trained), _samples(params, model, tokenizer)
+        heldout = coloured.held_out(
+            model,
+            shards.stream(SCORED),
+            scored,
+            tokenizer.token_bytes,
+            shards.bos,
+            params.stride,
+            SCORED,
+        )
     write_json(folder / "metrics.json", headlines(found))
     write_json(folder / "measures.json", found)
     tables |= _curves(rows, saved["size"]["forward_flops_per_token"])
@@ -133,9 +144,10 @@ def evaluate(
         _write_csv(folder / f"{name}.csv", table.assign(**dict.fromkeys(lacking, math.nan)))
     with whole_file(folder / "samples.md") as partial:
         partial.write_text(page, encoding="utf-8")
-    write_sums(
-        folder, ["metrics.json", "measures.json", "samples.md", *(f"{name}.csv" for name in TABLES)]
-    )
+    with whole_file(folder / "heldout.json") as partial:
+        partial.write_text(dumps(heldout), encoding="utf-8")
+    written = ["metrics.json", "measures.json", "samples.md", "heldout.json"]
+    write_sums(folder, [*written, *(f"{name}.csv" for name in TABLES)])
     return found
 
 

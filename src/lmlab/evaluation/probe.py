@@ -69,6 +69,7 @@ def look(
     """Let all probes look at all snapshots, write `probes.parquet` and return what was timed, a
     name and a number each.
 
+    `about.json` has how the readings of each probe are read (its attribute `reading`), and
     `close_up.json` shows the last snapshot's model at work on `probe.text`; there is none without a
     text or a snapshot.
     """
@@ -101,8 +102,10 @@ def look(
                 bar.advance(1, name)
             last = snapshot.model
     pictures = close_up(last, tokenizer, shards.bos, params.text) if params.text and last else {}
+    about = {name: getattr(probe, "reading", "") for name, probe in looking.items()}
     with whole_folder(folder) as made:
         pq.write_table(pa.Table.from_pylist(rows, schema=COLUMNS), made / "probes.parquet")
+        write_json(made / "about.json", about)
         if pictures:
             write_json(made / "close_up.json", pictures)
     return timed
