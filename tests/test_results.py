@@ -18,11 +18,12 @@ from lmlab.core import params
 from lmlab.core.errors import UserError
 from lmlab.core.files import write_json, write_sums
 from lmlab.data.shards import Shards
+from lmlab.data.tokenizers import byte
 from lmlab.data.tokenizers.base import Tokenizer
 from lmlab.evaluation import coloured, references
 from lmlab.evaluation import evaluate as results
 from lmlab.evaluation.evaluate import EvaluateParams
-from lmlab.evaluation.heldout import HeldOut, Piece
+from lmlab.evaluation.heldout import HeldOut
 from lmlab.evaluation.measures import base as measures
 from lmlab.experiments.compare.run import numbers
 from lmlab.model import generation
@@ -504,28 +505,27 @@ def test_the_guesses_are_the_likeliest_tokens_given_the_text_before(
     """Each piece is predicted in a window as the score has it; in the first these begin at BOS."""
     evaluate(corpus, model, tmp_path)
     shards, tokenizer = corpus
-    pieces = heldout(tmp_path).pieces
-    ids = torch.tensor([int(token) for token in shards.stream("validation")[: model.context]])
+    stream = shards.stream("validation").astype(int)
+    window = torch.from_numpy(stream[: model.context])
     with torch.no_grad():
-        shares_TV = model.eval()(ids[None])[0].softmax(-1)
-    for place, piece in enumerate(pieces[: model.context]):
-        best = shares_TV[place].topk(coloured.MOST_GUESSES)
-        assert [guess.probability for guess in piece.guesses] == pytest.approx(
-            best.values.tolist(), abs=0.001
-        )
-        if piece.text == tokenizer.token_bytes[int(shards.stream("validation")[place + 1])].decode(
-            "utf-8", "replace"
-        ):
-            likelihood = float(shares_TV[place, int(shards.stream("validation")[place + 1])])
-            assert math.exp(-(piece.nats or 0)) == pytest.approx(likelihood, abs=0.001)
+        shares_TV = model.eval()(window[None])[0].softmax(-1)
+    pieces = heldout(tmp_path).pieces[: model.context]
+    assert len(pieces) == model.context
+    for piece, target, shares_V in zip(pieces, stream[1:].tolist(), shares_TV, strict=False):
+        assert piece.text.encode() == tokenizer.token_bytes[target]
+        assert piece.nats == pytest.approx(-math.log(float(shares_V[target])), abs=0.001)
+        best = shares_V.topk(coloured.MOST_GUESSES)
+        probabilities = [guess.probability for guess in piece.guesses]
+        assert probabilities == pytest.approx(best.values.tolist(), abs=0.001)
 
 
-def test_a_character_of_several_tokens_is_one_piece() -> None:
-    euro = "€".encode()
-    token_bytes = [b"", *(bytes([byte]) for byte in euro), b"a"]
-    guesses = [(), (), (), ()]
-    pieces = coloured._pieces([1, 2, 3, 4], [0.5, 1.0, 0.25, 2.0], guesses, token_bytes, bos=0)
-    assert list(pieces) == [Piece("€", 1.75, ()), Piece("a", 2.0, ())]
+@pytest.mark.parametrize("text", ["a€b", "€€", "€", "\u20ac\n\U0001f600!"])
+def test_a_character_of_several_tokens_is_one_piece(text: str) -> None:
+    tokenizer = byte.Byte()
+    ids = tokenizer.encode(text)
+    spans = list(coloured._spans(ids, tokenizer, 100))
+    assert [span.text for span in spans] == list(text)
+    assert [span.end - span.start for span in spans] == [len(sign.encode()) for sign in text]
 
 
 def test_no_more_of_the_text_is_kept_than_can_be_read(

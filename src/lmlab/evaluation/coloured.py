@@ -5,60 +5,84 @@ it. The cross-entropies are those of the whole split's score, and the likeliest 
 in the same windows.
 """
 
-import codecs
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from lmlab.data.tokenizers.base import Ids
+from lmlab.data.tokenizers.base import Ids, Tokenizer
 from lmlab.evaluation.heldout import Guess, HeldOut, Piece
+from lmlab.model.generation import MOST_HELD_BACK
 from lmlab.model.models.base import LanguageModel
 from lmlab.model.scoring import Score, windows
 
 MOST_CHARACTERS = 2000
 MOST_GUESSES = 5
 DIGITS = 3
+UNREADABLE = "\ufffd"
+
+
+class Span(NamedTuple):
+    """Targets `start` to `end` of the stream, and the whole characters that they spell together."""
+
+    text: str
+    start: int
+    end: int
 
 
 def held_out(
     model: LanguageModel,
     stream: Ids,
     scored: Score,
-    token_bytes: Sequence[bytes],
-    bos: int,
+    tokenizer: Tokenizer,
     stride: int,
     split: str,
 ) -> HeldOut:
     """The first MOST_CHARACTERS of a split; `stream` is its ids and `scored` its score."""
-    targets = stream[1:]
-    count = _tokens_in(targets, token_bytes, bos, MOST_CHARACTERS)
-    guesses = _likeliest(model, stream, stride, count, token_bytes, bos)
-    nats = scored.nats_of[:count].tolist()
-    pieces = _pieces(targets[:count].tolist(), nats, guesses, token_bytes, bos)
+    spans = list(_spans(stream[1:], tokenizer, MOST_CHARACTERS))
+    count = spans[-1].end if spans else 0
+    guesses = _likeliest(model, stream, stride, count, tokenizer)
+    pieces = []
+    for span in spans:
+        nats = float(scored.nats_of[span.start : span.end].sum())
+        if np.isnan(nats):  # a BOS token, which is not scored
+            pieces.append(Piece(span.text, None, ()))
+        else:
+            pieces.append(Piece(span.text, round(nats, DIGITS), guesses[span.start]))
     return HeldOut(split=split, pieces=tuple(pieces))
 
 
-def _tokens_in(targets: Ids, token_bytes: Sequence[bytes], bos: int, characters: int) -> int:
-    """How many tokens, from the first, hold at least so many characters; all if there are fewer."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    seen = 0
-    for count, token in enumerate(targets.tolist(), start=1):
-        if token != bos:
-            seen += len(decoder.decode(token_bytes[token]))
+def _spans(targets: Ids, tokenizer: Tokenizer, characters: int) -> Iterator[Span]:
+    """A span for each token, until there are so many characters.
+
+    Tokens that hold only a part of a character share a span. A BOS token has one of its own,
+    without text.
+    """
+    start, seen = 0, 0
+    for place, token in enumerate(targets.tolist()):
+        if token == tokenizer.bos:
+            if start < place:
+                yield Span(tokenizer.decode(targets[start:place]), start, place)
+            yield Span("", place, place + 1)
+            start = place + 1
+            continue
+        held = targets[start : place + 1]
+        text = tokenizer.decode(held)
+        is_whole = bool(text) and not text.endswith(UNREADABLE)
+        if is_whole or len(held) >= MOST_HELD_BACK:
+            yield Span(text, start, place + 1)
+            start = place + 1
+            seen += len(text)
         if seen >= characters:
-            return count
-    return len(targets)
+            return
+    if start < len(targets):
+        yield Span(tokenizer.decode(targets[start:]), start, len(targets))
 
 
 @torch.no_grad()
 def _likeliest(
-    model: LanguageModel,
-    stream: Ids,
-    stride: int,
-    count: int,
-    token_bytes: Sequence[bytes],
-    bos: int,
+    model: LanguageModel, stream: Ids, stride: int, count: int, tokenizer: Tokenizer
 ) -> list[tuple[Guess, ...]]:
     """For each of the first `count` targets the MOST_GUESSES likeliest tokens."""
     device = next(model.parameters()).device
@@ -66,48 +90,23 @@ def _likeliest(
     model.eval()
     length = len(stream) - 1
     width = min(model.context, length)
-    found: list[tuple[Guess, ...]] = []
+    guesses: list[tuple[Guess, ...]] = []
     for start, first in windows(length, model.context, stride):
         if first >= count:
             break
-        window = stream[start : start + width].astype(np.int64)
-        logits_TV = model(torch.from_numpy(window).to(device)[None])[0, first - start :]
-        shares_TV = logits_TV.float().softmax(-1)
-        best = shares_TV.topk(min(MOST_GUESSES, shares_TV.shape[-1]))
-        for ids, shares in zip(best.indices.tolist(), best.values.tolist(), strict=True):
-            texts = [_text(token, token_bytes, bos) for token in ids]
+        ids_T = torch.from_numpy(stream[start : start + width].astype(np.int64)).to(device)
+        logits_TV = model(ids_T[None])[0, first - start :]
+        best = logits_TV.float().softmax(-1).topk(min(MOST_GUESSES, logits_TV.shape[-1]))
+        for tokens, shares in zip(best.indices.tolist(), best.values.tolist(), strict=True):
+            texts = [_guessed(token, tokenizer) for token in tokens]
             rounded = [round(share, DIGITS) for share in shares]
-            found.append(tuple(map(Guess, texts, rounded)))
+            guesses.append(tuple(map(Guess, texts, rounded)))
     model.train(was_training)
-    return found[:count]
+    return guesses[:count]
 
 
-def _text(token: int, token_bytes: Sequence[bytes], bos: int) -> str | None:
-    return None if token == bos else token_bytes[token].decode("utf-8", "replace")
-
-
-def _pieces(
-    targets: list[int],
-    nats: list[float],
-    guesses: list[tuple[Guess, ...]],
-    token_bytes: Sequence[bytes],
-    bos: int,
-) -> Iterator[Piece]:
-    """Each token's text; tokens that hold only a part of a character are joined to the next.
-
-    A joined piece costs what its tokens cost together, and has the guesses for the first of them.
-    """
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    total, first = 0.0, None
-    for token, cost, likeliest in zip(targets, nats, guesses, strict=True):
-        if token == bos:
-            decoder.reset()
-            total, first = 0.0, None
-            yield Piece("", None, ())
-            continue
-        total += cost
-        first = likeliest if first is None else first
-        text = decoder.decode(token_bytes[token])
-        if text:
-            yield Piece(text, round(total, DIGITS), first)
-            total, first = 0.0, None
+def _guessed(token: int, tokenizer: Tokenizer) -> str | None:
+    """A token's text, U+FFFD where it is none by itself; None for the BOS token."""
+    if token == tokenizer.bos:
+        return None
+    return tokenizer.token_bytes[token].decode("utf-8", "replace") or UNREADABLE

@@ -124,15 +124,8 @@ def evaluate(
         )
         found = {**facts, **_numbers(params, measures, trained)}
         tables, page = _tables(trained), _samples(params, model, tokenizer)
-        heldout = coloured.held_out(
-            model,
-            shards.stream(SCORED),
-            scored,
-            tokenizer.token_bytes,
-            shards.bos,
-            params.stride,
-            SCORED,
-        )
+        stream = shards.stream(SCORED)
+        heldout = coloured.held_out(model, stream, scored, tokenizer, params.stride, SCORED)
     write_json(folder / "metrics.json", headlines(found))
     write_json(folder / "measures.json", found)
     tables |= _curves(rows, saved["size"]["forward_flops_per_token"])
