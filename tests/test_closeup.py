@@ -82,5 +82,6 @@ def test_the_stage_writes_one_for_its_text_and_none_without(corpus: Corpus) -> N
             Path("run/probes"),
         )
         assert Path("run/probes/close_up.json").exists() == is_written
+        assert read_json(Path("run/probes/about.json"), "probe") == {}  # as no probe looked
         if is_written:
             assert read_json(Path("run/probes/close_up.json"), "probe")["tokens"][0] == "start"

@@ -22,8 +22,44 @@ from lmlab.experiments.compare.variants import Variant
 from lmlab.experiments.openings import Opening
 from lmlab.experiments.report import charts, report
 from lmlab.experiments.report.page import library
+from lmlab.experiments.report.shown import MOST_VARIANTS
 
 NASTY = "</script><script>document.title = 'taken over'</script>{{body}} & <b>"
+
+
+MODEL = {
+    "model": {
+        "name": "transformer",
+        "options": {"tied": False},
+        "inner": {
+            "embedding": {"name": "token", "options": {}, "inner": {}},
+            "attention": {"name": "multi_head", "options": {"heads": 0}, "inner": {}},
+            "feed_forward": {"name": "relu_squared", "options": {"expansion": 4.0}, "inner": {}},
+            "normalisation": {"name": "rms_norm"},
+            "placement": {"name": "pre"},
+            "residual": {"name": "plain"},
+        },
+    },
+    "vocabulary_size": 10,
+    "context": 16,
+    "parameters": 6312,
+    "precision": "float32",
+    "size": {
+        "width": 8,
+        "blocks": 2,
+        "batch": 4,
+        "parameters": {
+            "embedding": 80,
+            "attention": 512,
+            "feed_forward": 1024,
+            "attention_residual": 16,
+            "feed_forward_residual": 16,
+            "final_norm": 8,
+            "readout": 80,
+        },
+        "forward_flops_per_token": 1000,
+    },
+}
 
 
 def files(seed: int) -> dict[str, bytes]:
@@ -44,7 +80,25 @@ def files(seed: int) -> dict[str, bytes]:
         "attention": [[[[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.2, 0.3, 0.5]]], []],
         "lens": [[["a", "b", "a"], [0.5, 0.6, 0.7]], [["b", "␣", "start"], [0.1, 0.9, 0.3]]],
     }
+    log = [{"step": 2, "train_nats": 3.0}] + [
+        {"step": step, "sample": f"after {step} steps {NASTY}"} for step in (2, 4)
+    ]
+    heldout = {
+        "split": "validation",
+        "pieces": [
+            ["a", 0.01, [["a", 0.99], ["<b>", 0.01]]],
+            ["\n", 9.0, [[None, 0.5], ["a", 0.25]]],
+            ["", None, []],
+            ["<", 1.0, [["<", 0.37]]],
+        ],
+    }
     return {
+        "data/model/model.json": json.dumps(MODEL).encode(),
+        "data/training/log.jsonl": "".join(json.dumps(row) + "\n" for row in log).encode(),
+        "data/probes/about.json": json.dumps(
+            {"spectra": f"How spectra are read. {NASTY}"}
+        ).encode(),
+        "results/heldout.json": json.dumps(heldout).encode(),
         "results/samples.md": f"# Samples\n\n## After `O`\n\n~~~~~~text\nsample {seed}"
         f" {NASTY}\n~~~~~~\n".encode(),
         "data/corpus/manifest.json": json.dumps(
@@ -130,18 +184,21 @@ def test_one_run_is_told_in_a_sentence_with_its_references_beside_it(tmp_path: P
         "1,234 parameters",
         "plays (a shelf; free)",
         "2.500 bits per byte",
-        "a Kneser-Ney n-gram pays 2.250",
+        "a Kneser-Ney n-gram model scores 2.250",
     ):
         assert piece in text, piece
     assert headings(text) == [
         "Params",
+        "Model",
         "Loss",
+        "Samples during training",
+        "Held-out text",
         "Samples",
         "Calibration",
         "Loss by position",
         "Loss by class of character",
-        "Inside, over training",
-        "A text, read by the model",
+        "Inside the model",
+        "A text read by the model",
         "Tokenizer",
         "Costs",
         "Every measure",
@@ -167,6 +224,87 @@ def test_what_a_run_lacks_is_left_out(tmp_path: Path) -> None:
     )
     report.write([lstm], tmp_path / "page.html")
     assert len(drawn(tmp_path / "page.html")) == 1
+
+
+def test_the_model_is_drawn_with_its_parts_shapes_and_parameters(tmp_path: Path) -> None:
+    report.write([run()], tmp_path / "page.html")
+    section = body(tmp_path / "page.html").split('id="model"')[1].split("</section>")[0]
+    texts = re.findall(r"<text[^>]*>(.*?)</text>", section)
+    boxes = re.findall(r'<text x="180" y="(\d+)" text-anchor="middle">(.*?)</text>', section)
+    assert [title for _, title in boxes] == [
+        "token ids",
+        "embedding: token",
+        "attention: multi head",
+        "feed forward: relu squared",
+        "final norm",
+        "output head",
+        "logits",
+    ]
+    assert sorted(boxes, key=lambda box: int(box[0])) == boxes  # from the top to the bottom
+    shape = "B x T = 4 x 16".replace("x", "\N{MULTIPLICATION SIGN}")
+    for text in ("2 blocks; rms norm, pre-norm, plain residual", "8 → 32 → 8", shape):
+        assert text in texts
+    assert "512 parameters, 29.5%" in texts
+
+
+def test_a_shape_is_shown_only_where_it_gives_the_number_of_parameters(tmp_path: Path) -> None:
+    gated = json.loads(json.dumps(MODEL))
+    gated["size"]["parameters"]["feed_forward"] = 1536
+    opened = files(0) | {"data/model/model.json": json.dumps(gated).encode()}
+    report.write([replace(run(), open=opened.get)], tmp_path / "page.html")
+    text = body(tmp_path / "page.html")
+    assert "1,536 parameters" in text
+    assert "8 → 32 → 8" not in text
+
+
+@pytest.mark.parametrize("record", [b"{}", b"not JSON", b'{"model": {"name": "lstm"}}'])
+def test_a_model_whose_record_is_of_older_code_is_not_drawn(tmp_path: Path, record: bytes) -> None:
+    opened = files(0) | {"data/model/model.json": record}
+    report.write([replace(run(), open=opened.get)], tmp_path / "page.html")
+    assert "Model" not in headings(body(tmp_path / "page.html"))
+
+
+def test_variants_of_one_model_have_one_drawing(tmp_path: Path) -> None:
+    report.write([run(0), run(0, rate=0.2)], tmp_path / "page.html")
+    assert body(tmp_path / "page.html").count('<figure class="drawing">') == 1
+
+
+def test_held_out_text_is_whole_and_the_dearest_piece_has_the_strongest_colour(
+    tmp_path: Path,
+) -> None:
+    report.write([run()], tmp_path / "page.html")
+    section = body(tmp_path / "page.html").split('id="held-out-text"')[1].split("</section>")[0]
+    box = section.split('<div class="coloured"')[1].split("</div>")[0]
+    pieces = re.findall(r'<i class="n(\d)">(.*?)</i>|(<hr>)', box, re.S)
+    assert pieces == [("0", "a", ""), ("9", "\n", ""), ("", "", "<hr>"), ("4", "&lt;", "")]
+    guesses = re.search(r"const texts = (.*);", without_library(tmp_path / "page.html"))
+    assert guesses
+    assert json.loads(guesses[1])["text-0"][1] == [9.0, [[None, 0.5], ["a", 0.25]]]
+
+
+def test_held_out_text_of_many_variants_stays_small(tmp_path: Path) -> None:
+    piece = ["ab", 1.0, [["a", 0.5]]]
+    long = json.dumps({"split": "validation", "pieces": [piece] * 1500}).encode()
+    runs = [
+        replace(run(0, rate), open=(files(0) | {"results/heldout.json": long}).get)
+        for rate in (0.1, 0.2, 0.3, 0.4)
+    ]
+    report.write(runs, tmp_path / "page.html")
+    assert body(tmp_path / "page.html").count(">ab</i>") == 4 * 500
+
+
+def test_samples_of_training_stand_by_their_steps(tmp_path: Path) -> None:
+    report.write([run()], tmp_path / "page.html")
+    section = body(tmp_path / "page.html").split('id="samples-during-training"')[1]
+    titles = re.findall(r'<p class="who">(.*?)</p><pre>(after \d)', section.split("</section>")[0])
+    assert titles == [("step 2", "after 2"), ("step 4", "after 4")]
+
+
+def test_a_probe_says_above_its_charts_how_it_is_read(tmp_path: Path) -> None:
+    report.write([run()], tmp_path / "page.html")
+    text = body(tmp_path / "page.html").split('id="inside-the-model"')[1]
+    heading, note = text.index("<h3>Spectra</h3>"), text.index("How spectra are read.")
+    assert heading < note < text.index('class="vega"')
 
 
 WHERE = "diverged at step 3: the loss is nan"
@@ -273,16 +411,13 @@ def test_no_winner_is_named_across_texts(tmp_path: Path, hashed: bool) -> None:
     ]
     report.write(shown, tmp_path / "page.html", judged)
     text = body(tmp_path / "page.html")
+    assert "on 2 texts, grammar and markov. Scores on different texts do not compare." in text
     assert (
-        "on 2 texts, grammar and markov. What was scored on different texts does not compare."
-        in text
-    )
-    assert (
-        "Validation text of grammar costs 1.400 bits per byte in “grammar width=32”, the least of"
+        "Validation text of grammar: 1.400 bits per byte in “grammar width=32”, the lowest of"
         " 2 variants" in text
     )
     assert (
-        "Validation text of markov costs 0.500 bits per byte in “markov width=16”, the least of 2"
+        "Validation text of markov: 0.500 bits per byte in “markov width=16”, the lowest of 2"
         " variants" in text
     )
     assert "of 4 variants (" not in text
@@ -302,8 +437,7 @@ def test_no_winner_is_named_across_texts(tmp_path: Path, hashed: bool) -> None:
     ]
     assert levels == [[0.75], [0.25]]  # each text has its own references
     assert (
-        "No verdict on what was scored on another text than the baseline: markov width=16, markov"
-        " width=32." in text
+        "No verdict on variants scored on another text: markov width=16, markov width=32." in text
     )
     table = text.split('id="verdicts"')[1].split("</table>")[0]
     assert "grammar width=32" in table.split("<tbody>")[1]
@@ -455,14 +589,14 @@ def test_what_the_test_split_said_is_shown_for_the_weights_that_were_scored(tmp_
     report.write(
         [ours, run(1)],
         tmp_path / "page.html",
-        opened=[one, replace(one, weights_sha256="bb", bits_per_byte=9.0)],
+        openings=[one, replace(one, weights_sha256="bb", bits_per_byte=9.0)],
     )
     text = body(tmp_path / "page.html")
     section = text.split('id="test-split"')[1].split("</table>")[0]
     for piece in ("run 0", "2026-11-28", "2.1250", "2.2500", "3rd"):
         assert piece in section
     assert "9.0000" not in section
-    report.write([run()], tmp_path / "page.html", opened=[one])
+    report.write([run()], tmp_path / "page.html", openings=[one])
     assert "test-split" not in body(tmp_path / "page.html")
 
 
@@ -535,7 +669,7 @@ def test_the_same_runs_give_the_same_bytes_and_every_chart_fits_its_schema(
 def test_colours_can_be_told_from_the_paper_in_both_schemes() -> None:
     """Contrast as WCAG 2 defines it: 4.5 for text, 3 for what is drawn."""
     schemes = re.findall(
-        r"color-scheme: \w+;(.*?)}", (Path(report.__file__).parent / "page.html").read_text(), re.S
+        r"color-scheme: \w+;(.*?)}", (Path(report.__file__).parent / "page.css").read_text(), re.S
     )
     assert len(schemes) == 2
     for scheme in schemes:
@@ -543,11 +677,8 @@ def test_colours_can_be_told_from_the_paper_in_both_schemes() -> None:
         paper = luminance(colours["paper"])
         for name in ("ink", "quiet", "good", "bad"):
             assert contrast(luminance(colours[name]), paper) >= 4.5, name
-        assert (
-            len({colours[f"c{number}"] for number in range(report.MOST_VARIANTS)})
-            == report.MOST_VARIANTS
-        )
-        for number in range(report.MOST_VARIANTS):
+        assert len({colours[f"c{number}"] for number in range(MOST_VARIANTS)}) == MOST_VARIANTS
+        for number in range(MOST_VARIANTS):
             assert contrast(luminance(colours[f"c{number}"]), paper) >= 3, number
         for on, cell in (("on-low", "low"), ("on-low", "middle"), ("on-high", "high")):
             assert contrast(luminance(colours[on]), luminance(colours[cell])) >= 3, cell
@@ -687,9 +818,9 @@ def test_a_button_takes_a_variant_out_of_all_charts_and_brings_it_back(tmp_path:
 def test_another_scheme_keeps_what_was_chosen(tmp_path: Path) -> None:
     two_variants(tmp_path / "page.html")
     paper = "return getComputedStyle(document.body).backgroundColor"
-    chosen = "return document.querySelector('input[type=radio][value=FLOPs]').checked"
+    chosen = "return document.querySelector('input[type=radio][value=flops]').checked"
     with browser.opened(tmp_path / "page.html", tmp_path / "profile", 1000) as seen:
-        seen.execute_script("document.querySelector('input[type=radio][value=FLOPs]').click()")
+        seen.execute_script("document.querySelector('input[type=radio][value=flops]').click()")
         seen.execute_script("document.querySelectorAll('.variant')[0].click()")
         colour, marks = (
             seen.execute_script(paper),
@@ -717,4 +848,50 @@ def test_what_a_pointer_finds_is_told_as_text(tmp_path: Path) -> None:
         assert "taken over" in told
         assert "2.5" in told
         assert seen.title == f"Report: {NASTY}"
+        assert browser.complaints(seen) == []
+
+
+@pytest.mark.pipeline
+@needs_browser
+@pytest.mark.parametrize("width", [400, 1400])
+def test_what_is_wider_than_its_place_has_an_arrow_at_its_edge(tmp_path: Path, width: int) -> None:
+    report.write([run(0), run(0, rate=0.2)], tmp_path / "page.html")
+    script = """return [...document.querySelectorAll('*')].filter(place => {
+      const scrolls = getComputedStyle(place).overflowX !== 'visible';
+      return place.clientWidth && scrolls && place.scrollWidth > place.clientWidth + 2;
+    }).map(place => {
+      const frame = place.closest('.scrolls');
+      const arrow = frame ? getComputedStyle(frame, '::after').display : 'none';
+      return [place.className, arrow];
+    })"""
+    with browser.opened(tmp_path / "page.html", tmp_path / "profile", width) as seen:
+        wide = seen.execute_script(script)
+        assert wide or width > 400
+        assert [name for name, arrow in wide if arrow == "none"] == []
+        seen.execute_script("document.querySelector('.links').scrollLeft = 9999")
+        assert browser.complaints(seen) == []
+
+
+@pytest.mark.pipeline
+@needs_browser
+def test_a_pointer_and_arrow_keys_find_the_likeliest_tokens(tmp_path: Path) -> None:
+    from selenium.webdriver import ActionChains, Keys
+    from selenium.webdriver.common.by import By
+
+    report.write([run()], tmp_path / "page.html")
+    hint = (
+        "return [document.getElementById('hint').hidden, document.getElementById('hint').innerText]"
+    )
+    with browser.opened(tmp_path / "page.html", tmp_path / "profile", 400) as seen:
+        first = seen.find_element(By.CSS_SELECTOR, ".coloured i")
+        ActionChains(seen).move_to_element(first).perform()
+        hidden, text = seen.execute_script(hint)
+        assert not hidden
+        assert text.startswith("a 0.01 bits, probability 99%")
+        assert "<b>" in text
+        box = seen.find_element(By.CSS_SELECTOR, ".coloured")
+        box.send_keys(Keys.ARROW_RIGHT)
+        hidden, text = seen.execute_script(hint)
+        assert text.startswith("⏎ 12.98 bits, probability <0.1%")
+        assert "(end of document)" in text
         assert browser.complaints(seen) == []

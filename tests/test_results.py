@@ -18,10 +18,12 @@ from lmlab.core import params
 from lmlab.core.errors import UserError
 from lmlab.core.files import write_json, write_sums
 from lmlab.data.shards import ShardedSplit, Shards
+from lmlab.data.tokenizers import byte
 from lmlab.data.tokenizers.base import Tokenizer
+from lmlab.evaluation import coloured, references, tables
 from lmlab.evaluation import evaluate as results
-from lmlab.evaluation import references, tables
 from lmlab.evaluation.evaluate import EvaluateParams
+from lmlab.evaluation.heldout import HeldOut
 from lmlab.evaluation.measures import base as measures
 from lmlab.experiments.compare.run import numbers
 from lmlab.model import generation
@@ -37,7 +39,7 @@ CURVES = {
     "character_classes.csv",
 }
 CURVES |= {"validation_blocks.csv"}
-FILES = {"metrics.json", "measures.json", "samples.md", *CURVES}
+FILES = {"metrics.json", "measures.json", "samples.md", "heldout.json", *CURVES}
 SAVED = {"parameters": 1234, "tokens": 99, "precision": "bfloat16"}
 BASE = {
     "stride": 5,
@@ -454,3 +456,68 @@ def test_a_model_of_another_tokenizer_is_refused(corpus: Corpus) -> None:
     for change in ({"tokenizer_sha256": "0"}, {"vocabulary_size": 3}):
         with pytest.raises(UserError, match="another tokenizer"):
             results.check_model_fits(small.record(**{**fits, **change}), shards)
+
+
+# --------------------------------------------------------------------------------------- held-out
+# text, coloured
+
+
+def heldout(folder: Path) -> HeldOut:
+    return HeldOut.model_validate_json((folder / "results/heldout.json").read_bytes())
+
+
+def test_the_held_out_text_is_the_validation_text_and_costs_what_it_was_scored(
+    corpus: Corpus, model: LanguageModel, tmp_path: Path
+) -> None:
+    found = evaluate(corpus, model, tmp_path)
+    pieces = heldout(tmp_path).pieces
+    assert "".join(piece.text for piece in pieces) == "7 times 8 is 56 €.\nand so on."
+    assert [piece.text for piece in pieces if piece.nats is None] == [""]  # between two documents
+    nats = sum(piece.nats for piece in pieces if piece.nats is not None)
+    assert nats == pytest.approx(
+        found["validation"]["nats_per_token"] * found["validation"]["tokens"], abs=0.05
+    )
+
+
+def test_the_guesses_are_the_likeliest_tokens_given_the_text_before(
+    corpus: Corpus, model: LanguageModel, tmp_path: Path
+) -> None:
+    """Each piece is predicted in a window as the score has it; in the first these begin at BOS."""
+    evaluate(corpus, model, tmp_path)
+    shards, tokenizer = corpus
+    stream = shards.stream("validation").astype(int)
+    window = torch.from_numpy(stream[: model.context])
+    with torch.no_grad():
+        shares_TV = model.eval()(window[None])[0].softmax(-1)
+    pieces = heldout(tmp_path).pieces[: model.context]
+    assert len(pieces) == model.context
+    for piece, target, shares_V in zip(pieces, stream[1:].tolist(), shares_TV, strict=False):
+        assert piece.text.encode() == tokenizer.token_bytes[target]
+        assert piece.nats == pytest.approx(-math.log(float(shares_V[target])), abs=0.001)
+        best = shares_V.topk(coloured.MOST_GUESSES)
+        probabilities = [guess.probability for guess in piece.guesses]
+        assert probabilities == pytest.approx(best.values.tolist(), abs=0.001)
+
+
+@pytest.mark.parametrize("text", ["a€b", "€€", "€", "\u20ac\n\U0001f600!"])
+def test_a_character_of_several_tokens_is_one_piece(text: str) -> None:
+    tokenizer = byte.Byte()
+    ids = tokenizer.encode(text)
+    spans = list(coloured._spans(ids, tokenizer, 100))
+    assert [span.text for span in spans] == list(text)
+    assert [span.end - span.start for span in spans] == [len(sign.encode()) for sign in text]
+
+
+def test_no_more_of_the_text_is_kept_than_can_be_read(
+    corpus: Corpus, model: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coloured, "MOST_CHARACTERS", 7)
+    evaluate(corpus, model, tmp_path)
+    assert "".join(piece.text for piece in heldout(tmp_path).pieces) == "7 times"
+
+
+def test_a_run_that_diverged_has_no_coloured_text(
+    corpus: Corpus, model: LanguageModel, tmp_path: Path
+) -> None:
+    evaluate(corpus, model, tmp_path, saved={"status": "diverged", "diverged": DIVERGED})
+    assert heldout(tmp_path).pieces == ()

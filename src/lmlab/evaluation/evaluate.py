@@ -20,7 +20,8 @@ from lmlab.core.registry import Choice
 from lmlab.data.corpus_manifest import CorpusManifest
 from lmlab.data.shards import Shards
 from lmlab.data.tokenizers.base import Ids, Tokenizer
-from lmlab.evaluation import references, samples, tables
+from lmlab.evaluation import coloured, references, samples, tables
+from lmlab.evaluation.heldout import HeldOut, dumps
 from lmlab.evaluation.measured import (
     Divergence,
     Facts,
@@ -92,6 +93,7 @@ def evaluate(
     if isinstance(scored, Divergence):
         outcome, score_tables = scored, {}
         page = samples.page_without_samples(scored)
+        held_out_text = HeldOut(split=SCORED, pieces=())
     else:
         trained = Trained(
             model, saved, shards, tokenizer, corpus, manifest, rows, {SCORED: scored}, params.stride
@@ -106,6 +108,8 @@ def evaluate(
             params.temperature,
             params.seed,
         )
+        stream = shards.stream(SCORED)
+        held_out_text = coloured.held_out(model, stream, scored, tokenizer, params.stride, SCORED)
     measured = Measured(_facts(params, model, saved, manifest), outcome)
     curves = tables.curves(rows, saved.forward_flops_per_token)
 
@@ -116,7 +120,10 @@ def evaluate(
     csv_files = tables.write(score_tables | curves, folder)
     with whole_file(folder / "samples.md") as partial:
         partial.write_text(page, encoding="utf-8")
-    write_sums(folder, ["metrics.json", "measures.json", "samples.md", *csv_files])
+    with whole_file(folder / "heldout.json") as partial:
+        partial.write_text(dumps(held_out_text), encoding="utf-8")
+    json_files = ["metrics.json", "measures.json", "heldout.json"]
+    write_sums(folder, [*json_files, "samples.md", *csv_files])
     return measured
 
 

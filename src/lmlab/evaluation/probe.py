@@ -97,6 +97,7 @@ def look(
 ) -> Readings:
     """Let all probes look at all snapshots; write probes.parquet and return the readings.
 
+    about.json says how the numbers of each probe are read (its attribute `reading`), and
     close_up.json shows the last snapshot's model at work on `probe.text`; without a text or a
     snapshot there is none. Raises UserError if the snapshots are of another tokenizer.
     """
@@ -125,9 +126,11 @@ def look(
                 target.extend(_rows(name, probe, snapshot, batch))
                 bar.advance(1, name)
             last_model = snapshot.model
+    about = {name: probe.reading for name, probe in built.items()}
     with whole_folder(folder) as partial:
         table = pa.Table.from_pylist([asdict(row) for row in readings.rows], schema=COLUMNS)
         pq.write_table(table, partial / "probes.parquet")
+        write_json(partial / "about.json", about)
         if params.text and last_model:
             shown = close_up(last_model, tokenizer, shards.bos, params.text)
             write_json(partial / "close_up.json", shown.as_json())

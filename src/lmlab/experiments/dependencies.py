@@ -18,6 +18,8 @@ from lmlab.core.params import Tree
 
 ROOT = Path(__file__).resolve().parents[3]
 """The folder of the project whose code this is."""
+SOURCES = (".py", ".html", ".css", ".js")
+"""How the names of files of code end."""
 KINDS = {
     "download": ("corpora",),
     "tokenizer": ("tokenizers",),
@@ -202,7 +204,7 @@ def _by_folder(files: set[Path], whole: list[str]) -> Iterator[str]:
 
 def _sources(folder: Path) -> list[Path]:
     """The files of code in a folder and below it that do something."""
-    return [path for path in folder.rglob("*") if path.suffix in (".py", ".html") and _does(path)]
+    return [path for path in folder.rglob("*") if path.suffix in SOURCES and _does(path)]
 
 
 def _does(path: Path) -> bool:
@@ -227,8 +229,10 @@ def closure(modules: Iterable[str]) -> set[Path]:
 
 
 def _templates(path: Path) -> list[Path]:
-    """The HTML that a module names, beside it."""
-    return [other for other in path.parent.glob("*.html") if other.name in path.read_text("utf-8")]
+    """The templates, styles and scripts that a module names, beside it."""
+    text = path.read_text("utf-8")
+    beside = [other for other in path.parent.iterdir() if other.suffix in SOURCES[1:]]
+    return [other for other in beside if other.name in text]
 
 
 @cache
