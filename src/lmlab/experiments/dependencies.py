@@ -234,8 +234,8 @@ def closure(modules: Iterable[str]) -> set[Path]:
 
 def _templates(path: Path) -> list[Path]:
     """The templates, styles and scripts that a module names, beside it."""
-    text = path.read_text("utf-8")
     beside = [other for other in path.parent.iterdir() if other.suffix in SOURCES[1:]]
+    text = path.read_text("utf-8") if beside else ""
     return [other for other in beside if other.name in text]
 
 
