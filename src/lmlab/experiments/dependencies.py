@@ -43,7 +43,9 @@ SECTIONS = {
     "train": ("train",),
     "evaluate": ("evaluate", "measures"),
     "probe": ("probe", "probes"),
-    "report": ("download", "tokenizer", "shard", "train", "evaluate", "measures", "probe"),
+    "report": (
+        *("download", "tokenizer", "shard", "train", "evaluate", "measures", "probe", "probes"),
+    ),
 }
 """The sections of params.yaml that a stage reads."""
 OPTIONS = {
