@@ -43,7 +43,9 @@ SECTIONS = {
     "train": ("train",),
     "evaluate": ("evaluate", "measures"),
     "probe": ("probe", "probes"),
-    "report": ("download", "tokenizer", "shard", "train", "evaluate", "measures", "probe"),
+    "report": (
+        *("download", "tokenizer", "shard", "train", "evaluate", "measures", "probe", "probes"),
+    ),
 }
 """The sections of params.yaml that a stage reads."""
 OPTIONS = {
@@ -230,8 +232,8 @@ def closure(modules: Iterable[str]) -> set[Path]:
 
 def _templates(path: Path) -> list[Path]:
     """The templates, styles and scripts that a module names, beside it."""
-    text = path.read_text("utf-8")
     beside = [other for other in path.parent.iterdir() if other.suffix in SOURCES[1:]]
+    text = path.read_text("utf-8") if beside else ""
     return [other for other in beside if other.name in text]
 
 

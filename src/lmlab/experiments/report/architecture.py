@@ -14,12 +14,13 @@ from lmlab.experiments.compare.run import Run
 from lmlab.experiments.report.elements import Arrow, Box, Drawing, Element, Pair, Section, Table
 from lmlab.experiments.report.numbers import product, words
 from lmlab.experiments.report.shown import Shown
+from lmlab.experiments.wording import quantity
 
 BEFORE = ("embedding", "position", "unigram")
 """The parts of a model that stand before its blocks."""
 AFTER = ("final_norm", "ends", "readout")
 """Those that stand behind them."""
-TITLES = {"readout": "output head", "ends": "embedding, final norm and output head"}
+TITLES = {"readout": "output head", "ends": "final norm and output head"}
 RESIDUAL = "_residual"
 """How the name of what joins a part of a block to the stream ends."""
 BOX, LINE, ARROW, ARROW_WITH_LABEL, FRAME_TITLE, MARGIN = 30, 16, 24, 34, 22, 8
@@ -71,8 +72,8 @@ def model_section(shown: Shown) -> Section | None:
         number, content = next(iter(panels.items()))
         panels = {number: content}
     intro = (
-        "From tokens to logits. B is the batch, T the position in the window, D the width of the"
-        " stream, V the vocabulary."
+        "From tokens to logits: B windows in a batch, T tokens in a window, stream of width D,"
+        " vocabulary of V ids. Residual connections are drawn where the model's record names them."
     )
     return Section("Model", intro, [shown.choice(panels)])
 
@@ -138,6 +139,9 @@ def _drawing(record: ModelRecord) -> Drawing:
     for key in before:
         pen.arrow()
         pen.box(_title(key, parts), *_details(key, record, parts))
+    if "ends" in after:
+        pen.arrow()
+        pen.box("embedding", "parameters counted with the output head")
     pen.arrow(stream)
     top = pen.y
     pen.y += FRAME_TITLE
@@ -149,7 +153,7 @@ def _drawing(record: ModelRecord) -> Drawing:
             pen.arrow()
             pen.bypasses.append((start + MARGIN, pen.y - MARGIN))
     pen.y += MARGIN
-    frame = (top, pen.y, _frame_title(record, parts, joins))
+    frame = (top, pen.y, _frame_title(record, parts, joins)) if in_blocks else None
     for number, key in enumerate(after):
         pen.arrow("" if number else stream)
         pen.box(_title(key, parts), *_details(key, record, parts))
@@ -228,7 +232,10 @@ def _shapes(key: str, count: int, record: ModelRecord, parts: dict[str, Part]) -
 def _frame_title(record: ModelRecord, parts: dict[str, Part], joins: Sequence[str]) -> str:
     """How often the frame is repeated, and how its parts are joined to the stream."""
     count = record.size.blocks
-    title = f"{count} block{'s' * (count != 1)}"
+    title = quantity(count, "block")
+    first, second = (record.model.inner.get(key) for key in ("first", "second"))
+    if first and second:  # a hybrid
+        return f"{title}: {words(first.name)} and {words(second.name)} in turn"
     if joins and "placement" in parts and "normalisation" in parts:
         title += f"; {words(parts['normalisation'].name)}, {words(parts['placement'].name)}-norm"
         if "residual" in parts:

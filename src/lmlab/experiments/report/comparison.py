@@ -105,8 +105,10 @@ def unfair_element(unfair: Mapping[str, Sequence[str]], shown: Shown) -> Fold | 
     for kind, details in kinds.items():
         rows = [[", ".join(labels), detail] for detail, labels in details.items()]
         content += [Heading(kind[0].upper() + kind[1:]), Table(("variants", ""), rows)]
-    variants = quantity(sum(map(bool, unfair.values())), "variant")
-    summary = f"Unfair: what {variants} do not have in common with the baseline"
+    count = sum(map(bool, unfair.values()))
+    verb = "does" if count == 1 else "do"
+    variants = quantity(count, "variant")
+    summary = f"Unfair: what {variants} {verb} not have in common with the baseline"
     return Fold(summary, content, "unfair")
 
 

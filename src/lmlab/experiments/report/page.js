@@ -75,12 +75,13 @@ for (const select of choosers) select.onchange = () => {
   draw(() => visible().filter(place => !views.has(place.id)));
 };
 
-// An arrow at the edge of what scrolls sideways, as long as there is more on that side.
+// An arrow at the edge of what scrolls, as long as there is more on that side.
 function markEdges() {
   for (const frame of document.querySelectorAll(".scrolls")) {
     const inner = frame.firstElementChild, rest = inner.scrollWidth - inner.clientWidth - inner.scrollLeft;
     frame.classList.toggle("more-left", inner.scrollLeft > 2);
     frame.classList.toggle("more-right", rest > 2);
+    frame.classList.toggle("more-below", inner.scrollHeight - inner.clientHeight - inner.scrollTop > 2 && inner.matches(".coloured"));
   }
 }
 for (const frame of document.querySelectorAll(".scrolls")) frame.firstElementChild.addEventListener("scroll", markEdges, { passive: true });
