@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lmlab.experiments.studies import findings
+from lmlab.experiments.studies import table as tables
 from lmlab.experiments.studies.basin import basin
 
 
@@ -66,22 +66,23 @@ def test_what_is_no_sweep_is_refused() -> None:
 
 def results(*rows: tuple[float, int, float, bool]) -> pd.DataFrame:
     columns = ["a.rate", "seed", "validation_bits_per_byte", "at_best"]
-    return pd.DataFrame(rows, columns=columns).assign(arm="one", tokens=1)
+    table = pd.DataFrame(rows, columns=columns).assign(arm="one", tokens=1)
+    return table.assign(reported=False)
 
 
 def test_a_studys_summary_says_how_wide_each_arms_sweep_is() -> None:
     table = results((1, 0, 2.1, False), (2, 0, 2.0, True), (4, 0, 2.1, False), (2, 1, 9.0, True))
-    (row,) = findings.summary(table, "").to_dict("records")
+    (row,) = tables.summary(table, "").to_dict("records")
     # the second seed ran at the best value alone, so it is left out: half an octave either side at
     # 0.05
     assert row["basin_octaves"] == pytest.approx(1)
     assert row["basin_is_least"] is False
-    (row,) = findings.summary(table[table["a.rate"] < 4], "").to_dict("records")
+    (row,) = tables.summary(table[table["a.rate"] < 4], "").to_dict("records")
     assert row["basin_is_least"] is True
 
 
 def test_a_value_with_which_a_run_broke_down_is_outside() -> None:
-    found = findings.sweep_basin(
+    found = tables.sweep_basin(
         results((1, 0, 2.0, True), (1, 1, 2.0, True), (2, 0, 2.0, False), (2, 1, math.nan, False))
     )
     assert found is not None
@@ -90,9 +91,9 @@ def test_a_value_with_which_a_run_broke_down_is_outside() -> None:
 
 def test_an_arm_that_swept_nothing_two_keys_or_names_has_no_basin() -> None:
     one = results((1, 0, 2.0, True))
-    assert findings.sweep_basin(one) is None
+    assert tables.sweep_basin(one) is None
     table = results((1, 0, 2.0, True), (2, 0, 2.1, False))
-    assert findings.sweep_basin(table.assign(**{"b.size": [1, 2]})) is None
-    assert findings.sweep_basin(table.assign(**{"a.rate": ["x", "y"]})) is None
-    assert findings.sweep_basin(table.assign(**{"b.size": [3, 3]})) is not None
-    assert "basin_octaves" not in findings.summary(one, "")
+    assert tables.sweep_basin(table.assign(**{"b.size": [1, 2]})) is None
+    assert tables.sweep_basin(table.assign(**{"a.rate": ["x", "y"]})) is None
+    assert tables.sweep_basin(table.assign(**{"b.size": [3, 3]})) is not None
+    assert "basin_octaves" not in tables.summary(one, "")

@@ -286,7 +286,7 @@ def test_a_model_whose_logits_are_no_numbers_has_diverged_whatever_its_record_sa
     model.readout.weight.data[:] = math.nan
     record = evaluate(corpus, model, tmp_path, saved={"steps": 7})
     assert record["status"] == "diverged"
-    assert record["diverged"] == {"step": 7, "reason": "the model's logits are no numbers"}
+    assert record["diverged"] == {"step": 7, "reason": "the model's logits are NaN"}
 
 
 def test_a_loss_that_says_nothing_is_called_that(

@@ -42,7 +42,7 @@ def basin(rates: Sequence[float], losses: Sequence[float], tolerance: float) -> 
     """The interval around the rate of least loss where the loss is at most `tolerance` higher.
 
     Between two rates of the sweep the loss is taken to follow a straight line over the rate's
-    logarithm. A loss that is no finite number (a run that broke down) ends the basin at the last
+    logarithm. A loss that is NaN or infinite (a run that diverged) ends the basin at the last
     rate before it, the least that it can be. Only rates that hang together with the best count.
     Several losses of one rate (seeds) are to be averaged before. Raises ValueError for no rates,
     rates that are not positive or repeat, or no finite loss.
