@@ -56,13 +56,13 @@ _AFTER_DIVERGING = f"""Its loss became NaN or infinite: there is no model to sco
   results/training.csv, results/report.html    the loss and the gradient's norm on the way there
   dvc exp run -S KEY=VALUE                     try another value; only what it affects runs again"""
 _NEXT = """Next, with the environment active (`source .venv/bin/activate`):
-  lmlab sample "ROMEO:" --tokens 300           let the model go on from your words
+  lmlab sample "ROMEO:" --tokens 300           let the model continue your words
   dvc exp run -S train.steps=300               try a variant; only what it affects runs again
   dvc exp show --only-changed                  compare what you have tried
   lmlab parts                                  everything that can be swapped
   results/report.html                          all of it in pictures; open it in a browser
   lmlab final workspace                        the test split, once all is decided; it is counted
-  README.md                                    a five-minute tour"""
+  docs/tour.md                                 what else there is, step by step"""
 
 
 def _facts(corpus: CorpusManifest, model: ModelRecord, found: Any, took: dict[str, Any]) -> Table:

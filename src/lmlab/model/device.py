@@ -43,14 +43,14 @@ def use_device(name: str, threads: int) -> torch.device:
 def has_bfloat16(device: torch.device) -> bool:
     """Whether the device has instructions that multiply bfloat16.
 
-    A CPU without them takes 2 to 19 times as long as in float32 (LOG.md).
+    A CPU without them takes 2 to 19 times as long as in float32 (docs/log).
     """
     capabilities = torch.cpu.get_capabilities()
     return device.type != "cpu" or any(capabilities.get(name) for name in BFLOAT16)
 
 
 def trains_faster_in_bfloat16(device: torch.device) -> bool:
-    """Whether this is a CPU on which training was measured to be faster than in float32 (LOG.md).
+    """Whether this is a CPU on which training was measured to be faster than in float32 (docs/log).
 
     Those are Intel CPUs that multiply tiles, and AMD's. With `avx512_bf16` alone, Intel's are no
     faster than in float32.

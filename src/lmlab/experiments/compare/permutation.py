@@ -7,7 +7,7 @@ interval cannot contradict each other. This is the wild bootstrap with signs for
 null hypothesis imposed (Davidson and Flachaire 2008), and the ends of the interval are means of
 subsets of the differences (Hartigan 1969). It is exact at any number of pairs where differences are
 symmetric, as those of two equal variants always are. The usual bootstrap of the mean, which draws
-differences with replacement, covers too rarely with few pairs (LOG.md has the figures), and
+differences with replacement, covers too rarely with few pairs (docs/log has the figures), and
 Student's interval needs normal differences.
 
 With n pairs p cannot be below 2 / 2**n: five seeds can never show a difference at 0.05.
