@@ -612,7 +612,7 @@ def test_of_two_processes_at_one_run_the_second_takes_over_what_the_first_has_ma
         }
         assert found == expected, name
     said = capfd.readouterr().out
-    assert said.count("another process is at this very run") == 2
+    assert said.count("another process is already executing this run") == 2
     assert (
         said.count("tokens of text") == 2 + killed
     )  # once alone, and once more: nothing that was done is done again

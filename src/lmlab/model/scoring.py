@@ -1,10 +1,10 @@
-"""The cross-entropy of a text under a model: -log p of every token of a split, each scored once.
+"""The cross-entropy of a text under a model: -log p of every token but BOS, each scored once.
 
 A split is one stream of token ids with a beginning-of-document token (BOS) before each document.
 At position i the model reads ids up to i and predicts the target, id i + 1. Overlapping windows
 let the model read the stream with bounded context: they are `window` tokens long and advance by
-`stride`, and each scores only the targets that no earlier window has scored. So with a smaller
-stride targets have more context. BOS tokens are read but never scored: the sum is the cost of the
+`stride`, and each scores only the targets that no earlier window has scored. A smaller stride
+therefore gives targets more context. BOS tokens are read but never scored: the sum is the cost of the
 text alone, which `bits_per_byte` divides by the size of the raw text.
 """
 
@@ -38,16 +38,16 @@ class Score:
     nats_by_position: NDArray[np.float64]
     """Summed nats by position in the window.
 
-    Over all targets of every window, so with stride < window some count more than once.
+    Over all targets but BOS of every window, so those in overlapping windows count more than once.
     """
     tokens_by_position: NDArray[np.int64]
-    """How many targets each of those sums has."""
+    """The number of targets in each of those sums."""
     nats_by_target: NDArray[np.float64]
     """The nats of each target in the order of the stream, from its second id on; NaN at BOS."""
     confidence: NDArray[np.float64]
-    """Summed probability of the most likely token, by bins of that probability."""
+    """Summed probability of the most likely token, per bin of that probability."""
     correct: NDArray[np.int64]
-    """How often the most likely token was the target, by the same bins."""
+    """How often the most likely token was the target, per bin."""
     predictions: NDArray[np.int64]
     """How many targets fell into each bin."""
 
@@ -79,7 +79,7 @@ class Score:
     def calibration_error(self) -> float:
         """Expected calibration error (Guo et al. 2017).
 
-        The mean distance between confidence and accuracy in the bins, weighted by predictions.
+        Mean |confidence - accuracy| over bins, weighted by their number of predictions.
         """
         return float(np.abs(self.confidence - self.correct).sum() / self.predictions.sum())
 
@@ -92,10 +92,10 @@ class Window(NamedTuple):
 
 
 def windows(length: int, window: int, stride: int) -> Iterator[Window]:
-    """The windows over `length` targets; together they score each exactly once.
+    """The windows over `length` targets; together they cover each exactly once.
 
-    All are min(window, length) wide: the last is moved back to end with the stream. `stride` is at
-    most `window`, otherwise targets between windows would be left out.
+    All are min(window, length) wide: the last is shifted back to end with the stream. `stride` is at
+    most `window`, otherwise targets between windows would be skipped.
     """
     scored = 0
     for start in range(0, max(1, length), stride):
@@ -117,8 +117,8 @@ def score(
 ) -> Score:
     """Score a stream of ids that begins with a BOS token.
 
-    Runs on the model's own device and leaves its training mode as it was. Shows a progress bar when
-    given a title. Raises FloatingPointError when a logit is NaN.
+    Runs on the model's own device and restores its training mode on return. Shows a progress bar
+    when given a title. Raises FloatingPointError if a scored target's cross-entropy is NaN.
     """
     device = next(model.parameters()).device
     ids = torch.from_numpy(stream.astype(np.int64))
@@ -157,8 +157,8 @@ def _add(
 ) -> None:
     """Add a batch of windows to the sums.
 
-    `index_BT` are the targets' places in `nats_by_target`, on the CPU, and `is_new_BT` says which
-    no earlier window has scored.
+    `index_BT` holds the targets' indices into `nats_by_target`, on the CPU; `is_new_BT` marks those
+    that no earlier window has scored.
     """
     log_probabilities_BTV = logits_BTV.float().log_softmax(-1)
     nats_BT = -log_probabilities_BTV.gather(-1, targets_BT[..., None])[..., 0].double()
@@ -193,7 +193,7 @@ def _add_calibration(result: Score, log_probabilities_NV: Tensor, targets_N: Ten
 def bits_per_byte(nats: float, size: int) -> float:
     """The nats of a whole text as bits per byte of the raw text: nats / ln 2 / size.
 
-    It is the measure that compares models with different tokenizers.
+    It is comparable across tokenizers.
     """
     return float(nats / np.log(2) / size)
 

@@ -1,6 +1,6 @@
 """The training loop: step after step, with a log, snapshots and checkpoints.
 
-`train` is a run from beginning to end by a `Trainer`: `build` it, `resume` from the last checkpoint
+`train` executes a run from start to finish with a `Trainer`: `build` it, `resume` from the last checkpoint
 if there is one, `loop` over the steps that remain, `publish` the results.
 
 The results of a run depend on its params, code and shards alone. It may be killed at any moment:
@@ -53,12 +53,12 @@ class RunFolders:
     model: Path
     """Weights and record (`models.save`)."""
     log: Path
-    """The file LOG: a JSON object a line."""
+    """The file LOG: one JSON object per line."""
     snapshots: Path | None = None
     """Without this folder no snapshots are taken."""
 
     def by_name(self) -> dict[str, Path]:
-        """The folders that are there, by a name of each."""
+        """The configured folders by name."""
         folders = {"model": self.model, "training": self.log}
         if self.snapshots:
             folders["snapshots"] = self.snapshots
@@ -66,14 +66,14 @@ class RunFolders:
 
 
 class SecondsAt(BaseModel):
-    """Seconds spent in training steps until each step with a loss in the log."""
+    """Cumulative training seconds at each step whose training or validation loss is logged."""
 
     step: list[int]
     seconds: list[float]
 
 
 class Timing(BaseModel):
-    """What a run took in time and memory, over all its starts. Differs from run to run."""
+    """Time and memory of a run, earlier starts included. Differs from run to run."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -82,7 +82,7 @@ class Timing(BaseModel):
     validation_seconds: float
     tokens_per_second: float
     peak_bytes: int
-    """The most memory that the process held; on a GPU, the most that tensors held there."""
+    """Peak memory of the process; on a CUDA device, of the tensors there."""
     seconds_at: SecondsAt
 
 
@@ -97,7 +97,7 @@ def train(
     """Train a model and write it, its log and its snapshots into the folders.
 
     `parts` are the parts that the params name. With `start`, the folder of a saved model, training
-    begins from its weights. Where another process is at the very same run, this one waits and then
+    begins from its weights. Where another process is executing the same run, this one waits and then
     takes over its results, or its last checkpoint if it was killed.
     """
     trainer = Trainer.build(params, parts, shards, tokenizer, folders, start)
@@ -175,13 +175,13 @@ class Trainer:
 
     @cached_property
     def size(self) -> RunSize:
-        """What the run comes to, but for the optimizer's state, which its first step makes."""
+        """The run's size without the optimizer's state, which the first step allocates."""
         run, params = self.run, self.run.params
         microbatch = params.batch // params.gradient_accumulation
         return sizing.describe(run.model, run.optimizer, params.batch, microbatch, params.precision)
 
     def announce(self) -> None:
-        """Print the run's size, and all else that is good to know before it takes its time."""
+        """Print the run's size, with remarks and warnings about it."""
         params, text_tokens = self.run.params, self.batches.tokens
         for line in sizing.lines(self.size):
             print(f"train: {line}", flush=True)
@@ -190,8 +190,8 @@ class Trainer:
         if params.batch * params.context > text_tokens:
             print(
                 f"warning: train: a batch of {params.batch:,} windows of {params.context:,} tokens"
-                " is more than the whole text: the same windows come several times in it; set"
-                " train.batch lower",
+                " is more than the whole text: windows repeat within a batch; set train.batch"
+                " lower",
                 file=sys.stderr,
                 flush=True,
             )
@@ -199,7 +199,7 @@ class Trainer:
     def resume(self) -> None:
         """Go back to the run's last checkpoint, if there is one.
 
-        A checkpoint counts if all that belongs to it is there: the log, the times and the snapshots
+        A checkpoint is used only if everything it refers to exists: the log, the times and the snapshots
         of the steps before it. Without one the run begins at its first step.
         """
         saved = checkpoint.load(self.scratch)
@@ -230,7 +230,7 @@ class Trainer:
                 self._end_as_diverged(error)
 
     def _take_steps(self, bar: ProgressBar) -> None:
-        """Take, log and count one step after the other; save a checkpoint from time to time."""
+        """Take and log the remaining steps; save a checkpoint from time to time."""
         params, run = self.run.params, self.run
         saved_at = time.monotonic()
         while run.step < params.steps:
@@ -243,7 +243,7 @@ class Trainer:
                 saved_at = time.monotonic()
 
     def _next_step(self) -> StepResult:
-        """Take a step, time it, count it, and write a snapshot of it if one is due."""
+        """Take a step, time it, count it, and write a snapshot if one is due (numbered from 0)."""
         run = self.run
         self.current_step = run.step + 1
         takes_snapshot = run.step in self.snapshot_steps
@@ -271,8 +271,8 @@ class Trainer:
     def _end_as_diverged(self, error: Diverged) -> None:
         """Note at which step the run diverged and why.
 
-        Its weights are those before that step; where only validation or a sample after the step was
-        not finite, those after it.
+        The weights are those before that step, or those after it if validation or sampling failed.
+        With `step_in_backward` some may already be updated.
         """
         self.diverged = Divergence(step=self.current_step, reason=error.reason)
         self.monitor.log_remaining_losses()
@@ -317,7 +317,7 @@ class Trainer:
         )
 
     def _publish_snapshots(self, folder: Path) -> None:
-        """Publish the snapshots, but for one of a step after which the run had diverged."""
+        """Publish the snapshots, except that of the step at which the run diverged."""
         run = self.run
         steps = self.diverged.step - 1 if self.diverged else run.step
         taken = [step for step in self.snapshot_steps if step < steps]
@@ -350,11 +350,11 @@ def _records(parts: dict[str, Choice]) -> dict[str, Any]:
 
 
 def _say_waiting() -> None:
-    print("train: another process is at this very run; waiting for it", flush=True)
+    print("train: another process is already executing this run; waiting for it", flush=True)
 
 
 def _remarks(run: Run, size: RunSize, text_tokens: int) -> Iterator[str]:
-    """What to expect of the run on this machine, a line each."""
+    """What to expect of the run on this machine, one per line."""
     params = run.params
     too_large = sizing.too_large(size, params.device)
     if too_large:
@@ -362,11 +362,10 @@ def _remarks(run: Run, size: RunSize, text_tokens: int) -> Iterator[str]:
     yield f"{text_tokens:,} tokens of text, matrix products in {params.precision}"
     if params.precision == "bfloat16" and not has_bfloat16(run.device):
         yield (
-            "slow, as this processor cannot multiply bfloat16 itself; set train.precision to"
-            " float32"
+            "slow, as this processor has no native bfloat16 support; set train.precision to float32"
         )
     if params.compile:
-        yield "compiling in the first step: up to some minutes the first time, then seconds"
+        yield "compiling in the first step: up to a few minutes the first time, then seconds"
 
 
 def _peak_bytes(run: Run) -> int:
@@ -378,6 +377,6 @@ def _peak_bytes(run: Run) -> int:
         held = torch.cuda.max_memory_allocated(run.device)
     else:
         usage = resource.getrusage(resource.RUSAGE_SELF)
-        bytes_a_unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, elsewhere KiB
-        held = usage.ru_maxrss * bytes_a_unit
+        bytes_per_unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, elsewhere KiB
+        held = usage.ru_maxrss * bytes_per_unit
     return max(run.peak_bytes, held)

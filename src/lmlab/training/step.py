@@ -4,12 +4,13 @@
 
 1. set each parameter group's learning rate, its peak times the schedule's factor;
 2. read the step's batch and cut it into micro-batches (gradient accumulation);
-3. let the learning rule fill every `parameter.grad`: the rule `backprop` calls `backward()` on the
-   loss, other rules estimate the gradient in other ways;
+3. let the learning rule add its gradients to `parameter.grad`: the rule `backprop` calls
+   `backward()` on the loss, other rules estimate the gradient in other ways;
 4. clip the gradients by their global norm;
-5. let the optimizer update the weights, then drop the gradients.
+5. let the optimizer update the weights, then set the gradients to None.
 
-What a step makes of a run depends on its params, code and shards alone.
+(With `step_in_backward`, 3 and 5 are interleaved and 4 is left out.) The result of a step depends
+only on the run's state, its params, the code and the shards.
 """
 
 import math
@@ -90,13 +91,13 @@ class TrainParams(Params):
             )
         if self.step_in_backward and (self.clip or self.gradient_accumulation > 1):
             raise ValueError(
-                "step_in_backward never has the whole gradient, so set clip to 0 and"
+                "step_in_backward never holds all gradients at once, so set clip to 0 and"
                 " gradient_accumulation to 1"
             )
         if self.step_in_backward and self.compile:
             raise ValueError(
-                "step_in_backward saves nothing where compile makes all backward passes one; set"
-                " either to false"
+                "step_in_backward saves nothing where compile fuses the backward pass into one"
+                " graph; set one of them to false"
             )
         return self
 
@@ -106,9 +107,9 @@ class TrainParams(Params):
         return self.seed if self.data_seed == -1 else self.data_seed
 
     def settled(self, width: int, bfloat16_helps: bool) -> "TrainParams":
-        """The same params with nothing left open.
+        """A copy with `batch` and `precision` resolved.
 
-        `batch` 0 becomes 16 windows at width 128, in proportion to the width and a multiple of
+        `batch` 0 becomes about width / 8 windows (16 at width 128), a multiple of
         `gradient_accumulation`. `precision` auto becomes bfloat16 where that helps, else float32.
         """
         batch = self.batch
@@ -123,10 +124,13 @@ class TrainParams(Params):
 
 @dataclass
 class Run:
-    """Everything that changes during training. `state` and `restore` carry it over a restart."""
+    """A training run: its params, model, rule, optimizer and counters.
+
+    `state` and `restore` save and reload what changes.
+    """
 
     params: TrainParams
-    """Settled: nothing in them is left open."""
+    """Resolved by `TrainParams.settled`."""
     model: LanguageModel
     rule: LearningRule
     optimizer: torch.optim.Optimizer
@@ -158,7 +162,7 @@ class Run:
 
     @cached_property
     def model_parameters(self) -> list[nn.Parameter]:
-        """Listed once, as going through every module takes a hundredth of a small step."""
+        """Listed once, as traversing every module costs about 1 % of a small step."""
         return list(self.model.parameters())
 
     @cached_property
@@ -167,7 +171,7 @@ class Run:
         return list(self.rule.parameters())
 
     def state(self) -> dict[str, Any]:
-        """All of it as a tree of tensors and plain values."""
+        """What a checkpoint holds: the states of model, rule and optimizer, and the counters."""
         counters = {key: getattr(self, key) for key in self._COUNTERS}
         return {
             "model": self.model.state_dict(),
@@ -202,7 +206,7 @@ def begin(
     optimizer = _build_optimizer(parts["optimizer"], parametrisation, model, rule)
     compilation = Compiled(model) if params.compile else nullcontext()
     # a rule without a backward pass learns from small differences of the loss, for which bfloat16
-    # has too few digits
+    # has too little precision
     bfloat16_helps = rule.backward and trains_faster_in_bfloat16(device)
     settled = params.settled(model.width, bfloat16_helps)
     return Run(settled, model, rule, optimizer, compilation)
@@ -217,13 +221,13 @@ def chosen_rule(
     if params.step_in_backward and not rule.final_in_backward:
         raise UserError(
             "params.yaml: train.step_in_backward needs gradients that are final once autograd"
-            f" has them, and with {names} they are not; set it to false, or train.learning_rule to"
-            " backprop and the interventions to identity"
+            f" has accumulated them, which is not so with {names}; set it to false, or"
+            " train.learning_rule to backprop and the interventions to identity"
         )
     if params.compile and not rule.compiles:
         raise UserError(
-            f"params.yaml: train.compile needs a rule that calls the model as it is, and {names}"
-            " goes inside; set it to false, or train.learning_rule to backprop, with interventions"
+            f"params.yaml: train.compile needs a rule that only calls the model as a whole, and"
+            f" {names} goes inside it; set it to false, or train.learning_rule to backprop, with interventions"
             " that edit the gradients or none"
         )
     return rule
@@ -257,14 +261,14 @@ class StepResult(NamedTuple):
     gradient_norm: float
     """Global norm of the model's gradient before clipping."""
     learning_rate: float
-    """Of the group `matrices`, or of the first group in a model without matrices."""
+    """Of the first group named `matrices`, or of the first group if there is none."""
 
 
 def take_step(run: Run, schedule: Schedule, batches: Batches) -> StepResult:
     """Update the weights once, on the batch of step `run.step`. The caller counts the step.
 
-    Raises Diverged where the loss or the gradient's norm is not finite. No weight has moved then;
-    but with `step_in_backward` weights move during the backward pass, before these are known.
+    Raises Diverged if the loss or the gradient's norm is not finite. In that case no weight has been
+    updated, but with `step_in_backward`, which updates them before either is known.
     """
     if not run.model.training:  # asked first, as `train()` goes through every module
         run.model.train()
@@ -305,8 +309,8 @@ def _microbatches(run: Run, batches: Batches) -> list[tuple[Tensor, Tensor]]:
 def _fill_gradients(run: Run, microbatches: list[tuple[Tensor, Tensor]]) -> float:
     """Let the rule add its gradients, averaged over micro-batches, to every `p.grad`.
 
-    Returns the mean loss. Raises Diverged where that is not finite. What the rule draws at random
-    is keyed by the seed and the step, so that a resumed run draws the same.
+    Returns the mean loss. Raises Diverged if that is not finite. The rule's random draws are keyed
+    by seed and step, so a resumed run repeats them.
     """
     with (
         autocast(run.params.precision, run.device),
@@ -321,7 +325,7 @@ def _fill_gradients(run: Run, microbatches: list[tuple[Tensor, Tensor]]) -> floa
 
 
 def _clip_gradients(run: Run) -> float:
-    """Scale the gradients so that the model's global norm is at most `clip`, unless that is 0.
+    """Clip the model's gradients to the global norm `clip`; 0 disables clipping.
 
     The rule's own gradients are scaled by the same factor. Returns the norm before clipping.
     Raises Diverged where it is not finite.
@@ -344,7 +348,7 @@ def _with_gradient(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
 
 
 def _step_in_backward(run: Run, microbatches: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
-    """Update each parameter during the backward pass, as soon as its gradient is there.
+    """Update each parameter during the backward pass, as soon as its gradient is complete.
 
     Returns the loss and the global norm of the gradient. Raises Diverged where one is not finite.
     """

@@ -1,10 +1,11 @@
-"""A decoder-only transformer (Vaswani et al. 2017; Radford et al. 2019) built from chosen layers.
+"""A decoder-only transformer (Vaswani et al. 2017; Radford et al. 2019), assembled of parts.
 
-Token ids are embedded as vectors x_BTD, the residual stream. `depth` blocks each add the outputs of
-an attention and a feed-forward layer to it. The output head (`readout`) maps the normalised stream
-to logits. Every layer is a part that params.yaml names, one file in a folder of `layers/`.
+Token ids are embedded as vectors x_BTD, the residual stream. Each of the `depth` blocks adds the
+output of an attention layer and then of a feed-forward layer to it. The output head (`readout`)
+maps the normalised stream to logits. Every layer is a part that params.yaml names, one file in a
+folder of `layers/`.
 
-Shapes: B rows of a batch, T tokens in each, D the model's width, V the vocabulary.
+Shapes: B sequences in a batch, T tokens in a sequence, D model width, V vocabulary size.
 """
 
 from math import sqrt
@@ -45,19 +46,20 @@ class Options(Params):
 
     @property
     def whole_width(self) -> int:
-        """The width; where that is 0, WIDTH_PER_BLOCK for each block."""
+        """`width`, or WIDTH_PER_BLOCK * depth if that is 0."""
         return self.width or WIDTH_PER_BLOCK * self.depth
 
 
 class Block(nn.Module):
-    """x = x + attention(norm(x)), then x = x + feed_forward(norm(x)), with the default parts.
+    """x = x + attention(norm(x)), then x = x + feed_forward(norm(x)), by default.
 
     The `+` and the norm belong to the two residual connections. Each is called with the stream and
     a layer: it reads the layer's input from the stream, calls the layer, adds the output to the
     stream, and normalises before the layer (placement `pre`) or wherever else the placement says.
 
-    s_BTS is the residual stream. With the `plain` connection it is x_BTD itself; the others, value
-    residual and hyper-connections, hand more than x_BTD from block to block.
+    s_BTS is the residual stream. With the `plain` connection it is x_BTD itself; value residual and
+    hyper-connections carry more, so S may exceed D. `cache` is the block's own: its KV cache or
+    recurrent state.
     """
 
     def __init__(
@@ -141,7 +143,7 @@ class Transformer(LanguageModel):
         x_BTD = self.dropout(to_autocast_dtype(x_BTD))
         if self.plain_stream:
             return x_BTD
-        # a wider stream: the first connection says how it begins, the last how it ends
+        # a wider stream: the first connection expands the embeddings, the last one reduces it in `head`
         first_block = cast(Block, self.blocks[0])
         return first_block.attention_residual.expand(x_BTD)
 
@@ -156,9 +158,9 @@ class Transformer(LanguageModel):
         return logits_BTV
 
     def _init_weights(self) -> None:
-        """Normal weights of standard deviation 0.02 (Radford et al. 2019).
+        """Draw weights from N(0, 0.02²) (Radford et al. 2019).
 
-        The maps that write to the residual stream get it divided by sqrt(2 depth).
+        Output projections, which write to the residual stream, get 0.02 / sqrt(2 depth).
         """
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):

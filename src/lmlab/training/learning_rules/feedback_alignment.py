@@ -2,12 +2,12 @@
 
     grad_x = grad_y B        in place of grad_y W, at every linear map and convolution y = W x
 
-B is drawn once, `feedback_scale` times as large as W is then, and never changes; training brings W
-into alignment with B. The gradients of W and bias are exact for the grad_y that arrives, so the
-readout's are exact altogether. Exact too is everything that is no call of torch's `linear` or
-`conv1d`: norms, activations, gates, look-ups, attention's products, residual connections, and
-products that a layer writes out (as dynamic hyper-connections do). Cost: that of backprop, and the
-linear maps' weights once more in memory.
+B is drawn once from a normal distribution whose RMS is `feedback_scale` times that of the initial W,
+and never changes; training tends to align W with B. The gradients of W and bias are exact for the
+grad_y that arrives, so those of an untied output head are fully exact. Everything that is no call
+of torch's `linear` or `conv1d` keeps its exact gradient as well: norms, activations, gates,
+look-ups, attention's products, residual connections, and explicit matrix products (as in dynamic
+hyper-connections). Cost: that of backprop, plus memory for one copy of the linear maps' weights.
 """
 
 from pydantic import Field
@@ -27,7 +27,7 @@ class Options(Params):
 
 
 class FeedbackAlignment(LearningRule):
-    """Its state is one fixed B for each W, in W's shape and under its name."""
+    """Its state is one fixed B for each W, of its shape, under its name with `/` for `.`."""
 
     backward = True
 
