@@ -1,11 +1,11 @@
 """The cross-entropy of a text under a model: -log p of every token but BOS, each scored once.
 
-A split is one stream of token ids with a beginning-of-document token (BOS) before each document.
-At position i the model reads ids up to i and predicts the target, id i + 1. Overlapping windows
-let the model read the stream with bounded context: they are `window` tokens long and advance by
+A split is one stream of token ids with a beginning-of-document token (BOS) before each document. At
+position i the model reads ids up to i and predicts the target, id i + 1. Overlapping windows let
+the model read the stream with bounded context: they are `window` tokens long and advance by
 `stride`, and each scores only the targets that no earlier window has scored. A smaller stride
-therefore gives targets more context. BOS tokens are read but never scored: the sum is the cost of the
-text alone, which `bits_per_byte` divides by the size of the raw text.
+therefore gives targets more context. BOS tokens are read but never scored: the sum is the cost of
+the text alone, which `bits_per_byte` divides by the size of the raw text.
 """
 
 from collections.abc import Iterator
@@ -94,8 +94,8 @@ class Window(NamedTuple):
 def windows(length: int, window: int, stride: int) -> Iterator[Window]:
     """The windows over `length` targets; together they cover each exactly once.
 
-    All are min(window, length) wide: the last is shifted back to end with the stream. `stride` is at
-    most `window`, otherwise targets between windows would be skipped.
+    All are min(window, length) wide: the last is shifted back to end with the stream. `stride` is
+    at most `window`, otherwise targets between windows would be skipped.
     """
     scored = 0
     for start in range(0, max(1, length), stride):

@@ -1,7 +1,7 @@
 """The training loop: step after step, with a log, snapshots and checkpoints.
 
-`train` executes a run from start to finish with a `Trainer`: `build` it, `resume` from the last checkpoint
-if there is one, `loop` over the steps that remain, `publish` the results.
+`train` executes a run from start to finish with a `Trainer`: `build` it, `resume` from the last
+checkpoint if there is one, `loop` over the steps that remain, `publish` the results.
 
 The results of a run depend on its params, code and shards alone. It may be killed at any moment:
 started again, it resumes from its last checkpoint and writes the same bytes as a run that was never
@@ -97,8 +97,8 @@ def train(
     """Train a model and write it, its log and its snapshots into the folders.
 
     `parts` are the parts that the params name. With `start`, the folder of a saved model, training
-    begins from its weights. Where another process is executing the same run, this one waits and then
-    takes over its results, or its last checkpoint if it was killed.
+    begins from its weights. Where another process is executing the same run, this one waits and
+    then takes over its results, or its last checkpoint if it was killed.
     """
     trainer = Trainer.build(params, parts, shards, tokenizer, folders, start)
     scratch, outputs = trainer.scratch, folders.by_name()
@@ -199,8 +199,8 @@ class Trainer:
     def resume(self) -> None:
         """Go back to the run's last checkpoint, if there is one.
 
-        A checkpoint is used only if everything it refers to exists: the log, the times and the snapshots
-        of the steps before it. Without one the run begins at its first step.
+        A checkpoint is used only if everything it refers to exists: the log, the times and the
+        snapshots of the steps before it. Without one the run begins at its first step.
         """
         saved = checkpoint.load(self.scratch)
         if saved and self._reopen_files(saved):

@@ -227,8 +227,8 @@ def chosen_rule(
     if params.compile and not rule.compiles:
         raise UserError(
             f"params.yaml: train.compile needs a rule that only calls the model as a whole, and"
-            f" {names} goes inside it; set it to false, or train.learning_rule to backprop, with interventions"
-            " that edit the gradients or none"
+            f" {names} goes inside it; set it to false, or train.learning_rule to backprop, with"
+            " interventions that edit the gradients or none"
         )
     return rule
 
@@ -267,8 +267,8 @@ class StepResult(NamedTuple):
 def take_step(run: Run, schedule: Schedule, batches: Batches) -> StepResult:
     """Update the weights once, on the batch of step `run.step`. The caller counts the step.
 
-    Raises Diverged if the loss or the gradient's norm is not finite. In that case no weight has been
-    updated, but with `step_in_backward`, which updates them before either is known.
+    Raises Diverged if the loss or the gradient's norm is not finite. In that case no weight has
+    been updated, but with `step_in_backward`, which updates them before either is known.
     """
     if not run.model.training:  # asked first, as `train()` goes through every module
         run.model.train()

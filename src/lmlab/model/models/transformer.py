@@ -143,7 +143,8 @@ class Transformer(LanguageModel):
         x_BTD = self.dropout(to_autocast_dtype(x_BTD))
         if self.plain_stream:
             return x_BTD
-        # a wider stream: the first connection expands the embeddings, the last one reduces it in `head`
+        # a wider stream: the first connection expands the embeddings, the last one reduces it in
+        # `head`
         first_block = cast(Block, self.blocks[0])
         return first_block.attention_residual.expand(x_BTD)
 

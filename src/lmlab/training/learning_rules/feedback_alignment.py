@@ -2,10 +2,10 @@
 
     grad_x = grad_y B        in place of grad_y W, at every linear map and convolution y = W x
 
-B is drawn once from a normal distribution whose RMS is `feedback_scale` times that of the initial W,
-and never changes; training tends to align W with B. The gradients of W and bias are exact for the
-grad_y that arrives, so those of an untied output head are fully exact. Everything that is no call
-of torch's `linear` or `conv1d` keeps its exact gradient as well: norms, activations, gates,
+B is drawn once from a normal distribution whose RMS is `feedback_scale` times that of the initial
+W, and never changes; training tends to align W with B. The gradients of W and bias are exact for
+the grad_y that arrives, so those of an untied output head are fully exact. Everything that is no
+call of torch's `linear` or `conv1d` keeps its exact gradient as well: norms, activations, gates,
 look-ups, attention's products, residual connections, and explicit matrix products (as in dynamic
 hyper-connections). Cost: that of backprop, plus memory for one copy of the linear maps' weights.
 """
