@@ -15,6 +15,7 @@ from lmlab.model.models import base as models
 def evaluate(tree: Tree, layout: Layout) -> None:
     """Score the model on the validation split; write `layout.results`."""
     section = params.section(tree, "evaluate", EvaluateParams)
+    tokenizer = tokenizers.load(layout.tokenizer_file)
     shards = open_shards(layout.shards, layout.tokenizer_file)
     model, record = models.load(layout.model, use_device(section.device, section.threads))
     evaluation.check_model_fits(record, shards)
@@ -24,7 +25,7 @@ def evaluate(tree: Tree, layout: Layout) -> None:
         model,
         record,
         shards,
-        tokenizers.load(layout.tokenizer_file),
+        tokenizer,
         layout.corpus,
         layout.log,
         layout.results,

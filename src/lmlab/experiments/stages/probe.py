@@ -12,12 +12,8 @@ from lmlab.experiments.stages.layout import Layout
 def probe(tree: Tree, layout: Layout) -> dict[str, float]:
     """Look at the snapshots with validation text; write `layout.probes`; return what was timed."""
     section = params.section(tree, "probe", ProbeParams)
-    readings = probing.look(
-        section,
-        probing.chosen(tree, section),
-        open_shards(layout.shards, layout.tokenizer_file),
-        tokenizers.load(layout.tokenizer_file),
-        layout.snapshots,
-        layout.probes,
-    )
+    tokenizer = tokenizers.load(layout.tokenizer_file)
+    shards = open_shards(layout.shards, layout.tokenizer_file)
+    probes = probing.chosen(tree, section)
+    readings = probing.look(section, probes, shards, tokenizer, layout.snapshots, layout.probes)
     return readings.timings()

@@ -19,13 +19,8 @@ def train(tree: Tree, layout: Layout, start: Path | None = None) -> dict[str, An
     `start` is the folder of a saved model whose weights are the initial ones.
     """
     section = params.section(tree, "train", TrainParams)
+    tokenizer = tokenizers.load(layout.tokenizer_file)
+    shards = open_shards(layout.shards, layout.tokenizer_file)
+    parts = registry.choices(tree, "train", section)
     folders = RunFolders(layout.model, layout.training, layout.snapshots)
-    timing = loop.train(
-        section,
-        registry.choices(tree, "train", section),
-        open_shards(layout.shards, layout.tokenizer_file),
-        tokenizers.load(layout.tokenizer_file),
-        folders,
-        start,
-    )
-    return timing.model_dump()
+    return loop.train(section, parts, shards, tokenizer, folders, start).model_dump()
