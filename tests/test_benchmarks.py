@@ -79,6 +79,7 @@ def test_generation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_growth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = benchmark("growth")
     smaller(monkeypatch, module, documents=2, sentences=20)
+    monkeypatch.setattr(module.recipes, "read", lambda name: {})  # whose tables are large
     few = {
         "width": [16, 32],
         "depth": [1, 2],

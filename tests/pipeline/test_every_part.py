@@ -237,7 +237,7 @@ def test_a_part_of_each_kind_is_added_by_its_file_and_its_params_alone(workspace
     with workspace.path("params.yaml").open("w") as file:
         yaml.dump(tree, file)
     listing = (
-        "import pipeline; from lmlab import catalogue; print(*(list(names) for names in"
+        "import pipeline; from lmlab.experiments import catalogue; print(*(list(names) for names in"
         " catalogue.parts().values()))"
     )
     assert workspace.run("python", "-c", listing).stdout.count("'twin'") == len(

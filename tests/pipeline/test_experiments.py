@@ -41,8 +41,9 @@ def test_experiments_in_the_workspace_queued_and_temporary(workspace: Any) -> No
     before = workspace.json("results/metrics.json")
     source = workspace.path("src/lmlab/evaluation/evaluate.py")
     text = source.read_text()
-    assert '"tokens_seen"' in text
-    source.write_text(text.replace('"tokens_seen"', '"tokens_seen_by_the_copy"'))
+    headlines = 'HEADLINES = (\n    "parameters",\n'
+    assert headlines in text
+    source.write_text(text.replace(headlines, f'{headlines}    "window",\n'))
     workspace.run(
         "dvc", "exp", "run", "--temp", "-n", "temporary", "-S", "train.optimizer=lion", "evaluate"
     )
@@ -73,7 +74,7 @@ def test_experiments_in_the_workspace_queued_and_temporary(workspace: Any) -> No
     )
     # code edited in the workspace is what a temporary experiment runs, though lmlab is installed
     # from elsewhere
-    assert ["tokens_seen_by_the_copy" in metrics for metrics in measured.values()].count(True) == 1
+    assert ["window" in metrics for metrics in measured.values()].count(True) == 1
     assert "tokens_seen_by_the_copy" in measured["temporary"]
 
     changed = json.loads(workspace.run("dvc", "metrics", "diff", "--json").stdout)

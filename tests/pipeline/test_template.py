@@ -61,7 +61,7 @@ def make_small(params: Path, changes: dict[str, Any]) -> None:
     tree = yaml.load(params.read_text())
     tree["study"]["changes"].update(changes)
     tree["study"].update(seeds=[0], processes=1)
-    tree["quick"].update(seeds=[0], changes={})
+    tree["quick"].update(seeds=[0], changes={"train.steps": 2})
     with params.open("w") as file:
         yaml.dump(tree, file)
 

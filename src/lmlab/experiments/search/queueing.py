@@ -88,7 +88,7 @@ def requeue(names: list[str], tree: Tree) -> Iterator[str]:
 
 def _requeued(task: Task, tree: Tree) -> str:
     if task.lives:
-        return f"{task.name}: runs, left alone"
+        return f"{task.name}: running, left alone"
     if task.state == "running":
         commands.dvc(
             "queue", "kill", task.revision
