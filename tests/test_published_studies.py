@@ -57,7 +57,10 @@ def figures_by_arm(folder: Path) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {arm: [] for arm in results["arm"].unique()}
     swept = [column for column in results if "." in column]
     numbers = ["validation_bits_per_byte", "validation_nats_per_token", "bytes_per_token"]
-    for (arm, *at), runs in results.groupby(["arm", *swept], dropna=False):
+    if "reported" not in results:  # points from before did not tell them from the sweep
+        results["reported"] = False
+    groups = results.groupby(["arm", "reported", *swept], dropna=False)
+    for (arm, _, *at), runs in groups:
         spread = runs[numbers].max() - runs[numbers].min()
         found[arm] += [*(value for value in at if pd.notna(value)), *runs[numbers].mean(), *spread]
     for row in summary.to_dict("records"):
