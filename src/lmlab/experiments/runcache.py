@@ -27,7 +27,7 @@ def restored() -> bool:
     run-cache.
     """
     stage = os.environ.get("DVC_STAGE", "")
-    if not stage or ":" in stage or _forced():  # by hand, or a study's, or wished to be done again
+    if not stage or ":" in stage or _forced():  # by hand, or of another dvc.yaml, or forced
         return False
     project = Path(os.environ.get("DVC_ROOT", "."))
     locked = locked_outputs(Path("dvc.lock"), stage)
@@ -45,7 +45,7 @@ def keep() -> None:
     stage = os.environ.get("DVC_STAGE", "")
     if (
         not stage or ":" in stage or not is_left_out(Path("dvc.yaml"), stage)
-    ):  # by hand, or a study's, or DVC does it
+    ):  # by hand, or of another dvc.yaml, or DVC does it
         return
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
