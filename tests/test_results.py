@@ -5,6 +5,7 @@ each time.
 import csv
 import json
 import math
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +26,7 @@ from lmlab.evaluation import evaluate as results
 from lmlab.evaluation.evaluate import EvaluateParams
 from lmlab.evaluation.heldout import HeldOut
 from lmlab.evaluation.measures import base as measures
+from lmlab.experiments import preflight
 from lmlab.experiments.compare.run import numbers
 from lmlab.model import generation
 from lmlab.model.models.base import LanguageModel
@@ -48,6 +50,7 @@ BASE = {
     "sample_tokens": 20,
     "threads": 1,
     "measures": ["entropy_gap"],
+    "metrics": ["validation.bits_per_byte", "validation.accuracy"],
 }
 
 
@@ -183,28 +186,52 @@ def test_the_test_split_is_not_looked_at(
 def test_metrics_json_has_few_of_the_numbers_under_the_same_names(
     corpus: Corpus, model: LanguageModel, tmp_path: Path
 ) -> None:
-    tree = small.tree()
-    chosen = tree["evaluate"]["measures"]
+    chosen = small.tree()["evaluate"]["measures"]
     all_numbers = dict(numbers(evaluate(corpus, model, tmp_path, 1.5, measures=chosen)))
     few = written(tmp_path, "metrics.json")
     assert few.pop("status") == "finished"
-    shown = dict(measures.flat(few))
-    assert 6 <= len(shown) <= 12 < len(all_numbers)
-    assert shown == {key: all_numbers[key] for key in shown}
-    # the first columns of a wide table
-    assert list(shown)[:3] == ["parameters", "tokens_seen", "validation.bits_per_byte"]
-    headlines = results.headline_names(measures.chosen(tree, chosen))
-    assert list(shown) == [name for name in headlines if name in all_numbers]
+    assert dict(measures.flat(few)) == {
+        name: all_numbers[name] for name in small.tree()["evaluate"]["metrics"]
+    }
 
 
-def test_every_headline_is_a_number_that_runs_have() -> None:
-    """So that none is misspelt: a headline that no run has would be left out without a word."""
+def test_any_number_can_be_named_for_metrics_json(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["entropy_gap.validation", "parameters", "learning_curve.tokens_to.2.5", "novelty.x"]
+    entropy_gap, tokens_to = {"validation": 0.5, "train": 0.6}, {"2.5": 9.0, "3.0": 5.0}
+    record = {
+        **{"status": "finished", "parameters": 12, "weights_sha256": "ab", "left_out": ["novelty"]},
+        **{"learning_curve": {"tokens_to": tokens_to}, "entropy_gap": entropy_gap},
+    }
+    assert results.metrics(record, names) == {
+        "status": "finished",
+        "parameters": 12,
+        "learning_curve": {"tokens_to": {"2.5": 9.0}},
+        "entropy_gap": {"validation": 0.5},
+    }
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "evaluate: metrics.json is without novelty.x, which this run has not"
+    )
+    assert results.metrics({"status": "diverged", "diverged": {"step": 3}}, names) == {
+        "status": "diverged",
+        "diverged": {"step": 3},
+    }
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("validation.acuracy", "did you mean validation.accuracy?"),
+        ("validation", "did you mean validation.bytes?"),
+        ("inducton.score", "did you mean induction?"),
+        ("text.sha256", "known here"),
+    ],
+)
+def test_a_number_that_nothing_measures_is_refused_before_training(name: str, hint: str) -> None:
     tree = small.tree()
-    headlines = results.headline_names(measures.chosen(tree, tree["evaluate"]["measures"]))
-    project = json.loads((small.PROJECT / "results" / "measures.json").read_text())
-    known = {name for name, _ in numbers(project)}
-    # the default corpus has no known entropy
-    assert set(headlines) - known <= {"entropy_gap.validation"}
+    tree["evaluate"]["metrics"] = ["parameters", name]
+    with pytest.raises(UserError, match=re.escape(f"nothing measures {name}; {hint}")):
+        preflight.check(tree, run=False)
 
 
 def test_a_model_far_from_any_text_is_measured_all_the_same(
@@ -249,8 +276,7 @@ def test_a_run_that_diverged_is_told_and_not_scored(
     assert (record["status"], record["diverged"]) == ("diverged", DIVERGED)
     assert "validation" not in record
     assert written(tmp_path, "measures.json") == record
-    told = {"status": "diverged", "diverged": DIVERGED, "parameters": 1234, "tokens_seen": 99}
-    assert written(tmp_path, "metrics.json") == told
+    assert written(tmp_path, "metrics.json") == {"status": "diverged", "diverged": DIVERGED}
     assert {path.name for path in (tmp_path / "results").iterdir()} == FILES | {"SHA256SUMS"}
     for name in CURVES:
         whole = tmp_path / "whole" / "results" / name

@@ -4,8 +4,9 @@ All of it is in small text files that Git keeps. Runs are judged by the validati
 split stays sealed: `lmlab final` opens it and counts how often.
 """
 
+import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from pydantic import Field
 
 from lmlab.core.errors import UserError
 from lmlab.core.files import whole_file, write_json, write_sums
-from lmlab.core.params import Names, Params
+from lmlab.core.params import Names, Params, nearest
 from lmlab.core.registry import Choice
 from lmlab.data.corpus_manifest import CorpusManifest
 from lmlab.data.shards import Shards
@@ -31,7 +32,7 @@ from lmlab.evaluation.measured import (
     Scores,
     SplitScores,
 )
-from lmlab.evaluation.measures.base import Trained, about, measure_all
+from lmlab.evaluation.measures.base import Trained, about, flat, measure_all
 from lmlab.model.models.base import LanguageModel
 from lmlab.model.record import ModelRecord
 from lmlab.model.scoring import Score, bits_per_byte, score, zero_loss_remark
@@ -39,14 +40,6 @@ from lmlab.model.scoring import Score, bits_per_byte, score, zero_loss_remark
 SCORED = "validation"
 """The split that every run is scored on."""
 BITS = {"float32": 32, "bfloat16": 16}
-HEADLINES = (
-    "parameters",
-    "tokens_seen",
-    "validation.bits_per_byte",
-    "validation.accuracy",
-    "validation.calibration_error",
-)
-"""The numbers of every run that metrics.json repeats; those of a measure are its `headlines`."""
 
 
 class ScoreParams(Params):
@@ -63,6 +56,8 @@ class EvaluateParams(ScoreParams):
     """The section `evaluate`."""
 
     measures: Names
+    metrics: Names
+    """Dotted names of the numbers that metrics.json repeats."""
     prompts: list[str]
     sample_tokens: int = Field(ge=0)
     temperature: float = Field(ge=0)
@@ -115,7 +110,7 @@ def evaluate(
 
     folder.mkdir(parents=True, exist_ok=True)
     record = measured.as_json()
-    write_json(folder / "metrics.json", headlines(record, headline_names(measures)))
+    write_json(folder / "metrics.json", metrics(record, params.metrics))
     write_json(folder / "measures.json", record)
     csv_files = tables.write(score_tables | curves, folder)
     with whole_file(folder / "samples.md") as partial:
@@ -254,31 +249,47 @@ def _facts(
     )
 
 
-# ---------------------------------------------------------------- headline metrics
+# ---------------------------------------------------------------- metrics.json
 
 
-def headline_names(measures: Mapping[str, Choice]) -> list[str]:
-    """The dotted names of the numbers that people compare, as ordered columns of `dvc exp show`."""
-    names = list(HEADLINES)
-    for measure, choice in measures.items():
-        names += [f"{measure}.{number}" for number in choice.part.headlines]
-    return names
+def check_metrics(params: EvaluateParams) -> None:
+    """Raise UserError for a name in `evaluate.metrics` that no run could have.
 
-
-def headlines(record: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """The content of metrics.json: how the run ended, and the named numbers that `record` has.
-
-    They keep the names that they have in measures.json.
+    What a measure gives depends on the run, so of its names only the first word is checked.
     """
-    kept: dict[str, Any] = {key: record[key] for key in ("status", "diverged") if key in record}
-    for dotted in names:
-        *blocks, name = dotted.split(".")
-        source, target = record, kept
-        for block in blocks:
-            source = source.get(block, {})
-        if name not in source:
-            continue
-        for block in blocks:
-            target = target.setdefault(block, {})
-        target[name] = source[name]
+    facts = [*_names(Facts), *(f"validation.{name}" for name in _names(SplitScores))]
+    for name in params.metrics:
+        if name not in facts and name.partition(".")[0] not in ("references", *params.measures):
+            raise UserError(
+                f"params.yaml: evaluate.metrics: nothing measures {name};"
+                f" {nearest(name, [*facts, *params.measures])}"
+            )
+
+
+def _names(record: type[Facts] | type[SplitScores]) -> list[str]:
+    return [field.name for field in dataclasses.fields(record) if field.type in (int, float)]
+
+
+def metrics(record: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The content of metrics.json: how the run ended, and the numbers of `record` that are named.
+
+    They stand where they stand in measures.json. One that this run has not is said, unless the run
+    diverged and has none.
+    """
+    ending = {key: record[key] for key in ("status", "diverged") if key in record}
+    named = _named(record, names)
+    if "diverged" not in record:
+        for name in sorted({*names} - {dotted for dotted, _ in flat(named)}):
+            print(f"evaluate: metrics.json is without {name}, which this run has not", flush=True)
+    return ending | named
+
+
+def _named(record: Mapping[str, Any], names: Sequence[str], prefix: str = "") -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            if inner := _named(value, names, f"{prefix}{key}."):
+                kept[key] = inner
+        elif f"{prefix}{key}" in names:
+            kept[key] = value
     return kept

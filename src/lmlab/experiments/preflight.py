@@ -16,7 +16,7 @@ from lmlab.data.shard import ShardParams
 from lmlab.data.tokenizers import base as tokenizers
 from lmlab.data.tokenizers.base import TokenizerParams
 from lmlab.evaluation import probe as probing
-from lmlab.evaluation.evaluate import EvaluateParams
+from lmlab.evaluation.evaluate import EvaluateParams, check_metrics
 from lmlab.evaluation.measures import base as measures
 from lmlab.evaluation.probe import ProbeParams
 from lmlab.model.models import base as models
@@ -73,6 +73,7 @@ def check(tree: Tree, run: bool = True) -> None:
         *measures.chosen(tree, evaluate.measures).values(),
     ]:
         choice.build()
+    check_metrics(evaluate)
     if run:
         _check_run(train, chosen["train"])
     if evaluate.stride > train.context:

@@ -104,8 +104,6 @@ class Measure(ABC):
     The name is none of the keys that measures.json has anyway (see `evaluation/measured.py`).
     """
 
-    headlines: ClassVar[tuple[str, ...]] = ()
-    """The numbers, without patterns, that metrics.json repeats: the columns of `dvc exp show`."""
     less_is_better: ClassVar[tuple[str, ...]] = ()
     more_is_better: ClassVar[tuple[str, ...]] = ()
     across_tokenizers: ClassVar[tuple[str, ...]] = ()

@@ -35,7 +35,6 @@ class ContextGain(Measure):
     worse early loss raises it.
     """
 
-    headlines = ("nats",)
     decided_by: ClassVar = {"*": (STRIDE,)}
 
     def __init__(self, options: Options) -> None:

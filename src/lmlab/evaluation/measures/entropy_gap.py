@@ -15,7 +15,6 @@ class EntropyGap(Measure):
     The text of a short split may by chance be slightly easier than the entropy of its source.
     """
 
-    headlines = ("validation",)
     less_is_better = ("*",)
     across_tokenizers = ("*",)
     decided_by = FROM_SCORES

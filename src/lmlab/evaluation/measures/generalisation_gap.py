@@ -35,7 +35,6 @@ class GeneralisationGap(Measure):
     text.
     """
 
-    headlines = ("gap.bits_per_byte",)
     facts = ("train.tokens",)
     decided_by = FROM_SCORES
 

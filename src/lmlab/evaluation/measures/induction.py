@@ -35,7 +35,6 @@ class Induction(Measure):
     tokens, and a higher loss in the first round raises the score.
     """
 
-    headlines = ("score",)
     facts = ("period",)
     decided_by: ClassVar = {"*": (WINDOW,)}
 

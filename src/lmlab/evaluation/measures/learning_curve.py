@@ -35,7 +35,6 @@ class LearningCurve(Measure):
     are in data/timing/train.json.
     """
 
-    headlines = ("mean",)
     less_is_better = ("tokens_to.*", "flops_to.*", "mean")
     across_tokenizers = ("mean", "flops", "flops_to*")
     facts = ("tokens", "flops", "*_to_at_most.*", "*_to_more_than.*")

@@ -106,7 +106,6 @@ class MinimalPairs(Measure):
     last two kinds the sentence does not occur as a line.
     """
 
-    headlines = ("mean",)
     more_is_better = ("mean", "accuracy.*")
     facts = ("by_length_alone", "pairs.*")
 

@@ -38,7 +38,6 @@ class Prequential(Measure):
     longer context saves bits. Leftover text that fills no window is not counted.
     """
 
-    headlines = ("bits_per_byte",)
     less_is_better = ("bits_per_byte",)
     across_tokenizers = ("bits_per_byte",)
     facts = ("bits", "bytes", "learning.*", "rest.*")
