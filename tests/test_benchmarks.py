@@ -1,7 +1,7 @@
 """Benchmarks run, at a size where their figures mean nothing, and write the table they promise.
 
-All but pipeline.py and overhead.py, which take minutes at any size and run nothing that tests of the
-pipeline do not.
+All but pipeline.py and overhead.py, which take minutes at any size and run nothing that tests of
+the pipeline do not.
 """
 
 import importlib

@@ -77,6 +77,13 @@ def test_experiments_in_the_workspace_queued_and_temporary(workspace: Any) -> No
     assert ["window" in metrics for metrics in measured.values()].count(True) == 1
     assert "window" in measured["temporary"]
 
+    # the table that README shows, in a terminal of 120 columns: each column whole
+    options = ("--only-changed", "--drop", ".*/", "--no-pager", "--hide-failed")
+    lines = workspace.run("env", "COLUMNS=120", "dvc", "exp", "show", *options).stdout.splitlines()
+    assert {"validation.bits_per_byte", "train.optimizer"} < {*lines[1].split()}
+    assert "…" not in lines[1]
+    assert max(map(len, lines)) <= 120
+
     changed = json.loads(workspace.run("dvc", "metrics", "diff", "--json").stdout)
     assert changed["results/metrics.json"]["validation.bits_per_byte"]["diff"] != 0
     specification = workspace.run("dvc", "plots", "diff", "HEAD", "workspace", "--json").stdout
