@@ -79,8 +79,9 @@ def measure(name: str, noise: float = 0.002, **more: Any) -> None:
             nats = float(PLANTED.loss(parameters, tokens)) * float(
                 np.exp(noise * rng.standard_normal())
             )
+            losses = {"nats_per_token": nats, "bits_per_byte": nats}
             counts = {"vocabulary_size": 50, "parameters": parameters, "tokens": tokens}
-            measured = {"validation": {"nats_per_token": nats}, "flops": 7.5 * parameters * tokens}
+            measured = {"validation": losses, "flops": 7.5 * parameters * tokens}
             label = {"at": {"train.steps": steps}, "seed": seed, "reported": False}
             points.append({**label, **counts, **measured})
     made = {"arm": name, "best": {}, "made": MADE, "points": points, **more}

@@ -14,7 +14,7 @@ from lmlab import cli
 from lmlab.core import params
 from lmlab.core.errors import UserError
 from lmlab.core.files import read_json, seal
-from lmlab.experiments.studies import making, publish, running, study, table
+from lmlab.experiments.studies import making, publish, records, running, study, table
 from lmlab.experiments.studies import point as points
 
 TEXT = "".join(f"{number} times {number} is {number * number}.\n" for number in range(120))
@@ -85,7 +85,7 @@ STUDIES = sorted(path.parent.name for path in small.PROJECT.glob("studies/*/para
 
 def run(folder: Path, arm: str, quick: bool = False) -> dict[str, Any]:
     asked = study.read(folder, quick)
-    record = running.run_arm(asked, arm, CORPUS)
+    record = running.run_arm(asked, arm, CORPUS).as_json()
     assert read_json(asked.points(arm), made_by="study") == record
     return record
 
@@ -146,7 +146,7 @@ def test_an_arm_reports_other_seeds_than_it_sweeps_with_and_what_diverges_is_nev
     assert record["best"] == best
     final = [point for point in record["points"] if point["reported"]]
     assert [(point["at"], point["seed"]) for point in final] == [(best, 0), (best, 1)]
-    rows = table.rows({"swept": record})
+    rows = table.rows({"swept": records.read(study.read(folder).points("swept"))})
     assert rows["reported"].sum() == 2
     summary = table.summary(rows, "plain").iloc[0]
     assert summary["seeds"] == 2
@@ -185,7 +185,8 @@ def test_a_study_whose_every_run_diverged_is_a_table_all_the_same(folder: Path) 
 def test_the_test_split_is_sealed_for_studies_too(folder: Path) -> None:
     record = run(folder, "plain")
     assert "test" not in record["points"][0]
-    assert not [column for column in table.rows({"plain": record}) if "test" in str(column)]
+    columns = table.rows({"plain": records.read(study.read(folder).points("plain"))})
+    assert not [column for column in columns if "test" in str(column)]
 
 
 def test_what_was_run_is_not_run_again_and_another_seed_is(folder: Path, ran: list[int]) -> None:
@@ -488,8 +489,8 @@ def test_a_study_may_have_a_corpus_of_its_own_which_is_made_when_it_is_asked_for
     before = (corpus / "manifest.json").stat().st_mtime_ns
     assert running.make_corpus(asked) == corpus
     assert (corpus / "manifest.json").stat().st_mtime_ns == before
-    own_point = running.run_arm(asked, "plain", corpus)["points"][0]
-    assert own_point["validation"] != on_the_project["validation"]
+    (own_point, *_) = running.run_arm(asked, "plain", corpus).points
+    assert own_point.result.values()["validation"] != on_the_project["validation"]
     write(folder, changes={**SHARED, **own, "corpora.grammar.documents": 9})
     running.make_corpus(study.read(folder))
     assert (corpus / "manifest.json").stat().st_mtime_ns != before

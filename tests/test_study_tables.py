@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from lmlab.experiments.studies import study
+from lmlab.experiments.studies import records, study
 from lmlab.experiments.studies import table as tables
 
 COLUMNS = [
@@ -102,14 +102,18 @@ def point(seed: int, bits: float, rate: float = 0.1, **more: Any) -> dict[str, A
     }
 
 
-def test_curves_and_angles_are_means_over_the_seeds_at_the_best_value_alone() -> None:
+def test_curves_and_angles_are_means_over_the_seeds_at_the_best_value_alone(
+    tmp_path: Path,
+) -> None:
     points = [
         point(0, 2.0, training=[[2, 3.0], [4, 2.0]], angle=[[0, 0.5]]),
         point(1, 2.2, training=[[2, 4.0], [4, 2.5]], angle=[[0, 0.7]]),
         point(0, 9.0, rate=7.0, training=[[2, 100.0]], angle=[[0, -1.0]]),
         {"at": {"a.rate": 0.1}, "seed": 3, "reported": True, "diverged": "at step 2"},
     ]
-    arms = {"one": {"arm": "one", "best": {"a.rate": 0.1}, "points": points}}
+    path = tmp_path / "one.json"
+    path.write_text(json.dumps({"arm": "one", "best": {"a.rate": 0.1}, "points": points}))
+    arms = {"one": records.read(path)}
     assert tables.curves(arms).to_dict("records") == [
         {"arm": "one", "tokens": 20.0, "seconds": 1.0, "nats": 3.5},
         {"arm": "one", "tokens": 40.0, "seconds": 2.0, "nats": 2.25},

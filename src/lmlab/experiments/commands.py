@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from lmlab.core.errors import UserError
+from lmlab.core.params import Values
 
 
-def leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
+def leaves(tree: Any, prefix: str = "") -> Values:
     """The values of nested blocks by dotted key."""
     if not isinstance(tree, dict):
         return {prefix: tree}
-    values: dict[str, Any] = {}
+    values: Values = {}
     for key, value in tree.items():
         values |= leaves(value, f"{prefix}.{key}" if prefix else str(key))
     return values

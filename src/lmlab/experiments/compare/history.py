@@ -10,12 +10,12 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from ruamel.yaml.error import YAMLError
 
 from lmlab.core import params
 from lmlab.core.errors import UserError
+from lmlab.core.params import Values
 from lmlab.experiments import git
 from lmlab.experiments.compare import dvc_cache, study_points
 from lmlab.experiments.compare.experiments import Experiment, Experiments
@@ -102,7 +102,7 @@ class Unfinished:
     """queued, running or failed; where DVC does not say which, `running or failed` or `failed or
     removed`.
     """
-    params: dict[str, Any]
+    params: Values
     """Its params.yaml by dotted key; empty where Git no longer has it."""
     began_from: str
     """The commit it began from."""

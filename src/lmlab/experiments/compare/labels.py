@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import Any
 
+from lmlab.core.params import Values
 from lmlab.experiments.compare.variants import Variant, differing
 
 LONGEST = 28
@@ -38,7 +39,7 @@ def _of_arms(variants: Sequence[Variant]) -> list[str]:
     return arms if all(arms) and len(set(arms)) == len(arms) else []
 
 
-def _of_params(params: Sequence[dict[str, Any]]) -> list[str]:
+def _of_params(params: Sequence[Values]) -> list[str]:
     """The values of the fewest params in which all differ, such as "grammar width=64"."""
     keys = differing(params)
     values = [

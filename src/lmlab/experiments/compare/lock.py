@@ -11,7 +11,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from lmlab.core.params import Tree
+from lmlab.core.params import Tree, Values
 from lmlab.experiments import git
 from lmlab.experiments.commands import leaves
 from lmlab.experiments.compare.run import METRICS
@@ -22,7 +22,7 @@ def params_at(commit: str) -> Tree:
     return YAML(typ="safe", pure=True).load(git.output("show", f"{commit}:params.yaml"))
 
 
-def read_params(content: bytes) -> dict[str, Any]:
+def read_params(content: bytes) -> Values:
     """The params of a params.yaml, by dotted key. Raises ValueError or YAMLError where damaged."""
     return leaves(_parse(content.decode()))
 
@@ -57,7 +57,7 @@ class LockedStage:
     reads: dict[str, str]
     """MD5 by path."""
     writes: dict[str, str]
-    params: dict[str, Any]
+    params: Values
     """By dotted key."""
 
 
@@ -82,7 +82,7 @@ def _hashes(block: str, part: str) -> dict[str, str]:
     return dict(re.findall(r"- path: (.+)\n(?:      (?!md5).*\n)*      md5: (\S+)", match[1]))
 
 
-def _params(block: str) -> dict[str, Any]:
+def _params(block: str) -> Values:
     pattern = r"^    params:\n      params\.yaml:\n((?: {8}.*\n)+)"
     match = re.search(pattern, block, flags=re.MULTILINE)
     if not match:
@@ -114,9 +114,9 @@ class Lock:
         return names
 
     @property
-    def params(self) -> dict[str, Any]:
+    def params(self) -> Values:
         """The params that the stages ran with, by dotted key."""
-        params: dict[str, Any] = {}
+        params: Values = {}
         for stage in self.stages.values():
             params |= stage.params
         return params

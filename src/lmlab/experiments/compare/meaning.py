@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+from lmlab.core.params import Values
 from lmlab.evaluation.about import STRIDE, VALIDATED_AT, WINDOW, About
 from lmlab.experiments.compare.run import Run
 
@@ -168,7 +169,7 @@ def is_per_token(measure: str, runs: Iterable[Run]) -> bool:
     )
 
 
-def conditions(measure: str, run: Run) -> dict[str, Any]:
+def conditions(measure: str, run: Run) -> Values:
     """What decided a run's number beside the run itself, by name: params, the measure's options,
     torch's version, the text.
 
@@ -176,7 +177,7 @@ def conditions(measure: str, run: Run) -> dict[str, Any]:
     """
     about, name = known(measure, run)
     first = measure.partition(".")[0]
-    values: dict[str, Any] = {TORCH: run.environment.get("torch")}
+    values: Values = {TORCH: run.environment.get("torch")}
     if first not in OF_NO_TEXT:
         values |= {CORPUS: run.params.get(CORPUS), TEXT: run.text[:7] or None}
     if about and about.options is not None:
@@ -191,7 +192,7 @@ def conditions(measure: str, run: Run) -> dict[str, Any]:
     return values
 
 
-def _options_in_params(measure: str, run: Run) -> dict[str, Any]:
+def _options_in_params(measure: str, run: Run) -> Values:
     """A measure's options in a run's params.yaml, without those that do not decide its numbers."""
     prefix = f"measures.{measure}."
     options = {

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from lmlab.core import params
 from lmlab.core.errors import UserError
 from lmlab.core.files import read_json, vouched
+from lmlab.core.params import Values
 from lmlab.evaluation.about import About
 from lmlab.experiments.commands import leaves
 from lmlab.training.status import how_it_diverged
@@ -39,7 +40,7 @@ class Run:
     """What a person calls it: the name of the experiment, branch or commit, or a study's arm and
     seed.
     """
-    params: dict[str, Any]
+    params: Values
     """The whole params.yaml of the run, by dotted key; lists stay lists."""
     measures: dict[str, float]
     """The numbers of results/measures.json (or of a study's point) by dotted key, such as

@@ -7,12 +7,12 @@ import json
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from ruamel.yaml.error import YAMLError
 
 from lmlab.core.errors import UserError
+from lmlab.core.params import Values
 from lmlab.experiments import timing
 from lmlab.experiments.compare.lock import Lock, read_params
 from lmlab.experiments.compare.run import (
@@ -103,7 +103,7 @@ def read_run(name: str, tracked: Reader, any_file: Reader) -> RunFromFiles:
     return RunFromFiles(whole, notes)
 
 
-def _note_on_edits(name: str, edited: dict[str, Any], now: dict[str, Any]) -> str:
+def _note_on_edits(name: str, edited: Values, now: Values) -> str:
     changes = [f"{key} {value!r} (now {now[key]!r})" for key, value in edited.items()]
     return (
         f"{name}: params.yaml was edited after the run; it counts as what it ran with:"

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from lmlab.core.params import Values
 from lmlab.experiments.compare import meaning
 from lmlab.experiments.compare.pairing import observe
 from lmlab.experiments.compare.run import SEEDS, Run
@@ -156,7 +157,7 @@ def choice(variant: Variant) -> Hashable:
     return _choice(variant.runs[0], mattering(variant.runs[0]))
 
 
-def _choice(run: Run, mattered: dict[str, Any]) -> Hashable:
+def _choice(run: Run, mattered: Values) -> Hashable:
     return run.arm or tuple(sorted(chosen_parts(run, mattered).items()))
 
 

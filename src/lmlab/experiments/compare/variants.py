@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 from lmlab.core import registry
+from lmlab.core.params import Values
 from lmlab.experiments.compare.run import SEEDS, WORKSPACE, Run
 from lmlab.experiments.wording import few
 
@@ -54,13 +55,13 @@ class Variant:
     """The params that tell it from the others, or the name of its only run."""
     runs: list[Run]
     """A run for each seed."""
-    params: dict[str, Any]
+    params: Values
     """Those of its params that mattered, without the seeds."""
     others: list[Run] = field(default_factory=list)
     """Runs with the seeds of one of `runs`, and other results."""
 
 
-def mattering(run: Run) -> dict[str, Any]:
+def mattering(run: Run) -> Values:
     """A run's params that had a part in its results, by dotted key, seeds included.
 
     Sections matter, and of the blocks of parts those whose name is a value that matters.
@@ -82,7 +83,7 @@ def mattering(run: Run) -> dict[str, Any]:
     return {key: value for key, value in mattered.items() if value != {}}
 
 
-def chosen_parts(run: Run, mattered: dict[str, Any]) -> dict[str, str]:
+def chosen_parts(run: Run, mattered: Values) -> dict[str, str]:
     """Of a run's params that mattered, those that name a part, with its name."""
     names = _part_names() | _blocks(run.params).keys()
     return {
@@ -100,12 +101,12 @@ def _part_names() -> frozenset[str]:
     return frozenset(name for kind in _kinds() for name in registry.names(kind))
 
 
-def _blocks(params: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _blocks(params: Values) -> dict[str, Values]:
     """The options of parts by the parts' names.
 
     Those of parts that share a name, such as `identity`, are together.
     """
-    blocks: dict[str, dict[str, Any]] = {}
+    blocks: dict[str, Values] = {}
     for key, value in params.items():
         words = key.split(".")
         for depth in range(1, len(words)):
@@ -126,7 +127,7 @@ def group(runs: Iterable[Run]) -> tuple[list[Variant], list[str]]:
     variants share.
     """
     alike: dict[str, list[Run]] = {}
-    params: dict[str, dict[str, Any]] = {}
+    params: dict[str, Values] = {}
     for run in runs:
         mattered = {key: value for key, value in mattering(run).items() if key not in SEEDS}
         identity = repr((sorted(mattered.items()), sorted(run.made_with.items()), run.arm))
@@ -157,7 +158,7 @@ def group(runs: Iterable[Run]) -> tuple[list[Variant], list[str]]:
     return variants, notes
 
 
-def differing(variants: Sequence[dict[str, Any]]) -> list[str]:
+def differing(variants: Sequence[Values]) -> list[str]:
     """The keys that do not have one value in all variants.
 
     Options of a part that only one of them uses are left out.
@@ -169,7 +170,7 @@ def differing(variants: Sequence[dict[str, Any]]) -> list[str]:
     return [key for key, different in values.items() if len(different) > 1]
 
 
-def _names(params: list[dict[str, Any]], first_runs: list[Run]) -> list[str]:
+def _names(params: list[Values], first_runs: list[Run]) -> list[str]:
     keys = differing(params)
     ends = [key.rpartition(".")[2] for key in keys]
     short = {key: end if ends.count(end) == 1 else key for key, end in zip(keys, ends)}

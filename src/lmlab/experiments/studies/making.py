@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from lmlab.core import params, registry
 from lmlab.core.files import sha256
@@ -21,6 +20,7 @@ from lmlab.core.params import Tree
 from lmlab.data.shard import ShardParams
 from lmlab.data.tokenizers.base import TokenizerParams
 from lmlab.experiments import dependencies
+from lmlab.experiments.studies.records import Making
 from lmlab.training.step import TrainParams
 
 POINT = "lmlab.experiments.studies.point"
@@ -34,25 +34,6 @@ NO_EFFECT = ("train.checkpoint_seconds", "shard.processes")
 """Keys that decide nothing about a result."""
 DIGITS = 12
 """Of a file's SHA-256 that are kept."""
-
-
-class Making(BaseModel):
-    """What decides the points of an arm, beside the values it sweeps and the seeds."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    params: dict[str, Any]
-    """Every param that a run used, by dotted key, of the chosen parts too."""
-    flops: float
-    """What each run may spend on training; 0: as many as its steps take."""
-    corpus: dict[str, str]
-    """The SHA-256 of the splits that a run reads, and of a tokenizer that is not fitted."""
-    code: dict[str, str]
-    """The first digits of the SHA-256 of every file of code that a run uses."""
-    versions: dict[str, str]
-    """Of Python and of the packages that compute."""
-    processor: str
-    """Results of different processors differ in their last digits, and then by more."""
 
 
 def making(tree: Tree, swept: set[str], flops: float, corpus: Path) -> Making:

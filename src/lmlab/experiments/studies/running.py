@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import ValidationError
 
 from lmlab.core import lifeline, params
 from lmlab.core.errors import UserError
@@ -23,9 +24,10 @@ from lmlab.core.params import Tree, Values, changed
 from lmlab.experiments import preflight
 from lmlab.experiments.stages.download import download
 from lmlab.experiments.stages.layout import Layout
-from lmlab.experiments.studies import point as points
-from lmlab.experiments.studies.making import Making, differences, key, making
-from lmlab.experiments.studies.study import Arm, Study, read_points, resolved
+from lmlab.experiments.studies import point, records
+from lmlab.experiments.studies.making import differences, key, making
+from lmlab.experiments.studies.records import ArmRecord, Making, Point, Result
+from lmlab.experiments.studies.study import Arm, Study, resolved
 
 PROJECT_CORPUS = Path("data/corpus")
 NEVER_SAID = "its points do not say what they were made with: they are older than that"
@@ -47,9 +49,9 @@ class Planned:
     kept: Path
     """Where its result stays until the arm's file is written, and after."""
 
-    @property
-    def label(self) -> dict[str, Any]:
-        return {"at": self.values, "seed": self.seed, "reported": self.reported}
+    def point(self, result: Result) -> Point:
+        """The run with what it measured."""
+        return Point(at=self.values, seed=self.seed, reported=self.reported, result=result)
 
 
 def corpus_of(study: Study) -> Path:
@@ -81,7 +83,7 @@ def make_corpus(study: Study) -> Path:
     return corpus
 
 
-def run_arm(study: Study, name: str, corpus: Path) -> dict[str, Any]:
+def run_arm(study: Study, name: str, corpus: Path) -> ArmRecord:
     """Run what an arm lacks, write its file of points, and return what stands in it: its sweep, the
     best of it by mean bits per byte on validation, and all reported seeds at the best.
     """
@@ -97,18 +99,12 @@ def run_arm(study: Study, name: str, corpus: Path) -> dict[str, Any]:
         for seed in study.params.seeds
     ]
     results = swept + _results(study, final, before)
-    file = {
-        "arm": name,
-        "best": resolved(tree, best),
-        "made": made.model_dump(),
-        "points": [
-            {**plan.label, **result} for plan, result in zip(plans + final, results, strict=True)
-        ],
-    }
-    if before != file:
+    points = [plan.point(result) for plan, result in zip(plans + final, results, strict=True)]
+    record = ArmRecord(arm=name, best=resolved(tree, best), made=made, points=points)
+    if before != record:
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_json(target, seal(file))
-    return file
+        write_json(target, seal(record.as_json()))
+    return record
 
 
 def stale(study: Study, name: str, corpus: Path) -> list[str]:
@@ -116,25 +112,24 @@ def stale(study: Study, name: str, corpus: Path) -> list[str]:
     file = study.points(name)
     if not file.exists():
         return ["it has not been run"]
-    record = read_points(file)
-    if "made" not in record:
+    record = records.read(file)
+    if record.made is None:
         return [NEVER_SAID]
     arm = study.arm(name)
     now = making(study.tree(name), _swept(arm), study.params.flops, corpus)
-    reasons = differences(Making.model_validate(record["made"]), now)
-    return [*reasons, *_missing(study, arm, record)]
+    return [*differences(record.made, now), *_missing(study, arm, record)]
 
 
-def _missing(study: Study, arm: Arm, record: dict[str, Any]) -> Iterator[str]:
+def _missing(study: Study, arm: Arm, record: ArmRecord) -> Iterator[str]:
     """The seeds and swept values that a file lacks."""
     tree = study.tree(arm.name)
-    there = [(point["at"], point["seed"], point["reported"]) for point in record["points"]]
+    existing = [(each.at, each.seed, each.reported) for each in record.points]
     for seed in study.params.seeds:
-        if (record["best"], seed, True) not in there:
+        if (record.best, seed, True) not in existing:
             yield f"seed {seed} is missing"
     for values in arm.grid if arm.sweep else []:
         for seed in arm.sweep_seeds:
-            if (resolved(tree, values), seed, False) not in there:
+            if (resolved(tree, values), seed, False) not in existing:
                 yield f"of the sweep {resolved(tree, values)}, seed {seed}, is missing"
 
 
@@ -142,13 +137,15 @@ def _swept(arm: Arm) -> set[str]:
     return {key_.removesuffix("*") for key_ in arm.sweep}
 
 
-def _still_valid(target: Path, made: Making) -> dict[str, Any]:
-    """What stands in an arm's file, where it was made with just the same; else nothing."""
+def _still_valid(target: Path, made: Making) -> ArmRecord | None:
+    """What stands in an arm's file, where it was made with just the same."""
     if not target.exists():
-        return {}
-    record = _read_kept(target) or {}
-    same = "made" in record and Making.model_validate(record["made"]) == made
-    return record if same else {}
+        return None
+    try:
+        record = records.read(target)
+    except UserError:  # not as it was written: it is made again
+        return None
+    return record if record.made == made else None
 
 
 def _plan(
@@ -170,20 +167,14 @@ def _plan(
     return Planned(arm.name, at, seed, reported, run_tree, study.params.flops, corpus, kept)
 
 
-def _results(study: Study, plans: list[Planned], before: dict[str, Any]) -> list[dict[str, Any]]:
+def _results(study: Study, plans: list[Planned], before: ArmRecord | None) -> list[Result]:
     """What the planned runs measured: from the arm's file, from what is kept, or by running."""
-    labels = ("at", "seed", "reported")
-    known = {
-        (json.dumps(point["at"], sort_keys=True), point["seed"]): {
-            name: value for name, value in point.items() if name not in labels
-        }
-        for point in before.get("points", [])
-    }
-    results: dict[Path, dict[str, Any]] = {}
+    kept_points = before.points if before else []
+    known = {_name(each.at, each.seed): each.result for each in kept_points}
+    results: dict[Path, Result] = {}
     missing: dict[Path, Planned] = {}
     for plan in plans:
-        result = known.get((json.dumps(plan.values, sort_keys=True), plan.seed))
-        result = result or _read_kept(plan.kept)
+        result = known.get(_name(plan.values, plan.seed)) or _read_kept(plan.kept)
         if result is None:
             missing[plan.kept] = plan
         else:
@@ -191,9 +182,9 @@ def _results(study: Study, plans: list[Planned], before: dict[str, Any]) -> list
     processes = study.params.processes or os.cpu_count() or 1
     for number, (plan, result) in enumerate(_side_by_side(list(missing.values()), processes), 1):
         plan.kept.parent.mkdir(parents=True, exist_ok=True)
-        write_json(plan.kept, seal(result))
+        write_json(plan.kept, seal(result.values()))
         results[plan.kept] = result
-        measured = result.get("diverged") or f"{_bits(result):.4f} bits/byte"
+        measured = result.diverged or f"{_bits(result):.4f} bits/byte"
         where = ", ".join(f"{name} {value:g}" for name, value in plan.values.items())
         print(
             f"{study.name}: {plan.arm}: {number} of {len(missing)}:"
@@ -203,7 +194,11 @@ def _results(study: Study, plans: list[Planned], before: dict[str, Any]) -> list
     return [results[plan.kept] for plan in plans]
 
 
-def _best(arm: Arm, results: list[dict[str, Any]]) -> Values:
+def _name(values: Values, seed: int) -> tuple[str, int]:
+    return json.dumps(values, sort_keys=True), seed
+
+
+def _best(arm: Arm, results: list[Result]) -> Values:
     """The combination of swept values with the fewest bits per byte, in the mean over its seeds."""
     if not arm.sweep:
         return {}
@@ -213,37 +208,38 @@ def _best(arm: Arm, results: list[dict[str, Any]]) -> Values:
     return arm.grid[means.index(min(means))]
 
 
-def _bits(result: dict[str, Any]) -> float:
+def _bits(result: Result) -> float:
     """Bits per byte on validation; infinite for a run that diverged."""
-    return float(result["validation"]["bits_per_byte"]) if "validation" in result else math.inf
+    return result.validation.bits_per_byte if result.validation else math.inf
 
 
-def _read_kept(path: Path) -> dict[str, Any] | None:
+def _read_kept(path: Path) -> Result | None:
     """A kept result; None where it is missing or not as it was written: it is made again."""
     try:
-        return read_json(path, made_by="study")
-    except UserError:
+        return Result.model_validate(read_json(path, made_by="study"))
+    except (UserError, ValidationError):
         return None
 
 
-def _side_by_side(plans: list[Planned], processes: int) -> Iterator[tuple[Planned, dict[str, Any]]]:
+def _side_by_side(plans: list[Planned], processes: int) -> Iterator[tuple[Planned, Result]]:
     """Each plan with its result, in order, some at a time in processes of their own."""
     if min(processes, len(plans)) <= 1:
         for plan in plans:
-            yield plan, points.run_quietly(plan.tree, plan.flops, plan.corpus)
+            measured = point.run_quietly(plan.tree, plan.flops, plan.corpus)
+            yield plan, Result.model_validate(measured)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, initializer=lifeline.stop_with_parent) as pool:
         # children inherit that Ctrl-C is ignored: the parent answers it, in one line
         answer = signal.signal(signal.SIGINT, signal.SIG_IGN)
         futures = [
-            (plan, pool.submit(points.run_quietly, plan.tree, plan.flops, plan.corpus))
+            (plan, pool.submit(point.run_quietly, plan.tree, plan.flops, plan.corpus))
             for plan in plans
         ]
         signal.signal(signal.SIGINT, answer)
         try:
             for plan, future in futures:
-                yield plan, future.result()
+                yield plan, Result.model_validate(future.result())
         except BaseException:
             for worker in multiprocessing.active_children():
                 worker.terminate()

@@ -20,9 +20,9 @@ from lmlab.core import params, registry
 from lmlab.core.errors import UserError
 from lmlab.core.files import whole_file, whole_folder, write_json
 from lmlab.core.params import Params
-from lmlab.experiments.studies import scaling
+from lmlab.experiments.studies import records, scaling
 from lmlab.experiments.studies.scaling import KAPLAN, PUBLISHED, Fitted, Law
-from lmlab.experiments.studies.study import Study, read_points
+from lmlab.experiments.studies.study import Study
 from lmlab.experiments.studies.table import check_alike
 from lmlab.training import step as stepping
 from lmlab.training.cost import parameters_by_part
@@ -64,7 +64,7 @@ def write(study: Study) -> dict[str, Any]:
             " too"
         )
     wanted = [*options.sizes, *(name for name in options.held_out if study.points(name).exists())]
-    check_alike(study, {name: read_points(study.points(name)) for name in wanted})
+    check_alike(study, {name: records.read(study.points(name)) for name in wanted})
     runs, diverged = _measured(study, options.sizes)
     vocabulary_size = int(runs["vocabulary_size"].iloc[0])
     fitted = _fitted(study, runs, options)
@@ -135,17 +135,21 @@ def _measured(study: Study, arms: list[str]) -> tuple[pd.DataFrame, list[str]]:
     rows, diverged = [], []
     for name in arms:
         study.arm(name)
-        for point in read_points(study.points(name))["points"]:
-            if "diverged" in point:
-                at = ", ".join(f"{key} {value}" for key, value in point["at"].items())
-                diverged.append(", ".join(filter(None, [name, at, f"seed {point['seed']}"])))
+        for point in records.read(study.points(name)).points:
+            result = point.result
+            if result.validation is None:
+                at = ", ".join(f"{key} {value}" for key, value in point.at.items())
+                diverged.append(", ".join(filter(None, [name, at, f"seed {point.seed}"])))
                 continue
             row = {
                 "arm": name,
-                "seed": point["seed"],
-                "nats": point["validation"]["nats_per_token"],
+                "seed": point.seed,
+                "nats": result.validation.nats_per_token,
+                "vocabulary_size": result.vocabulary_size,
+                "parameters": result.parameters,
+                "tokens": result.tokens,
+                "flops": result.flops,
             }
-            row |= {key: point[key] for key in ("vocabulary_size", "parameters", "tokens", "flops")}
             rows.append(row)
     if not rows:
         raise UserError(

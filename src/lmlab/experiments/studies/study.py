@@ -15,7 +15,6 @@ from pydantic import Field
 
 from lmlab.core import params
 from lmlab.core.errors import UserError
-from lmlab.core.files import read_json
 from lmlab.core.params import Params, Tree, Values, changed
 
 LEAST_SWEEP_SEEDS = 2
@@ -150,20 +149,6 @@ def read(folder: Path, quick: bool = False) -> Study:
     study = params.section({"study": shared}, "study", StudyParams)
     arms = {name: params.section({"arms": blocks}, f"arms.{name}", ArmParams) for name in blocks}
     return Study(folder, folder / "tried" if quick else folder, study, arms)
-
-
-def read_points(path: Path) -> dict[str, Any]:
-    """What stands in points/<arm>.json of a study. Raises UserError where it is damaged."""
-    try:
-        record = read_json(path, made_by="study")
-        if not isinstance(record, dict) or not isinstance(record.get("points"), list):
-            raise UserError("no points")
-    except UserError:
-        raise UserError(
-            f"{path} is missing or damaged; take it back with `git checkout {path}`, or delete it"
-            " and run `lmlab study` again"
-        ) from None
-    return record
 
 
 def resolved(tree: Tree, swept: Values) -> Values:

@@ -13,11 +13,14 @@ from scipy import stats
 
 from lmlab.core.errors import UserError
 from lmlab.core.files import whole_file
+from lmlab.core.params import Values
 from lmlab.experiments.compare.run import Run
 from lmlab.experiments.compare.verdicts import judge_all
+from lmlab.experiments.studies import records
 from lmlab.experiments.studies.basin import Basin, basin
-from lmlab.experiments.studies.making import Making, disagreements
-from lmlab.experiments.studies.study import Study, read_points
+from lmlab.experiments.studies.making import disagreements
+from lmlab.experiments.studies.records import ArmRecord, Result
+from lmlab.experiments.studies.study import Study
 
 CONFIDENCE = 0.95
 TOLERANCE = 0.05
@@ -28,7 +31,7 @@ MEASURE = "validation.bits_per_byte"
 """What verdicts are about."""
 VERDICT = ["verdict", "difference", "difference_low", "difference_high"]
 """Columns of summary.csv."""
-Arms = dict[str, dict[str, Any]]
+Arms = dict[str, ArmRecord]
 """What stands in the files of points, by arm."""
 
 
@@ -63,7 +66,7 @@ def read_arms(study: Study, also: Collection[str] = ()) -> Arms:
     arms = {}
     for file in files:
         if file.stem in (*study.arms, *also):
-            arms[file.stem] = read_points(file)
+            arms[file.stem] = records.read(file)
         else:
             print(f"{study.name}: {file} is left out: the study has no such arm", flush=True)
     if not arms:
@@ -75,7 +78,8 @@ def read_arms(study: Study, also: Collection[str] = ()) -> Arms:
 
 def check_alike(study: Study, arms: Arms) -> None:
     """Raise UserError where arms differ in more than their own changes and sweeps."""
-    silent = [name for name, record in arms.items() if "made" not in record]
+    made = {name: record.made for name, record in arms.items() if record.made is not None}
+    silent = [name for name in arms if name not in made]
     if silent:
         raise UserError(
             f"{study.folder}: the points of {', '.join(silent[:3])} do not say what they were made"
@@ -83,10 +87,8 @@ def check_alike(study: Study, arms: Arms) -> None:
         )
     own_keys = set().union(*(study.arm(name).own_keys for name in arms))
     first, *others = arms
-    one = Making.model_validate(arms[first]["made"])
     for name in others:
-        other = Making.model_validate(arms[name]["made"])
-        if differing := disagreements(one, other, own_keys):
+        if differing := disagreements(made[first], made[name], own_keys):
             raise UserError(
                 f"{study.folder}: {first} and {name} were not made alike ({differing[0]}), so they"
                 f" go into no table together; run `lmlab study {study.name}`, or delete the"
@@ -102,27 +104,30 @@ def rows(arms: Arms) -> pd.DataFrame:
     table = pd.DataFrame(
         {
             "arm": name,
-            **point["at"],
-            "reported": point["reported"],
-            "at_best": point["at"] == record["best"],
-            **{f"validation_{key}": value for key, value in point.get("validation", {}).items()},
-            **_plain(point),
+            **point.at,
+            "reported": point.reported,
+            "at_best": point.at == record.best,
+            **_validation(point.result),
+            "seed": point.seed,
+            **_plain(point.result),
         }
         for name, record in arms.items()
-        for point in record["points"]
+        for point in record.points
     )
     if BITS not in table:  # every run diverged
         table[BITS] = math.nan
     return table
 
 
-def _plain(point: dict[str, Any]) -> dict[str, Any]:
-    """What a point holds that is no block and no curve."""
-    return {
-        key: value
-        for key, value in point.items()
-        if key != "reported" and not isinstance(value, dict | list)
-    }
+def _validation(result: Result) -> Values:
+    values = result.validation.model_dump() if result.validation else {}
+    return {f"validation_{key}": value for key, value in values.items()}
+
+
+def _plain(result: Result) -> Values:
+    """What a result holds that is no block and no curve."""
+    values = result.values()
+    return {key: value for key, value in values.items() if not isinstance(value, dict | list)}
 
 
 def reported(results: pd.DataFrame) -> pd.DataFrame:
@@ -156,10 +161,10 @@ def summary(results: pd.DataFrame, reference: str) -> pd.DataFrame:
     return table
 
 
-def _row(arm: str, runs: pd.DataFrame, with_sweep: pd.DataFrame) -> dict[str, Any]:
+def _row(arm: str, runs: pd.DataFrame, with_sweep: pd.DataFrame) -> Values:
     """An arm's row, without the verdict."""
     mean, half = _mean_and_half(runs[BITS])
-    row: dict[str, Any] = {
+    row: Values = {
         "arm": arm,
         "seeds": len(runs),
         "bits_per_byte": mean,
@@ -242,15 +247,12 @@ def sweep_basin(runs: pd.DataFrame) -> Basin | None:
     return basin(means.index.tolist(), means.tolist(), TOLERANCE)
 
 
-def _reported_points(arms: Arms) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The points that a table is made of, but those of runs that diverged; with their arms."""
+def _reported_results(arms: Arms) -> Iterator[tuple[str, Result]]:
+    """The results that a table is made of, but those of runs that diverged; with their arms."""
     for name, record in arms.items():
-        points = record["points"]
-        of_seeds = [point for point in points if point["reported"]]
-        at_best = [point for point in points if point["at"] == record["best"]]
-        for point in of_seeds or at_best:
-            if "diverged" not in point:
-                yield name, point
+        for point in record.reported:
+            if not point.result.diverged:
+                yield name, point.result
 
 
 def curves(arms: Arms) -> pd.DataFrame:
@@ -258,13 +260,11 @@ def curves(arms: Arms) -> pd.DataFrame:
     nats.
     """
     rows = []
-    for name, point in _reported_points(arms):
-        for step, nats in point.get("training", []):
-            share = step / point["steps"]
-            seconds = share * point["training_seconds"]
-            rows.append(
-                {"arm": name, "tokens": share * point["tokens"], "seconds": seconds, "nats": nats}
-            )
+    for name, result in _reported_results(arms):
+        for step, nats in result.training:
+            share = step / result.steps
+            seconds, tokens = share * result.training_seconds, share * result.tokens
+            rows.append({"arm": name, "tokens": tokens, "seconds": seconds, "nats": nats})
     if not rows:
         return pd.DataFrame(columns=["arm", "tokens", "seconds", "nats"])
     return pd.DataFrame(rows).groupby(["arm", "tokens"], as_index=False).mean()
@@ -276,8 +276,8 @@ def readings(arms: Arms) -> pd.DataFrame:
     """
     rows = [
         {"arm": name, "tokens": tokens, "cosine": cosine}
-        for name, point in _reported_points(arms)
-        for tokens, cosine in point.get("angle", [])
+        for name, result in _reported_results(arms)
+        for tokens, cosine in result.angle
     ]
     if not rows:
         return pd.DataFrame(columns=["arm", "tokens", "cosine"])
