@@ -11,10 +11,13 @@ from typing import Any
 import pandas as pd
 import pytest
 import small
+from typer.testing import CliRunner
 
+from lmlab import cli
 from lmlab.experiments.studies import scaling
 
 STUDIES = sorted(path.parent.name for path in small.PROJECT.glob("studies/*/points"))
+VERDICTS = sorted(small.PROJECT.glob("studies/*/verdicts*.csv"))
 every_study = pytest.mark.parametrize("name", STUDIES)
 FIGURE = re.compile(r"(?<![\w.,])-?\d+\.\d{3,}")
 """A number with three decimals or more; fewer are a way of speaking."""
@@ -87,6 +90,13 @@ def of_the_study(folder: Path) -> list[float]:
     return found
 
 
+def of_verdicts(folder: Path) -> list[float]:
+    """The differences and intervals that `lmlab compare` gave between arms of the study."""
+    tables = [pd.read_csv(path) for path in folder.glob("verdicts*.csv")]
+    columns = ["difference", "low", "high"]
+    return [value for table in tables for value in table[columns].to_numpy().ravel().tolist()]
+
+
 def is_among(figure: str, values: list[float]) -> bool:
     """Whether a value rounds to the figure, to either side where it lies half-way."""
     decimals = len(figure.partition(".")[2])
@@ -120,13 +130,17 @@ def arms_of(label: list[str], results: pd.DataFrame) -> list[str]:
 def test_every_figure_of_a_study_stands_in_its_tables(name: str) -> None:
     folder = small.PROJECT / "studies" / name
     text, results = (folder / "README.md").read_text(), pd.read_csv(folder / "results.csv")
-    by_arm, general = figures_by_arm(folder), of_the_study(folder)
+    by_arm, general = figures_by_arm(folder), of_the_study(folder) + of_verdicts(folder)
     whole = general + [value for values in by_arm.values() for value in values]
     in_tables = 0
     for label, row in rows(text):
         arms = arms_of(label, results)
         values = (
-            [*ELSEWHERE.get(name, []), *(value for arm in arms for value in by_arm[arm])]
+            [
+                *ELSEWHERE.get(name, []),
+                *of_verdicts(folder),
+                *(value for arm in arms for value in by_arm[arm]),
+            ]
             if arms
             else whole
         )
@@ -156,6 +170,21 @@ def test_no_arm_is_called_better_or_worse_that_is_not_told_apart(name: str) -> N
                 assert "not told apart" in paragraph, (
                     f"too few seeds for “{ranked[0]}”: {paragraph}"
                 )
+
+
+@pytest.mark.parametrize("path", VERDICTS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_published_verdicts_are_those_that_the_command_gives(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The README shows the command, which compares the baseline with the variants of the file."""
+    monkeypatch.chdir(small.PROJECT)
+    published = pd.read_csv(path)
+    names = [published["baseline"][0], *published["variant"]]
+    command = ["compare", *names, "--measure", "validation.bits_per_byte", "--csv"]
+    assert f"lmlab {' '.join(command)}" in (path.parent / "README.md").read_text()
+    shown = CliRunner().invoke(cli.app, command)
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout == path.read_text()
 
 
 @pytest.mark.parametrize(
