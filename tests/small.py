@@ -54,14 +54,17 @@ LOWERED |= {
     "buckets": 60,
     "row_width": 0,
     "longest": 4,
-    "power": 0.0,
 }
+"""Sizes, set wherever a part has an option of that name. Nothing else may stand here: a new part
+would be tested as something that it is not.
+"""
 PLAIN = {
     "models.transformer.embedding": "token",
     "train.optimizer": "adamw",
     "train.precision": "float32",
+    "parametrisations.standard.power": 0.0,
 }
-"""Parts that tests begin with, whatever the project's default is: identities are told best on the
+"""Params that tests begin with, whatever the project's default is: identities are told best on the
 plainest.
 """
 

@@ -3,6 +3,7 @@ names.
 """
 
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -139,3 +140,31 @@ def test_any_value_at_any_key_is_fine_or_refused_in_one_line(
             key,
             value,
         )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "class Options:\n    pass\n\n\nclass Swish:\n    pass\n",
+            "such as OddOne; it holds Options, Swish",
+        ),
+        ("X = 1\n", "such as OddOne; it holds none"),
+        ("class OddOne:\n    pass\n", "a class Options(Params) beside OddOne"),
+        ("class OddOne:\n    def (\n", "odd_one.py, line 2: invalid syntax"),
+    ],
+)
+def test_a_part_whose_module_is_not_one_is_told_in_one_line(
+    text: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "odd_one.py"
+    path.write_text(text)
+    monkeypatch.setattr(registry, "kinds", lambda: ["schedules"])
+    monkeypatch.setattr(registry, "names", lambda kind: ["odd_one"])
+    monkeypatch.setattr(registry, "file", lambda kind, name: path)
+    with pytest.raises(UserError, match=re.escape(words)):
+        preflight._check_modules()
+
+
+def test_every_part_of_the_project_holds_what_the_registry_looks_for() -> None:
+    preflight._check_modules()

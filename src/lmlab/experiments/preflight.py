@@ -5,6 +5,7 @@ It can only refuse, never change what a stage writes; so it is not among the dep
 stage in dvc.yaml, and the stages load it by name.
 """
 
+import ast
 from pathlib import Path
 
 from lmlab.core import params, registry
@@ -49,10 +50,15 @@ def check(tree: Tree, run: bool = True) -> None:
             if name not in known:
                 raise UserError(
                     f"params.yaml: {kind}.{name} is no part of lmlab;"
-                    f" {params.nearest(str(name), known)}"
+                    f" {params.nearest(str(name), known)}; if its file is new, `git commit` it:"
+                    " experiments run what Git holds"
                 )
     sections = {name: params.section(tree, name, model) for name, model in SECTIONS.items()}
-    chosen = {name: registry.choices(tree, name, section) for name, section in sections.items()}
+    try:
+        chosen = {name: registry.choices(tree, name, section) for name, section in sections.items()}
+    except (TypeError, SyntaxError):
+        _check_modules()
+        raise
     for choice in chosen["train"].values():
         _check_followed(choice)
     chosen["download"]["corpus"].build()
@@ -82,6 +88,31 @@ def check(tree: Tree, run: bool = True) -> None:
             f" ({train.context}), so some"
             f" tokens would never be scored; set it to {train.context} or less"
         )
+
+
+def _check_modules() -> None:
+    """Raise UserError naming the first part whose module cannot be read, or does not hold what the
+    registry looks for.
+    """
+    for kind in registry.kinds():
+        for name in registry.names(kind):
+            path = registry.file(kind, name)
+            try:
+                module = ast.parse(path.read_text(encoding="utf-8"))
+            except SyntaxError as error:
+                raise UserError(f"{path}, line {error.lineno}: {error.msg}") from None
+            classes = [node.name for node in module.body if isinstance(node, ast.ClassDef)]
+            expected = name.title().replace("_", "")
+            if expected.lower() not in [each.lower() for each in classes]:
+                raise UserError(
+                    f"{path} should hold a class named like the file, such as {expected}; it holds"
+                    f" {', '.join(classes) or 'none'}"
+                )
+            if "Options" not in classes:
+                raise UserError(
+                    f"{path} should hold a class Options(Params) beside {expected}, empty if there"
+                    " is nothing to choose"
+                )
 
 
 def _check_run(train: TrainParams, chosen: dict[str, Choice]) -> None:
