@@ -24,10 +24,15 @@ from lmlab.data.corpora.markov import Options as MarkovOptions
 from lmlab.data.corpora.shakespeare import script
 from lmlab.data.corpora.tinystories import Options as StoryOptions
 from lmlab.data.corpora.tinystories import TinyStories
+from lmlab.data.corpus_manifest import CorpusManifest
 
 
 def texts(corpus: Corpus) -> dict[str, str]:
     return {document.name: "".join(document.pieces) for document in corpus.documents()}
+
+
+def _source(name: str) -> str:
+    return registry.file("corpora", name).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", registry.names("corpora"))
@@ -40,6 +45,25 @@ def test_every_corpus_is_built_without_fetching_and_says_where_it_is_from(
     assert corpus.source
     assert corpus.licence
     assert not (tmp_path / "cache").exists()
+
+
+ELSEWHERE = {"local", *(name for name in registry.names("corpora") if "url(" in _source(name))}
+"""Corpora whose text is not on this machine: yours, and what is fetched by URL."""
+
+
+@pytest.mark.parametrize("name", [n for n in registry.names("corpora") if n not in ELSEWHERE])
+def test_every_corpus_gives_the_same_documents_each_time_and_facts_of_its_own(
+    name: str, tree: Tree
+) -> None:
+    corpus, again = (registry.choose(tree, "corpora", name).build() for _ in range(2))
+    documents = texts(corpus)
+    assert documents
+    assert all(documents.values())
+    assert documents == texts(corpus) == texts(again)
+    assert len(documents) == sum(1 for _ in corpus.documents())  # no name occurs twice
+    facts = corpus.facts()
+    assert json.loads(json.dumps(facts)) == facts
+    assert not facts.keys() & (CorpusManifest.model_fields.keys() - {"left_out"})
 
 
 # ------------------------------------------------------------------ built-in texts

@@ -6,6 +6,8 @@ Blocks of commands that are not marked as not to be run are run in tests/pipelin
 import itertools
 import json
 import re
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -326,3 +328,24 @@ def test_every_figure_of_the_readmes_table_is_that_of_the_published_run() -> Non
         assert f"{value:.4f}" in table
     assert f"{measures['parameters']:,}" in table
     assert f"{measures['tokens_seen']:,}" in table
+
+
+def test_the_parts_that_the_documents_show_pass_the_linter(tmp_path: Path) -> None:
+    """Who copies one and runs `make lint` finds nothing to mend."""
+    modules = [
+        block.text
+        for block in documents.blocks("docs/parts.md", "python")
+        if block.text.startswith('"""')
+    ]
+    assert len(modules) >= 4
+    for number, text in enumerate(modules):
+        (tmp_path / f"part_{number}.py").write_text(text)
+    for command in (["check"], ["format", "--check"]):
+        options = ["--config", str(PROJECT / "pyproject.toml"), str(tmp_path)]
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, *options],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout

@@ -166,5 +166,17 @@ def test_a_part_whose_module_is_not_one_is_told_in_one_line(
         preflight._check_modules()
 
 
+@pytest.mark.parametrize("kind", registry.kinds())
+def test_a_part_that_is_not_of_its_kind_is_told_in_one_line(
+    kind: str, tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in registry.names(kind):
+        preflight._check_base(registry.choose(tree, kind, name))
+    choice = registry.choose(tree, kind, name)
+    monkeypatch.setitem(choice.__dict__, "part", type("Stranger", (), {}))
+    with pytest.raises(UserError, match=rf"{name}\.py: Stranger should derive from [A-Z]\w+, "):
+        preflight._check_base(choice)
+
+
 def test_every_part_of_the_project_holds_what_the_registry_looks_for() -> None:
     preflight._check_modules()

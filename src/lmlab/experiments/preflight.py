@@ -6,7 +6,11 @@ stage in dvc.yaml, and the stages load it by name.
 """
 
 import ast
+from abc import ABC
+from importlib import import_module
 from pathlib import Path
+
+import torch
 
 from lmlab.core import params, registry
 from lmlab.core.errors import UserError
@@ -59,6 +63,9 @@ def check(tree: Tree, run: bool = True) -> None:
     except (TypeError, SyntaxError):
         _check_modules()
         raise
+    for choices in chosen.values():
+        for choice in choices.values():
+            _check_base(choice)
     for choice in chosen["train"].values():
         _check_followed(choice)
     chosen["download"]["corpus"].build()
@@ -88,6 +95,26 @@ def check(tree: Tree, run: bool = True) -> None:
             f" ({train.context}), so some"
             f" tokens would never be scored; set it to {train.context} or less"
         )
+
+
+def _check_base(choice: Choice) -> None:
+    """Raise UserError where a part, or one that it is built from, is not of its kind."""
+    module = import_module(".".join(["lmlab", *registry.folder(choice.kind).parts, "base"]))
+    own_classes = [value for value in vars(module).values() if isinstance(value, type)]
+    bases = [
+        value
+        for value in own_classes
+        if value.__module__ == module.__name__ and issubclass(value, ABC)
+    ]
+    if choice.kind == "optimizers":  # torch's own will do
+        bases.append(torch.optim.Optimizer)
+    if bases and not issubclass(choice.part, tuple(bases)):
+        raise UserError(
+            f"{registry.file(choice.kind, choice.name)}: {choice.part.__name__} should derive from"
+            f" {bases[0].__name__}, which is in base.py beside it"
+        )
+    for inner in choice.inner.values():
+        _check_base(inner)
 
 
 def _check_modules() -> None:
