@@ -9,6 +9,7 @@ import ast
 from abc import ABC
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -100,12 +101,11 @@ def check(tree: Tree, run: bool = True) -> None:
 def _check_base(choice: Choice) -> None:
     """Raise UserError where a part, or one that it is built from, is not of its kind."""
     module = import_module(".".join(["lmlab", *registry.folder(choice.kind).parts, "base"]))
-    own_classes = [value for value in vars(module).values() if isinstance(value, type)]
-    bases = [
-        value
-        for value in own_classes
-        if value.__module__ == module.__name__ and issubclass(value, ABC)
-    ]
+    bases: list[type[Any]] = []
+    for value in vars(module).values():
+        is_own = isinstance(value, type) and value.__module__ == module.__name__
+        if is_own and issubclass(value, ABC):
+            bases.append(value)
     if choice.kind == "optimizers":  # torch's own will do
         bases.append(torch.optim.Optimizer)
     if bases and not issubclass(choice.part, tuple(bases)):
