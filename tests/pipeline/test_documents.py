@@ -25,6 +25,8 @@ def test_every_command_that_is_not_marked_otherwise_runs(
     page: str, workspace: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(workspace.folder)
+    if any("studies/" in block.text for block in RUN[page]):
+        shutil.copytree(PROJECT / "studies", workspace.path("studies"))
     for block in RUN[page]:
         for program, *words in block.commands:
             if program == "lmlab":  # in this process, which has torch loaded

@@ -6,10 +6,7 @@ stage in dvc.yaml, and the stages load it by name.
 """
 
 import ast
-from abc import ABC
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -100,18 +97,13 @@ def check(tree: Tree, run: bool = True) -> None:
 
 def _check_base(choice: Choice) -> None:
     """Raise UserError where a part, or one that it is built from, is not of its kind."""
-    module = import_module(".".join(["lmlab", *registry.folder(choice.kind).parts, "base"]))
-    bases: list[type[Any]] = []
-    for value in vars(module).values():
-        is_own = isinstance(value, type) and value.__module__ == module.__name__
-        if is_own and issubclass(value, ABC):
-            bases.append(value)
-    if choice.kind == "optimizers":  # torch's own will do
-        bases.append(torch.optim.Optimizer)
-    if bases and not issubclass(choice.part, tuple(bases)):
+    base = ".".join(["lmlab", *registry.folder(choice.kind).parts, "base"])
+    is_of_its_kind = any(cls.__module__ == base for cls in choice.part.__mro__)
+    is_torchs_own = choice.kind == "optimizers" and issubclass(choice.part, torch.optim.Optimizer)
+    if not is_of_its_kind and not is_torchs_own:
         raise UserError(
             f"{registry.file(choice.kind, choice.name)}: {choice.part.__name__} should derive from"
-            f" {bases[0].__name__}, which is in base.py beside it"
+            " the class in base.py beside it"
         )
     for inner in choice.inner.values():
         _check_base(inner)

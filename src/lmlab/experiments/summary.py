@@ -58,7 +58,7 @@ _AFTER_DIVERGING = f"""Its loss became NaN or infinite: there is no model to sco
 _NEXT = """Next, with the environment active (`source .venv/bin/activate`):
   lmlab sample "ROMEO:" --tokens 300           let the model continue your words
   dvc exp run -S train.steps=300               try a variant; only what it affects runs again
-  dvc exp show --only-changed                  compare what you have tried
+  dvc exp show --only-changed --drop '.*/'     compare what you have tried
   lmlab parts                                  everything that can be swapped
   results/report.html                          all of it in pictures; open it in a browser
   lmlab final workspace                        the test split, once all is decided; it is counted
