@@ -943,3 +943,31 @@ def test_late_comes_after_early(early: int, late: int) -> None:
 def test_too_few_pairs_by_the_option_are_called_that(shards_of: ShardsOf) -> None:
     _, (line,) = measure_all(chosen(small.tree(pairs=5), ["minimal_pairs"]), trained(shards_of))
     assert line.endswith("(the option pairs allows 5)")
+
+
+# ---------------------------------------------------------------- causal tracing
+
+
+def test_a_clean_state_counts_where_it_is_read_and_nowhere_else(shards_of: ShardsOf) -> None:
+    """The end's last output decides the prediction; the source's last output nothing."""
+    model = small.rough(small.some_model(), vocabulary_size=26)
+    run = trained(shards_of, model=model.float())
+    numbers = measured("causal_tracing", run, distance=3)
+    assert numbers["total_nats"] > 0
+    last = str(len(model.blocks) - 1)
+    assert numbers["at_end"][last] == 1.0
+    assert numbers["at_source"][last] == pytest.approx(0.0, abs=1e-12)
+    assert numbers["at_source"]["0"] != 0.0
+
+
+def test_what_a_model_cannot_see_cannot_be_traced(shards_of: ShardsOf) -> None:
+    """A perceptron that reads five tokens, and a token that far away and one further."""
+    choice = registry.choose(small.tree(), "models", "perceptron")
+    run = trained(shards_of, model=small.model(choice, vocabulary_size=26))
+    numbers = measured("causal_tracing", run, distance=4)
+    assert numbers["at_source"]["0"] == pytest.approx(0.0, abs=1e-9)  # only its first block reads
+    assert numbers["at_end"] == {"0": 1.0, "1": 1.0}
+    with pytest.raises(DoesNotApply, match="does not change what this model predicts"):
+        measured("causal_tracing", run, distance=5)
+    with pytest.raises(DoesNotApply, match="no window of validation has a token 8 before its last"):
+        measured("causal_tracing", run, distance=8)

@@ -49,7 +49,11 @@ def test_the_code_for_notebooks_runs(
     assert f"{measured['parameters']} parameters" in shown
     assert str(measured["validation"]["tokens"]) in shown
     assert 0 < namespace["scored"].nats_per_token < 10
-    assert len(namespace["sizes"]) == 1  # the small model has one block
+    assert len(namespace["rises"]) == 1  # the small model has one block
+    assert namespace["rises"][0] != 0
+    assert namespace["patched"] == [0]  # behind the last block
+    assert "<table" in namespace["bars"].to_html()
+    assert "<table" in namespace["heads"].to_html()
 
 
 # ------------------------------------------------------------------ parts

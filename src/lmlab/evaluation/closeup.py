@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from lmlab.data.tokenizers.base import Tokenizer
-from lmlab.evaluation.probes.attention import WatchedAttention
-from lmlab.evaluation.probes.base import streams
+from lmlab.model import places
 from lmlab.model.models.base import LanguageModel
 
 MOST_TOKENS = 40
@@ -52,15 +51,17 @@ def close_up(model: LanguageModel, tokenizer: Tokenizer, bos: int, text: str) ->
     def names(tokens: list[int]) -> list[str]:
         return ["start" if id_ == bos else shown(tokenizer.token_bytes[id_]) for id_ in tokens]
 
+    with places.record(model) as states:
+        model(tokens_BT)
     attention: list[list[Matrix]] = []
     lens: list[tuple[list[str], list[float]]] = []
-    with WatchedAttention() as watched:
-        for x_BTD in streams(model, tokens_BT):
-            heads = [weights_TS for weights_BHTS in watched.pop() for weights_TS in weights_BHTS[0]]
-            attention.append([_rounded(weights_TS) for weights_TS in heads])
-            probability_TV = model.head(x_BTD)[0].float().softmax(dim=-1)
-            highest_T, likeliest_T = probability_TV.max(dim=-1)
-            lens.append((names(likeliest_T.tolist()), _rounded(highest_T)))
+    for number, _ in enumerate(model.blocks):
+        within = [name for name in states if name.startswith(f"blocks.{number}.")]
+        patterns = [states[name][0] for name in within if name.endswith(".pattern")]
+        attention.append([_rounded(head_TS) for pattern_HTS in patterns for head_TS in pattern_HTS])
+        logits_BTV = model.head(states[f"blocks.{number}.output"])
+        highest_T, likeliest_T = logits_BTV[0].float().softmax(dim=-1).max(dim=-1)
+        lens.append((names(likeliest_T.tolist()), _rounded(highest_T)))
     return CloseUp(names(ids), attention, lens)
 
 

@@ -4,18 +4,17 @@ After Bondarenko et al. 2023 (outliers) and Glorot & Bengio 2010 (saturation).
 
 Of each block's output: `root_mean_square`, and `kurtosis` = E[(x - μ)⁴] / σ⁴, which is 3 for a
 normal distribution and large where a few numbers stand out (such a model is hard to quantise). Of
-the input of every linear map that writes to the residual stream (the hidden units of a feed-forward
-layer, say): `dead`, the share of units that no token of the probe batch activates. Of the outputs
-of tanh and sigmoid: `saturated`, the share close to a limit, where gradients vanish.
+every place from which a layer writes to the residual stream (the units of a feed-forward layer,
+say): `dead`, the share of numbers that no token of the probe batch activates. Of the outputs of
+tanh and sigmoid within a block: `saturated`, the share close to a limit, where gradients vanish.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lmlab.core.params import Params
@@ -24,10 +23,8 @@ from lmlab.evaluation.probes.base import (
     Probe,
     Reading,
     Snapshot,
-    module_name,
-    modules_named,
-    streams,
 )
+from lmlab.model import places
 
 LIMITS = {"tanh": (-1.0, 1.0), "tanh_": (-1.0, 1.0), "sigmoid": (0.0, 1.0), "sigmoid_": (0.0, 1.0)}
 """The limits of each saturating function, by torch's name for it."""
@@ -58,22 +55,23 @@ class Activations(Probe):
         self.options = options
 
     def look(self, snapshot: Snapshot, batch: Batch) -> Iterator[Reading]:
-        saturation = _Saturation(self.options.saturated_within)
-        outputs: list[Tensor] = []
-        saturated: dict[str, float] = {}
-        with torch.no_grad(), saturation, inputs_of_writers(snapshot.model.blocks) as hidden:
-            for number, x_BTD in enumerate(streams(snapshot.model, batch.tokens)):
-                outputs.append(x_BTD)
-                if saturation.count:
-                    saturated[module_name(number)] = saturation.pop_share()
-        for number, x_BTD in enumerate(outputs):
-            root_mean_square = float(x_BTD.double().square().mean().sqrt())
-            yield Reading("root_mean_square", module_name(number), root_mean_square)
-            yield Reading("kurtosis", module_name(number), kurtosis(x_BTD))
-        for where, share in saturated.items():
-            yield Reading("saturated", where, share)
-        for where, hidden_NH in hidden.items():
-            yield Reading("dead", where, dead_share(hidden_NH, self.options.dead_below))
+        model = snapshot.model
+        inside = [name for name in places.names(model) if name.startswith("blocks.")]
+        with torch.no_grad(), places.record(model, inside) as states:
+            model(batch.tokens)
+        for number, block in enumerate(model.blocks):
+            output_BTS = states[f"blocks.{number}.output"]
+            root_mean_square = float(output_BTS.double().square().mean().sqrt())
+            yield Reading("root_mean_square", f"blocks.{number}", root_mean_square)
+            yield Reading("kurtosis", f"blocks.{number}", kurtosis(output_BTS))
+            with torch.no_grad(), _Saturation(self.options.saturated_within) as saturation:
+                block(states[f"blocks.{number}.input"])
+            if saturation.count:
+                yield Reading("saturated", f"blocks.{number}", saturation.share)
+        for name, written in states.items():
+            if name.rpartition(".")[2] in places.WRITTEN:
+                dead = dead_share(written.flatten(0, 1).flatten(1), self.options.dead_below)
+                yield Reading("dead", name, dead)
 
 
 def kurtosis(x: Tensor) -> float:
@@ -90,25 +88,6 @@ def dead_share(hidden_NH: Tensor, below: float) -> float:
     return float((largest_H <= below * root_mean_square).double().mean())
 
 
-@contextmanager
-def inputs_of_writers(blocks: nn.ModuleList) -> Iterator[dict[str, Tensor]]:
-    """The inputs of the linear maps named `out`, which write to the stream, each of shape (N, H).
-
-    The dict, by the map's place, is filled while the model runs.
-    """
-    inputs: dict[str, Tensor] = {}
-
-    def keeper(where: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda module, arguments: inputs.update({where: arguments[0].flatten(0, -2)})
-
-    with ExitStack() as hooks:
-        for number, block in enumerate(blocks):
-            for path, module in modules_named(block, "out"):
-                hook = module.register_forward_pre_hook(keeper(module_name(number, path)))
-                hooks.callback(hook.remove)
-        yield inputs
-
-
 class _Saturation(TorchFunctionMode):
     """Counts the outputs of saturating functions, and those of them that are close to a limit."""
 
@@ -116,11 +95,10 @@ class _Saturation(TorchFunctionMode):
         super().__init__()
         self.within, self.count, self.saturated = within, 0, 0
 
-    def pop_share(self) -> float:
-        """The share of saturated outputs since the last call, of which there must be one."""
-        share = self.saturated / self.count
-        self.count = self.saturated = 0
-        return share
+    @property
+    def share(self) -> float:
+        """The share of saturated outputs, of which there must be one."""
+        return self.saturated / self.count
 
     def __torch_function__(
         self,

@@ -13,16 +13,15 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from typing import ClassVar, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lmlab.core.errors import UserError
 from lmlab.model import noise
 from lmlab.model.models.base import LanguageModel, next_token_loss
-from lmlab.training.learning_rules._detached_blocks import unit_outputs
+from lmlab.model.places import record
 from lmlab.training.learning_rules.base import LearningRule
 
 Vectors = dict[str, Tensor]
@@ -44,9 +43,7 @@ class Reading(NamedTuple):
     measure: str
     """What was measured."""
     where: str
-    """In which part of the model: `all`, a parameter by its name, or a block or a module in it (see
-    `module_name`).
-    """
+    """In which part of the model: `all`, or a parameter, a block or a place by its name."""
     value: float
 
 
@@ -162,18 +159,8 @@ def each_and_all(vectors: Vectors) -> Iterator[tuple[str, Vectors]]:
     yield "all", vectors
 
 
-def streams(model: LanguageModel, tokens_BT: Tensor) -> Iterator[Tensor]:
-    """The output of each block, from the first to the last, computed when it is asked for."""
-    return islice(unit_outputs(model, tokens_BT), 1, None)
-
-
-def module_name(number: int, module: str = "") -> str:
-    """The place of a reading, written as parameters are named: `blocks.0`, or a module in it."""
-    return f"blocks.{number}.{module}".rstrip(".")
-
-
-def modules_named(block: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
-    """The modules within a block whose last name is `name`, with their paths in it."""
-    for path, module in block.named_modules():
-        if path.rpartition(".")[2] == name:
-            yield path, module
+def block_outputs(model: LanguageModel, tokens_BT: Tensor) -> dict[str, Tensor]:
+    """The residual stream after each block, s_BTS, by the block's name: `blocks.0`, ..."""
+    with record(model, ["blocks.*.output"]) as states:
+        model(tokens_BT)
+    return {name.removesuffix(".output"): s_BTS for name, s_BTS in states.items()}

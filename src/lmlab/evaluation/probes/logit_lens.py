@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from lmlab.core.params import Params
-from lmlab.evaluation.probes.base import Batch, Probe, Reading, Snapshot, module_name, streams
+from lmlab.evaluation.probes.base import Batch, Probe, Reading, Snapshot, block_outputs
 from lmlab.model.models.base import next_token_loss
 
 
@@ -29,10 +29,11 @@ class LogitLens(Probe):
         super().__init__()
 
     def look(self, snapshot: Snapshot, batch: Batch) -> Iterator[Reading]:
+        model = snapshot.model
         with torch.no_grad():
-            outputs = [
-                snapshot.model.head(x_BTD) for x_BTD in streams(snapshot.model, batch.tokens)
-            ]
-        for number, logits_BTV in enumerate(outputs):
-            loss = next_token_loss(logits_BTV, batch.targets)
-            yield Reading("nats", module_name(number), float(loss))
+            logits = {
+                block: model.head(s_BTS)
+                for block, s_BTS in block_outputs(model, batch.tokens).items()
+            }
+        for block, logits_BTV in logits.items():
+            yield Reading("nats", block, float(next_token_loss(logits_BTV, batch.targets)))

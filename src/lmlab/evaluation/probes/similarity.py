@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lmlab.core.params import Params
-from lmlab.evaluation.probes.base import Batch, Probe, Reading, Snapshot, module_name, streams
+from lmlab.evaluation.probes.base import Batch, Probe, Reading, Snapshot, block_outputs
 
 
 class Options(Params):
@@ -40,19 +40,19 @@ class Similarity(Probe):
     def __init__(self, options: Options) -> None:
         super().__init__()
         self.most_tokens = options.most_tokens
-        self.first: list[Tensor] = []
-        self.previous: list[Tensor] = []
+        self.first: dict[str, Tensor] = {}
+        self.previous: dict[str, Tensor] = {}
 
     def look(self, snapshot: Snapshot, batch: Batch) -> Iterator[Reading]:
         with torch.no_grad():
-            outputs = [x_BTD.flatten(0, 1) for x_BTD in streams(snapshot.model, batch.tokens)]
-        every = -(-len(outputs[0]) // self.most_tokens)
-        now = [x_ND[::every].double() for x_ND in outputs]
+            outputs = block_outputs(snapshot.model, batch.tokens)
+        every = -(-batch.tokens.numel() // self.most_tokens)
+        now = {block: s_BTS.flatten(0, 1)[::every].double() for block, s_BTS in outputs.items()}
         if not self.first:
             self.first = now
         for measure, earlier in (("to_first", self.first), ("to_previous", self.previous)):
-            for number, (earlier_ND, now_ND) in enumerate(zip(earlier, now)):
-                yield Reading(measure, module_name(number), alignment(earlier_ND, now_ND))
+            for block in earlier:
+                yield Reading(measure, block, alignment(earlier[block], now[block]))
         self.previous = now
 
 

@@ -12,6 +12,7 @@ from lmlab.core.errors import UserError
 from lmlab.core.params import Params
 from lmlab.model.layers.cache import Cache
 from lmlab.model.models.base import LanguageModel, Norm, init_weights, with_past
+from lmlab.model.places import Place
 
 MAX_LOG_LOOKBACK = 24
 """Base-2 logarithm of the largest number of tokens that a block may look back."""
@@ -34,13 +35,14 @@ class Block(nn.Module):
         self.lookback = (kernel - 1) * dilation
         self.norm = Norm(width)
         self.value_gate = nn.Conv1d(width, 2 * width, kernel, dilation=dilation)
+        self.units = Place()
 
     def forward(self, x_BTD: Tensor, cache: Cache | None = None) -> Tensor:
         seen_BSD = with_past(self.norm(x_BTD), cache, self.lookback)
         convolved_BTE = self.value_gate(seen_BSD.transpose(1, 2)).transpose(1, 2)
         value_BTD, gate_BTD = convolved_BTE.chunk(2, dim=-1)
         # not torch's glu: in that one call, nothing could observe or change the gate
-        return x_BTD + value_BTD * gate_BTD.sigmoid()
+        return x_BTD + self.units(value_BTD * gate_BTD.sigmoid())
 
 
 def _check_lookback(options: Options) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lmlab.core.params import Params
 from lmlab.model.layers.cache import Cache
 from lmlab.model.models.base import LanguageModel, Norm, init_weights
+from lmlab.model.places import Place
 
 
 class Options(Params):
@@ -32,6 +33,7 @@ class Recurrence(nn.Module):
         # rows in the order input, forget, output, candidate: the first three share one sigmoid
         self.from_input = nn.Linear(width, 4 * width)
         self.from_last = nn.Linear(width, 4 * width, bias=False)
+        self.state = Place()
 
     def forward(self, x_BTD: Tensor, cache: Cache | None) -> Tensor:
         width = x_BTD.shape[-1]
@@ -50,7 +52,7 @@ class Recurrence(nn.Module):
             outputs.append(h_BD)
         if cache is not None:
             cache.tensors["output"], cache.tensors["cell"] = h_BD, c_BD
-        return torch.stack(outputs, dim=1)
+        return self.state(torch.stack(outputs, dim=1))
 
 
 class Block(nn.Module):

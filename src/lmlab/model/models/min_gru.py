@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lmlab.core.params import Params
 from lmlab.model.layers.cache import Cache
 from lmlab.model.models.base import LanguageModel, Norm, init_weights
+from lmlab.model.places import Place
 
 
 class Options(Params):
@@ -47,6 +48,7 @@ class Recurrence(nn.Module):
     def __init__(self, width: int, state: int) -> None:
         super().__init__()
         self.update_candidate = nn.Linear(width, 2 * state)
+        self.state = Place()
         self.out = nn.Linear(state, width, bias=False)
 
     def forward(self, x_BTD: Tensor, cache: Cache | None) -> Tensor:
@@ -59,7 +61,7 @@ class Recurrence(nn.Module):
         h_BTE = scan(keep_BTE, add_BTE)
         if cache is not None:
             cache.tensors["state"] = h_BTE[:, -1:]
-        return self.out(h_BTE)
+        return self.out(self.state(h_BTE))
 
 
 class FeedForward(nn.Module):
@@ -68,10 +70,11 @@ class FeedForward(nn.Module):
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         self.up = nn.Linear(width, hidden, bias=False)
+        self.units = Place()
         self.out = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.out(nn.functional.gelu(self.up(x_BTD)))
+        return self.out(self.units(nn.functional.gelu(self.up(x_BTD))))
 
 
 class Block(nn.Module):
@@ -80,10 +83,12 @@ class Block(nn.Module):
     def __init__(self, width: int, state: int, hidden: int) -> None:
         super().__init__()
         self.recurrence_norm, self.recurrence = Norm(width), Recurrence(width, state)
+        self.after_recurrence = Place()
         self.feed_forward_norm, self.feed_forward = Norm(width), FeedForward(width, hidden)
 
     def forward(self, x_BTD: Tensor, cache: Cache | None = None) -> Tensor:
         x_BTD = x_BTD + self.recurrence(self.recurrence_norm(x_BTD), cache)
+        x_BTD = self.after_recurrence(x_BTD)
         return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
 
 

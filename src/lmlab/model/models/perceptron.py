@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lmlab.core.params import Params
 from lmlab.model.layers.cache import Cache
 from lmlab.model.models.base import LanguageModel, Norm, init_weights, with_past
+from lmlab.model.places import Place
 
 
 class Options(Params):
@@ -31,6 +32,7 @@ class Block(nn.Module):
         self.lookback = lookback
         self.norm = Norm(width)
         self.up = nn.Linear((lookback + 1) * width, hidden)
+        self.units = Place()
         self.out = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x_BTD: Tensor, cache: Cache | None = None) -> Tensor:
@@ -38,7 +40,7 @@ class Block(nn.Module):
         seen_BSD = with_past(self.norm(x_BTD), cache, self.lookback)
         shifted = [seen_BSD[:, start : start + time] for start in range(self.lookback + 1)]
         window_BTE = torch.cat(shifted, dim=-1)
-        return x_BTD + self.out(self.up(window_BTE).tanh())
+        return x_BTD + self.out(self.units(self.up(window_BTE).tanh()))
 
 
 class Perceptron(LanguageModel):

@@ -17,6 +17,7 @@ from lmlab.core.params import Params
 from lmlab.model.layers.cache import Cache
 from lmlab.model.layers.root_mean_square import rms_norm
 from lmlab.model.models.base import LanguageModel, Norm, init_weights, with_past
+from lmlab.model.places import Place
 
 MAX_LOG_DECAY = exp(-0.5)
 """Most that the logarithm of a channel can fall by in a token (as in RWKV-7).
@@ -97,6 +98,7 @@ class TimeMixing(nn.Module):
         decay = torch.linspace(-6, 3, width, device="cpu")
         self.decay = nn.Parameter(decay.to(torch.get_default_device()))
         self.bonus = nn.Parameter(torch.full((width,), 0.5))
+        self.head_outputs = Place()
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(self, x_BTD: Tensor, cache: Cache | None) -> Tensor:
@@ -118,7 +120,7 @@ class TimeMixing(nn.Module):
             outputs.append(y_BHTV)
         if cache is not None:
             cache.tensors["state"] = state_BHKV
-        y_BTHV = rms_norm(torch.cat(outputs, dim=2)).transpose(1, 2)
+        y_BTHV = self.head_outputs(rms_norm(torch.cat(outputs, dim=2)).transpose(1, 2))
         y_BTD = y_BTHV.reshape(batch, time, width)
         return self.out(y_BTD * nn.functional.silu(gate_BTD))
 
@@ -131,12 +133,13 @@ class ChannelMixing(nn.Module):
         self.shift = TokenShift(width, 2)
         self.receptance = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, hidden, bias=False)
+        self.units = Place()
         self.out = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x_BTD: Tensor, cache: Cache | None) -> Tensor:
         for_receptance, for_key = self.shift(x_BTD, cache, "before channel mixing")
         key_BTE = self.key(for_key).relu()
-        return self.receptance(for_receptance).sigmoid() * self.out(key_BTE * key_BTE)
+        return self.receptance(for_receptance).sigmoid() * self.out(self.units(key_BTE * key_BTE))
 
 
 class Block(nn.Module):
@@ -147,10 +150,12 @@ class Block(nn.Module):
         width = options.width
         hidden = max(1, round(options.expansion * width))
         self.time_norm, self.time_mixing = Norm(width), TimeMixing(options)
+        self.after_time_mixing = Place()
         self.channel_norm, self.channel_mixing = Norm(width), ChannelMixing(width, hidden)
 
     def forward(self, x_BTD: Tensor, cache: Cache | None = None) -> Tensor:
         x_BTD = x_BTD + self.time_mixing(self.time_norm(x_BTD), cache)
+        x_BTD = self.after_time_mixing(x_BTD)
         return x_BTD + self.channel_mixing(self.channel_norm(x_BTD), cache)
 
 

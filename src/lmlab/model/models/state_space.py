@@ -17,6 +17,7 @@ from lmlab.core.errors import UserError
 from lmlab.core.params import Params
 from lmlab.model.layers.cache import Cache
 from lmlab.model.models.base import LanguageModel, Norm, init_weights, with_past
+from lmlab.model.places import Place
 
 
 class Options(Params):
@@ -79,6 +80,7 @@ class Mixer(nn.Module):
         self.step_bias = nn.Parameter(torch.empty(self.heads))
         self.log_decay = nn.Parameter(torch.empty(self.heads))
         self.skip = nn.Parameter(torch.empty(self.heads))
+        self.head_outputs = Place()
         self.norm = Norm(self.inner)
         self.out = nn.Linear(self.inner, options.width, bias=False)
 
@@ -109,7 +111,8 @@ class Mixer(nn.Module):
             log_keep_BHT, values_BHTP * step_BHT[..., None], keys_BTN, queries_BTN, cache
         )
         y_BHTP = y_BHTP + values_BHTP * self.skip[:, None, None]
-        y_BTE = y_BHTP.transpose(1, 2).reshape(batch, time, self.inner)
+        y_BTHP = self.head_outputs(y_BHTP.transpose(1, 2))
+        y_BTE = y_BTHP.reshape(batch, time, self.inner)
         return self.out(self.norm(y_BTE * nn.functional.silu(gate_BTE)))
 
     def _recur(

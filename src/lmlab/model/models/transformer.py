@@ -24,6 +24,7 @@ from lmlab.model.layers.position.base import Position
 from lmlab.model.layers.residual.base import Residual
 from lmlab.model.models.base import LanguageModel, to_autocast_dtype
 from lmlab.model.noise import Dropout
+from lmlab.model.places import Place
 
 WIDTH_PER_BLOCK = 32
 
@@ -72,6 +73,7 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.attention = attention
+        self.after_attention = Place()
         self.feed_forward = feed_forward
         self.attention_residual = attention_residual
         self.feed_forward_residual = feed_forward_residual
@@ -87,6 +89,7 @@ class Block(nn.Module):
             return self.feed_forward_dropout(self.feed_forward(x_BTD))
 
         s_BTS = self.attention_residual(s_BTS, attention)  # x + attention(norm(x))
+        s_BTS = self.after_attention(s_BTS)
         s_BTS = self.feed_forward_residual(s_BTS, feed_forward)  # x + feed_forward(norm(x))
         return s_BTS
 

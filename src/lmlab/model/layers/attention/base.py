@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import lru_cache
 from math import isqrt, sqrt
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from lmlab.core.errors import UserError
 from lmlab.model.layers.cache import Cache
 from lmlab.model.layers.position.base import Position
+from lmlab.model.places import Place
 
 HEAD_WIDTH = 64
 """About how wide a head is where the number of heads is left to be derived."""
@@ -34,7 +36,8 @@ class Attention(nn.Module, ABC):
     - `map_values` is applied to the values before they are averaged and before they are cached; if
       it returns zeros, so does the layer.
     - Its last linear map is the attribute `out`, whose weights models initialise at a smaller
-      scale.
+      scale. It ends in `join_heads`, so what its heads read passes the place `head_outputs`. If
+      its weights on earlier positions come from a softmax, it derives from `SoftmaxAttention`.
     """
 
     out: nn.Linear
@@ -48,6 +51,8 @@ class Attention(nn.Module, ABC):
         super().__init__()
         # in a tuple, because the model owns it: a submodule would be saved again with every block
         self._position = (position,)
+        self.head_outputs = Place()
+        """What each head has read at each position, y_BTHK."""
 
     @property
     def position(self) -> Position:
@@ -62,6 +67,66 @@ class Attention(nn.Module, ABC):
 
         The caller advances `cache.seen` after all layers of the block have run.
         """
+
+    def join_heads(self, y_BHTK: Tensor) -> Tensor:
+        """Out of the heads' outputs side by side, y_BTD: the last step of every attention."""
+        y_BTHK = self.head_outputs(y_BHTK.transpose(1, 2))
+        return self.out(y_BTHK.flatten(2))
+
+
+class SoftmaxAttention(Attention):
+    """Attention that averages values by a softmax of scores, computed by `attend`."""
+
+    def __init__(self, position: Position) -> None:
+        super().__init__(position)
+        self.pattern = Place()
+        """The weight of each position s for each query t, w_BHTS; each row adds up to 1."""
+
+    def attend(
+        self,
+        q_BHTK: Tensor,
+        k_BHSK: Tensor,
+        v_BHSK: Tensor,
+        bias_HTS: Tensor | None,
+        window: int | None = None,
+    ) -> Tensor:
+        """y_BHTK of the function `attend`; where `pattern` is watched its weights pass there.
+
+        If they come out as they went in, the output is the same to the last bit as if nobody had
+        watched, and its gradient flows through them.
+        """
+        y_BHTK = attend(q_BHTK, k_BHSK, v_BHSK, bias_HTS, window)
+        if not self.pattern.watchers:
+            return y_BHTK
+        weights_BHTS = attention_weights(q_BHTK, k_BHSK, bias_HTS, window)
+        used_BHTS = self.pattern(weights_BHTS)
+        averaged_BHTK = used_BHTS.to(v_BHSK.dtype) @ v_BHSK
+        if used_BHTS is weights_BHTS or torch.equal(used_BHTS, weights_BHTS):
+            same: Tensor = _ValueAndGradient.apply(y_BHTK, averaged_BHTK)  # type: ignore[no-untyped-call]
+            return same
+        return averaged_BHTK
+
+
+class _ValueAndGradient(torch.autograd.Function):
+    """The first tensor's values, with the derivatives of the second."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(values: Tensor, differentiable: Tensor) -> Tensor:
+        return values.view_as(values)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        """Nothing has to be kept."""
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        return None, grad
+
+    @staticmethod
+    def jvp(ctx: Any, values: Tensor, differentiable: Tensor) -> Tensor:
+        return differentiable.view_as(differentiable)
 
 
 @lru_cache
@@ -135,14 +200,32 @@ def attend(
     )
     if bias_HTS is None and not windowed and time == keys and not explicit:
         return nn.functional.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, is_causal=True)
-    visible_TS = torch.ones(time, keys, dtype=torch.bool, device=q_BHTK.device).tril(keys - time)
-    if window is not None and windowed:
-        visible_TS = visible_TS.triu(keys - time - window + 1)
-    bias = torch.zeros(time, keys) if bias_HTS is None else bias_HTS
-    mask = bias.to(q_BHTK).masked_fill(~visible_TS, float("-inf"))
+    mask = _mask(q_BHTK, keys, bias_HTS, window if windowed else None)
     if explicit:
         return _explicit_attention(q_BHTK, k_BHSK, v_BHSK, mask)
     return nn.functional.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=mask)
+
+
+def attention_weights(
+    q_BHTK: Tensor, k_BHSK: Tensor, bias_HTS: Tensor | None, window: int | None = None
+) -> Tensor:
+    """softmax(q kᵀ / sqrt(K) + bias) with the mask of `attend`, w_BHTS, in at least float32."""
+    dtype = torch.promote_types(q_BHTK.dtype, torch.float32)
+    scores_BHTS = q_BHTK.to(dtype) @ k_BHSK.to(dtype).mT / sqrt(q_BHTK.shape[-1])
+    return (scores_BHTS + _mask(scores_BHTS, k_BHSK.shape[-2], bias_HTS, window)).softmax(-1)
+
+
+def _mask(like_BHTX: Tensor, keys: int, bias_HTS: Tensor | None, window: int | None) -> Tensor:
+    """The bias, or 0, where a query sees a key, and minus infinity elsewhere: of shape (T, S) or
+    (H, T, S), on a tensor's device and in its precision.
+    """
+    time = like_BHTX.shape[-2]
+    visible_TS = torch.ones(time, keys, dtype=torch.bool, device=like_BHTX.device)
+    visible_TS = visible_TS.tril(keys - time)
+    if window is not None:
+        visible_TS = visible_TS.triu(keys - time - window + 1)
+    bias = torch.zeros(time, keys) if bias_HTS is None else bias_HTS
+    return bias.to(like_BHTX).masked_fill(~visible_TS, float("-inf"))
 
 
 def _explicit_attention(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: Tensor) -> Tensor:

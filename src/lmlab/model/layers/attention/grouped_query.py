@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from lmlab.core.errors import UserError
 from lmlab.core.params import Params
 from lmlab.model.layers.attention.base import (
-    Attention,
+    SoftmaxAttention,
     ValueMap,
-    attend,
     extend_cache,
     head_count,
 )
@@ -30,7 +29,7 @@ class Options(Params):
     epsilon: float = Field(gt=0)
 
 
-class GroupedQuery(Attention):
+class GroupedQuery(SoftmaxAttention):
     """H heads of width K = D / H in G groups: H / G neighbouring heads read the same k and v."""
 
     def __init__(self, options: Options, width: int, context: int, position: Position) -> None:
@@ -52,7 +51,7 @@ class GroupedQuery(Attention):
     def forward(
         self, x_BTD: Tensor, cache: Cache | None = None, map_values: ValueMap | None = None
     ) -> Tensor:
-        batch, time, width = x_BTD.shape
+        batch, time, _ = x_BTD.shape
         projected_BTHK = self.queries_keys_values(x_BTD).view(batch, time, -1, self.head_width)
         head_counts = (self.heads + self.groups, self.groups)
         qk_BHTK, v_BGTK = projected_BTHK.transpose(1, 2).split(head_counts, dim=1)
@@ -67,5 +66,5 @@ class GroupedQuery(Attention):
         k_BHSK = k_BGSK.repeat_interleave(heads_per_group, dim=1)
         v_BHSK = v_BGSK.repeat_interleave(heads_per_group, dim=1)
         bias_HTS = self.position.bias(self.heads, time, k_BHSK.shape[-2])
-        y_BHTK = attend(q_BHTK, k_BHSK, v_BHSK, bias_HTS)
-        return self.out(y_BHTK.transpose(1, 2).reshape(batch, time, width))
+        y_BHTK = self.attend(q_BHTK, k_BHSK, v_BHSK, bias_HTS)
+        return self.join_heads(y_BHTK)

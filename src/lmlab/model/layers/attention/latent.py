@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from lmlab.core.params import Params
 from lmlab.model.layers.attention.base import (
-    Attention,
+    SoftmaxAttention,
     ValueMap,
-    attend,
     extend_cache,
     head_count,
 )
@@ -31,7 +30,7 @@ class Options(Params):
     epsilon: float = Field(gt=0)
 
 
-class Latent(Attention):
+class Latent(SoftmaxAttention):
     """H heads; a key is K numbers computed from the latent of width L, then R for the position."""
 
     def __init__(self, options: Options, width: int, context: int, position: Position) -> None:
@@ -51,7 +50,7 @@ class Latent(Attention):
     def forward(
         self, x_BTD: Tensor, cache: Cache | None = None, map_values: ValueMap | None = None
     ) -> Tensor:
-        batch, time, width = x_BTD.shape
+        time = x_BTD.shape[1]
         start = cache.seen if cache else 0
         q_BHTK = self._queries(x_BTD, start)
         latent_BTL, shared_key_BTR = self.down(x_BTD).split(
@@ -72,8 +71,8 @@ class Latent(Attention):
         shared_key_BHSR = shared_key_BSR[:, None].expand(-1, self.heads, -1, -1)
         k_BHSK = torch.cat((k_BHSK, shared_key_BHSR), dim=-1)
         bias_HTS = self.position.bias(self.heads, time, k_BHSK.shape[-2])
-        y_BHTK = attend(q_BHTK, k_BHSK, v_BHSK, bias_HTS)
-        return self.out(y_BHTK.transpose(1, 2).reshape(batch, time, width))
+        y_BHTK = self.attend(q_BHTK, k_BHSK, v_BHSK, bias_HTS)
+        return self.join_heads(y_BHTK)
 
     def _queries(self, x_BTD: Tensor, start: int) -> Tensor:
         """Queries of width K + R, of which the last R numbers are rotated."""

@@ -75,7 +75,7 @@ class Linear(Attention):
         if cache is not None:
             cache.tensors["read"], cache.tensors["keys"] = sum_kv_BHKK, sum_k_BHK
         y_BHTK = torch.cat(outputs, dim=-2)
-        return self.out(y_BHTK.transpose(1, 2).reshape(batch, time, width))
+        return self.join_heads(y_BHTK)
 
     def _state(self, x_BTD: Tensor, cache: Cache | None) -> tuple[Tensor, Tensor]:
         """The sums of k vᵀ and of k over the positions before x_BTD."""

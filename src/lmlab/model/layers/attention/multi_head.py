@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from lmlab.core.params import Params
 from lmlab.model.layers.attention.base import (
-    Attention,
+    SoftmaxAttention,
     ValueMap,
-    attend,
     extend_cache,
     head_count,
 )
@@ -27,7 +26,7 @@ class Options(Params):
     epsilon: float = Field(gt=0)
 
 
-class MultiHead(Attention):
+class MultiHead(SoftmaxAttention):
     """H heads of width K = D / H: out(softmax(q kᵀ / sqrt(K)) v)."""
 
     def __init__(self, options: Options, width: int, context: int, position: Position) -> None:
@@ -54,5 +53,5 @@ class MultiHead(Attention):
             v_BHTK = map_values(v_BHTK)
         k_BHSK, v_BHSK = extend_cache(cache, self.receptive_field, keys=k_BHTK, values=v_BHTK)
         bias_HTS = self.position.bias(self.heads, time, k_BHSK.shape[-2])
-        y_BHTK = attend(q_BHTK, k_BHSK, v_BHSK, bias_HTS)
-        return self.out(y_BHTK.transpose(1, 2).reshape(batch, time, width))
+        y_BHTK = self.attend(q_BHTK, k_BHSK, v_BHSK, bias_HTS)
+        return self.join_heads(y_BHTK)

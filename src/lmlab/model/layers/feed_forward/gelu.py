@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from lmlab.core.params import Params
 from lmlab.model.layers.feed_forward.base import FeedForward
+from lmlab.model.places import Place
 
 
 class Options(Params):
@@ -20,7 +21,8 @@ class GELU(FeedForward):
         super().__init__()
         hidden = max(1, round(options.expansion * width))
         self.up = nn.Linear(width, hidden, bias=False)
+        self.units = Place()
         self.out: nn.Linear = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.out(nn.functional.gelu(self.up(x_BTD)))
+        return self.out(self.units(nn.functional.gelu(self.up(x_BTD))))

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from lmlab.core.params import Params
 from lmlab.model.layers.feed_forward.base import FeedForward
+from lmlab.model.places import Place
 
 
 class Options(Params):
@@ -20,10 +21,11 @@ class ReLUSquared(FeedForward):
         super().__init__()
         hidden = max(1, round(options.expansion * width))
         self.up = nn.Linear(width, hidden, bias=False)
+        self.units = Place()
         self.out: nn.Linear = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         hidden = self.up(x_BTD)
         # a product instead of relu(hidden)²: the square's slope is 0 where relu is 0, which would
         # block the surrogate slope that an intervention may give relu there
-        return self.out(hidden * nn.functional.relu(hidden))
+        return self.out(self.units(hidden * nn.functional.relu(hidden)))

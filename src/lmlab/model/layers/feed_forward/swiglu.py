@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lmlab.core.params import Params
 from lmlab.model.layers.feed_forward.base import FeedForward
+from lmlab.model.places import Place
 
 
 class Options(Params):
@@ -23,8 +24,9 @@ class SwiGLU(FeedForward):
         super().__init__()
         hidden = max(1, round(options.expansion * width))
         self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
+        self.units = Place()
         self.out: nn.Linear = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         gate, up = self.gate_up(x_BTD).chunk(2, dim=-1)
-        return self.out(nn.functional.silu(gate) * up)
+        return self.out(self.units(nn.functional.silu(gate) * up))
