@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 import torch
+import warm
 from ruamel.yaml import YAML
 
 from lmlab.core import errors
@@ -81,6 +82,8 @@ class Workspace:
 
     folder: Path
     home: Path
+    warm_python: Path
+    """The folder of a `python` that has torch loaded (see `warm`)."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -104,6 +107,12 @@ class Workspace:
             "OMP_NUM_THREADS": "1",
         }
 
+    @property
+    def _quick_environment(self) -> dict[str, str]:
+        """The same with a `python` that starts at once."""
+        path = self.environment["PATH"]
+        return self.environment | {"PATH": f"{self.warm_python}{os.pathsep}{path}"}
+
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command in the folder; on failure show what it printed.
 
@@ -116,7 +125,7 @@ class Workspace:
             done = subprocess.run(
                 command,
                 cwd=self.folder,
-                env=self.environment,
+                env=self._quick_environment,
                 capture_output=True,
                 text=True,
                 check=False,
@@ -134,7 +143,7 @@ class Workspace:
         import dvc.cli
         import dvc.logger
 
-        environment = self.environment
+        environment = self._quick_environment
 
         def main() -> None:
             for number, file in enumerate((os.devnull, said[0].name, said[1].name)):
@@ -223,13 +232,21 @@ class Workspace:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Workspace:
+def warm_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a `python` that has torch loaded."""
+    return warm.start(tmp_path_factory.mktemp("warm"))
+
+
+@pytest.fixture(scope="session")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, worker_id: str, warm_python: Path
+) -> Workspace:
     """The project, shrunk, after one `dvc repro` and one commit, for all workers. Not to be
     changed: take `workspace`.
     """
     shared = tmp_path_factory.getbasetemp()
     shared = shared if worker_id == "master" else shared.parent
-    workspace = Workspace(shared / "finished", shared / "home")
+    workspace = Workspace(shared / "finished", shared / "home", warm_python)
     with open(shared / "finished.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (shared / "finished.done").exists():
@@ -269,7 +286,7 @@ def workspace(finished: Workspace, tmp_path: Path) -> Workspace:
     shutil.copytree(finished.folder, tmp_path / "lab", symlinks=True)
     home = tmp_path / "home"
     home.mkdir()
-    return Workspace(tmp_path / "lab", home)
+    return Workspace(tmp_path / "lab", home, finished.warm_python)
 
 
 @dataclass

@@ -3,6 +3,7 @@ remotes.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ def test_push_and_pull_bring_a_clone_to_the_same_state(workspace: Any, tmp_path:
     workspace.run("dvc", "remote", "add", "-d", "shelf", str(tmp_path / "shelf"))
     workspace.run("git", "commit", "-qam", "a remote")
     workspace.run("dvc", "push")
-    clone = type(workspace)(tmp_path / "clone", workspace.home)
+    clone = replace(workspace, folder=tmp_path / "clone")
     workspace.run("git", "clone", "-q", str(workspace.folder), str(clone.folder))
     clone.run("dvc", "pull")
     weights = "data/model/weights.safetensors"

@@ -1,5 +1,6 @@
 """Results in Git: an earlier one comes back, is made again bit for bit, and is handed on."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def test_experiments_go_to_a_bare_repository_and_a_folder_and_come_back_elsewher
     )
     workspace.run("dvc", "exp", "push", "origin", "wider")
 
-    clone = type(workspace)(tmp_path / "clone", workspace.home)
+    clone = replace(workspace, folder=tmp_path / "clone")
     workspace.run("git", "clone", "-q", str(bare), str(clone.folder))
     assert "wider" in clone.run("dvc", "exp", "list", "origin").stdout
     clone.run("dvc", "exp", "pull", "origin", "wider")

@@ -8,6 +8,7 @@ reaches far and one that does not.
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -107,7 +108,7 @@ def shared(finished: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     home = tmp_path_factory.mktemp("home")
     folder = tmp_path_factory.mktemp("shared") / "lab"
     shutil.copytree(finished.folder, folder, symlinks=True)
-    return type(finished)(folder, home)
+    return replace(finished, folder=folder, home=home)
 
 
 @pytest.fixture

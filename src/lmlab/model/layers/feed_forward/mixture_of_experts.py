@@ -56,8 +56,9 @@ class MixtureOfExperts(FeedForward):
         self.experts = nn.ModuleList(expert.build(width) for _ in range(options.experts))
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        shares_BTE = self.shares(self.router(x_BTD).softmax(dim=-1))
-        x_ND, shares_NE = x_BTD.flatten(0, 1), shares_BTE.flatten(0, 1)
+        x_ND = x_BTD.flatten(0, 1)
+        shares_NE = self.router(x_ND).softmax(dim=-1)
+        shares_NE = self.shares(shares_NE.view(*x_BTD.shape[:2], -1)).flatten(0, 1)
         chosen_NA = shares_NE.topk(self.active, dim=-1).indices
         chosen_shares_NA = shares_NE.gather(-1, chosen_NA)
         weights_NE = torch.zeros_like(shares_NE).scatter(-1, chosen_NA, chosen_shares_NA)
@@ -72,7 +73,7 @@ class MixtureOfExperts(FeedForward):
             else:
                 # every expert gets all tokens: no bit of a token's output may depend on how many
                 # others share its expert
-                y_ND = y_ND + expert(x_BTD).flatten(0, 1) * weight_N[:, None]
+                y_ND = y_ND + expert(x_ND.view_as(x_BTD)).flatten(0, 1) * weight_N[:, None]
         if self.training and self.balance:
             penalty = self.balance * self.penalty(shares_NE, chosen_NA)
             y_ND = _AddPenalty.apply(y_ND, penalty)  # type: ignore[no-untyped-call]
