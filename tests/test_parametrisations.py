@@ -19,6 +19,7 @@ from lmlab.core.registry import Choice
 from lmlab.experiments import preflight
 from lmlab.model import noise
 from lmlab.model.models.base import LanguageModel
+from lmlab.model.places import Place
 from lmlab.training import cost as sizing
 from lmlab.training import widths
 from lmlab.training.learning_rules.base import LearningRule
@@ -774,6 +775,8 @@ def _measured(
         part, now = modules[name], after[name][1]
         if [tensor.shape for tensor in outputs] != [tensor.shape for tensor in now]:
             continue  # an expert was sent other tokens
+        if isinstance(part, Place):
+            continue  # it computes nothing
         is_map = isinstance(part, nn.Linear | nn.Conv1d | nn.Embedding)
         if not is_map or _fans(part) != Fans(True, False):
             yield ("changed", name), size(_flat(now) - _flat(outputs))
