@@ -335,6 +335,29 @@ def final(
 
 @app.command()
 @errors.one_line
+def draw(
+    what: Annotated[str, typer.Argument(help="`pipeline`, `model` or `rule`.")],
+    name: Annotated[
+        str, typer.Argument(help="Of the model or learning rule; none: the one in params.yaml.")
+    ] = "",
+    vocabulary_size: Annotated[
+        int,
+        typer.Option(
+            min=0, max=2**31, help="Of a model; 0: as many ids as the fitted tokenizer has."
+        ),
+    ] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write; by default in data/drawings.")
+    ] = None,
+) -> None:
+    """Draw the pipeline, a model, or what a learning rule sends where, as it is observed (SVG)."""
+    from lmlab.experiments.drawing import draw as library
+
+    typer.echo(f"{library.draw(what, name, vocabulary_size, out)}: open it in any browser")
+
+
+@app.command()
+@errors.one_line
 def size(
     vocabulary_size: Annotated[
         int,

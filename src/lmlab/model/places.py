@@ -68,19 +68,35 @@ def record(model: nn.Module, places: Iterable[str] | None = None) -> Iterator[di
     Raises UserError for a name or a pattern that fits no place.
     """
     states: dict[str, Tensor] = {}
+
+    def keeper(name: str) -> Callable[[Tensor], None]:
+        return lambda x: states.update({name: x})
+
+    chosen = names(model) if places is None else _named(_places(model), places)
+    with watched(model, {name: keeper(name) for name in chosen}):
+        yield states
+
+
+@contextmanager
+def watched(model: nn.Module, functions: Mapping[str, Callable[[Tensor], None]]) -> Iterator[None]:
+    """Inside, each function is called with what flows through its place, at every pass.
+
+    It is what `record` is made of, for what a dict of the latest states cannot tell.
+    """
     every_place = _places(model)
 
-    def keep_as(name: str) -> Change:
-        def keep(x: Tensor) -> Tensor:
-            states[name] = x
+    def passing(function: Callable[[Tensor], None]) -> Change:
+        def pass_on(x: Tensor) -> Tensor:
+            function(x)
             return x
 
-        return keep
+        return pass_on
 
     with ExitStack() as hooks:
-        for name in every_place if places is None else _named(every_place, places):
-            hooks.enter_context(every_place[name].watched(keep_as(name), first=False))
-        yield states
+        for pattern, function in functions.items():
+            for name in _named(every_place, [pattern]):
+                hooks.enter_context(every_place[name].hooked(passing(function), first=False))
+        yield
 
 
 @contextmanager
@@ -99,7 +115,7 @@ def changed(model: nn.Module, changes: Mapping[str, Change]) -> Iterator[None]:
         for pattern, function in changes.items():
             for name in _named(every_place, [pattern]):
                 change = _checked(name, function)
-                hooks.enter_context(every_place[name].watched(change, first=True))
+                hooks.enter_context(every_place[name].hooked(change, first=True))
         yield
 
 
@@ -130,7 +146,7 @@ class _Hookable:
         self.module, self.is_input = module, is_input
 
     @contextmanager
-    def watched(self, function: Change, first: bool) -> Iterator[None]:
+    def hooked(self, function: Change, first: bool) -> Iterator[None]:
         """Inside, what flows there passes through the function, before or after those of others."""
         handle = self._register(function, first)
         place = self.module if isinstance(self.module, Place) else Place()

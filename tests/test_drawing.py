@@ -1,0 +1,177 @@
+"""Pictures show what the code does: the stages, a model's layers, a rule's signals."""
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import small
+import torch
+from small import PROJECT
+from test_learning_rules import batch, refusal, rule_for
+from typer.testing import CliRunner
+
+from lmlab import cli
+from lmlab.core import params, registry
+from lmlab.core.errors import UserError
+from lmlab.evaluation.signals import ABOVE, NOTHING, OWN, Signals, signals
+from lmlab.experiments.drawing import draw, model, pipeline, rule
+from lmlab.experiments.drawing.svg import Picture
+from lmlab.model import places
+
+RULES = registry.names("learning_rules")
+MODELS = registry.names("models")
+PICTURES = {
+    "pipeline": [],
+    "transformer": ["model"],
+    "block_local": ["rule"],
+    "feedback_alignment": ["rule"],
+}
+"""Those in docs/pictures, and what each is of."""
+
+
+def seen(name: str) -> Signals:
+    made = small.model(small.some_model()).double()
+    return signals(rule_for(name, made), made, *batch())
+
+
+def texts(picture: Picture) -> list[str]:
+    """All text of a picture, which is well-formed and has no more than fits beside one another."""
+    root = ElementTree.fromstring(picture.svg())
+    namespace = "{http://www.w3.org/2000/svg}"
+    assert root.tag == f"{namespace}svg"
+    return [element.text or "" for element in root.iter(f"{namespace}text")]
+
+
+# ---------------------------------------------------------------- signals
+
+
+def test_backprop_sends_every_unit_its_gradient_through_the_one_above() -> None:
+    units = seen("backprop").units
+    assert [unit.name for unit in units] == ["embedding", "blocks.0", "blocks.1", "output head"]
+    for unit in units:
+        assert unit.source == ABOVE
+        assert unit.signal == pytest.approx(1)
+        assert unit.weights == pytest.approx(1)
+    count = sum(unit.parameters for unit in units)
+    assert count == sum(p.numel() for p in small.model(small.some_model()).parameters())
+
+
+def test_signals_come_from_where_the_rules_say() -> None:
+    frozen = seen("frozen").units
+    assert [unit.source for unit in frozen] == [NOTHING, NOTHING, NOTHING, ABOVE]
+    assert [unit.weights for unit in frozen[:3]] == [None] * 3
+    local = seen("block_local").units
+    assert [unit.source for unit in local] == [OWN, OWN, OWN, ABOVE]
+    assert local[2].signal == pytest.approx(1, abs=0.01)  # the last block's loss is the model's own
+    direct = seen("direct_feedback_macro")
+    assert [unit.source for unit in direct.units] == [OWN, OWN, OWN, ABOVE]
+    assert all(abs(unit.signal or 0) < 0.5 for unit in direct.units[:3])
+    assert list(direct.own) == ["feedback_0"]
+    aligned = seen("feedback_alignment").units
+    assert [unit.source for unit in aligned] == [ABOVE] * 4
+    assert aligned[3].weights == pytest.approx(1, abs=0.01)  # but for the gain below it
+    assert all(abs(unit.signal or 0) < 0.5 for unit in aligned[:3])
+    coded = seen("predictive_coding").units
+    assert all(unit.weights == pytest.approx(1, abs=0.01) for unit in coded)
+
+
+def test_a_rule_without_a_backward_pass_sends_nothing_back() -> None:
+    directions = small.tree()["learning_rules"]["spsa"]["directions"]
+    perturbed = seen("spsa")
+    assert perturbed.forward_passes == 2 * directions + 1
+    assert {unit.source for unit in perturbed.units} == {NOTHING}
+    assert all(unit.weights is not None for unit in perturbed.units)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_watching_leaves_model_and_rule_as_they_were(name: str) -> None:
+    made = small.model(small.some_model()).double()
+    of_rule = rule_for(name, made)
+    before = [tensor.clone() for tensor in made.state_dict().values()]
+    signals(of_rule, made, *batch())
+    assert all(map(torch.equal, made.state_dict().values(), before))
+    assert all(parameter.grad is None for parameter in made.parameters())
+    assert not {"embed", "head"} & set(vars(made))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in made.modules())
+
+
+# ---------------------------------------------------------------- pictures
+
+
+@pytest.mark.parametrize(("name", "of_model"), small.drawn(RULES, MODELS))
+def test_every_rule_is_drawn_in_every_model_it_works_with(name: str, of_model: str) -> None:
+    tree = params.changed(small.tree(), {"train.model": of_model})
+    made = small.model(registry.choose(tree, "models", of_model), vocabulary_size=rule.VOCABULARY)
+    if refusal(name, made):
+        with pytest.raises(UserError, match=f"train.learning_rule: {name}"):
+            rule.draw(tree, name)
+        return
+    words = texts(rule.draw(tree, name))
+    blocks = [f"blocks.{number}" for number in range(len(made.blocks))]
+    assert {"tokens", "embedding", *blocks, "output head", "loss"} <= set(words)
+    assert rule.draw(tree, name).svg() == rule.draw(tree, name).svg()
+
+
+@pytest.mark.parametrize("choice", small.variants("models"), ids=small.title)
+def test_every_model_is_drawn_with_all_its_places(choice: registry.Choice) -> None:
+    tree = small.tree()
+    for key, inner in choice.inner.items():
+        tree = dict(params.changed(tree, {f"models.{choice.name}.{key}": inner.name}))
+    made = small.model(choice, vocabulary_size=65, context=tree["train"]["context"])
+    words = texts(model.draw(tree, choice.name, 65))
+    count = sum(parameter.numel() for parameter in made.parameters())
+    assert any(f"{count:,} parameters" in line for line in words)
+    shown = {line.split("  ")[0].rpartition(".")[2] for line in words}
+    for name in places.names(made):
+        last = name.rpartition(".")[2]
+        assert last in shown or last == "input"  # which is the output of what is below
+
+
+def test_the_pipeline_is_drawn_as_dvc_has_it() -> None:
+    picture = pipeline.draw(PROJECT / "dvc.yaml")
+    words = texts(picture)
+    stages = ["download", "tokenizer", "shard", "train", "evaluate", "probe", "report"]
+    assert set(stages) <= set(words)
+    assert picture.svg().count('class="line"') == 7  # train to both, both to report
+    for kind in ("corpora", "tokenizers", "measures", "probes", "schedules"):
+        assert words.count(kind) == 1
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_the_pictures_of_the_documents_are_what_the_code_draws(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(PROJECT)
+    what = PICTURES[name][0] if PICTURES[name] else "pipeline"
+    out = tmp_path / "picture.svg"
+    draw.draw(what, name if what != "pipeline" else "", 65, out)
+    command = f"lmlab draw {what} {name} --vocabulary-size 65 --out docs/pictures/{name}.svg"
+    assert out.read_text() == (PROJECT / f"docs/pictures/{name}.svg").read_text(), command
+
+
+# ---------------------------------------------------------------- what can go wrong
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["modle"], "'modle' is none of pipeline, model, rule; name one of them"),
+        (["pipeline", "train"], "there is only one, so leave out 'train'"),
+        (["rule", "backprob"], "did you mean backprop?"),
+        (["model", "transfomer"], "did you mean transformer?"),
+    ],
+)
+def test_what_cannot_be_drawn_is_told_in_one_line(
+    words: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(PROJECT)
+    done = CliRunner().invoke(cli.app, ["draw", *words])
+    assert done.exit_code == 2
+    assert message in done.output
+    assert done.output.count("\n") == 1
+
+
+def test_a_model_too_large_to_be_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    large = params.changed(params.read(PROJECT / "params.yaml"), {"models.transformer.width": 2048})
+    with pytest.raises(UserError, match=r"parameters are too many for that; set models\.transfor"):
+        rule.draw(large, "backprop")
