@@ -1,0 +1,1 @@
+"""Taking away: what a run becomes outside of the laboratory."""

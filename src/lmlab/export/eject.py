@@ -1,0 +1,420 @@
+"""Any configuration as one plain Python file that needs nothing of lmlab.
+
+The file is made of the lab's own source, of the parts that were chosen alone; `loop.py.txt` is what
+stands around them. Run, it prints the lab's losses bit for bit.
+"""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from copy import copy
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import torch
+
+from lmlab.core import registry
+from lmlab.core.errors import UserError
+from lmlab.core.files import whole_file
+from lmlab.core.params import Params, Tree, section
+from lmlab.core.registry import Choice
+from lmlab.data.shards import Shards
+from lmlab.data.tokenizers.base import Tokenizer
+from lmlab.export.gather import Facts, Gathering, Piece, Rename, local_names
+from lmlab.export.source import Definition, WholeModule, meaning
+from lmlab.model.noise import Dropout
+from lmlab.training.interventions.base import KEYS
+from lmlab.training.step import Run, TrainParams, begin
+
+TEMPLATE = Path(__file__).with_name("loop.py.txt")
+TEMPLATE_IMPORTS = (
+    "import torch",
+    "import numpy as np",
+    "import json",
+    "from functools import partial",
+)
+ASKED_FOR = ("forward", "embed", "head", "assign_gradients", "factor", "step", "blocks", "width")
+"""What the template asks of the parts."""
+
+
+@dataclass
+class Config:
+    """A run that can be ejected, built."""
+
+    params: TrainParams
+    parts: dict[str, Choice]
+    run: Run
+    rule: Any
+    schedule: Any
+
+
+def eject(tree: Tree, shards: Shards, tokenizer: Tokenizer, corpus: Path, out: Path) -> list[Path]:
+    """Write the run that params describe as `out` and the data it reads as JSON beside it.
+
+    Raises UserError, naming it, for a part that cannot be ejected.
+    """
+    config = _configured(tree, shards)
+    data = out.with_suffix(".json")
+    code = _code(config, shards, data.name)
+    with whole_file(out) as partial:
+        partial.write_text(code, encoding="utf-8")
+    with whole_file(data) as partial:
+        content = json.dumps(_data(shards, tokenizer, corpus), ensure_ascii=False)
+        partial.write_text(content, encoding="utf-8")
+    return [out, data]
+
+
+def _configured(tree: Tree, shards: Shards) -> Config:
+    params = section(tree, "train", TrainParams)
+    parts = registry.choices(tree, "train", params)
+    for key in KEYS:
+        if parts[key].name != "identity":
+            raise _cannot(key, parts[key].name, "identity")
+    for key, value, instead in (
+        ("parametrisation", parts["parametrisation"].name, "standard"),
+        ("precision", params.precision, "float32"),
+        ("device", params.device, "cpu"),
+        ("compile", params.compile, False),
+        ("step_in_backward", params.step_in_backward, False),
+    ):
+        if value != instead:
+            raise _cannot(key, value, instead)
+    run = begin(params, parts, shards.vocabulary_size, torch.device("cpu"))
+    rule = parts["learning_rule"].build(run.model)
+    schedule = parts["schedule"].build(params.steps)
+    return Config(run.params, parts, run, rule, schedule)
+
+
+def _cannot(key: str, value: object, instead: object) -> UserError:
+    return UserError(
+        f"params.yaml: train.{key}: {value} cannot be ejected; set it to"
+        f" {json.dumps(instead).strip(chr(34))}"
+    )
+
+
+def _data(shards: Shards, tokenizer: Tokenizer, corpus: Path) -> dict[str, Any]:
+    """The texts of both splits, and for a tokenizer that is not spelled out the ids as well."""
+    groups = [group.length for group in shards.row_groups("train")]
+    return {
+        "row_groups": groups,
+        "train": shards.stream("train").tolist(),
+        "validation": shards.stream("validation").tolist(),
+        "tokens": [token.decode("utf-8", "replace") for token in tokenizer.token_bytes],
+    }
+
+
+def _code(config: Config, shards: Shards, data: str) -> str:
+    run, parts = config.run, config.parts
+    objects = [*run.model.modules(), *config.rule.modules(), run.optimizer, config.schedule]
+    roots = {
+        "noise": [],
+        "model": [*_definitions(parts["model"]), _definition(type(run.model))],
+        "loss": [Definition("lmlab.model.models.base", "next_token_loss")],
+        "rule": [*_definitions(parts["learning_rule"]), _definition(type(config.rule))],
+        "groups": [Definition("lmlab.training.optimizers.base", "parameter_groups")],
+        "optimizer": [*_options(parts["optimizer"]), _definition(type(run.optimizer))],
+        "schedule": [*_options(parts["schedule"]), _definition(type(config.schedule))],
+    }
+    asked_for = list(ASKED_FOR)
+    if any(True for _ in config.rule.parameters()):
+        asked_for.append("own_groups")
+        roots["groups"].append(Definition("lmlab.training.optimizers.base", "joined"))
+    gathering = _gathered(objects, asked_for, config, roots)
+    draws_noise = any(each.module == "lmlab.model.noise" for each in gathering.pieces)
+    if draws_noise:
+        roots["noise"] = [Definition("lmlab.model.noise", "keyed")]
+        gathering = _gathered(objects, asked_for, config, roots)
+    done: set[Definition] = set()
+    writer = _Writer(gathering)
+    sections = {}
+    for key, definitions in roots.items():
+        pieces = [piece for root in definitions for piece in gathering.written(root, done)]
+        sections[key] = writer.text(iter(pieces))
+    values = {
+        "DATA": data,
+        "IMPORTS": _imports(gathering.outside),
+        **{key.upper(): text for key, text in sections.items()},
+        **_numbers(config, shards, writer, draws_noise),
+    }
+    text = TEMPLATE.read_text(encoding="utf-8")
+    for key, value in values.items():
+        text = text.replace(f"«{key}»", str(value))
+    return _formatted(text)
+
+
+def _numbers(
+    config: Config, shards: Shards, writer: "_Writer", draws_noise: bool
+) -> dict[str, Any]:
+    """What the template says of the run, as source."""
+    params, run, parts = config.params, config.run, config.parts
+    own = any(True for _ in config.rule.parameters())
+    groups = "parameter_groups(model)"
+    return {
+        "CHOICE": writer.choice(parts["model"], "vocabulary_size=VOCABULARY, context=CONTEXT"),
+        "RULE_CHOICE": writer.choice(parts["learning_rule"], "model"),
+        "OPTIMIZER_CHOICE": writer.choice(parts["optimizer"], "groups"),
+        "SCHEDULE_CHOICE": writer.choice(parts["schedule"], "STEPS"),
+        "VOCABULARY": shards.vocabulary_size,
+        "CONTEXT_LENGTH": params.context,
+        "BATCH": params.batch,
+        "STEPS": params.steps,
+        "SEED": params.seed,
+        "ORDER_SEED": params.order_seed,
+        "POOL": int(params.pool_megatokens * 1e6),
+        "CLIP": params.clip,
+        "THREADS": params.threads,
+        "LOG_EVERY": params.log_every,
+        "BOS": shards.bos,
+        "GROUP_CHOICE": f"joined({groups}, rule.own_groups(model))" if own else groups,
+        "PEAKS": repr([group["lr"] for group in run.optimizer.param_groups]),
+        "KEYED": "with noise_keyed(SEED, step, 'piece', 0):" if draws_noise else "if True:",
+    }
+
+
+def _gathered(
+    objects: list[Any],
+    asked_for: list[str],
+    config: Config,
+    roots: Mapping[str, list[Definition]],
+) -> Gathering:
+    gathering = Gathering(objects, asked_for, _facts(config))
+    gathering.add(root for each in roots.values() for root in each)
+    return gathering
+
+
+def _options(choice: Choice) -> list[Definition]:
+    """The class that gives a part's options their methods, if there is one."""
+    for base in type(choice.options).__mro__:
+        if base is Params or not base.__module__.startswith("lmlab."):
+            return []
+        members = [member for name, member in vars(base).items() if not name.startswith("_")]
+        if any(isinstance(member, FunctionType) for member in members):
+            return [_definition(base)]
+    return []
+
+
+def _facts(config: Config) -> Facts:
+    parts = {key: choice for key, choice in config.parts.items() if key not in KEYS}
+    options = {
+        choice.part.__module__: _option_values(choice.options)
+        for part in parts.values()
+        for choice in _all_choices(part)
+    }
+    of_optimizer = options[config.parts["optimizer"].part.__module__]
+    residuals = [module for module in options if ".layers.residual." in module]
+    absent = {"cache"}
+    if not any(module.endswith(".value") for module in residuals):
+        absent.add("map_values")
+    left_out = set()
+    if not of_optimizer.get("cautious"):
+        left_out.add("add_caution")
+    if not of_optimizer.get("weight_decay"):
+        left_out.add("add_decay")
+    if not any(isinstance(each, Dropout) and each.p for each in config.run.model.modules()):
+        left_out.add("name_sites")
+    text = Path(sys.modules[type(config.rule).__module__].__file__ or "").read_text("utf-8")
+    forward_mode = "jvp" in text or "vmap" in text or "forward_ad" in text
+    return Facts(options, absent, left_out, forward_mode)
+
+
+def _all_choices(choice: Choice) -> Iterator[Choice]:
+    yield choice
+    for inner in choice.inner.values():
+        yield from _all_choices(inner)
+
+
+def _definitions(choice: Choice) -> list[Definition]:
+    """The classes of the parts that a part is built from, innermost first."""
+    found = []
+    for inner in choice.inner.values():
+        found += [*_definitions(inner), _definition(inner.part)]
+    return found
+
+
+def _imports(statements: Iterable[str]) -> str:
+    """The imports beyond those of the template, those from one module in one line."""
+    plain: list[str] = []
+    by_module: dict[str, list[str]] = {}
+    for statement in sorted(statements):
+        words = statement.split(maxsplit=3)
+        if words[0] == "import" and statement not in TEMPLATE_IMPORTS:
+            plain.append(statement)
+        elif words[0] == "from" and statement not in TEMPLATE_IMPORTS:
+            by_module.setdefault(words[1], []).append(words[3])
+    lines = [f"from {module} import {', '.join(names)}" for module, names in by_module.items()]
+    return "\n".join([*plain, *lines])
+
+
+def _definition(cls: type) -> Definition:
+    return Definition(cls.__module__, cls.__name__)
+
+
+class _Writer:
+    """Writes pieces as source."""
+
+    def __init__(self, gathering: Gathering) -> None:
+        self.gathering = gathering
+        self.names = gathering.names()
+        self.introduced: set[str] = set()
+
+    def text(self, pieces: Iterator[Piece]) -> str:
+        return "\n\n\n".join(text for piece in pieces if (text := self._piece(piece)))
+
+    def _piece(self, piece: Piece) -> str:
+        module = piece.definition.module
+        node = piece.node
+        if isinstance(node, ast.ClassDef):
+            members = self.gathering.live(piece)
+            if not members and not self._is_mentioned(piece.definition):
+                return ""
+            docstring = _first_paragraph(node)
+            body = [*([docstring] if docstring else []), *members]
+            bases = [base for each in node.bases for base in self._base(module, each)]
+            node = copy(node)
+            node.name, node.bases = self.names[piece.definition], bases
+            node.body = body or [ast.Pass()]
+        for part in ast.walk(node):
+            if isinstance(part, ast.FunctionDef):
+                _shorten_docstring(part)
+        renaming = self._renaming(module)
+        if isinstance(node, ast.ClassDef):
+            node.body = [
+                Rename(renaming, local_names(member)).visit(member)
+                if isinstance(member, ast.FunctionDef)
+                else Rename(renaming, set()).visit(member)
+                for member in node.body
+            ]
+        elif isinstance(node, ast.FunctionDef):
+            node.name = self.names[piece.definition]
+            node = Rename(renaming, local_names(node)).visit(node)
+        else:
+            node = Rename(renaming, set()).visit(node)
+        return ast.unparse(ast.fix_missing_locations(node))
+
+    def _base(self, module: str, base: ast.expr) -> list[ast.expr]:
+        """A base class; for one of which nothing is left, its own bases."""
+        if isinstance(base, ast.Name):
+            stands_for = meaning(module, base.id)
+            if isinstance(stands_for, Definition):
+                piece = self.gathering.pieces[stands_for]
+                assert isinstance(piece.node, ast.ClassDef)
+                if not self.gathering.live(piece) and not self._is_mentioned(stands_for):
+                    return [
+                        inner
+                        for each in piece.node.bases
+                        for inner in self._base(stands_for.module, each)
+                    ]
+                return [ast.Name(self.names[stands_for], ast.Load())]
+        return [base]
+
+    @cache  # noqa: B019
+    def _is_mentioned(self, definition: Definition) -> bool:
+        """Whether a class is named elsewhere than as a base."""
+        for piece in self.gathering.pieces.values():
+            if piece.definition == definition:
+                continue
+            for statement in self.gathering.live(piece):
+                for part in ast.walk(statement):
+                    if (
+                        isinstance(part, ast.Name)
+                        and meaning(piece.definition.module, part.id) == definition
+                    ):
+                        return True
+        return False
+
+    def _renaming(self, module: str) -> Any:
+        def renamed(name: str, attribute: str) -> str | None:
+            stands_for = meaning(module, name)
+            if isinstance(stands_for, WholeModule):
+                if not attribute:
+                    return None
+                stands_for = meaning(stands_for.module, attribute)
+                return self.names.get(stands_for) if isinstance(stands_for, Definition) else None
+            if attribute or not isinstance(stands_for, Definition):
+                if attribute and isinstance(stands_for, Definition):
+                    return None
+                return None
+            return self.names.get(stands_for)
+
+        return renamed
+
+    def choice(self, choice: Choice, arguments: str) -> str:
+        """The call that builds a part."""
+        return f"{self._class(choice)}({self._options(choice)}, {arguments}{self._inner(choice)})"
+
+    def _class(self, choice: Choice) -> str:
+        return self.names[_definition(choice.part)]
+
+    def _options(self, choice: Choice) -> str:
+        values = _option_values(choice.options)
+        words = ", ".join(f"{key}={value!r}" for key, value in values.items())
+        own = [self.names[each] for each in _options(choice) if each in self.names]
+        return f"{own[0] if own else 'SimpleNamespace'}({words})"
+
+    def _inner(self, choice: Choice) -> str:
+        text = ""
+        for key, inner in choice.inner.items():
+            text += (
+                f", {key}=partial({self._class(inner)}, {self._options(inner)}{self._inner(inner)})"
+            )
+        return text
+
+
+def _option_values(options: Params) -> dict[str, Any]:
+    """An options object's fields, and what its properties come to."""
+    values = options.model_dump()
+    for cls in type(options).__mro__:
+        if cls.__module__.startswith("lmlab."):
+            for name, member in vars(cls).items():
+                if isinstance(member, property):
+                    values[name] = getattr(options, name)
+    return values
+
+
+def _first_paragraph(node: ast.ClassDef | ast.FunctionDef) -> ast.stmt | None:
+    text = ast.get_docstring(node)
+    if not text:
+        return None
+    return ast.Expr(ast.Constant(text.split("\n\n")[0]))
+
+
+def _shorten_docstring(node: ast.FunctionDef) -> None:
+    docstring = _first_paragraph(node)
+    if docstring is not None:
+        node.body[0] = docstring
+
+
+def _without_parentheses(code: str) -> str:
+    """`x, y = a, b` and `return a, b`, around which unparsing puts parentheses."""
+    lines = []
+    for line in code.splitlines():
+        bare = re.sub(r"^(\s*(?:[\w., \[\]\"']+ = |return ))\((.*)\)$", r"\1\2", line)
+        lines.append(bare if bare != line and _same(bare, line) else line)
+    return "\n".join(lines)
+
+
+def _same(one: str, other: str) -> bool:
+    try:
+        trees = [ast.parse(f"def f():\n    {line.strip()}") for line in (one, other)]
+    except SyntaxError:
+        return False
+    return ast.dump(trees[0]) == ast.dump(trees[1])
+
+
+def _formatted(code: str) -> str:
+    """The code as ruff formats it."""
+    code = _without_parentheses(code)
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", "format", "--line-length", "100", "-"],
+        input=code,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout if done.returncode == 0 else code

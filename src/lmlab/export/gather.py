@@ -1,0 +1,348 @@
+"""Every definition that a configuration uses, simplified, in an order in which it can be read.
+
+The roots are the classes of the objects that a run consists of. What they mention comes along: of
+functions all, of classes the methods whose names are mentioned anywhere. A name that two modules
+have both is given its module's name as well.
+"""
+
+import ast
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import nn
+
+from lmlab.export.simplify import Known, Simplify
+from lmlab.export.source import Definition, Outside, WholeModule, meaning, source
+from lmlab.export.tidy import tidy
+from lmlab.model.noise import Dropout
+from lmlab.model.places import Place
+
+ALWAYS_PREFIXED = "lmlab.model.noise"
+"""Its functions have names that are common words: `normal`, `seed`, `within`."""
+CALLED_BY_TORCH = ("autograd.Function",)
+"""Bases whose methods torch calls, so that all of them stay."""
+EMPTY = (ast.Pass,)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of the whole configuration."""
+
+    options: Mapping[str, Mapping[str, Any]]
+    """By the module of a part."""
+    absent: Collection[str]
+    left_out: Collection[str]
+    forward_mode: bool
+    """Whether derivatives are taken forwards, or several at once."""
+
+    def options_in(self, module: str) -> Mapping[str, Any]:
+        """The options of a part, in its own module; in a kind's base, those of its only part."""
+        if module in self.options:
+            return self.options[module]
+        kind = module.rpartition(".")[0]
+        of_kind = [values for name, values in self.options.items() if name.startswith(f"{kind}.")]
+        return of_kind[0] if len(of_kind) == 1 else {}
+
+
+@dataclass
+class Piece:
+    """A definition as it will be written."""
+
+    definition: Definition
+    node: ast.stmt
+    uses: list[Definition] = field(default_factory=list)
+
+
+class Gathering:
+    """The definitions that have been gathered so far."""
+
+    def __init__(self, objects: Iterable[object], mentioned: Iterable[str], facts: Facts) -> None:
+        self.facts = facts
+        self.known = {
+            definition: _known(instances) for definition, instances in _instances(objects).items()
+        }
+        self.asked_for = set(mentioned)
+        self.mentioned = set(mentioned)
+        """Attributes and methods that may be asked for."""
+        self.nodes: dict[Definition, ast.stmt] = {}
+        """What each definition has been simplified to so far."""
+        self.pieces: dict[Definition, Piece] = {}
+        self.outside: set[str] = set()
+        """The imports of what is not the lab's."""
+
+    def add(self, roots: Iterable[Definition]) -> None:
+        """Gather the roots and all that they need, until nothing becomes simpler any more."""
+        roots = list(roots)
+        before = ""
+        while True:
+            self.pieces, self.mentioned, self.outside = {}, set(self.asked_for), set()
+            self._reach(roots)
+            live = [piece.node for piece in self.pieces.values()]
+            for piece in self.pieces.values():
+                if isinstance(piece.node, ast.ClassDef):
+                    text = [each for each in piece.node.body[:1] if _is_text(each)]
+                    piece.node.body = [*text, *self.live(piece)] or [ast.Pass()]
+            tidy(live, self.mentioned, self.asked_for)
+            now = "".join(map(ast.dump, live))
+            if now == before:
+                return
+            before = now
+
+    def _reach(self, roots: Iterable[Definition]) -> None:
+        pending = list(roots)
+        while True:
+            while pending:
+                definition = pending.pop()
+                if definition not in self.pieces:
+                    if definition not in self.nodes:
+                        self.nodes[definition] = self._simplified(definition)
+                    self.pieces[definition] = Piece(definition, self.nodes[definition])
+                    pending += self._needs(self.pieces[definition])
+            self.mentioned |= {
+                name for piece in self.pieces.values() for name in self._names(piece)
+            }
+            for piece in list(self.pieces.values()):
+                pending += [need for need in self._needs(piece) if need not in self.pieces]
+            if not pending:
+                return
+
+    def _simplified(self, definition: Definition) -> ast.stmt:
+        node = deepcopy(source(definition.module).definitions[definition.name])
+        known = self.known.get(definition, Known())
+        options = self.facts.options_in(definition.module)
+        known = replace(
+            known, options=options, absent=self.facts.absent, left_out=self.facts.left_out
+        )
+        simple = Simplify(known).visit(node)
+        assert isinstance(simple, ast.stmt)
+        return ast.fix_missing_locations(simple)
+
+    # ------------------------------------------------------------ what is alive
+
+    def live(self, piece: Piece) -> list[ast.stmt]:
+        """The statements of a piece that stay: of a class, the members that are asked for."""
+        node = piece.node
+        if not isinstance(node, ast.ClassDef):
+            return [node]
+        keeps_all = any(ast.unparse(base).endswith(CALLED_BY_TORCH) for base in node.bases)
+        members = [member for member in node.body if not _is_text(member)]
+        return [
+            member
+            for member in members
+            if self._is_live(member) or (keeps_all and not self._is_of_forward_mode(member))
+        ]
+
+    def _is_of_forward_mode(self, member: ast.stmt) -> bool:
+        """Whether a member of an autograd function is for derivatives that nobody takes here."""
+        text = ast.unparse(member)
+        return not self.facts.forward_mode and text.startswith(
+            ("generate_vmap_rule", "@staticmethod\ndef jvp(")
+        )
+
+    def _is_live(self, member: ast.stmt) -> bool:
+        if isinstance(member, ast.FunctionDef):
+            if _only_calls_its_base(member):
+                return False
+            if any(ast.unparse(each).endswith("abstractmethod") for each in member.decorator_list):
+                return False
+            if _is_empty(member):
+                return False
+            return member.name.startswith("__") or member.name in self.mentioned
+        if isinstance(member, ast.Assign):
+            return any(
+                part.id in self.mentioned
+                for target in member.targets
+                for part in ast.walk(target)
+                if isinstance(part, ast.Name)
+            )
+        return False
+
+    def _names(self, piece: Piece) -> set[str]:
+        """The attributes that a piece mentions."""
+        return {
+            part.attr
+            for statement in self.live(piece)
+            for part in ast.walk(statement)
+            if isinstance(part, ast.Attribute) and isinstance(part.ctx, ast.Load)
+        }
+
+    # ------------------------------------------------------------ what a piece needs
+
+    def _needs(self, piece: Piece) -> list[Definition]:
+        piece.uses = []
+        bases = piece.node.bases if isinstance(piece.node, ast.ClassDef) else []
+        statements: list[ast.AST] = [*bases, *self.live(piece)]
+        for name, attribute in _global_names(statements):
+            stands_for = meaning(piece.definition.module, name)
+            if isinstance(stands_for, WholeModule) and attribute:
+                stands_for = meaning(stands_for.module, attribute)
+            if isinstance(stands_for, Outside):
+                self.outside.add(stands_for.statement)
+            elif isinstance(stands_for, Definition) and stands_for != piece.definition:
+                piece.uses.append(stands_for)
+        return piece.uses
+
+    # ------------------------------------------------------------ what comes out
+
+    def written(self, root: Definition, done: set[Definition]) -> Iterator[Piece]:
+        """A root and what it needs that is not yet done, what is needed first."""
+        if root in done:
+            return
+        done.add(root)
+        piece = self.pieces[root]
+        for need in piece.uses:
+            yield from self.written(need, done)
+        yield piece
+
+    def names(self) -> dict[Definition, str]:
+        """The name that each piece is written under."""
+        by_name: dict[str, list[Definition]] = {}
+        for definition in self.pieces:
+            by_name.setdefault(definition.name, []).append(definition)
+        names = {}
+        for name, definitions in by_name.items():
+            for number, definition in enumerate(definitions):
+                prefix = definition.module.rpartition(".")[2]
+                is_common = definition.module == ALWAYS_PREFIXED
+                names[definition] = f"{prefix}_{name}" if number or is_common else name
+        return names
+
+
+def _is_text(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def _only_calls_its_base(function: ast.FunctionDef) -> bool:
+    """Whether a method hands on to its base class what it gets, and no more."""
+    if len(function.body) != 1:
+        return False
+    names = ", ".join(argument.arg for argument in function.args.args[1:])
+    return ast.unparse(function.body[0]) == f"super().{function.name}({names})"
+
+
+def _is_empty(function: ast.FunctionDef) -> bool:
+    """Whether a function does nothing but have a docstring."""
+    return all(
+        isinstance(each, ast.Pass)
+        or (isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant))
+        for each in function.body
+    )
+
+
+def _instances(objects: Iterable[object]) -> dict[Definition, list[object]]:
+    """The objects by the definitions of their classes and of those these derive from."""
+    found: dict[Definition, list[object]] = {}
+    for each in objects:
+        for cls in type(each).__mro__:
+            if cls.__module__.startswith("lmlab."):
+                found.setdefault(Definition(cls.__module__, cls.__name__), []).append(each)
+    return found
+
+
+def _known(instances: list[Any]) -> Known:
+    """What all objects of a class have in common."""
+    first = instances[0]
+    values = {**_class_values(type(first)), **vars(first)}
+    modules = dict(first.named_children()) if isinstance(first, nn.Module) else {}
+    assigned = _assigned_later(type(first))
+    constants = {
+        name: value
+        for name, value in values.items()
+        if isinstance(value, bool | int | float | str | None)
+        and name not in assigned
+        and name != "training"
+        and all(getattr(other, name, object) == value for other in instances)
+    }
+    passed_through = {
+        name
+        for name, module in modules.items()
+        if all(_passes_through(getattr(other, name, None)) for other in instances)
+    }
+    return Known(constants, passed_through)
+
+
+def _passes_through(module: object) -> bool:
+    return isinstance(module, Place) or (isinstance(module, Dropout) and not module.p)
+
+
+def _class_values(cls: type) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        if base.__module__.startswith("lmlab."):
+            values.update(vars(base))
+    return values
+
+
+def _assigned_later(cls: type) -> set[str]:
+    """The attributes that methods other than the constructor assign."""
+    assigned: set[str] = set()
+    for base in cls.__mro__:
+        if base.__module__.startswith("lmlab."):
+            node = source(base.__module__).definitions[base.__name__]
+            for member in getattr(node, "body", []):
+                if isinstance(member, ast.FunctionDef) and member.name != "__init__":
+                    assigned |= {
+                        part.attr
+                        for part in ast.walk(member)
+                        if isinstance(part, ast.Attribute) and isinstance(part.ctx, ast.Store)
+                    }
+    return assigned
+
+
+def _global_names(nodes: Iterable[ast.AST]) -> Iterator[tuple[str, str]]:
+    """Names that are read and not local, each with the attribute that is taken of it, if any."""
+    for node in nodes:
+        local = local_names(node)
+        for part in ast.walk(node):
+            if isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name):
+                if part.value.id not in local:
+                    yield part.value.id, part.attr
+            elif isinstance(part, ast.Name) and part.id not in local:
+                yield part.id, ""
+
+
+def local_names(node: ast.AST) -> set[str]:
+    """The parameters and variables of a function, those of functions inside it too."""
+    names: set[str] = set()
+    declared: set[str] = set()
+    for part in ast.walk(node):
+        if isinstance(part, ast.arg):
+            names.add(part.arg)
+        elif isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
+            names.add(part.id)
+        elif isinstance(part, ast.FunctionDef | ast.ClassDef) and part is not node:
+            names.add(part.name)
+        elif isinstance(part, ast.Global):
+            declared |= set(part.names)
+        elif isinstance(part, ast.ExceptHandler) and part.name:
+            names.add(part.name)
+    return names - declared
+
+
+Renaming = Callable[[str, str], str | None]
+"""The new name for a global name and the attribute taken of it; None to leave it."""
+
+
+class Rename(ast.NodeTransformer):
+    """Gives global names the names that they are written under."""
+
+    def __init__(self, renaming: Renaming, local: Collection[str]) -> None:
+        self.renaming, self.local = renaming, local
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
+        if isinstance(node.value, ast.Name) and node.value.id not in self.local:
+            new = self.renaming(node.value.id, node.attr)
+            if new:
+                return ast.copy_location(ast.Name(new, node.ctx), node)
+        node.value = self.visit(node.value)
+        return node
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        new = None if node.id in self.local else self.renaming(node.id, "")
+        return ast.copy_location(ast.Name(new, node.ctx), node) if new else node
+
+    def visit_Global(self, node: ast.Global) -> ast.stmt:
+        node.names = [self.renaming(name, "") or name for name in node.names]
+        return node

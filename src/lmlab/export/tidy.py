@@ -1,0 +1,249 @@
+"""What becomes plain only when all definitions are seen together.
+
+An attribute that nobody reads is not set; a parameter that always gets the same constant is that
+constant; a variable that holds a constant, or is returned at once, needs no name.
+"""
+
+import ast
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from lmlab.export.simplify import Known, Simplify
+
+WITHOUT_EFFECT = {"width_powers", "dict", "tuple", "list"}
+"""Functions whose call can go where its result is not used."""
+
+
+def tidy(statements: Iterable[ast.stmt], read: Collection[str], asked_for: Collection[str]) -> None:
+    """Tidy definitions in place; `read` are the attributes that are read anywhere."""
+    nodes = list(statements)
+    functions = [part for node in nodes for part in ast.walk(node)]
+    for part in functions:
+        if isinstance(part, ast.FunctionDef):
+            _drop_unread_attributes(part, read)
+            _drop_unused_names(part)
+            _fold_constant_variables(part)
+            _return_at_once(part)
+    _fold_constant_parameters(nodes, asked_for)
+
+
+def _drop_unread_attributes(function: ast.FunctionDef, read: Collection[str]) -> None:
+    body: list[ast.stmt] = []
+    for statement in function.body:
+        kept: ast.stmt | None = statement
+        if isinstance(statement, ast.Assign):
+            kept = _without_unread(statement, read)
+        if kept is not None:
+            body.append(kept)
+    function.body = body or [ast.Pass()]
+
+
+def _without_unread(statement: ast.Assign, read: Collection[str]) -> ast.stmt | None:
+    target, value = statement.targets[0], statement.value
+    if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+        pairs = [
+            (one, other)
+            for one, other in zip(target.elts, value.elts, strict=True)
+            if not (_is_unread(one, read) and _has_no_effect(other))
+        ]
+        if not pairs:
+            return None
+        if len(pairs) == 1:
+            statement.targets, statement.value = [pairs[0][0]], pairs[0][1]
+        else:
+            target.elts = [one for one, _ in pairs]
+            value.elts = [other for _, other in pairs]
+        return statement
+    if len(statement.targets) == 1 and _is_unread(target, read) and _has_no_effect(value):
+        return None
+    return statement
+
+
+def _is_unread(target: ast.expr, read: Collection[str]) -> bool:
+    return (
+        isinstance(target, ast.Attribute)
+        and isinstance(target.value, ast.Name)
+        and target.value.id == "self"
+        and target.attr not in read
+    )
+
+
+def _has_no_effect(value: ast.expr) -> bool:
+    calls = [part for part in ast.walk(value) if isinstance(part, ast.Call)]
+    return all(isinstance(each.func, ast.Name) and each.func.id in WITHOUT_EFFECT for each in calls)
+
+
+def _drop_unused_names(function: ast.FunctionDef) -> None:
+    """Functions and variables inside a function that nothing in it reads."""
+    while True:
+        read = {
+            part.id
+            for part in ast.walk(function)
+            if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Load)
+        }
+        kept = [each for each in function.body if not _is_unused(each, read)]
+        if len(kept) == len(function.body):
+            return
+        function.body = kept or [ast.Pass()]
+
+
+def _is_unused(statement: ast.stmt, read: set[str]) -> bool:
+    if isinstance(statement, ast.FunctionDef):
+        return statement.name not in read
+    if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+        is_simple = not any(isinstance(part, ast.Call) for part in ast.walk(statement.value))
+        return statement.targets[0].id not in read and is_simple
+    return False
+
+
+class _Substitute(ast.NodeTransformer):
+    """Puts constants in the place of names."""
+
+    def __init__(self, values: dict[str, ast.expr]) -> None:
+        self.values = values
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        if isinstance(node.ctx, ast.Load) and node.id in self.values:
+            return self.values[node.id]
+        return node
+
+
+def _fold_constant_variables(function: ast.FunctionDef) -> None:
+    """Variables that are assigned once, a constant, and only asked whether they hold."""
+    stores: dict[str, int] = {}
+    for part in ast.walk(function):
+        if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
+            stores[part.id] = stores.get(part.id, 0) + 1
+    values = {
+        statement.targets[0].id: statement.value
+        for statement in function.body
+        if isinstance(statement, ast.Assign)
+        and isinstance(statement.targets[0], ast.Name)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, bool | None)
+        and stores[statement.targets[0].id] == 1
+    }
+    if values:
+        _replace_names(function, dict(values))
+        function.body = [
+            each
+            for each in function.body
+            if not (
+                isinstance(each, ast.Assign)
+                and isinstance(each.targets[0], ast.Name)
+                and each.targets[0].id in values
+            )
+        ]
+
+
+def _replace_names(function: ast.FunctionDef, values: dict[str, ast.expr]) -> None:
+    substitute, simplify = _Substitute(values), Simplify(Known(absent=()))
+    function.body = [substitute.visit(each) for each in function.body]
+    decorators, returns, arguments = function.decorator_list, function.returns, function.args
+    simplify.visit(function)
+    function.decorator_list, function.returns, function.args = decorators, returns, arguments
+    ast.fix_missing_locations(function)
+
+
+def _return_at_once(function: ast.FunctionDef) -> None:
+    """`x = value; return x` as `return value`."""
+    if len(function.body) < 2:
+        return
+    before, last = function.body[-2:]
+    if (
+        isinstance(before, ast.Assign)
+        and isinstance(before.targets[0], ast.Name)
+        and isinstance(last, ast.Return)
+        and isinstance(last.value, ast.Name)
+        and last.value.id == before.targets[0].id
+    ):
+        function.body[-2:] = [ast.Return(before.value)]
+
+
+# ------------------------------------------------------------ parameters
+
+
+def _fold_constant_parameters(nodes: list[ast.stmt], asked_for: Collection[str]) -> None:
+    """Parameters of functions, and of methods whose name only one class has, which all calls give
+    the same constant or leave at it.
+    """
+    functions: dict[str, list[tuple[ast.FunctionDef, bool]]] = {}
+    for node in nodes:
+        if isinstance(node, ast.FunctionDef):
+            functions.setdefault(node.name, []).append((node, False))
+        elif isinstance(node, ast.ClassDef):
+            for member in node.body:
+                if isinstance(member, ast.FunctionDef) and not member.name.startswith("__"):
+                    functions.setdefault(member.name, []).append((member, True))
+    calls: dict[tuple[str, bool], list[ast.Call]] = {}
+    handed_on: set[str] = set()
+    for node in nodes:
+        called = set()
+        for part in ast.walk(node):
+            if isinstance(part, ast.Call):
+                called.add(id(part.func))
+                name = _name_of(part.func)
+                calls.setdefault((name, isinstance(part.func, ast.Attribute)), []).append(part)
+        for part in ast.walk(node):
+            if isinstance(part, ast.Name | ast.Attribute) and id(part) not in called:
+                handed_on.add(_name_of(part))
+    for name, definitions in functions.items():
+        of_kind = {is_method for _, is_method in definitions}
+        if name in asked_for or name in handed_on:
+            continue
+        for is_method in of_kind:
+            same = [function for function, kind in definitions if kind == is_method]
+            if len(same) == 1:
+                _fold_parameters(same[0], calls.get((name, is_method), []), is_method)
+
+
+def _name_of(node: ast.AST) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+
+
+def _fold_parameters(function: ast.FunctionDef, calls: list[ast.Call], is_method: bool) -> None:
+    arguments = function.args
+    if not calls or arguments.vararg or arguments.kwarg or function.decorator_list:
+        return
+    if any(isinstance(each, ast.Starred) for call in calls for each in call.args):
+        return
+    if any(keyword.arg is None for call in calls for keyword in call.keywords):
+        return
+    parameters = arguments.args[1:] if is_method else list(arguments.args)
+    defaults: dict[str, Any] = {}
+    for argument, default in zip(reversed(arguments.args), reversed(arguments.defaults)):
+        defaults[argument.arg] = default
+    constants: dict[str, ast.expr] = {}
+    for index, argument in enumerate(parameters):
+        given = [_given(call, index, argument.arg, defaults) for call in calls]
+        first = given[0]
+        is_known = isinstance(first, ast.Constant) and isinstance(first.value, bool | None)
+        if first and is_known and all(each and _are_equal(each, first) for each in given):
+            constants[argument.arg] = first
+    if not constants:
+        return
+    for call in calls:
+        call.args = [
+            value
+            for index, value in enumerate(call.args)
+            if index >= len(parameters) or parameters[index].arg not in constants
+        ]
+        call.keywords = [keyword for keyword in call.keywords if keyword.arg not in constants]
+    kept = [argument for argument in arguments.args if argument.arg not in constants]
+    arguments.defaults = [defaults[argument.arg] for argument in kept if argument.arg in defaults]
+    arguments.args = kept
+    _replace_names(function, constants)
+
+
+def _are_equal(one: ast.expr, other: ast.expr) -> bool:
+    return ast.dump(one) == ast.dump(other)
+
+
+def _given(call: ast.Call, index: int, name: str, defaults: dict[str, Any]) -> ast.expr | None:
+    """What a call gives for a parameter."""
+    if index < len(call.args):
+        return call.args[index]
+    for keyword in call.keywords:
+        if keyword.arg == name:
+            return keyword.value
+    return defaults.get(name)
