@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass
@@ -27,9 +28,10 @@ from lmlab.core.registry import Choice
 from lmlab.data.shards import Shards
 from lmlab.data.tokenizers.base import Tokenizer
 from lmlab.export.gather import Facts, Gathering, Piece, Rename, local_names
-from lmlab.export.source import Definition, WholeModule, meaning
+from lmlab.export.source import Definition, WholeModule, meaning, source
 from lmlab.model.noise import Dropout
 from lmlab.training.interventions.base import KEYS
+from lmlab.training.learning_rules.base import LearningRule
 from lmlab.training.step import Run, TrainParams, begin
 
 TEMPLATE = Path(__file__).with_name("loop.py.txt")
@@ -91,6 +93,30 @@ def _configured(tree: Tree, shards: Shards) -> Config:
     return Config(run.params, parts, run, rule, schedule)
 
 
+def _in_pieces(config: Config) -> bool:
+    """Whether a step is more than one call for the whole batch."""
+    own = type(config.rule).accumulate_gradients is not LearningRule.accumulate_gradients
+    return own or config.params.gradient_accumulation > 1
+
+
+def _gradients(config: Config, draws_noise: bool) -> str:
+    """The lines of the loop in which the rule fills the gradients."""
+    keyed, call = (
+        "noise_keyed(SEED, step, 'piece', 0)",
+        "assign_gradients(model, tokens_BT, targets_BT)",
+    )
+    lines = []
+    if _in_pieces(config):
+        count = config.params.gradient_accumulation
+        lines.append(f"pieces = list(zip(tokens_BT.chunk({count}), targets_BT.chunk({count})))")
+        keyed, call = "noise_keyed(SEED, step)", "accumulate_gradients(model, pieces)"
+    if draws_noise:
+        lines += [f"with {keyed}:", f"    loss = rule.{call}"]
+    else:
+        lines.append(f"loss = rule.{call}")
+    return "\n        ".join(lines)
+
+
 def _cannot(key: str, value: object, instead: object) -> UserError:
     return UserError(
         f"params.yaml: train.{key}: {value} cannot be ejected; set it to"
@@ -122,13 +148,18 @@ def _code(config: Config, shards: Shards, data: str) -> str:
         "schedule": [*_options(parts["schedule"]), _definition(type(config.schedule))],
     }
     asked_for = list(ASKED_FOR)
+    if _in_pieces(config):
+        asked_for.append("accumulate_gradients")
     if any(True for _ in config.rule.parameters()):
         asked_for.append("own_groups")
         roots["groups"].append(Definition("lmlab.training.optimizers.base", "joined"))
     gathering = _gathered(objects, asked_for, config, roots)
     draws_noise = any(each.module == "lmlab.model.noise" for each in gathering.pieces)
+    drops = any(isinstance(each, Dropout) and each.p for each in run.model.modules())
     if draws_noise:
         roots["noise"] = [Definition("lmlab.model.noise", "keyed")]
+        if drops:
+            roots["noise"].append(Definition("lmlab.model.noise", "name_sites"))
         gathering = _gathered(objects, asked_for, config, roots)
     done: set[Definition] = set()
     writer = _Writer(gathering)
@@ -141,6 +172,7 @@ def _code(config: Config, shards: Shards, data: str) -> str:
         "IMPORTS": _imports(gathering.outside),
         **{key.upper(): text for key, text in sections.items()},
         **_numbers(config, shards, writer, draws_noise),
+        "SITES": "noise_name_sites(model)\n" if drops else "",
     }
     text = TEMPLATE.read_text(encoding="utf-8")
     for key, value in values.items():
@@ -173,7 +205,7 @@ def _numbers(
         "BOS": shards.bos,
         "GROUP_CHOICE": f"joined({groups}, rule.own_groups(model))" if own else groups,
         "PEAKS": repr([group["lr"] for group in run.optimizer.param_groups]),
-        "KEYED": "with noise_keyed(SEED, step, 'piece', 0):" if draws_noise else "if True:",
+        "GRADIENTS": _gradients(config, draws_noise),
     }
 
 
@@ -218,9 +250,13 @@ def _facts(config: Config) -> Facts:
         left_out.add("add_decay")
     if not any(isinstance(each, Dropout) and each.p for each in config.run.model.modules()):
         left_out.add("name_sites")
+    position = getattr(config.run.model, "position", None)
+    give_nothing = {"bias"} if position is not None and position.bias(2, 3, 3) is None else set()
     text = Path(sys.modules[type(config.rule).__module__].__file__ or "").read_text("utf-8")
     forward_mode = "jvp" in text or "vmap" in text or "forward_ad" in text
-    return Facts(options, absent, left_out, forward_mode)
+    if not forward_mode:
+        left_out.add("save_for_forward")
+    return Facts(options, absent, left_out, give_nothing, forward_mode)
 
 
 def _all_choices(choice: Choice) -> Iterator[Choice]:
@@ -295,7 +331,18 @@ class _Writer:
             node = Rename(renaming, local_names(node)).visit(node)
         else:
             node = Rename(renaming, set()).visit(node)
-        return ast.unparse(ast.fix_missing_locations(node))
+        return self._comment(piece) + ast.unparse(ast.fix_missing_locations(node))
+
+    def _comment(self, piece: Piece) -> str:
+        """What the lab says of a constant, or of a part in its module's docstring."""
+        parsed = source(piece.definition.module)
+        text = parsed.notes.get(piece.definition.name, "")
+        is_part = piece.definition.name.lower() == parsed.module.rpartition(".")[2].replace("_", "")
+        if is_part and piece.definition.module not in self.introduced:
+            self.introduced.add(piece.definition.module)
+            text = parsed.docstring.split("\n\n")[0]
+        lines = textwrap.wrap(" ".join(text.split()), 98)
+        return "".join(f"# {line}\n" for line in lines)
 
     def _base(self, module: str, base: ast.expr) -> list[ast.expr]:
         """A base class; for one of which nothing is left, its own bases."""
@@ -377,17 +424,26 @@ def _option_values(options: Params) -> dict[str, Any]:
     return values
 
 
+ONLY_IN_THE_LAB = re.compile(r"cache|watched|`pattern`|params\\.yaml|by default")
+
+
 def _first_paragraph(node: ast.ClassDef | ast.FunctionDef) -> ast.stmt | None:
-    text = ast.get_docstring(node)
-    if not text:
+    """The docstring's first paragraph, without clauses on what only the lab has."""
+    text = (ast.get_docstring(node) or "").split("\n\n")[0]
+    clauses = re.split(r"(?<=[.;,]) ", " ".join(text.split()))
+    kept = [clause for clause in clauses if not ONLY_IN_THE_LAB.search(clause)]
+    if not kept:
         return None
-    return ast.Expr(ast.Constant(text.split("\n\n")[0]))
+    words = " ".join(kept).rstrip(";, ")
+    indent = 4 if isinstance(node, ast.ClassDef) else 8
+    lines = textwrap.wrap(words if words.endswith(".") else f"{words}.", 96 - indent)
+    return ast.Expr(ast.Constant(f"\n{' ' * indent}".join(lines)))
 
 
 def _shorten_docstring(node: ast.FunctionDef) -> None:
-    docstring = _first_paragraph(node)
-    if docstring is not None:
-        node.body[0] = docstring
+    if ast.get_docstring(node):
+        docstring = _first_paragraph(node)
+        node.body = [*([docstring] if docstring else []), *node.body[1:]] or [ast.Pass()]
 
 
 def _without_parentheses(code: str) -> str:

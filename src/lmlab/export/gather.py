@@ -19,6 +19,8 @@ from lmlab.export.tidy import tidy
 from lmlab.model.noise import Dropout
 from lmlab.model.places import Place
 
+FLAGS = ("backward", "final_in_backward", "compiles", "cannot_overfit", "width_powers")
+"""What learning rules and optimizers say of themselves to the lab."""
 ALWAYS_PREFIXED = "lmlab.model.noise"
 """Its functions have names that are common words: `normal`, `seed`, `within`."""
 CALLED_BY_TORCH = ("autograd.Function",)
@@ -34,6 +36,7 @@ class Facts:
     """By the module of a part."""
     absent: Collection[str]
     left_out: Collection[str]
+    give_nothing: Collection[str]
     forward_mode: bool
     """Whether derivatives are taken forwards, or several at once."""
 
@@ -100,12 +103,11 @@ class Gathering:
                         self.nodes[definition] = self._simplified(definition)
                     self.pieces[definition] = Piece(definition, self.nodes[definition])
                     pending += self._needs(self.pieces[definition])
-            self.mentioned |= {
-                name for piece in self.pieces.values() for name in self._names(piece)
-            }
+            count = len(self.mentioned)
             for piece in list(self.pieces.values()):
+                self.mentioned |= self._names(piece)
                 pending += [need for need in self._needs(piece) if need not in self.pieces]
-            if not pending:
+            if not pending and len(self.mentioned) == count:
                 return
 
     def _simplified(self, definition: Definition) -> ast.stmt:
@@ -113,7 +115,11 @@ class Gathering:
         known = self.known.get(definition, Known())
         options = self.facts.options_in(definition.module)
         known = replace(
-            known, options=options, absent=self.facts.absent, left_out=self.facts.left_out
+            known,
+            options=options,
+            absent=self.facts.absent,
+            left_out=self.facts.left_out,
+            give_nothing=self.facts.give_nothing,
         )
         simple = Simplify(known).visit(node)
         assert isinstance(simple, ast.stmt)
@@ -152,12 +158,12 @@ class Gathering:
             return member.name.startswith("__") or member.name in self.mentioned
         if isinstance(member, ast.Assign):
             return any(
-                part.id in self.mentioned
+                part.id in self.mentioned and part.id not in FLAGS
                 for target in member.targets
                 for part in ast.walk(target)
                 if isinstance(part, ast.Name)
             )
-        return False
+        return isinstance(member, ast.AnnAssign)  # the field of a data class
 
     def _names(self, piece: Piece) -> set[str]:
         """The attributes that a piece mentions."""
@@ -173,7 +179,8 @@ class Gathering:
     def _needs(self, piece: Piece) -> list[Definition]:
         piece.uses = []
         bases = piece.node.bases if isinstance(piece.node, ast.ClassDef) else []
-        statements: list[ast.AST] = [*bases, *self.live(piece)]
+        decorators = piece.node.decorator_list if isinstance(piece.node, ast.ClassDef) else []
+        statements: list[ast.AST] = [*bases, *decorators, *self.live(piece)]
         for name, attribute in _global_names(statements):
             stands_for = meaning(piece.definition.module, name)
             if isinstance(stands_for, WholeModule) and attribute:

@@ -53,6 +53,8 @@ class Known:
     """Parameters that are never given."""
     left_out: Collection[str] = ()
     """More functions whose call, as a statement, does nothing."""
+    give_nothing: Collection[str] = ()
+    """Methods that return None whenever they are called."""
 
 
 class Simplify(ast.NodeTransformer):
@@ -61,6 +63,8 @@ class Simplify(ast.NodeTransformer):
     def __init__(self, known: Known) -> None:
         self.known = known
         self.is_test = 0
+        self.in_backward = False
+        """Within the backward pass of an autograd function: nobody differentiates it again."""
 
     # ------------------------------------------------------------ what is left out
 
@@ -110,7 +114,10 @@ class Simplify(ast.NodeTransformer):
         node.decorator_list = [
             decorator for decorator in node.decorator_list if _last_name(decorator) != "override"
         ]
+        was_in_backward = self.in_backward
+        self.in_backward = was_in_backward or node.name == "backward"
         node.body = self._statements(node.body)
+        self.in_backward = was_in_backward
         return node
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.stmt:
@@ -124,8 +131,19 @@ class Simplify(ast.NodeTransformer):
             for base in node.bases
             if _last_name(base) not in ("ABC", "Protocol")
         ]
+        if keeps_fields(node):
+            node.body = [self._field(each) for each in node.body]
+            return node
         node.body = self._statements(node.body)
         return node
+
+    def _field(self, node: ast.stmt) -> ast.stmt:
+        """A member of a class whose annotated names are its fields."""
+        if isinstance(node, ast.AnnAssign):
+            node.annotation = _plain_type(node.annotation) or ast.Name("object", ast.Load())
+            return node
+        simple = self.visit(node)
+        return simple if isinstance(simple, ast.stmt) else ast.Pass()
 
     def _statements(self, statements: list[ast.stmt]) -> list[ast.stmt]:
         """The statements that remain; what stands behind a `return` is never reached."""
@@ -136,6 +154,9 @@ class Simplify(ast.NodeTransformer):
             )
             if is_docstring and number:
                 continue  # of an attribute
+            if is_docstring:
+                remaining.append(statement)
+                continue
             simple = self.visit(statement)
             more = simple if isinstance(simple, list) else [simple]
             for each in more:
@@ -265,6 +286,8 @@ class Simplify(ast.NodeTransformer):
             if name in self.known.constants:
                 return ast.Constant(self.known.constants[name])
             owner = ast.unparse(node.value)
+            if node.attr == "p" and _attribute_of_self(node.value) in self.known.passed_through:
+                return ast.Constant(0)
             if owner in ("options", "self.options") and node.attr in self.known.options:
                 return ast.Constant(self.known.options[node.attr])
         node.value = self.visit(node.value)
@@ -285,6 +308,10 @@ class Simplify(ast.NodeTransformer):
         name = _called(node)
         if name in REPLACED_CALLS:
             return REPLACED_CALLS[name](node)
+        if name in self.known.give_nothing and isinstance(node.func, ast.Attribute):
+            return ast.Constant(None)
+        if name == "is_grad_enabled" and self.in_backward:
+            return ast.Constant(False)
         if isinstance(node.func, ast.Attribute):
             if _attribute_of_self(node.func) in self.known.passed_through:
                 return node.args[0]
@@ -313,6 +340,12 @@ class Simplify(ast.NodeTransformer):
         if len(pairs) == 1 and pairs[0][0] is None:
             return pairs[0][1]
         return node
+
+
+def keeps_fields(node: ast.ClassDef) -> bool:
+    """Whether a class's annotated names are its fields, as in data classes and named tuples."""
+    names = {_last_name(each) for each in (*node.bases, *node.decorator_list)}
+    return bool(names & {"dataclass", "NamedTuple"})
 
 
 def _is_check(node: ast.If) -> bool:

@@ -23,8 +23,10 @@ def tidy(statements: Iterable[ast.stmt], read: Collection[str], asked_for: Colle
             _drop_unread_attributes(part, read)
             _drop_unused_names(part)
             _fold_constant_variables(part)
+            _call_directly(part)
             _return_at_once(part)
     _fold_constant_parameters(nodes, asked_for)
+    _drop_identities(nodes, asked_for)
 
 
 def _drop_unread_attributes(function: ast.FunctionDef, read: Collection[str]) -> None:
@@ -158,6 +160,82 @@ def _return_at_once(function: ast.FunctionDef) -> None:
         and last.value.id == before.targets[0].id
     ):
         function.body[-2:] = [ast.Return(before.value)]
+
+
+def _call_directly(function: ast.FunctionDef) -> None:
+    """Variables that only stand for another, and inner functions that only call another with what
+    they get.
+    """
+    stores: dict[str, int] = {argument.arg: 1 for argument in function.args.args}
+    for part in ast.walk(function):
+        if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
+            stores[part.id] = stores.get(part.id, 0) + 1
+    values: dict[str, ast.expr] = {}
+    for statement in function.body:
+        stands_for = _stands_for(statement)
+        name = _name_defined(statement)
+        if name and stands_for is not None and stores.get(name, 1) == 1:
+            is_steady = not isinstance(stands_for, ast.Name) or stores.get(stands_for.id, 2) == 1
+            if is_steady:
+                values[name] = stands_for
+    if values:
+        function.body = [each for each in function.body if _name_defined(each) not in values] or [
+            ast.Pass()
+        ]
+        substitute = _Substitute(values)
+        function.body = [substitute.visit(each) for each in function.body]
+
+
+def _name_defined(statement: ast.stmt) -> str:
+    if isinstance(statement, ast.FunctionDef):
+        return statement.name
+    if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+        return statement.targets[0].id
+    return ""
+
+
+def _stands_for(statement: ast.stmt) -> ast.expr | None:
+    if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Name):
+        return statement.value
+    if isinstance(statement, ast.FunctionDef) and len(statement.body) == 1:
+        last, names = statement.body[0], [each.arg for each in statement.args.args]
+        if isinstance(last, ast.Return) and isinstance(last.value, ast.Call):
+            call = last.value
+            given = [getattr(each, "id", "") for each in call.args]
+            if given == names and not call.keywords and not statement.decorator_list:
+                return call.func
+    return None
+
+
+def _drop_identities(nodes: list[ast.stmt], asked_for: Collection[str]) -> None:
+    """Calls of methods that, in every class that has them, return what they get."""
+    returns: dict[str, list[bool]] = {}
+    for node in nodes:
+        for member in node.body if isinstance(node, ast.ClassDef) else []:
+            if isinstance(member, ast.FunctionDef):
+                returns.setdefault(member.name, []).append(_is_identity(member))
+    names = {name for name, each in returns.items() if all(each) and name not in asked_for}
+    if names:
+        for node in nodes:
+            _DropCalls(names).visit(node)
+
+
+def _is_identity(method: ast.FunctionDef) -> bool:
+    body = [each for each in method.body if not isinstance(each, ast.Expr)]
+    if len(body) != 1 or not isinstance(body[0], ast.Return) or len(method.args.args) != 2:
+        return False
+    value = body[0].value
+    return isinstance(value, ast.Name) and value.id == method.args.args[1].arg
+
+
+class _DropCalls(ast.NodeTransformer):
+    def __init__(self, names: set[str]) -> None:
+        self.names = names
+
+    def visit_Call(self, node: ast.Call) -> ast.expr:
+        self.generic_visit(node)
+        is_method = isinstance(node.func, ast.Attribute) and node.func.attr in self.names
+        return node.args[0] if is_method and len(node.args) == 1 else node
 
 
 # ------------------------------------------------------------ parameters
