@@ -25,7 +25,7 @@ from lmlab.core.errors import UserError
 from lmlab.core.params import Tree
 from lmlab.experiments import preflight, recipes
 
-ROOMS = ["core", "data", "model", "training", "evaluation", "experiments"]
+ROOMS = ["core", "data", "model", "training", "evaluation", "export", "experiments"]
 README_BYTES = 9_000
 TERMS = """
     NaN, diverged, FLOPs, KV cache, gradient accumulation, hyperparameter, initialisation,

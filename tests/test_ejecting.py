@@ -28,16 +28,21 @@ def tree_of(**changes: Any) -> params.Tree:
 def ejected(corpus: Corpus, tree: params.Tree, out: Path) -> str:
     """The file's text."""
     shards, tokenizer = corpus
-    eject(tree, shards, tokenizer, Path("corpus"), out)
+    eject(tree, shards, tokenizer, shards.folder.parent / "corpus", out)
     return out.read_text(encoding="utf-8")
 
 
-def printed(out: Path) -> dict[int, str]:
-    """The mean losses by step that the file prints when it trains."""
-    namespace = runpy.run_path(str(out), run_name="ejected")
+def printed(out: Path) -> dict[str, str]:
+    """The losses that the file prints: of training by step, and on validation."""
     with redirect_stdout(io.StringIO()) as stream:
-        namespace["train"]()
-    return {int(line.split()[0]): line.split()[1] for line in stream.getvalue().splitlines()}
+        runpy.run_path(str(out), run_name="__main__")
+    losses = {}
+    for line in stream.getvalue().splitlines():
+        name, loss = line.split(" ")
+        losses[name] = loss
+        if name == "validation":  # what follows is a sample
+            break
+    return losses
 
 
 def check(corpus: Corpus, tree: params.Tree, tmp_path: Path, **changes: Any) -> None:
@@ -47,7 +52,8 @@ def check(corpus: Corpus, tree: params.Tree, tmp_path: Path, **changes: Any) -> 
     assert not any((node.module or "").startswith("lmlab") for node in imports)
     assert "import lmlab" not in code
     logged = rows(train(corpus, "run", **{**STEPS, **changes}))
-    expected = {row["step"]: repr(row["train_nats"]) for row in logged if "train_nats" in row}
+    expected = {str(row["step"]): repr(row["train_nats"]) for row in logged if "train_nats" in row}
+    expected["validation"] = repr(logged[-1]["validation_nats"])
     assert printed(tmp_path / "ejected.py") == expected
 
 
@@ -73,6 +79,50 @@ def test_every_model_and_layer(choice: registry.Choice, corpus: Corpus, tmp_path
     changes = {"model": choice.name}
     changes |= {key: inner.name for key, inner in choice.inner.items()}
     check(corpus, tree_of(**changes), tmp_path, **changes)
+
+
+@pytest.mark.parametrize("name", registry.names("tokenizers"))
+def test_every_tokenizer(
+    name: str, shards_of: small.ShardsOf, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = shards_of(test_training.TEXT, "12 times 12 is 144 €.\n", tokenizer=name)
+    check(made, tree_of(), tmp_path)
+
+
+def test_many_documents_and_pools(
+    shards_of: small.ShardsOf, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    texts = [f"{number} is not {number + 1}.\n" * 3 for number in range(60)]
+    made = shards_of(texts, texts[:3])
+    check(made, tree_of(steps=30), tmp_path, steps=30)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"intervention": "gradient_noise"},
+            "train.intervention: gradient_noise cannot be ejected; set it to identity",
+        ),
+        ({"parametrisation": "maximal_update"}, "train.parametrisation: maximal_update cannot be"),
+        (
+            {"precision": "bfloat16"},
+            "train.precision: bfloat16 cannot be ejected; set it to float32",
+        ),
+        (
+            {"clip": 0.0, "step_in_backward": True},
+            "train.step_in_backward: True cannot be ejected; set it to false",
+        ),
+    ],
+)
+def test_what_cannot_be_ejected_is_named(
+    changes: dict[str, Any], words: str, corpus: Corpus, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=words):
+        ejected(corpus, tree_of(**changes), tmp_path / "ejected.py")
+    assert not (tmp_path / "ejected.py").exists()
 
 
 @pytest.mark.parametrize("name", registry.names("optimizers"))

@@ -48,7 +48,7 @@ def test_every_module_is_in_a_room() -> None:
 
 def test_there_is_one_list_of_rooms() -> None:
     """In lmlab's docstring, in those of the rooms, and in README's map."""
-    assert len(ROOMS) == 6
+    assert len(ROOMS) == 7
     readme = (SOURCES.parents[1] / "README.md").read_text()
     for name, holds in ROOMS.items():
         docstring = ast.get_docstring(ast.parse((SOURCES / name / "__init__.py").read_text()))
@@ -65,6 +65,16 @@ def test_imports_go_down_the_ladder() -> None:
         if module != "__init__" and LADDER.index(room(other)) > LADDER.index(room(module))
     ]
     assert not upward
+
+
+def test_what_takes_a_run_away_is_known_to_no_other_room() -> None:
+    users = {
+        room(module)
+        for module, path in modules().items()
+        for other in imported(path)
+        if room(other) == "export"
+    }
+    assert users == {"export", "cli"}
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:

@@ -358,6 +358,33 @@ def draw(
 
 @app.command()
 @errors.one_line
+def eject(
+    out: Annotated[Path, typer.Option(help="The file to write; its data go beside it.")] = Path(
+        "ejected.py"
+    ),
+    data: Annotated[Path, typer.Option(help="The folder of the stages' outputs.")] = Path("data"),
+) -> None:
+    """Write what params.yaml says as one plain file of Python that needs torch and numpy, and
+    nothing of lmlab: text, tokenizer, model, rule, optimizer, training, sampling. It prints the
+    lab's losses, bit for bit.
+    """
+    from lmlab.core import params
+    from lmlab.data.shards import open_shards
+    from lmlab.data.tokenizers import base as tokenizers
+    from lmlab.experiments import preflight
+    from lmlab.export import eject as library
+
+    tree = params.read()
+    preflight.check(tree, run=False)
+    tokenizer = data / "tokenizer" / "tokenizer.json"
+    shards = open_shards(data / "shards", tokenizer)
+    code, text = library.eject(tree, shards, tokenizers.load(tokenizer), data / "corpus", out)
+    lines = len(code.read_text(encoding="utf-8").splitlines())
+    typer.echo(f"{code}: {lines:,} lines; it reads {text.name} beside it: `python {code}`")
+
+
+@app.command()
+@errors.one_line
 def size(
     vocabulary_size: Annotated[
         int,

@@ -1,1 +1,1 @@
-"""Taking away: what a run becomes outside of the laboratory."""
+"""What takes a run away: a configuration as one plain file of Python."""

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -25,15 +26,57 @@ from lmlab.core.errors import UserError
 from lmlab.core.files import whole_file
 from lmlab.core.params import Params, Tree, section
 from lmlab.core.registry import Choice
+from lmlab.data import documents
 from lmlab.data.shards import Shards
 from lmlab.data.tokenizers.base import Tokenizer
+from lmlab.data.tokenizers.character import Character
 from lmlab.export.gather import Facts, Gathering, Piece, Rename, local_names
 from lmlab.export.source import Definition, WholeModule, meaning, source
 from lmlab.model.noise import Dropout
 from lmlab.training.interventions.base import KEYS
 from lmlab.training.learning_rules.base import LearningRule
+from lmlab.training.optimizers.base import Averaging
 from lmlab.training.step import Run, TrainParams, begin
 
+ENCODERS = {
+    "Character": '''
+ID_OF = {character: id_ for id_, character in enumerate(DATA["characters"]) if character}
+UNSEEN = DATA["characters"].index("")
+
+
+def encode(text):
+    """An id for each character; one that the train split lacks is spelled by its code point."""
+    ids = []
+    for character in text:
+        if character in ID_OF:
+            ids.append(ID_OF[character])
+            continue
+        digits, left = [], ord(character)
+        while (UNSEEN + 1) ** len(digits) < 0x110000:
+            left, digit = divmod(left, UNSEEN + 1)
+            digits.insert(0, digit)
+        ids += [UNSEEN, *digits]
+    return ids
+''',
+    "Byte": '''
+def encode(text):
+    """Its bytes."""
+    return list(text.encode("utf-8", "surrogatepass"))
+''',
+}
+"""The tokenizers that are written out, by class."""
+STREAM = '''
+
+def stream(split):
+    """The ids of a split, BOS before each document."""
+    return [id_ for text in DATA[split] for id_ in (BOS, *encode(text))]
+'''
+STREAM_OF_IDS = '''
+def stream(split):
+    """The ids of a split, BOS before each document, as the lab's tokenizer made them."""
+    return DATA[split]
+'''
+EVALUATION_WEIGHTS = "evaluation_weights"
 TEMPLATE = Path(__file__).with_name("loop.py.txt")
 TEMPLATE_IMPORTS = (
     "import torch",
@@ -61,14 +104,15 @@ def eject(tree: Tree, shards: Shards, tokenizer: Tokenizer, corpus: Path, out: P
 
     Raises UserError, naming it, for a part that cannot be ejected.
     """
+    check_formatter()
     config = _configured(tree, shards)
     data = out.with_suffix(".json")
-    code = _code(config, shards, data.name)
-    with whole_file(out) as partial:
-        partial.write_text(code, encoding="utf-8")
-    with whole_file(data) as partial:
-        content = json.dumps(_data(shards, tokenizer, corpus), ensure_ascii=False)
-        partial.write_text(content, encoding="utf-8")
+    code = _code(config, shards, data.name).replace("«TOKENIZER»", _encoder(tokenizer))
+    code = _formatted(code)
+    content = json.dumps(_data(shards, tokenizer, corpus), ensure_ascii=False)
+    for file, text in ((data, content), (out, code)):
+        with whole_file(file) as partial:
+            partial.write_text(text, encoding="utf-8")
     return [out, data]
 
 
@@ -125,14 +169,31 @@ def _cannot(key: str, value: object, instead: object) -> UserError:
 
 
 def _data(shards: Shards, tokenizer: Tokenizer, corpus: Path) -> dict[str, Any]:
-    """The texts of both splits, and for a tokenizer that is not spelled out the ids as well."""
-    groups = [group.length for group in shards.row_groups("train")]
-    return {
-        "row_groups": groups,
-        "train": shards.stream("train").tolist(),
-        "validation": shards.stream("validation").tolist(),
+    """The texts of both splits, or their ids for a tokenizer that the file does not hold."""
+    content: dict[str, Any] = {
+        "row_groups": [group.length for group in shards.row_groups("train")],
         "tokens": [token.decode("utf-8", "replace") for token in tokenizer.token_bytes],
     }
+    for split in ("train", "validation"):
+        if type(tokenizer).__name__ in ENCODERS:
+            content[split] = list(_texts(corpus / f"{split}.parquet"))
+        else:
+            content[split] = shards.stream(split).tolist()
+    if isinstance(tokenizer, Character):
+        content["characters"] = [*tokenizer.characters, "", "", *tokenizer.later]
+    return content
+
+
+def _texts(file: Path) -> Iterator[str]:
+    """The documents of a split."""
+    text = ""
+    for _, part, piece in documents.read_parts(file):
+        if part == 0 and text:
+            yield text
+            text = ""
+        text += piece
+    if text:
+        yield text
 
 
 def _code(config: Config, shards: Shards, data: str) -> str:
@@ -148,6 +209,10 @@ def _code(config: Config, shards: Shards, data: str) -> str:
         "schedule": [*_options(parts["schedule"]), _definition(type(config.schedule))],
     }
     asked_for = list(ASKED_FOR)
+    averages = isinstance(run.optimizer, Averaging)
+    if averages:
+        asked_for.append("averages")
+        roots["optimizer"].append(Definition("lmlab.training.optimizers.base", EVALUATION_WEIGHTS))
     if _in_pieces(config):
         asked_for.append("accumulate_gradients")
     if any(True for _ in config.rule.parameters()):
@@ -172,12 +237,29 @@ def _code(config: Config, shards: Shards, data: str) -> str:
         "IMPORTS": _imports(gathering.outside),
         **{key.upper(): text for key, text in sections.items()},
         **_numbers(config, shards, writer, draws_noise),
+        "EVALUATION": _evaluation(averages),
         "SITES": "noise_name_sites(model)\n" if drops else "",
     }
     text = TEMPLATE.read_text(encoding="utf-8")
     for key, value in values.items():
         text = text.replace(f"«{key}»", str(value))
-    return _formatted(text)
+    return text
+
+
+def _evaluation(averages: bool) -> str:
+    """The last lines; an optimizer that trains at other weights is asked for those to use."""
+    lines = ['print("validation", evaluate("validation"))', "print(sample(200))"]
+    if averages:
+        return f"    with {EVALUATION_WEIGHTS}(optimizer):\n" + "".join(
+            f"        {line}\n" for line in lines
+        )
+    return "".join(f"    {line}\n" for line in lines)
+
+
+def _encoder(tokenizer: Tokenizer) -> str:
+    """How text becomes ids in the file."""
+    encoder = ENCODERS.get(type(tokenizer).__name__)
+    return f"{encoder}{STREAM}" if encoder else STREAM_OF_IDS
 
 
 def _numbers(
@@ -400,6 +482,7 @@ class _Writer:
 
     def _options(self, choice: Choice) -> str:
         values = _option_values(choice.options)
+        values = {key: value for key, value in values.items() if key in self.gathering.mentioned}
         words = ", ".join(f"{key}={value!r}" for key, value in values.items())
         own = [self.names[each] for each in _options(choice) if each in self.names]
         return f"{own[0] if own else 'SimpleNamespace'}({words})"
@@ -435,6 +518,8 @@ def _first_paragraph(node: ast.ClassDef | ast.FunctionDef) -> ast.stmt | None:
     if not kept:
         return None
     words = " ".join(kept).rstrip(";, ")
+    if not words:
+        return None
     indent = 4 if isinstance(node, ast.ClassDef) else 8
     lines = textwrap.wrap(words if words.endswith(".") else f"{words}.", 96 - indent)
     return ast.Expr(ast.Constant(f"\n{' ' * indent}".join(lines)))
@@ -465,12 +550,17 @@ def _same(one: str, other: str) -> bool:
 
 def _formatted(code: str) -> str:
     """The code as ruff formats it."""
-    code = _without_parentheses(code)
+    command = [sys.executable, "-m", "ruff", "format", "--line-length", "100", "-"]
     done = subprocess.run(
-        [sys.executable, "-m", "ruff", "format", "--line-length", "100", "-"],
-        input=code,
-        capture_output=True,
-        text=True,
-        check=False,
+        command, input=_without_parentheses(code), capture_output=True, text=True, check=True
     )
-    return done.stdout if done.returncode == 0 else code
+    return done.stdout
+
+
+def check_formatter() -> None:
+    """Raise UserError where ruff, which formats the file, is not installed."""
+    if find_spec("ruff") is None:
+        raise UserError(
+            "lmlab eject formats what it writes by ruff, which is not installed; run"
+            " `pip install --constraint constraints.txt ruff`"
+        )

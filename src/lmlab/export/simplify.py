@@ -310,6 +310,8 @@ class Simplify(ast.NodeTransformer):
             return REPLACED_CALLS[name](node)
         if name in self.known.give_nothing and isinstance(node.func, ast.Attribute):
             return ast.Constant(None)
+        if name == "isinstance" and _last_name(node.args[1]) == "Averaging":
+            return ast.Constant(True)  # else nobody asks
         if name == "is_grad_enabled" and self.in_backward:
             return ast.Constant(False)
         if isinstance(node.func, ast.Attribute):
