@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -104,7 +103,6 @@ def eject(tree: Tree, shards: Shards, tokenizer: Tokenizer, corpus: Path, out: P
 
     Raises UserError, naming it, for a part that cannot be ejected.
     """
-    check_formatter()
     config = _configured(tree, shards)
     data = out.with_suffix(".json")
     code = _code(config, shards, data.name).replace("«TOKENIZER»", _encoder(tokenizer))
@@ -555,12 +553,3 @@ def _formatted(code: str) -> str:
         command, input=_without_parentheses(code), capture_output=True, text=True, check=True
     )
     return done.stdout
-
-
-def check_formatter() -> None:
-    """Raise UserError where ruff, which formats the file, is not installed."""
-    if find_spec("ruff") is None:
-        raise UserError(
-            "lmlab eject formats what it writes by ruff, which is not installed; run"
-            " `pip install --constraint constraints.txt ruff`"
-        )

@@ -9,7 +9,7 @@ import ast
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -49,6 +49,14 @@ class Facts:
         return of_kind[0] if len(of_kind) == 1 else {}
 
 
+class Mention(NamedTuple):
+    """What a statement mentions."""
+
+    attributes: set[str]
+    names: list[tuple[str, str]]
+    """Global names in order, each with the attribute that is taken of it, if any."""
+
+
 @dataclass
 class Piece:
     """A definition as it will be written."""
@@ -72,6 +80,7 @@ class Gathering:
         self.nodes: dict[Definition, ast.stmt] = {}
         """What each definition has been simplified to so far."""
         self.pieces: dict[Definition, Piece] = {}
+        self._mentions: dict[int, Mention] = {}
         self.outside: set[str] = set()
         """The imports of what is not the lab's."""
 
@@ -88,6 +97,7 @@ class Gathering:
                     text = [each for each in piece.node.body[:1] if _is_text(each)]
                     piece.node.body = [*text, *self.live(piece)] or [ast.Pass()]
             tidy(live, self.mentioned, self.asked_for)
+            self._mentions.clear()
             now = "".join(map(ast.dump, live))
             if now == before:
                 return
@@ -167,12 +177,18 @@ class Gathering:
 
     def _names(self, piece: Piece) -> set[str]:
         """The attributes that a piece mentions."""
-        return {
-            part.attr
-            for statement in self.live(piece)
-            for part in ast.walk(statement)
-            if isinstance(part, ast.Attribute) and isinstance(part.ctx, ast.Load)
-        }
+        return set().union(*(self._looked(each).attributes for each in self.live(piece)))
+
+    def _looked(self, node: ast.AST) -> Mention:
+        """What a statement mentions; looked up once until it is simplified further."""
+        if id(node) not in self._mentions:
+            attributes = {
+                part.attr
+                for part in ast.walk(node)
+                if isinstance(part, ast.Attribute) and isinstance(part.ctx, ast.Load)
+            }
+            self._mentions[id(node)] = Mention(attributes, list(_global_names([node])))
+        return self._mentions[id(node)]
 
     # ------------------------------------------------------------ what a piece needs
 
@@ -181,7 +197,8 @@ class Gathering:
         bases = piece.node.bases if isinstance(piece.node, ast.ClassDef) else []
         decorators = piece.node.decorator_list if isinstance(piece.node, ast.ClassDef) else []
         statements: list[ast.AST] = [*bases, *decorators, *self.live(piece)]
-        for name, attribute in _global_names(statements):
+        mentioned = [name for each in statements for name in self._looked(each).names]
+        for name, attribute in dict.fromkeys(mentioned):
             stands_for = meaning(piece.definition.module, name)
             if isinstance(stands_for, WholeModule) and attribute:
                 stands_for = meaning(stands_for.module, attribute)
