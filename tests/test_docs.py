@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import typer
 from ruamel.yaml import YAML
 from small import PROJECT
 
-from lmlab import __version__, cli
+from lmlab import cli
 from lmlab.core import params
 from lmlab.core.errors import UserError
 from lmlab.core.params import Tree
@@ -117,10 +118,11 @@ def test_the_glossary_has_the_terms_of_the_field_in_order() -> None:
 
 def test_the_version_is_the_same_everywhere() -> None:
     citation = YAML(typ="safe").load(PROJECT / "CITATION.cff")
-    assert citation["version"] == __version__
+    version = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["version"]
+    assert citation["version"] == version
     newest = re.search(r"^## (\S+)", documents.read("CHANGELOG.md"), re.M)
     assert newest
-    assert newest[1] == __version__.partition(".dev")[0]
+    assert newest[1] == version.partition(".dev")[0]
 
 
 # ------------------------------------------------------------------ commands

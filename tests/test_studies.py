@@ -259,6 +259,9 @@ def test_another_text_or_another_code_or_version_makes_points_stale(
     file = "src/lmlab/training/step.py"
     edited = now.model_copy(update={"code": {**now.code, file: "0"}})
     assert making.differences(now, edited) == [f"code: {file}"]
+    fewer = now.model_copy(update={"code": {key: now.code[key] for key in now.code if key != file}})
+    assert making.differences(now, fewer) == []  # what used it would have changed as well
+    assert making.differences(fewer, now) == [f"code: {file}"]
     newer = now.model_copy(update={"versions": {**now.versions, "torch": "9.9"}})
     torch_version = now.versions["torch"]
     assert making.differences(now, newer) == [f"torch {torch_version}, now 9.9"]

@@ -13,5 +13,3 @@ rooms before it in this list, never from those after it:
 
 cli.py, the command `lmlab`, stands on top of them.
 """
-
-__version__ = "0.2.0.dev0"

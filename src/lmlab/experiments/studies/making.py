@@ -55,15 +55,14 @@ def making(tree: Tree, swept: set[str], flops: float, corpus: Path) -> Making:
 
 def differences(before: Making, now: Making) -> list[str]:
     """In what two makings differ, in words; the processor is left out, and a text that is not
-    here.
+    here. A file that is no longer used counts for nothing: whatever used it has changed.
     """
     lines = [*_changed_params(before.params, now.params)]
     if before.flops != now.flops:
         lines.append(f"flops: {before.flops:g}, now {now.flops:g}")
     if now.corpus and before.corpus != now.corpus:
         lines.append("the text is another one")
-    paths = before.code.keys() | now.code.keys()
-    changed = sorted(path for path in paths if before.code.get(path) != now.code.get(path))
+    changed = sorted(path for path in now.code if before.code.get(path) != now.code[path])
     if changed:
         more = f" and {len(changed) - 3} more files" if len(changed) > 3 else ""
         lines.append(f"code: {', '.join(changed[:3])}{more}")
