@@ -85,6 +85,12 @@ def test_every_tokenizer(
     monkeypatch.chdir(tmp_path)
     made = shards_of(test_training.TEXT, "12 times 12 is 144 €.\n", tokenizer=name)
     check(made, tree_of(), tmp_path)
+    namespace = runpy.run_path(str(tmp_path / "ejected.py"), run_name="ejected")
+    shards, tokenizer = made
+    for split in ("train", "validation"):
+        assert namespace["stream"](split) == shards.stream(split).tolist()
+    odd = "Naïve 世界  don't\t\n\n1234567 (x)…"
+    assert namespace["encode"](odd) == tokenizer.encode(odd).tolist()
 
 
 def test_many_documents_and_pools(

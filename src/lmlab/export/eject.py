@@ -63,8 +63,7 @@ def eject(tree: Tree, shards: Shards, tokenizer: Tokenizer, corpus: Path, out: P
     """
     config = _configured(tree, shards)
     data = out.with_suffix(".json")
-    code = _code(config, shards, data.name).replace("«TOKENIZER»", encoder(tokenizer))
-    code = formatted(code)
+    code = formatted(_code(config, shards, tokenizer, data.name))
     text_read = json.dumps(content(shards, tokenizer, corpus), ensure_ascii=False)
     for file, text in ((data, text_read), (out, code)):
         with whole_file(file) as partial:
@@ -131,8 +130,8 @@ def _cannot(key: str, value: object, instead: object) -> UserError:
     )
 
 
-def _code(config: Config, shards: Shards, data: str) -> str:
-    """The file's text but for the tokenizer, not yet formatted."""
+def _code(config: Config, shards: Shards, tokenizer: Tokenizer, data: str) -> str:
+    """The file's text, not yet formatted."""
     run = config.run
     gathering, sections = _gathered(config)
     writer = Writer(gathering)
@@ -141,9 +140,11 @@ def _code(config: Config, shards: Shards, data: str) -> str:
     for key, definitions in sections.items():
         pieces = [piece for root in definitions for piece in gathering.written(root, done)]
         texts[key] = writer.text(pieces)
+    encode, needed = encoder(tokenizer)
     values = {
         "DATA": data,
-        "IMPORTS": imports(gathering.outside),
+        "IMPORTS": imports({*gathering.outside, *needed}),
+        "TOKENIZER": encode,
         **texts,
         **_numbers(config, shards, writer),
         "GRADIENTS": _gradients(config, draws_noise=bool(sections["NOISE"])),
