@@ -106,8 +106,12 @@ def test_many_documents_and_pools(
     ("changes", "words"),
     [
         (
-            {"intervention": "gradient_noise"},
-            "train.intervention: gradient_noise cannot be ejected; set it to identity",
+            {"intervention": "gradient_noise", "third_intervention": "gradient_noise"},
+            "train.third_intervention: gradient_noise cannot be ejected; set it to identity",
+        ),
+        (
+            {"intervention": "layer_rates"},
+            "train.intervention: layer_rates cannot be ejected; set it to identity",
         ),
         ({"parametrisation": "maximal_update"}, "train.parametrisation: maximal_update cannot be"),
         (
@@ -126,6 +130,15 @@ def test_what_cannot_be_ejected_is_named(
     with pytest.raises(UserError, match=words):
         ejected(corpus, tree_of(**changes), tmp_path / "ejected.py")
     assert not (tmp_path / "ejected.py").exists()
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in registry.names("interventions") if name != "layer_rates"]
+)
+def test_every_intervention(name: str, corpus: Corpus, tmp_path: Path) -> None:
+    other = "gradient_noise" if name != "gradient_noise" else "identity"
+    changes = {"intervention": name, "third_intervention": other}
+    check(corpus, tree_of(**changes), tmp_path, **changes)
 
 
 @pytest.mark.parametrize("name", registry.names("optimizers"))

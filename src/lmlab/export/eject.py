@@ -5,8 +5,7 @@ stands around them. Run, it prints the lab's losses bit for bit.
 """
 
 import json
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from lmlab.export.write import (
 )
 from lmlab.model.noise import Dropout
 from lmlab.training.interventions.base import KEYS
+from lmlab.training.interventions.identity import Identity
 from lmlab.training.learning_rules.base import LearningRule
 from lmlab.training.optimizers.base import Averaging, joined, parameter_groups
 from lmlab.training.step import Run, TrainParams, begin
@@ -74,9 +74,6 @@ def eject(tree: Tree, shards: Shards, tokenizer: Tokenizer, corpus: Path, out: P
 def _configured(tree: Tree, shards: Shards) -> Config:
     params = section(tree, "train", TrainParams)
     parts = registry.choices(tree, "train", params)
-    for key in KEYS:
-        if parts[key].name != "identity":
-            raise _cannot(key, parts[key].name, "identity")
     for key, value, instead in (
         ("parametrisation", parts["parametrisation"].name, "standard"),
         ("precision", params.precision, "float32"),
@@ -86,19 +83,35 @@ def _configured(tree: Tree, shards: Shards) -> Config:
     ):
         if value != instead:
             raise _cannot(key, value, instead)
+    _check_interventions(parts)
     run = begin(params, parts, shards.vocabulary_size, torch.device("cpu"))
-    rule = parts["learning_rule"].build(run.model)
-    _check_groups(run, parts["learning_rule"].name)
+    _check_groups(run, parts)
+    rule = run.rule
+    while isinstance(rule, Identity):
+        rule = rule.rule
     schedule = parts["schedule"].build(params.steps)
     return Config(run.params, parts, run, rule, schedule)
 
 
-def _check_groups(run: Run, rule: str) -> None:
+def _check_interventions(parts: Mapping[str, Choice]) -> None:
+    """Raise UserError where one stands twice: each would need a noise site of its own."""
+    names: set[str] = set()
+    for key in KEYS:
+        name = parts[key].name
+        if name in names and name != "identity":
+            raise _cannot(key, name, "identity")
+        names.add(name)
+
+
+def _check_groups(run: Run, parts: Mapping[str, Choice]) -> None:
     """Raise UserError for a rule that gives parameters of one group different learning rates."""
     groups = joined(parameter_groups(run.model), run.rule.own_groups(run.model))
     names = [name for name, members in groups.items() if members]
     if names != [group["name"] for group in run.optimizer.param_groups]:
-        raise _cannot("learning_rule", rule, "backprop")
+        for key in KEYS:
+            if parts[key].name == "layer_rates":
+                raise _cannot(key, parts[key].name, "identity")
+        raise _cannot("learning_rule", parts["learning_rule"].name, "backprop")
 
 
 def _in_pieces(config: Config) -> bool:
@@ -164,7 +177,11 @@ def _gathered(config: Config) -> tuple[Gathering, dict[str, list[Definition]]]:
         "NOISE": [],
         "MODEL": [*_definitions(parts["model"]), definition_of(type(run.model))],
         "LOSS": [Definition("lmlab.model.models.base", "next_token_loss")],
-        "RULE": [*_definitions(parts["learning_rule"]), definition_of(type(config.rule))],
+        "RULE": [
+            root
+            for each in _rules(parts)
+            for root in [*_definitions(each), definition_of(each.part)]
+        ],
         "GROUPS": [Definition(OPTIMIZERS, "parameter_groups")],
         "OPTIMIZER": [*options_class(parts["optimizer"]), definition_of(type(run.optimizer))],
         "SCHEDULE": [*options_class(parts["schedule"]), definition_of(type(config.schedule))],
@@ -187,6 +204,21 @@ def _gathered(config: Config) -> tuple[Gathering, dict[str, list[Definition]]]:
         gathering = Gathering(objects, asked_for, _facts(config))
         gathering.add(root for roots in sections.values() for root in roots)
     return gathering, sections
+
+
+def _rules(parts: Mapping[str, Choice]) -> list[Choice]:
+    """The learning rule and the interventions around it, from the inside out."""
+    around = [parts[key] for key in KEYS if parts[key].name != "identity"]
+    return [parts["learning_rule"], *around]
+
+
+def _nested(writer: Writer, parts: Mapping[str, Choice]) -> str:
+    """The call that builds the rule within its interventions."""
+    rule, *around = _rules(parts)
+    text = writer.choice(rule, "model")
+    for choice in around:
+        text = writer.choice(choice, f"model, {text}")
+    return text
 
 
 def _has_parameters(module: nn.Module) -> bool:
@@ -215,7 +247,7 @@ def _numbers(config: Config, shards: Shards, writer: Writer) -> dict[str, Any]:
     groups = "parameter_groups(model)"
     return {
         "CHOICE": writer.choice(parts["model"], "vocabulary_size=VOCABULARY, context=CONTEXT"),
-        "RULE_CHOICE": writer.choice(parts["learning_rule"], "model"),
+        "RULE_CHOICE": _nested(writer, parts),
         "OPTIMIZER_CHOICE": writer.choice(parts["optimizer"], "groups"),
         "SCHEDULE_CHOICE": writer.choice(parts["schedule"], "STEPS"),
         "VOCABULARY": shards.vocabulary_size,
@@ -235,7 +267,7 @@ def _numbers(config: Config, shards: Shards, writer: Writer) -> dict[str, Any]:
 
 
 def _facts(config: Config) -> Facts:
-    parts = {key: choice for key, choice in config.parts.items() if key not in KEYS}
+    parts = {key: choice for key, choice in config.parts.items() if choice.name != "identity"}
     options = {
         choice.part.__module__: option_values(choice.options)
         for part in parts.values()
@@ -255,8 +287,10 @@ def _facts(config: Config) -> Facts:
         left_out.add("name_sites")
     position = getattr(config.run.model, "position", None)
     give_nothing = {"bias"} if position is not None and position.bias(2, 3, 3) is None else set()
-    text = Path(sys.modules[type(config.rule).__module__].__file__ or "").read_text("utf-8")
-    forward_mode = "jvp" in text or "vmap" in text or "forward_ad" in text
+    sources = [
+        registry.file(each.kind, each.name).read_text("utf-8") for each in _rules(config.parts)
+    ]
+    forward_mode = any(word in text for text in sources for word in ("jvp", "vmap", "forward_ad"))
     if not forward_mode:
         left_out.add("save_for_forward")
     return Facts(options, absent, left_out, give_nothing, forward_mode)

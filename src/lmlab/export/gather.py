@@ -18,9 +18,13 @@ from lmlab.export.source import Definition, Outside, WholeModule, meaning, sourc
 from lmlab.export.tidy import tidy
 from lmlab.model.noise import Dropout
 from lmlab.model.places import Place
+from lmlab.training.interventions.base import Intervention
 
-FLAGS = ("backward", "final_in_backward", "compiles", "cannot_overfit", "width_powers")
-"""What learning rules and optimizers say of themselves to the lab."""
+FLAGS = {
+    *("backward", "final_in_backward", "compiles", "cannot_overfit", "acts_in_backward", "depth"),
+    *("neutral", "width_powers"),
+}
+"""What learning rules, interventions and optimizers say of themselves to the lab."""
 ALWAYS_PREFIXED = "lmlab.model.noise"
 """Its functions have names that are common words: `normal`, `seed`, `within`."""
 CALLED_BY_TORCH = ("autograd.Function",)
@@ -96,7 +100,7 @@ class Gathering:
                 if isinstance(piece.node, ast.ClassDef):
                     text = [each for each in piece.node.body[:1] if _is_text(each)]
                     piece.node.body = [*text, *self.live(piece)] or [ast.Pass()]
-            tidy(live, self.mentioned, self.asked_for)
+            tidy(live, self.mentioned - FLAGS, self.asked_for)
             self._mentions.clear()
             now = "".join(map(ast.dump, live))
             if now == before:
@@ -269,6 +273,8 @@ def _known(instances: list[Any]) -> Known:
     """What all objects of a class have in common."""
     first = instances[0]
     values = {**_class_values(type(first)), **vars(first)}
+    if isinstance(first, Intervention):
+        values["site"] = first.site  # it follows from the class's module
     modules = dict(first.named_children()) if isinstance(first, nn.Module) else {}
     assigned = _assigned_later(type(first))
     constants = {

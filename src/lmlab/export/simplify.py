@@ -30,7 +30,7 @@ REPLACED_CALLS: dict[str, Callable[[ast.Call], ast.expr]] = {
     "is_autocast_enabled": lambda call: ast.Constant(False),
 }
 """What calls of these functions come to in float32, on a CPU, at the width that rates are for."""
-LEFT_OUT_CALLS = {"follow_width", "follow"}
+LEFT_OUT_CALLS = {"follow_width", "follow", "require_backward"}
 """Functions whose call, as a statement, does nothing then."""
 COMPUTED = {"head_count"}
 """Functions whose result is an attribute that is known."""
@@ -281,6 +281,8 @@ class Simplify(ast.NodeTransformer):
     def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
         if node.attr in KNOWN_ATTRIBUTES:
             return ast.Constant(KNOWN_ATTRIBUTES[node.attr])
+        if _attribute_of_self(node) == "site" and "site" in self.known.constants:
+            return ast.Constant(self.known.constants["site"])
         if self.is_test and isinstance(node.ctx, ast.Load):
             name = _attribute_of_self(node)
             if name in self.known.constants:

@@ -10,7 +10,7 @@ from typing import Any
 
 from lmlab.export.simplify import Known, Simplify
 
-WITHOUT_EFFECT = {"width_powers", "dict", "tuple", "list"}
+WITHOUT_EFFECT = {"width_powers", "getattr", "dict", "tuple", "list"}
 """Functions whose call can go where its result is not used."""
 
 
