@@ -160,6 +160,7 @@ def test_every_optimizer(name: str, corpus: Corpus, tmp_path: Path) -> None:
         {"logit_soft_cap": 3.0},
         {"gradient_accumulation": 2},
         {"gradient_accumulation": 2, "dropout": 0.1, "learning_rule": "spsa"},
+        {"learning_rule": "block_local", "third_intervention": "quantised_gradients"},
         {"embedding": "n_gram", "dropout": 0.3, "optimizer": "muon"},
     ],
     ids=str,

@@ -207,9 +207,13 @@ def _gathered(config: Config) -> tuple[Gathering, dict[str, list[Definition]]]:
 
 
 def _rules(parts: Mapping[str, Choice]) -> list[Choice]:
-    """The learning rule and the interventions around it, from the inside out."""
-    around = [parts[key] for key in KEYS if parts[key].name != "identity"]
-    return [parts["learning_rule"], *around]
+    """The learning rule and the interventions around it, from the inside out.
+
+    An `identity` within another one stays, since noise is keyed by names that it is a part of.
+    """
+    chosen = [number for number, key in enumerate(KEYS, 1) if parts[key].name != "identity"]
+    around = KEYS[: max(chosen, default=0)]
+    return [parts["learning_rule"], *(parts[key] for key in around)]
 
 
 def _nested(writer: Writer, parts: Mapping[str, Choice]) -> str:
@@ -267,7 +271,8 @@ def _numbers(config: Config, shards: Shards, writer: Writer) -> dict[str, Any]:
 
 
 def _facts(config: Config) -> Facts:
-    parts = {key: choice for key, choice in config.parts.items() if choice.name != "identity"}
+    parts = {key: choice for key, choice in config.parts.items() if key not in KEYS}
+    parts |= {choice.name: choice for choice in _rules(config.parts)}
     options = {
         choice.part.__module__: option_values(choice.options)
         for part in parts.values()
