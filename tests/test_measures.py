@@ -955,6 +955,20 @@ def test_a_clean_state_counts_where_it_is_read_and_nowhere_else(shards_of: Shard
     numbers = measured("causal_tracing", run, distance=3)
     assert numbers["total_nats"] > 0
     last = str(len(model.blocks) - 1)
+    ids = run.shards.stream("validation").astype(np.int64)
+    starts = np.linspace(0, len(ids) - 8, numbers["windows"]).astype(int)
+    tokens_BT = torch.from_numpy(np.stack([ids[start : start + 8] for start in starts]))
+    rng = torch.Generator().manual_seed(small.tree()["measures"]["causal_tracing"]["seed"])
+    with torch.no_grad():
+        x_BTD = model.embed(tokens_BT)
+        p_BV = model(tokens_BT)[:, -1].double().softmax(-1)
+        noise_BD = torch.randn(len(x_BTD), x_BTD.shape[-1], generator=rng)
+        x_BTD[:, 4] += 3 * x_BTD.std() * noise_BD  # three before the last of eight
+        for block in model.blocks:
+            x_BTD = block(x_BTD)
+        q_BV = model.head(x_BTD)[:, -1].double().softmax(-1)
+    nats_B = (p_BV * (p_BV / q_BV).log()).sum(-1)
+    assert numbers["total_nats"] == pytest.approx(float(nats_B.mean()), rel=1e-4)
     assert numbers["at_end"][last] == 1.0
     assert numbers["at_source"][last] == pytest.approx(0.0, abs=1e-12)
     assert numbers["at_source"]["0"] != 0.0

@@ -61,7 +61,9 @@ def test_every_place_is_passed_once_with_a_batch_of_positions(choice: registry.C
     assert names[-1] == "logits"
     assert len(set(names)) == len(names)
     for number in range(len(model.blocks)):
-        assert {f"blocks.{number}.input", f"blocks.{number}.output"} <= set(names)
+        first, last = (names.index(f"blocks.{number}.{end}") for end in ("input", "output"))
+        inside = [name for name in names if name.startswith(f"blocks.{number}.")]
+        assert names[first : last + 1] == inside
     with record(model) as states:
         logits_BTV = model(small.tokens(3, 5))
     assert set(states) == set(names)
@@ -389,6 +391,23 @@ def test_a_pattern_stands_for_all_places_it_fits() -> None:
         model(batch()[0])
     assert len(states) == 2
     assert not any(units.any() for units in states.values())
+
+
+def test_a_place_outside_the_blocks_is_one_as_well() -> None:
+    class WithPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.doubled = Place()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.doubled(2 * x) + 1
+
+    module = WithPlace()
+    assert places.names(module) == ["doubled", "logits"]
+    with record(module) as states, changed(module, {"doubled": lambda x: 10 * x}):
+        module(torch.ones(2))
+    assert states["doubled"].tolist() == [20.0, 20.0]
+    assert states["logits"].tolist() == [21.0, 21.0]
 
 
 # ---------------------------------------------------------------- what can go wrong
