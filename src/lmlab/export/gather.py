@@ -29,7 +29,6 @@ ALWAYS_PREFIXED = "lmlab.model.noise"
 """Its functions have names that are common words: `normal`, `seed`, `within`."""
 CALLED_BY_TORCH = ("autograd.Function",)
 """Bases whose methods torch calls, so that all of them stay."""
-EMPTY = (ast.Pass,)
 
 
 @dataclass(frozen=True)

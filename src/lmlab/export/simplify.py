@@ -8,7 +8,7 @@ for generation, places, dropout that drops nothing, checks of what has been chec
 import ast
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 
 def _cached(call: ast.Call) -> ast.expr:
@@ -91,7 +91,7 @@ class Simplify(ast.NodeTransformer):
         name = _attribute_of_self(target)
         if isinstance(node.value, ast.Call) and _called(node.value) in COMPUTED:
             node.value = ast.Constant(self.known.constants[name])
-        if _attribute_of_self(target) in self.known.passed_through:
+        if name in self.known.passed_through:
             return None
         if ast.dump(_loaded(target)) == ast.dump(_loaded(node.value)):
             return None
@@ -111,9 +111,6 @@ class Simplify(ast.NodeTransformer):
             if argument:
                 argument.annotation = _plain_type(argument.annotation)
         node.returns = _plain_type(node.returns)
-        node.decorator_list = [
-            decorator for decorator in node.decorator_list if _last_name(decorator) != "override"
-        ]
         was_in_backward = self.in_backward
         self.in_backward = was_in_backward or node.name == "backward"
         node.body = self._statements(node.body)
@@ -174,7 +171,8 @@ class Simplify(ast.NodeTransformer):
             return None
         node.test = self._test(node.test)
         if isinstance(node.test, ast.Constant):
-            return [] if not self._branch(node) else self._statements(self._branch(node))
+            branch = node.body if node.test.value else node.orelse
+            return self._statements(branch) if branch else []
         node.body = self._statements(node.body)
         node.orelse = self._statements(node.orelse) if node.orelse else []
         if node.orelse and all(isinstance(each, ast.Pass) for each in node.orelse):
@@ -182,9 +180,6 @@ class Simplify(ast.NodeTransformer):
         if all(isinstance(each, ast.Pass) for each in node.body) and not node.orelse:
             return None
         return node
-
-    def _branch(self, node: ast.If) -> list[ast.stmt]:
-        return node.body if cast(ast.Constant, node.test).value else node.orelse
 
     def visit_IfExp(self, node: ast.IfExp) -> ast.expr:
         test = self._test(node.test)
@@ -379,8 +374,7 @@ def _attribute_of_self(node: ast.expr) -> str:
 
 def _loaded(node: ast.expr) -> ast.expr:
     """The same expression as it is read."""
-    copy = ast.parse(ast.unparse(node), mode="eval").body
-    return copy
+    return ast.parse(ast.unparse(node), mode="eval").body
 
 
 def _plain_type(node: ast.expr | None) -> ast.expr | None:

@@ -5,12 +5,13 @@ constant; a variable that holds a constant, or is returned at once, needs no nam
 """
 
 import ast
+from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import Any
 
 from lmlab.export.simplify import Known, Simplify
 
-WITHOUT_EFFECT = {"width_powers", "getattr", "dict", "tuple", "list"}
+WITHOUT_EFFECT = {"width_powers", "getattr"}
 """Functions whose call can go where its result is not used."""
 
 
@@ -110,12 +111,15 @@ class _Substitute(ast.NodeTransformer):
         return node
 
 
+def _stores(function: ast.FunctionDef) -> Counter[str]:
+    """How often each variable of a function is assigned."""
+    names = (part for part in ast.walk(function) if isinstance(part, ast.Name))
+    return Counter(name.id for name in names if isinstance(name.ctx, ast.Store))
+
+
 def _fold_constant_variables(function: ast.FunctionDef) -> None:
     """Variables that are assigned once, a constant, and only asked whether they hold."""
-    stores: dict[str, int] = {}
-    for part in ast.walk(function):
-        if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
-            stores[part.id] = stores.get(part.id, 0) + 1
+    stores = _stores(function)
     values = {
         statement.targets[0].id: statement.value
         for statement in function.body
@@ -127,15 +131,7 @@ def _fold_constant_variables(function: ast.FunctionDef) -> None:
     }
     if values:
         _replace_names(function, dict(values))
-        function.body = [
-            each
-            for each in function.body
-            if not (
-                isinstance(each, ast.Assign)
-                and isinstance(each.targets[0], ast.Name)
-                and each.targets[0].id in values
-            )
-        ]
+        function.body = [each for each in function.body if _name_defined(each) not in values]
 
 
 def _replace_names(function: ast.FunctionDef, values: dict[str, ast.expr]) -> None:
@@ -166,10 +162,7 @@ def _call_directly(function: ast.FunctionDef) -> None:
     """Variables that only stand for another, and inner functions that only call another with what
     they get.
     """
-    stores: dict[str, int] = {argument.arg: 1 for argument in function.args.args}
-    for part in ast.walk(function):
-        if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
-            stores[part.id] = stores.get(part.id, 0) + 1
+    stores = _stores(function) + Counter(argument.arg for argument in function.args.args)
     values: dict[str, ast.expr] = {}
     for statement in function.body:
         stands_for = _stands_for(statement)

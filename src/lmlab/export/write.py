@@ -148,7 +148,7 @@ def option_values(options: Params) -> dict[str, Any]:
     return values
 
 
-ONLY_IN_THE_LAB = re.compile(r"cache|watched|`pattern`|params\\.yaml|by default")
+ONLY_IN_THE_LAB = re.compile(r"cache|watched|`pattern`|params\.yaml|by default")
 
 
 def _first_paragraph(node: ast.ClassDef | ast.FunctionDef) -> ast.stmt | None:
