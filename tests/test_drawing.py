@@ -1,5 +1,6 @@
 """Pictures show what the code does: the stages, a model's layers, a rule's signals."""
 
+from copy import deepcopy
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -13,9 +14,11 @@ from typer.testing import CliRunner
 from lmlab import cli
 from lmlab.core import params, registry
 from lmlab.core.errors import UserError
+from lmlab.evaluation.probes.base import Batch, Snapshot
 from lmlab.evaluation.signals import ABOVE, NOTHING, OWN, Signals, signals
-from lmlab.experiments.drawing import draw, model, pipeline, rule
+from lmlab.experiments.drawing import draw, model, pipeline
 from lmlab.experiments.drawing.svg import Picture
+from lmlab.experiments.drawing.trained import pictures
 from lmlab.model import places
 
 RULES = registry.names("learning_rules")
@@ -101,15 +104,15 @@ def test_watching_leaves_model_and_rule_as_they_were(name: str) -> None:
 @pytest.mark.parametrize(("name", "of_model"), small.drawn(RULES, MODELS))
 def test_every_rule_is_drawn_in_every_model_it_works_with(name: str, of_model: str) -> None:
     tree = params.changed(small.tree(), {"train.model": of_model})
-    made = small.model(registry.choose(tree, "models", of_model), vocabulary_size=rule.VOCABULARY)
+    made = small.model(registry.choose(tree, "models", of_model), vocabulary_size=draw.VOCABULARY)
     if refusal(name, made):
         with pytest.raises(UserError, match=f"train.learning_rule: {name}"):
-            rule.draw(tree, name)
+            draw.of_rule(tree, name)
         return
-    words = texts(rule.draw(tree, name))
+    words = texts(draw.of_rule(tree, name))
     blocks = [f"blocks.{number}" for number in range(len(made.blocks))]
     assert {"tokens", "embedding", *blocks, "output head", "loss"} <= set(words)
-    assert rule.draw(tree, name).svg() == rule.draw(tree, name).svg()
+    assert draw.of_rule(tree, name).svg() == draw.of_rule(tree, name).svg()
 
 
 @pytest.mark.parametrize("choice", small.variants("models"), ids=small.title)
@@ -118,13 +121,47 @@ def test_every_model_is_drawn_with_all_its_places(choice: registry.Choice) -> No
     for key, inner in choice.inner.items():
         tree = dict(params.changed(tree, {f"models.{choice.name}.{key}": inner.name}))
     made = small.model(choice, vocabulary_size=65, context=tree["train"]["context"])
-    words = texts(model.draw(tree, choice.name, 65))
+    words = texts(draw.of_model(tree, choice.name, 65))
     count = sum(parameter.numel() for parameter in made.parameters())
     assert any(f"{count:,} parameters" in line for line in words)
     shown = {line.split("  ")[0].rpartition(".")[2] for line in words}
     for name in places.names(made):
         last = name.rpartition(".")[2]
         assert last in shown or last == "input"  # which is the output of what is below
+
+
+@pytest.mark.parametrize("name", registry.names("layers.position"))
+def test_positions_are_drawn_where_they_act(name: str) -> None:
+    tree = params.changed(small.tree(), {"models.transformer.position": name})
+    words = texts(draw.of_model(tree, "transformer", 65))
+    shown = name.replace("_", " ")
+    in_attention, in_stream = f"{shown} positions" in words, f"position: {shown}" in words
+    assert in_attention == (name in ("alibi", "rotary"))
+    assert in_stream == (name == "learned")
+
+
+def test_a_run_is_drawn_as_it_is_at_its_last_snapshot() -> None:
+    """The rule is the run's own, with the weights it has now, within no intervention."""
+    made = small.model(small.some_model()).eval()
+    inner = rule_for("feedback_alignment", made)
+    around = registry.choose(small.tree(), "interventions", "gradient_noise").build(made, inner)
+    one = Snapshot(6, 100, made, {}, around, "some_model")
+    tokens, targets = batch()
+    before = [tensor.clone() for tensor in [*made.state_dict().values(), *inner.buffers()]]
+    drawn = pictures(one, Batch(tokens, targets))
+    assert all(map(torch.equal, [*made.state_dict().values(), *inner.buffers()], before))
+    assert texts(Picture.model_validate(drawn["model"])) == texts(model.drawn(made))
+    words = texts(Picture.model_validate(drawn["rule"]))
+    assert words[0] == "feedback alignment"
+    assert any("at step 7 of training, on validation text" in line for line in words)
+    units = signals(deepcopy(inner).double(), deepcopy(made).double(), tokens, targets).units
+    for unit in units[:-1]:
+        assert unit.signal is not None
+        assert f"cosine {round(unit.signal, 2) + 0.0:.2f}" in words
+    with torch.no_grad():
+        for weight in made.parameters():
+            weight.mul_(3)
+    assert pictures(one, Batch(tokens, targets)) != drawn
 
 
 def test_the_pipeline_is_drawn_as_dvc_has_it() -> None:
@@ -174,4 +211,4 @@ def test_what_cannot_be_drawn_is_told_in_one_line(
 def test_a_model_too_large_to_be_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     large = params.changed(params.read(PROJECT / "params.yaml"), {"models.transformer.width": 2048})
     with pytest.raises(UserError, match=r"parameters are too many for that; set models\.transfor"):
-        rule.draw(large, "backprop")
+        draw.of_rule(large, "backprop")

@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import browser
 import pandas as pd
@@ -19,46 +20,23 @@ from lmlab.experiments.compare import verdicts
 from lmlab.experiments.compare.labels import LONGEST, labels
 from lmlab.experiments.compare.run import Run
 from lmlab.experiments.compare.variants import Variant
+from lmlab.experiments.drawing.svg import Picture
 from lmlab.experiments.openings import Opening
 from lmlab.experiments.report import charts, report
 from lmlab.experiments.report.page import library
 from lmlab.experiments.report.shown import MOST_VARIANTS
 
+SVG = "{http://www.w3.org/2000/svg}"
 NASTY = "</script><script>document.title = 'taken over'</script>{{body}} & <b>"
 
 
 MODEL = {
-    "model": {
-        "name": "transformer",
-        "options": {"tied": False},
-        "inner": {
-            "embedding": {"name": "token", "options": {}, "inner": {}},
-            "attention": {"name": "multi_head", "options": {"heads": 0}, "inner": {}},
-            "feed_forward": {"name": "relu_squared", "options": {"expansion": 4.0}, "inner": {}},
-            "normalisation": {"name": "rms_norm"},
-            "placement": {"name": "pre"},
-            "residual": {"name": "plain"},
-        },
-    },
+    "model": {"name": "transformer", "options": {"tied": False}, "inner": {}},
     "vocabulary_size": 10,
     "context": 16,
     "parameters": 6312,
     "precision": "float32",
-    "size": {
-        "width": 8,
-        "blocks": 2,
-        "batch": 4,
-        "parameters": {
-            "embedding": 80,
-            "attention": 512,
-            "feed_forward": 1024,
-            "attention_residual": 16,
-            "feed_forward_residual": 16,
-            "final_norm": 8,
-            "readout": 80,
-        },
-        "forward_flops_per_token": 1000,
-    },
+    "size": {"width": 8, "blocks": 2, "batch": 4, "forward_flops_per_token": 1000},
 }
 
 
@@ -116,6 +94,7 @@ def files(seed: int) -> dict[str, bytes]:
         ).encode(),
         "data/probes/probes.parquet": pd.DataFrame(readings).to_parquet(),
         "data/probes/close_up.json": json.dumps(close_up).encode(),
+        **pictures(),
     }
 
 
@@ -190,6 +169,7 @@ def test_one_run_is_told_in_a_sentence_with_its_references_beside_it(tmp_path: P
     assert headings(text) == [
         "Params",
         "Model",
+        "Learning rule",
         "Loss",
         "Samples during training",
         "Held-out text",
@@ -226,47 +206,60 @@ def test_what_a_run_lacks_is_left_out(tmp_path: Path) -> None:
     assert len(drawn(tmp_path / "page.html")) == 1
 
 
-def test_the_model_is_drawn_with_its_parts_shapes_and_parameters(tmp_path: Path) -> None:
+def pictures(of_model: str = "the model") -> dict[str, bytes]:
+    """The file with the pictures of a run."""
+    drawn = {}
+    for name, text in (("model", of_model), ("rule", "a rule")):
+        picture = Picture(description=f"{text} {NASTY}", width=100)
+        picture.box(0, 0, 50, 30, text, NASTY)
+        picture.arrow("M0 30V60", "true")
+        drawn[name] = picture.model_dump()
+    return {"data/probes/pictures.json": json.dumps(drawn).encode()}
+
+
+def test_the_pictures_of_model_and_rule_are_drawn_with_ids_of_their_own(tmp_path: Path) -> None:
     report.write([run()], tmp_path / "page.html")
-    section = body(tmp_path / "page.html").split('id="model"')[1].split("</section>")[0]
-    texts = re.findall(r"<text[^>]*>(.*?)</text>", section)
-    boxes = re.findall(r'<text x="180" y="(\d+)" text-anchor="middle">(.*?)</text>', section)
-    assert [title for _, title in boxes] == [
-        "token ids",
-        "embedding: token",
-        "attention: multi head",
-        "feed forward: relu squared",
-        "final norm",
-        "output head",
-        "logits",
-    ]
-    assert sorted(boxes, key=lambda box: int(box[0])) == boxes  # from the top to the bottom
-    shape = "B x T = 4 x 16".replace("x", "\N{MULTIPLICATION SIGN}")
-    for text in ("2 blocks; rms norm, pre-norm, plain residual", "8 → 32 → 8", shape):
-        assert text in texts
-    assert "512 parameters, 29.5%" in texts
+    page = body(tmp_path / "page.html")
+    for heading, text in (("model", "the model"), ("learning-rule", "a rule")):
+        section = page.split(f'id="{heading}"')[1].split("</section>")[0]
+        svg = section[section.index("<svg") : section.index("</svg>") + len("</svg>")]
+        root = ElementTree.fromstring(svg)  # so all that is written in it is escaped
+        assert [each.text for each in root.iter(f"{SVG}text")] == [text, NASTY]
+        assert next(root.iter(f"{SVG}title")).text == f"{text} {NASTY}"
+    ids = re.findall(r'<(?:marker|title) id="(.*?)"', page)
+    assert len(ids) == len(set(ids)) == 8
+    assert set(re.findall(r"url\(#(.*?)\)", page)) <= set(ids)
+    assert "6,312" in page
 
 
-def test_a_shape_is_shown_only_where_it_gives_the_number_of_parameters(tmp_path: Path) -> None:
-    gated = json.loads(json.dumps(MODEL))
-    gated["size"]["parameters"]["feed_forward"] = 1536
-    opened = files(0) | {"data/model/model.json": json.dumps(gated).encode()}
+@pytest.mark.parametrize("content", [b"{}", b"not JSON", b'{"model": {"shapes": 1}, "rule": 2}'])
+def test_pictures_of_other_code_are_left_out(tmp_path: Path, content: bytes) -> None:
+    opened = files(0) | {"data/probes/pictures.json": content}
     report.write([replace(run(), open=opened.get)], tmp_path / "page.html")
-    text = body(tmp_path / "page.html")
-    assert "1,536 parameters" in text
-    assert "8 → 32 → 8" not in text
+    page = body(tmp_path / "page.html")
+    assert "<svg" not in page
+    assert "Learning rule" not in headings(page)
+    assert "6,312" in page
 
 
 @pytest.mark.parametrize("record", [b"{}", b"not JSON", b'{"model": {"name": "lstm"}}'])
-def test_a_model_whose_record_is_of_older_code_is_not_drawn(tmp_path: Path, record: bytes) -> None:
+def test_a_record_of_older_code_gives_no_sizes(tmp_path: Path, record: bytes) -> None:
     opened = files(0) | {"data/model/model.json": record}
     report.write([replace(run(), open=opened.get)], tmp_path / "page.html")
+    page = body(tmp_path / "page.html")
+    assert "6,312" not in page
+    assert page.count("<svg") == 2
+    without = {path: content for path, content in opened.items() if "pictures" not in path}
+    report.write([replace(run(), open=without.get)], tmp_path / "page.html")
     assert "Model" not in headings(body(tmp_path / "page.html"))
 
 
-def test_variants_of_one_model_have_one_drawing(tmp_path: Path) -> None:
+def test_variants_of_one_model_have_one_picture_of_it(tmp_path: Path) -> None:
     report.write([run(0), run(0, rate=0.2)], tmp_path / "page.html")
-    assert body(tmp_path / "page.html").count('<figure class="drawing">') == 1
+    assert body(tmp_path / "page.html").count("<svg") == 2
+    other = replace(run(0, rate=0.2), open=(files(0) | pictures("a model of its own")).get)
+    report.write([run(0), other], tmp_path / "page.html")
+    assert body(tmp_path / "page.html").count("<svg") == 3
 
 
 def test_held_out_text_is_whole_and_the_dearest_piece_has_the_strongest_colour(

@@ -1,8 +1,9 @@
 """The stage `probe`: every probe looks at every snapshot that training left, for one table."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +24,6 @@ from lmlab.evaluation.closeup import close_up
 from lmlab.evaluation.probes.base import Batch, Probe, Snapshot
 from lmlab.model.device import use_device
 from lmlab.model.models import base as models
-from lmlab.model.models.base import LanguageModel
 from lmlab.training import snapshots
 from lmlab.training.interventions import base as interventions
 from lmlab.training.interventions.base import build_rule
@@ -94,12 +94,13 @@ def look(
     tokenizer: Tokenizer,
     snapshot_folder: Path,
     folder: Path,
+    further: Mapping[str, Callable[[Snapshot, Batch], Any]] = MappingProxyType({}),
 ) -> Readings:
     """Let all probes look at all snapshots; write probes.parquet and return the readings.
 
     about.json says how the numbers of each probe are read (its attribute `reading`), and
     close_up.json shows the last snapshot's model at work on `probe.text`; without a text or a
-    snapshot there is none. Raises UserError if the snapshots are of another tokenizer.
+    snapshot there is none. `further` are JSON files by name, each made of the last snapshot. Raises UserError if the snapshots are of another tokenizer.
     """
     device = use_device(params.device, params.threads)
     record, states = snapshots.read(snapshot_folder)
@@ -117,7 +118,7 @@ def look(
     batch = fixed_batch(shards, record["context"], params.windows, device)
     built: dict[str, Probe] = {name: choice.build() for name, choice in probes.items()}
     readings = Readings()
-    last_model: LanguageModel | None = None
+    last: Snapshot | None = None
     with ProgressBar("probe", count * len(built), "looks") as bar:
         for state in states:
             snapshot = restored(record, state, device)
@@ -125,15 +126,18 @@ def look(
                 target = readings.timed if probe.timed else readings.rows
                 target.extend(_rows(name, probe, snapshot, batch))
                 bar.advance(1, name)
-            last_model = snapshot.model
+            last = snapshot
     about = {name: probe.reading for name, probe in built.items()}
     with whole_folder(folder) as partial:
         table = pa.Table.from_pylist([asdict(row) for row in readings.rows], schema=COLUMNS)
         pq.write_table(table, partial / "probes.parquet")
         write_json(partial / "about.json", about)
-        if params.text and last_model:
-            shown = close_up(last_model, tokenizer, shards.bos, params.text)
+        if params.text and last:
+            shown = close_up(last.model, tokenizer, shards.bos, params.text)
             write_json(partial / "close_up.json", shown.as_json())
+        if last:
+            for file, made_of in further.items():
+                write_json(partial / file, made_of(last, batch))
     return readings
 
 

@@ -2,16 +2,28 @@
 
 from pathlib import Path
 
+import torch
+
 from lmlab.core import params, registry
 from lmlab.core.errors import UserError
 from lmlab.core.files import whole_file
+from lmlab.core.params import Tree
+from lmlab.core.registry import Choice
 from lmlab.data.tokenizers import base as tokenizers
+from lmlab.evaluation.signals import signals
 from lmlab.experiments.drawing import model, pipeline, rule
 from lmlab.experiments.drawing.svg import Picture
+from lmlab.model import noise
+from lmlab.model.models import base as models
+from lmlab.training.outline import refuse_endless, without_storage
 
 FOLDER = Path("data/drawings")
 TOKENIZER = Path("data/tokenizer/tokenizer.json")
 WHAT = ("pipeline", "model", "rule")
+SEQUENCES, TOKENS, VOCABULARY = 4, 16, 64
+"""Of the random batch on which a rule is watched."""
+MOST_PARAMETERS = 20_000_000
+"""Of a model in which a rule is watched."""
 
 
 def draw(what: str, name: str, vocabulary_size: int, out: Path | None) -> Path:
@@ -36,12 +48,49 @@ def draw(what: str, name: str, vocabulary_size: int, out: Path | None) -> Path:
     return target
 
 
-def _picture(what: str, tree: params.Tree, name: str, vocabulary_size: int) -> Picture:
+def _picture(what: str, tree: Tree, name: str, vocabulary_size: int) -> Picture:
     if what == "pipeline":
         return pipeline.draw()
     if what == "rule":
-        return rule.draw(tree, name)
+        return of_rule(tree, name)
     registry.find("models", name, "train.model")  # told of first, if there is none
     if not vocabulary_size:
         vocabulary_size = tokenizers.load(TOKENIZER).vocabulary_size
-    return model.draw(tree, name, vocabulary_size)
+    return of_model(tree, name, vocabulary_size)
+
+
+def of_model(tree: Tree, name: str, vocabulary_size: int) -> Picture:
+    """The model `name`, with its options from params.yaml, built without storage."""
+    choice = registry.choose(tree, "models", name, "train.model")
+    refuse_endless(choice, vocabulary_size, tree["train"]["context"])
+    with without_storage():
+        return model.drawn(models.build(choice, vocabulary_size, tree["train"]["context"]).eval())
+
+
+def of_rule(tree: Tree, name: str) -> Picture:
+    """The signals of a rule in the model of params.yaml, both with their options from there.
+
+    It runs once on random tokens, at initial weights and in double precision, so the picture is the
+    same on every machine. Raises UserError where the rule does not work with the model.
+    """
+    choice = registry.choose(tree, "models", tree["train"]["model"], "train.model")
+    _refuse_large(choice)
+    rule_choice = registry.choose(tree, "learning_rules", name, "train.learning_rule")
+    with noise.forked(seed=0):
+        of_choice = models.build(choice, VOCABULARY, TOKENS).double()
+        built = rule_choice.build(of_choice).double()
+        tokens = torch.randint(VOCABULARY, (SEQUENCES, TOKENS + 1))
+        seen = signals(built, of_choice, tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+    return rule.drawn(built, choice.name, seen, "at initial weights, on random tokens")
+
+
+def _refuse_large(choice: Choice) -> None:
+    """Raise UserError for a model that takes long to run, as it must to be watched."""
+    refuse_endless(choice, VOCABULARY, TOKENS)
+    with without_storage():
+        count = models.parameter_count(models.build(choice, VOCABULARY, TOKENS))
+    if count > MOST_PARAMETERS:
+        raise UserError(
+            f"lmlab draw rule: to watch the rule at work the model is run, and {count:,} parameters"
+            f" are too many for that; set models.{choice.name} lower (at most {MOST_PARAMETERS:,})"
+        )

@@ -1,7 +1,7 @@
-"""A model as params.yaml configures it: its layers, their parameters and the places between them.
+"""A model: its layers, their parameters and the places between them.
 
-The model is built and run once without storage (on torch's meta device), so what is drawn is what
-the code does, for any model. Blocks that are alike are drawn once.
+The model runs once, so what is drawn is what the code does, for any model. Blocks that are alike
+are drawn once.
 """
 
 import re
@@ -10,14 +10,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from lmlab.core import registry
-from lmlab.core.params import Tree
 from lmlab.experiments.drawing.svg import Picture
 from lmlab.experiments.wording import quantity
 from lmlab.model import places
+from lmlab.model.layers.position.base import Position
 from lmlab.model.models import base as models
 from lmlab.model.models.base import LanguageModel
-from lmlab.training.outline import refuse_endless, without_storage
 
 WIDTH, LEFT, BOX, GAP = 660, 90, 270, 40
 RESIDUAL = "_residual"
@@ -30,6 +28,8 @@ SEQUENCES, TOKENS = 3, 7
 class Layer:
     """A module directly within a block or the model."""
 
+    name: str
+    """In its block."""
     title: str
     parameters: int
     places: list[str] = field(default_factory=list)
@@ -40,26 +40,26 @@ class Layer:
     """What adds it to the stream, where that is a module."""
 
 
-def draw(tree: Tree, name: str, vocabulary_size: int) -> Picture:
-    """The model `name`, with its options from params.yaml, for a vocabulary."""
-    choice = registry.choose(tree, "models", name, "train.model")
-    refuse_endless(choice, vocabulary_size, tree["train"]["context"])
-    with without_storage(), torch.no_grad():
-        model = models.build(choice, vocabulary_size, tree["train"]["context"]).eval()
-        tokens_BT = torch.zeros(SEQUENCES, TOKENS, dtype=torch.long)
-        with places.record(model) as states:
-            model(tokens_BT)
+@torch.no_grad()
+def drawn(model: LanguageModel) -> Picture:
+    """A model in evaluation mode, with or without storage (on the device `meta`)."""
+    device = next(model.parameters()).device
+    with places.record(model) as states:
+        model(torch.zeros(SEQUENCES, TOKENS, dtype=torch.long, device=device))
     shapes = {place: _shape(state) for place, state in states.items()}
+    name = model.choice.name
     count = quantity(models.parameter_count(model), "parameter")
-    picture = Picture(f"The model {name} with {count}", WIDTH)
+    picture = Picture(description=f"The model {name} with {count}", width=WIDTH)
     picture.text(20, 24, f"{name.replace('_', ' ')}: {count}", "title start")
-    picture.box(LEFT, 44, BOX, 34, f"token ids below {vocabulary_size:,}")
-    y = _ends(picture, 78, model, is_start=True)
-    y = _labelled_arrow(picture, y, f"embedding  {shapes.get('embedding', '')}")
+    picture.box(LEFT, 44, BOX, 34, f"token ids below {model.vocabulary_size:,}")
+    _, y = _ends(picture, 78, 78, model, is_start=True)
+    picture.text(LEFT + BOX // 2 + 12, y + 24, f"embedding  {shapes['embedding']}", "code start")
+    leaves = y
     for first, last in _runs(model):
-        y = _block(picture, y, model, first, last, shapes)
-    y = _ends(picture, y - GAP, model, is_start=False)
-    picture.arrow(f"M{LEFT + BOX // 2} {y}v{GAP - 1}")
+        _arrow(picture, leaves, y + GAP)
+        leaves, y = _block(picture, y + GAP, model, first, last, shapes)
+    leaves, y = _ends(picture, leaves, y, model, is_start=False)
+    _arrow(picture, leaves, y + GAP)
     picture.box(LEFT, y + GAP, BOX, 34, f"logits  {shapes['logits']}")
     legend = "B sequences, T tokens, numbers are widths; grey: places to record and change"
     picture.text(20, y + GAP + 64, legend, "small start")
@@ -71,20 +71,41 @@ def _shape(state: Tensor) -> str:
     return " ".join(lengths.get(length, str(length)) for length in state.shape)
 
 
-def _ends(picture: Picture, y: int, model: LanguageModel, is_start: bool) -> int:
-    """The modules before the blocks, or those behind them."""
-    outside = [(name, child) for name, child in model.named_children() if name != "blocks"]
-    index = [name for name, _ in model.named_children()].index("blocks")
-    order = [name for name, _ in model.named_children()]
-    for name, child in outside:
+def _arrow(picture: Picture, top: int, bottom: int) -> None:
+    """The stream from one box down to another."""
+    picture.arrow(f"M{LEFT + BOX // 2} {top}V{bottom - 1}")
+
+
+def _ends(
+    picture: Picture, leaves: int, y: int, model: LanguageModel, is_start: bool
+) -> tuple[int, int]:
+    """The modules before the blocks, or those behind them, below y.
+
+    `leaves` is where the stream leaves what is above. Returns both for what comes next.
+    """
+    children = dict(model.named_children())
+    blocks = list(children).index("blocks")
+    of_end = list(children)[:blocks] if is_start else list(children)[blocks + 1 :]
+    for name in of_end:
+        child = children[name]
         parameters = models.parameter_count(child)
-        if (order.index(name) < index) == is_start and (parameters or name == "position"):
-            picture.arrow(f"M{LEFT + BOX // 2} {y}v{GAP - 1}")
+        if parameters or (isinstance(child, Position) and _acts_on(child, model) == "embedding"):
+            _arrow(picture, leaves, y + GAP)
             y += GAP
             title = "output head" if child is model.readout else _title(name, child)
             picture.box(LEFT, y, BOX, 50, title, quantity(parameters, "parameter"))
             y += 50
-    return y
+            leaves = y
+    return leaves, y
+
+
+def _acts_on(position: Position, model: LanguageModel) -> str:
+    """Where a model's position encoding acts: `embedding`, `attention`, or nowhere (empty)."""
+    device, width = next(model.parameters()).device, model.width
+    x_BTD, x_BHTK = torch.zeros(1, 1, width, device=device), torch.zeros(1, 1, 1, 2, device=device)
+    if position.bias(1, 1, 1) is not None or position.rotate(x_BHTK, 0) is not x_BHTK:
+        return "attention"
+    return "embedding" if position.embed(x_BTD, 0) is not x_BTD else ""
 
 
 def _runs(model: LanguageModel) -> list[tuple[int, int]]:
@@ -101,12 +122,16 @@ def _runs(model: LanguageModel) -> list[tuple[int, int]]:
 
 def _block(
     picture: Picture, y: int, model: LanguageModel, first: int, last: int, shapes: dict[str, str]
-) -> int:
-    """One of the blocks from `first` to `last`, in a frame."""
+) -> tuple[int, int]:
+    """One of the blocks from `first` to `last`, in a frame.
+
+    Returns where the stream leaves its last layer, and the frame's lower edge.
+    """
     layers = _layers(model.blocks[first], f"blocks.{first}.", shapes)
     count = last - first + 1
     number = f"block {first}" if count == 1 else f"blocks {first} to {last}, one of {count}"
     total = quantity(models.parameter_count(model.blocks[first]), "parameter")
+    position = next((each for each in model.children() if isinstance(each, Position)), None)
     top = y
     y += 26
     start = y
@@ -114,6 +139,8 @@ def _block(
         picture.arrow(f"M{LEFT + BOX // 2} {y}v{GAP - 1}")
         y += GAP
         details = [quantity(layer.parameters, "parameter")]
+        if layer.name == "attention" and position and _acts_on(position, model) == "attention":
+            details.append(f"{_part(position)} positions")
         if layer.joined_by:
             details.append(layer.joined_by)
         height = 34 + 16 * len(details)
@@ -137,9 +164,7 @@ def _block(
         end = y
         y += 10
     picture.frame(20, top, WIDTH - 40, y + 24 - top, f"{number}: {total}")
-    y += 24
-    picture.arrow(f"M{LEFT + BOX // 2} {end}V{y + GAP - 1}")
-    return y + GAP
+    return end, y + 24
 
 
 def _layers(block: nn.Module, prefix: str, shapes: dict[str, str]) -> list[Layer]:
@@ -163,7 +188,7 @@ def _layers(block: nn.Module, prefix: str, shapes: dict[str, str]) -> list[Layer
             count = quantity(parameters, "parameter")
             layer.joined_by = f"{_part(child)} residual and norm: {count}"
             continue
-        layer = by_name[name] = Layer(_title(name, child), parameters)
+        layer = by_name[name] = Layer(name, _title(name, child), parameters)
         inner = f"{prefix}{name}."
         layer.places = [
             f"{place[len(inner) :]}  {shapes[place]}" for place in own if place.startswith(inner)
@@ -186,12 +211,6 @@ def _part(module: nn.Module) -> str:
     if file.replace("_", "") == cls.__name__.lower():
         return file.replace("_", " ")
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", cls.__name__).lower()
-
-
-def _labelled_arrow(picture: Picture, y: int, label: str) -> int:
-    picture.arrow(f"M{LEFT + BOX // 2} {y}v{GAP - 1}")
-    picture.text(LEFT + BOX // 2 + 12, y + 24, label, "code start")
-    return y + GAP
 
 
 def _bypass(picture: Picture, start: int, end: int) -> None:

@@ -22,7 +22,9 @@ def draw(file: Path = Path("dvc.yaml")) -> Picture:
     columns = _columns(stages)
     rows = max(map(len, columns))
     names = [name for column in columns for name in column]
-    picture = Picture(f"The pipeline: {', '.join(names)}", 20 + COLUMN * len(columns) - 40)
+    picture = Picture(
+        description=f"The pipeline: {', '.join(names)}", width=20 + COLUMN * len(columns) - 40
+    )
     places = {}
     for number, column in enumerate(columns):
         for row, name in enumerate(column):

@@ -1,70 +1,37 @@
-"""What a learning rule sends where: forward on the left, backward on the right, as it is observed.
-
-The rule runs once on random tokens in the model that params.yaml chooses, with its initial weights,
-in double precision, so the picture is the same on every machine. See `evaluation.signals`.
+"""What a learning rule sends where: forward on the left, backward on the right, as it is observed
+(see `evaluation.signals`).
 """
 
+import inspect
+import math
 import textwrap
 
-import torch
-
-from lmlab.core import registry
-from lmlab.core.errors import UserError
-from lmlab.core.params import Tree
-from lmlab.core.registry import Choice
-from lmlab.evaluation.signals import ABOVE, NOTHING, Signals, Unit, signals
-from lmlab.experiments import catalogue
+from lmlab.evaluation.signals import ABOVE, NOTHING, Signals, Unit
 from lmlab.experiments.drawing.svg import Picture
 from lmlab.experiments.wording import quantity
-from lmlab.model import noise
-from lmlab.model.models import base as models
-from lmlab.training.outline import refuse_endless, without_storage
+from lmlab.training.learning_rules.base import LearningRule
 
 WIDTH, LEFT, BOX, HEIGHT, ROW = 700, 190, 260, 78, 122
-SEQUENCES, TOKENS, VOCABULARY = 4, 16, 64
-"""Of the random batch."""
 EXACT = 0.999999
 """From this cosine on a signal is drawn as the gradient itself."""
-MOST_PARAMETERS = 20_000_000
-"""Of a model that is run for a drawing."""
 CHARACTERS = 106
 """In a line of text."""
 
 
-def draw(tree: Tree, name: str) -> Picture:
-    """The signals of a rule, with its options from params.yaml. Raises UserError where it does not
-    work with the model.
+def drawn(rule: LearningRule, model: str, seen: Signals, when: str) -> Picture:
+    """What a rule, without interventions, has been seen to do in a model of this name.
+
+    `when` ends the sentence "Observed in one step of the model".
     """
-    choice = registry.choose(tree, "models", tree["train"]["model"], "train.model")
-    _refuse_large(choice)
-    rule_choice = registry.choose(tree, "learning_rules", name, "train.learning_rule")
-    with noise.forked(seed=0):
-        model = models.build(choice, VOCABULARY, TOKENS).double()
-        rule = rule_choice.build(model).double()
-        tokens = torch.randint(VOCABULARY, (SEQUENCES, TOKENS + 1))
-        seen = signals(rule, model, tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
-    return _drawn(seen, name, choice.name)
-
-
-def _refuse_large(choice: Choice) -> None:
-    """Raise UserError for a model that takes long to run, as it must to be watched."""
-    refuse_endless(choice, VOCABULARY, TOKENS)
-    with without_storage():
-        count = models.parameter_count(models.build(choice, VOCABULARY, TOKENS))
-    if count > MOST_PARAMETERS:
-        raise UserError(
-            f"lmlab draw rule: to watch the rule at work the model is run, and {count:,} parameters"
-            f" are too many for that; set models.{choice.name} lower (at most {MOST_PARAMETERS:,})"
-        )
-
-
-def _drawn(seen: Signals, name: str, model: str) -> Picture:
+    module = inspect.getmodule(rule)
+    name = type(rule).__module__.rpartition(".")[2]
     title = f"What the learning rule {name} sends where in the model {model}"
-    picture = Picture(title, WIDTH)
+    picture = Picture(description=title, width=WIDTH)
     picture.text(20, 24, name.replace("_", " "), "title start")
     y = 30
-    summary = catalogue.parts()["learning_rules"].get(name, "")
-    for line in [*textwrap.wrap(summary, CHARACTERS), _passes(seen, model)]:
+    summary = " ".join((inspect.getdoc(module) or "").split("\n\n")[0].split())
+    observed = f"Observed in one step of the model {model.replace('_', ' ')} {when}:"
+    for line in [*textwrap.wrap(summary, CHARACTERS), observed, _passes(seen)]:
         y += 18
         picture.text(20, y, line, "small start")
     y += 24
@@ -88,21 +55,14 @@ def _drawn(seen: Signals, name: str, model: str) -> Picture:
     return picture
 
 
-def _passes(seen: Signals, model: str) -> str:
+def _passes(seen: Signals) -> str:
     """How often the model runs, and what the rule keeps."""
-    count = sum(_size(shape) for shape in seen.own.values())
+    count = sum(math.prod(shape) for shape in seen.own.values())
     own = f"; {count:,} numbers of its own" if count else ""
     passes = (
         "1 forward pass" if seen.forward_passes == 1 else f"{seen.forward_passes} forward passes"
     )
-    return f"Observed in one step of {model.replace('_', ' ')}: {passes}{own}."
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size
+    return f"{passes}{own}."
 
 
 def _parameters(unit: Unit) -> str:

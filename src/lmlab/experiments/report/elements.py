@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from lmlab.evaluation.heldout import Piece
+from lmlab.experiments.drawing.svg import Picture
 from lmlab.experiments.report.charts import Spec
 from lmlab.experiments.report.numbers import is_number
 
@@ -193,36 +194,8 @@ class ColouredText(Element):
 
 
 @dataclass(frozen=True)
-class Box:
-    """A part of a model in its drawing."""
-
-    y: int
-    height: int
-    title: str
-    details: Sequence[str]
-    """Lines below the title."""
-
-
-@dataclass(frozen=True)
-class Arrow:
-    """What flows from one box to the next; its label is the shape."""
-
-    start: int
-    end: int
-    label: str = ""
-
-
-@dataclass(frozen=True)
 class Drawing(Element):
-    """A model's parts from the tokens down to the logits; y is in pixels from the top."""
+    """A picture."""
 
     kind: ClassVar[str] = "drawing"
-    boxes: Sequence[Box]
-    arrows: Sequence[Arrow]
-    bypasses: Sequence[tuple[int, int]]
-    """From where to where a residual connection leads around a box."""
-    blocks: tuple[int, int, str] | None
-    """Top, bottom and title of the frame around what is repeated."""
-    height: int
-    description: str
-    """In words, for those who do not see it."""
+    picture: Picture

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from lmlab.core.files import whole_file
 from lmlab.experiments.report.charts import Spec
-from lmlab.experiments.report.elements import Chart, ColouredText, Section
+from lmlab.experiments.report.elements import Chart, ColouredText, Drawing, Section
 from lmlab.experiments.report.numbers import as_text
 
 FOLDER = Path(__file__).parent
@@ -39,6 +39,7 @@ class Data:
     def __init__(self) -> None:
         self.charts: dict[str, Spec] = {}
         self.texts: dict[str, list[Any]] = {}
+        self.pictures = 0
 
     def add_chart(self, chart: Chart) -> str:
         """The id of the place of a chart."""
@@ -51,6 +52,11 @@ class Data:
         name = f"text-{len(self.texts)}"
         self.texts[name] = [[piece.nats, piece.guesses] for piece in text.pieces]
         return name
+
+    def add_picture(self, drawing: Drawing) -> Markup:
+        """The element of a picture, with ids that no other has."""
+        self.pictures += 1
+        return Markup(drawing.picture.inline(f"picture-{self.pictures}-"))
 
 
 def as_script(value: Any) -> Markup:

@@ -32,6 +32,7 @@ from lmlab.experiments.wording import quantity
 SECTIONS = (
     comparison.params_section,
     architecture.model_section,
+    architecture.rule_section,
     learning.loss_section,
     learning.training_samples_section,
     text.heldout_section,
