@@ -1,9 +1,12 @@
 """The lessons: their code runs as it stands, prints what they say, and answers its exercise."""
 
+import ast
+import code
 import io
 import re
 from collections.abc import Iterator
 from contextlib import redirect_stdout
+from types import CodeType
 from typing import Any
 
 import documents
@@ -43,6 +46,39 @@ def test_the_code_of_a_lesson_prints_what_the_lesson_says(page: str) -> None:
             printed, compared = "", compared + 1
     assert not printed
     assert compared >= 3
+
+
+class Prompt(code.InteractiveConsole):
+    """Python's prompt, which keeps what it would run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: list[str] = []
+
+    def runsource(self, source: str, filename: str = "", symbol: str = "single") -> bool:
+        wants_more = super().runsource(source, filename, symbol)
+        if not wants_more:
+            self.read.append(source)
+        return wants_more
+
+    def runcode(self, code: CodeType) -> None:
+        """Run nothing."""
+
+    def showsyntaxerror(self, filename: str | None = None, **options: Any) -> None:
+        refused = "\n".join(self.buffer)
+        pytest.fail(f"the prompt refuses the last line of:\n{refused}")
+
+
+@every_lesson
+def test_the_prompt_reads_the_code_of_a_lesson_as_it_is_written(page: str) -> None:
+    """Pasted with an empty line behind each block; its prompt ends a function at an empty line."""
+    for block in documents.blocks(page, "python"):
+        prompt = Prompt()
+        for line in [*block.text.splitlines(), ""]:
+            prompt.push(line)
+        assert not prompt.buffer, f"not at its end: {block.text}"
+        read = ast.parse("\n".join(prompt.read))
+        assert ast.dump(read) == ast.dump(ast.parse(block.text)), block.text
 
 
 @every_lesson
