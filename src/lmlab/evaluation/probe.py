@@ -100,7 +100,9 @@ def look(
 
     about.json says how the numbers of each probe are read (its attribute `reading`), and
     close_up.json shows the last snapshot's model at work on `probe.text`; without a text or a
-    snapshot there is none. `further` are JSON files by name, each made of the last snapshot. Raises UserError if the snapshots are of another tokenizer.
+    snapshot there is none. `further` are JSON files by name, each made of the last snapshot.
+
+    Raises UserError if the snapshots are of another tokenizer.
     """
     device = use_device(params.device, params.threads)
     record, states = snapshots.read(snapshot_folder)
