@@ -1,5 +1,6 @@
 """Pictures show what the code does: the stages, a model's layers, a rule's signals."""
 
+import re
 from argparse import Namespace
 from copy import deepcopy
 from pathlib import Path
@@ -18,7 +19,7 @@ from lmlab.core.errors import UserError
 from lmlab.evaluation.probes.base import Batch, Snapshot
 from lmlab.evaluation.signals import ABOVE, LOSS, NOTHING, RULE, ZERO, Signals, signals
 from lmlab.experiments.drawing import draw, model, pipeline, rule
-from lmlab.experiments.drawing.svg import Picture
+from lmlab.experiments.drawing.svg import Arrow, Picture, Rectangle, Text
 from lmlab.experiments.drawing.trained import pictures
 from lmlab.model import places
 
@@ -168,7 +169,60 @@ def test_every_model_is_drawn_with_all_its_places(choice: registry.Choice) -> No
     shown = {line.split("  ")[0].rpartition(".")[2] for line in words}
     for name in places.names(made):
         last = name.rpartition(".")[2]
-        assert last in shown or last == "input"  # which is the output of what is below
+        assert last in shown
+
+
+def heights(picture: Picture) -> dict[str, int]:
+    """Where each line of text stands, the last of those that are alike."""
+    return {shape.text: shape.y for shape in picture.shapes if isinstance(shape, Text)}
+
+
+def test_a_model_within_a_model_lends_its_ends_and_not_as_one_box() -> None:
+    picture = draw.of_model(small.tree(), "hybrid", 65)
+    of_first = draw.of_model(small.tree(), "transformer", 65)
+    at = heights(picture)
+    assert at["embedding: token"] < at["input  B T 16"] < at["output head"]
+    words = texts(picture)
+    assert set(texts(of_first)[-8:]) <= set(words)  # what stands behind the blocks
+    assert not any(line.startswith("ends") for line in words)
+
+
+def test_layers_that_read_one_another_stand_below_and_others_side_by_side() -> None:
+    at = heights(draw.of_model(small.tree(), "n_gram_table", 65))
+    assert at["unigram: embedding"] == at["3 tables"]
+    at = heights(draw.of_model(small.tree(), "lstm", 65))
+    assert at["norm"] < at["recurrence"]
+
+
+@pytest.mark.parametrize("choice", small.variants("models"), ids=small.title)
+def test_a_block_says_how_far_it_reads_where_that_is_limited(choice: registry.Choice) -> None:
+    made = small.model(choice).eval()
+    words = texts(model.drawn(made))
+    lookbacks = {getattr(block, "lookback", None) for block in made.blocks}
+    for lookback in lookbacks - {None, 0, 1}:
+        assert f"reads {lookback} positions back" in words
+    assert any(line.startswith("reads ") for line in words) == (lookbacks != {None})
+    if choice.name == "convolution":
+        assert len(lookbacks) == len(made.blocks)  # by which alone they can be told apart
+
+
+def test_the_stream_has_no_gaps() -> None:
+    """Each arrow begins where a box or another arrow's head is."""
+    for name in MODELS:
+        picture = draw.of_model(small.tree(), name, 65)
+        boxes = [shape for shape in picture.shapes if isinstance(shape, Rectangle)]
+        below = {shape.y + shape.height for shape in boxes if not shape.style}
+        above = {shape.y for shape in boxes if not shape.style}
+        straight = [
+            re.fullmatch(r"M(\d+) (\d+)V(\d+)", shape.path)
+            for shape in picture.shapes
+            if isinstance(shape, Arrow)
+        ]
+        lines = [(int(line[2]), int(line[3])) for line in straight if line]
+        assert len(lines) == len(above) - 1
+        for start, end in lines:
+            assert start in below
+            assert end + 1 in above
 
 
 @pytest.mark.parametrize("name", registry.names("layers.position"))
