@@ -130,25 +130,23 @@ def variants(kind: str, **changes: Any) -> list[Choice]:
         plain = registry.choose(lowered, kind, name)
         chosen.append(plain)
         for key, inner in plain.inner.items():
-            chosen += [
-                fitting(
-                    with_inner(plain, **{key: registry.choose(lowered, inner.kind, other)}), key
-                )
-                for other in registry.names(inner.kind)
-                if other not in (name, inner.name) and (name, other) not in MISMATCHED
-            ]
+            for other in registry.names(inner.kind):
+                if other not in (name, inner.name) and (name, other) not in MISMATCHED:
+                    swapped = {key: registry.choose(lowered, inner.kind, other)}
+                    chosen.append(fitting(with_inner(plain, **swapped), key, **changes))
     return chosen
 
 
-def fitting(choice: Choice, key: str) -> Choice:
+def fitting(choice: Choice, key: str, **changes: Any) -> Choice:
     """The choice, or if it is a model that refuses the combination of its parts, the first that is
     accepted with one of them swapped, but not the one under `key`. If there is none, the choice.
     """
+    lowered = tree(**changes)
     candidates = [choice]
     for other_key, inner in choice.inner.items():
         if other_key != key:
             candidates += [
-                with_inner(choice, **{other_key: registry.choose(tree(), inner.kind, name)})
+                with_inner(choice, **{other_key: registry.choose(lowered, inner.kind, name)})
                 for name in registry.names(inner.kind)
             ]
     return next((each for each in candidates if not is_refused(each)), choice)

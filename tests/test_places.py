@@ -307,7 +307,7 @@ def test_the_shares_of_experts_add_up_to_one_and_can_be_forced() -> None:
 def test_nothing_is_computed_for_weights_that_nobody_watches(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model = transformer_with()
+    model = transformer_with(attention="multi_head")
     expected = model(batch()[0])
 
     def fail(*_: object) -> Tensor:
@@ -322,7 +322,7 @@ def test_nothing_is_computed_for_weights_that_nobody_watches(
 
 
 def test_places_have_no_weights_and_are_not_saved() -> None:
-    model = transformer_with()
+    model = transformer_with(attention="multi_head")
     assert not any("pattern" in key or "units" in key for key in model.state_dict())
     assert not list(Place().parameters())
     assert isinstance(model.get_submodule("blocks.0.attention"), SoftmaxAttention)
@@ -418,7 +418,7 @@ def test_a_place_outside_the_blocks_is_one_as_well() -> None:
 
 
 def test_a_wrong_name_is_told_the_nearest() -> None:
-    model = transformer_with()
+    model = transformer_with(attention="multi_head")
     nearest = "no place {} in this model; the nearest is {}, and lmlab.model.places.names"
     wrong = {
         "blocks.0.atention.pattern": "blocks.0.attention.pattern",
