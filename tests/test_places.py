@@ -1,5 +1,7 @@
 """What every model keeps of its named places, and what is seen and changed there by hand."""
 
+from typing import Any
+
 import pytest
 import small
 import torch
@@ -424,7 +426,6 @@ def test_a_wrong_name_is_told_the_nearest() -> None:
         "blocks.0.atention.pattern": "blocks.0.attention.pattern",
         "block.1.output": "blocks.1.output",
         "blocks.7.output": "blocks.1.output",
-        "blocks.*.unit": "blocks.0.input",
     }
     for name, right in wrong.items():
         for context in (record(model, [name]), changed(model, {name: same})):
@@ -432,14 +433,78 @@ def test_a_wrong_name_is_told_the_nearest() -> None:
                 pass
             assert str(error.value).startswith(f"no place {name} in this model; the nearest is ")
             assert "\n" not in str(error.value)
-            if "*" not in name and "7" not in name:
+            if "7" not in name:
                 assert str(error.value).startswith(nearest.format(name, right))
     assert untouched(model)
 
 
 @pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("foo.*", "no place fits foo.* in this model; lmlab.model.places.names(model) lists"),
+        ("blocks.*.unit", "no place fits blocks.*.unit in this model; lmlab.model"),
+        ("", "no place '' in this model; lmlab.model.places.names(model) lists them all"),
+        ("zzz", "no place zzz in this model; lmlab.model.places.names(model) lists them all"),
+        (1, "1 is no name of a place; names are text, such as blocks.0.output"),
+        (None, "None is no name of a place"),
+    ],
+)
+def test_what_is_near_to_no_name_is_told_none(name: Any, message: str) -> None:
+    model = transformer_with()
+    for context in (record(model, [name]), changed(model, {name: same})):
+        with pytest.raises(UserError) as error, context:
+            pass
+        assert str(error.value).startswith(message)
+    with pytest.raises(UserError, match="2 is no name of a place"), record(model, 2):  # type: ignore[arg-type]
+        pass
+    assert untouched(model)
+
+
+@pytest.mark.parametrize("change", [torch.zeros(3), None, 2.0])
+def test_what_is_no_function_is_refused_at_once(change: Any) -> None:
+    model = transformer_with()
+    changes = {"logits": same, "*.units": change}
+    kind = type(change).__name__
+    message = rf"^place blocks\.0\..*units: the change is no function but of type {kind};"
+    with pytest.raises(UserError, match=message), changed(model, changes):
+        pass
+    assert untouched(model)
+
+
+def test_changes_of_one_place_are_applied_in_the_order_given() -> None:
+    model = transformer_with()
+    place = "blocks.0.output"
+    with record(model, [place]) as plain:
+        model(batch()[0])
+    doubled_first = {"*.output": lambda x: 2 * x, place: lambda x: x + 1}
+    raised_first = dict(reversed(doubled_first.items()))
+    for changes, expected in (
+        (doubled_first, 2 * plain[place] + 1),
+        (raised_first, 2 * (plain[place] + 1)),
+    ):
+        with changed(model, changes), record(model, [place]) as states:
+            model(batch()[0])
+        torch.testing.assert_close(states[place], expected)
+
+
+def test_an_expert_sees_the_tokens_routed_to_it_in_one_row_in_training_and_all_after() -> None:
+    model = transformer_with(feed_forward="mixture_of_experts")
+    active = model.get_submodule("blocks.0.feed_forward").active
+    for training in (True, False):
+        with record(model.train(training), "blocks.0.*.experts.*.units") as states:
+            model(batch()[0])
+        shapes = [state.shape[:-1] for state in states.values()]
+        if training:
+            assert sum(shape.numel() for shape in shapes) == 4 * CONTEXT * active
+            assert {len(shape) for shape in shapes} == {1}
+        else:
+            assert {*shapes} == {(4, CONTEXT)}
+
+
+@pytest.mark.parametrize(
     ("change", "words"),
     [
+        (lambda x: x.to(torch.complex128), "returned numbers of type torch.complex128; what flows"),
         (lambda x: x[:, :1], r"returned shape \(4, 1, 2, 8\); what flows there has shape"),
         (lambda x: x.mean(), r"returned shape \(\); what flows there has shape \(4, 8, 2, 8\)"),
         (lambda x: None, r"returned NoneType; it must return a tensor of shape \(4, 8, 2, 8\)"),
