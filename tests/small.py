@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from lmlab.core import params, registry
+from lmlab.core.errors import UserError
 from lmlab.core.registry import Choice
 from lmlab.data.corpus_manifest import (
     Cleaning,
@@ -31,6 +32,7 @@ from lmlab.data.tokenizers.base import Tokenizer
 from lmlab.model.models import base as models
 from lmlab.model.models.base import LanguageModel
 from lmlab.model.record import ModelRecord, TrainingFacts
+from lmlab.training.outline import without_storage
 
 torch.set_num_threads(1)
 
@@ -120,7 +122,7 @@ def tree(**changes: Any) -> dict[str, Any]:
 
 def variants(kind: str, **changes: Any) -> list[Choice]:
     """Every part of a kind as params.yaml has it, and with each of the parts it is built from
-    swapped for each other one.
+    swapped for each other one; where a model's part refuses another, that one is swapped as well.
     """
     lowered = tree(**changes)
     chosen = []
@@ -128,12 +130,38 @@ def variants(kind: str, **changes: Any) -> list[Choice]:
         plain = registry.choose(lowered, kind, name)
         chosen.append(plain)
         for key, inner in plain.inner.items():
-            chosen += [
-                with_inner(plain, **{key: registry.choose(lowered, inner.kind, other)})
-                for other in registry.names(inner.kind)
-                if other not in (name, inner.name) and (name, other) not in MISMATCHED
-            ]
+            for other in registry.names(inner.kind):
+                if other not in (name, inner.name) and (name, other) not in MISMATCHED:
+                    swapped = {key: registry.choose(lowered, inner.kind, other)}
+                    chosen.append(fitting(with_inner(plain, **swapped), key, **changes))
     return chosen
+
+
+def fitting(choice: Choice, key: str, **changes: Any) -> Choice:
+    """The choice, or if it is a model that refuses the combination of its parts, the first that is
+    accepted with one of them swapped, but not the one under `key`. If there is none, the choice.
+    """
+    lowered = tree(**changes)
+    candidates = [choice]
+    for other_key, inner in choice.inner.items():
+        if other_key != key:
+            candidates += [
+                with_inner(choice, **{other_key: registry.choose(lowered, inner.kind, name)})
+                for name in registry.names(inner.kind)
+            ]
+    return next((each for each in candidates if not is_refused(each)), choice)
+
+
+def is_refused(choice: Choice) -> bool:
+    """Whether it is a model that cannot be built of its parts."""
+    if choice.kind != "models":
+        return False
+    try:
+        with without_storage():
+            models.build(choice, VOCABULARY, CONTEXT)
+    except UserError:
+        return True
+    return False
 
 
 def with_inner(choice: Choice, **inner: Choice) -> Choice:

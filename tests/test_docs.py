@@ -34,7 +34,7 @@ TERMS = """
     paired seeds, verdict
 """
 """What a reader looks up in the glossary."""
-INVENTED = {"mine", "tanh", "weight_norm", "sums"}
+INVENTED = {"mine", "tanh", "delay", "weight_norm", "sums"}
 """Parts and studies that a reader of the documents makes."""
 PLACEHOLDERS = {"NAME", "BRANCH", "…"}
 LINK = re.compile(r"!?\[[^\]]*\]\(([^()\s]+(?:\([^()]*\)[^()\s]*)*)\)")

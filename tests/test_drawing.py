@@ -1,5 +1,7 @@
 """Pictures show what the code does: the stages, a model's layers, a rule's signals."""
 
+import re
+from argparse import Namespace
 from copy import deepcopy
 from pathlib import Path
 from xml.etree import ElementTree
@@ -15,21 +17,22 @@ from lmlab import cli
 from lmlab.core import params, registry
 from lmlab.core.errors import UserError
 from lmlab.evaluation.probes.base import Batch, Snapshot
-from lmlab.evaluation.signals import ABOVE, NOTHING, OWN, Signals, signals
-from lmlab.experiments.drawing import draw, model, pipeline
-from lmlab.experiments.drawing.svg import Picture
+from lmlab.evaluation.signals import ABOVE, LOSS, NOTHING, RULE, ZERO, Signals, signals
+from lmlab.experiments.drawing import draw, model, pipeline, rule
+from lmlab.experiments.drawing.svg import Arrow, Picture, Rectangle, Text
 from lmlab.experiments.drawing.trained import pictures
 from lmlab.model import places
 
 RULES = registry.names("learning_rules")
 MODELS = registry.names("models")
+CHARACTERS = ["--vocabulary-size", "65"]
 PICTURES = {
-    "pipeline": [],
-    "transformer": ["model"],
-    "block_local": ["rule"],
-    "feedback_alignment": ["rule"],
+    "pipeline": ["pipeline"],
+    "transformer": ["model", "transformer", *CHARACTERS],
+    "block_local": ["rule", "block_local", *CHARACTERS],
+    "feedback_alignment": ["rule", "feedback_alignment", *CHARACTERS],
 }
-"""Those in docs/pictures, and what each is of."""
+"""Those in docs/pictures, and what `lmlab draw` is told."""
 
 
 def seen(name: str) -> Signals:
@@ -64,10 +67,17 @@ def test_signals_come_from_where_the_rules_say() -> None:
     assert [unit.source for unit in frozen] == [NOTHING, NOTHING, NOTHING, ABOVE]
     assert [unit.weights for unit in frozen[:3]] == [None] * 3
     local = seen("block_local").units
-    assert [unit.source for unit in local] == [OWN, OWN, OWN, ABOVE]
+    assert [unit.source for unit in local] == [ABOVE, RULE, ABOVE, ABOVE]
+    assert not any(unit.more for unit in local)
     assert local[2].signal == pytest.approx(1, abs=0.01)  # the last block's loss is the model's own
+    contrasted = seen("forward_forward").units
+    assert [unit.source for unit in contrasted] == [ABOVE, RULE, RULE, ABOVE]
+    assert contrasted[0].more  # the first block's loss also reads its input
+    interlocked = seen("interlocking").units
+    assert [unit.source for unit in interlocked] == [ABOVE] * 4
+    assert [unit.more for unit in interlocked] == [False, True, False, False]
     direct = seen("direct_feedback_macro")
-    assert [unit.source for unit in direct.units] == [OWN, OWN, OWN, ABOVE]
+    assert [unit.source for unit in direct.units] == [LOSS, LOSS, LOSS, ABOVE]
     assert all(abs(unit.signal or 0) < 0.5 for unit in direct.units[:3])
     assert list(direct.own) == ["feedback_0"]
     aligned = seen("feedback_alignment").units
@@ -76,6 +86,35 @@ def test_signals_come_from_where_the_rules_say() -> None:
     assert all(abs(unit.signal or 0) < 0.5 for unit in aligned[:3])
     coded = seen("predictive_coding").units
     assert all(unit.weights == pytest.approx(1, abs=0.01) for unit in coded)
+    assert [unit.source for unit in coded] == [ABOVE] * 4  # errors come down by hand
+    aimed = seen("target_propagation").units
+    assert [unit.source for unit in aimed] == ["output head", "output head", ABOVE, ABOVE]
+
+
+def test_a_block_that_is_trained_alone_is_told_nothing_by_the_block_above() -> None:
+    """Also where a last pass, for the reported loss, runs through all blocks."""
+    alone = seen("noprop")
+    assert alone.forward_passes == 2
+    assert [unit.source for unit in alone.units] == [ABOVE, "output head", ABOVE, ABOVE]
+
+
+def test_a_signal_of_zeros_is_told_from_one_at_right_angles_and_from_none() -> None:
+    predicted = seen("synthetic_gradients").units
+    assert [unit.source for unit in predicted] == [ZERO, ZERO, ABOVE, ABOVE]
+    for unit in predicted[:2]:
+        assert (unit.signal, unit.weights) == (None, None)
+        assert unit.weights_given_zero
+    frozen = seen("frozen").units
+    assert not any(unit.weights_given_zero for unit in frozen)
+    made = small.model(small.some_model())
+    words = texts(
+        rule.drawn(
+            rule_for("synthetic_gradients", made), "small", seen("synthetic_gradients"), "now"
+        )
+    )
+    assert words.count("a signal that is zero in this step") == 2
+    assert words.count("weights: zero in this step") == 2
+    assert not any("cosine 0.00" in line or "they stay" in line for line in words)
 
 
 def test_a_rule_without_a_backward_pass_sends_nothing_back() -> None:
@@ -90,10 +129,12 @@ def test_a_rule_without_a_backward_pass_sends_nothing_back() -> None:
 def test_watching_leaves_model_and_rule_as_they_were(name: str) -> None:
     made = small.model(small.some_model()).double()
     of_rule = rule_for(name, made)
-    before = [tensor.clone() for tensor in made.state_dict().values()]
+    both = [made, of_rule]
+    before = [tensor.clone() for each in both for tensor in each.state_dict().values()]
     signals(of_rule, made, *batch())
-    assert all(map(torch.equal, made.state_dict().values(), before))
-    assert all(parameter.grad is None for parameter in made.parameters())
+    after = [tensor for each in both for tensor in each.state_dict().values()]
+    assert all(map(torch.equal, after, before))
+    assert all(parameter.grad is None for each in both for parameter in each.parameters())
     assert not {"embed", "head"} & set(vars(made))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in made.modules())
 
@@ -107,12 +148,13 @@ def test_every_rule_is_drawn_in_every_model_it_works_with(name: str, of_model: s
     made = small.model(registry.choose(tree, "models", of_model), vocabulary_size=draw.VOCABULARY)
     if refusal(name, made):
         with pytest.raises(UserError, match=f"train.learning_rule: {name}"):
-            draw.of_rule(tree, name)
+            draw.of_rule(tree, name, draw.VOCABULARY)
         return
-    words = texts(draw.of_rule(tree, name))
+    words = texts(draw.of_rule(tree, name, draw.VOCABULARY))
     blocks = [f"blocks.{number}" for number in range(len(made.blocks))]
     assert {"tokens", "embedding", *blocks, "output head", "loss"} <= set(words)
-    assert draw.of_rule(tree, name).svg() == draw.of_rule(tree, name).svg()
+    once, again = (draw.of_rule(tree, name, draw.VOCABULARY) for _ in range(2))
+    assert once.svg() == again.svg()
 
 
 @pytest.mark.parametrize("choice", small.variants("models"), ids=small.title)
@@ -127,7 +169,60 @@ def test_every_model_is_drawn_with_all_its_places(choice: registry.Choice) -> No
     shown = {line.split("  ")[0].rpartition(".")[2] for line in words}
     for name in places.names(made):
         last = name.rpartition(".")[2]
-        assert last in shown or last == "input"  # which is the output of what is below
+        assert last in shown
+
+
+def heights(picture: Picture) -> dict[str, int]:
+    """Where each line of text stands, the last of those that are alike."""
+    return {shape.text: shape.y for shape in picture.shapes if isinstance(shape, Text)}
+
+
+def test_a_model_within_a_model_lends_its_ends_and_not_as_one_box() -> None:
+    picture = draw.of_model(small.tree(), "hybrid", 65)
+    of_first = draw.of_model(small.tree(), "transformer", 65)
+    at = heights(picture)
+    assert at["embedding: token"] < at["input  B T 16"] < at["output head"]
+    words = texts(picture)
+    assert set(texts(of_first)[-8:]) <= set(words)  # what stands behind the blocks
+    assert not any(line.startswith("ends") for line in words)
+
+
+def test_layers_that_read_one_another_stand_below_and_others_side_by_side() -> None:
+    at = heights(draw.of_model(small.tree(), "n_gram_table", 65))
+    assert at["unigram: embedding"] == at["3 tables"]
+    at = heights(draw.of_model(small.tree(), "lstm", 65))
+    assert at["norm"] < at["recurrence"]
+
+
+@pytest.mark.parametrize("choice", small.variants("models"), ids=small.title)
+def test_a_block_says_how_far_it_reads_where_that_is_limited(choice: registry.Choice) -> None:
+    made = small.model(choice).eval()
+    words = texts(model.drawn(made))
+    lookbacks = {getattr(block, "lookback", None) for block in made.blocks}
+    for lookback in lookbacks - {None, 0, 1}:
+        assert f"reads {lookback} positions back" in words
+    assert any(line.startswith("reads ") for line in words) == (lookbacks != {None})
+    if choice.name == "convolution":
+        assert len(lookbacks) == len(made.blocks)  # by which alone they can be told apart
+
+
+def test_the_stream_has_no_gaps() -> None:
+    """Each arrow begins where a box or another arrow's head is."""
+    for name in MODELS:
+        picture = draw.of_model(small.tree(), name, 65)
+        boxes = [shape for shape in picture.shapes if isinstance(shape, Rectangle)]
+        below = {shape.y + shape.height for shape in boxes if not shape.style}
+        above = {shape.y for shape in boxes if not shape.style}
+        straight = [
+            re.fullmatch(r"M(\d+) (\d+)V(\d+)", shape.path)
+            for shape in picture.shapes
+            if isinstance(shape, Arrow)
+        ]
+        lines = [(int(line[2]), int(line[3])) for line in straight if line]
+        assert len(lines) == len(above) - 1
+        for start, end in lines:
+            assert start in below
+            assert end + 1 in above
 
 
 @pytest.mark.parametrize("name", registry.names("layers.position"))
@@ -179,11 +274,11 @@ def test_the_pictures_of_the_documents_are_what_the_code_draws(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(PROJECT)
-    what = PICTURES[name][0] if PICTURES[name] else "pipeline"
-    out = tmp_path / "picture.svg"
-    draw.draw(what, name if what != "pipeline" else "", 65, out)
-    command = f"lmlab draw {what} {name} --vocabulary-size 65 --out docs/pictures/{name}.svg"
-    assert out.read_text() == (PROJECT / f"docs/pictures/{name}.svg").read_text(), command
+    out, kept = tmp_path / "picture.svg", f"docs/pictures/{name}.svg"
+    words = ["draw", *PICTURES[name], "--out"]
+    done = CliRunner().invoke(cli.app, [*words, str(out)])
+    assert done.exit_code == 0, done.output
+    assert out.read_text() == (PROJECT / kept).read_text(), " ".join(["lmlab", *words, kept])
 
 
 # ---------------------------------------------------------------- what can go wrong
@@ -194,6 +289,7 @@ def test_the_pictures_of_the_documents_are_what_the_code_draws(
     [
         (["modle"], "'modle' is none of pipeline, model, rule; name one of them"),
         (["pipeline", "train"], "there is only one, so leave out 'train'"),
+        (["pipeline", *CHARACTERS], "it has no vocabulary; leave out --vocabulary-size"),
         (["rule", "backprob"], "did you mean backprop?"),
         (["model", "transfomer"], "did you mean transformer?"),
     ],
@@ -208,7 +304,34 @@ def test_what_cannot_be_drawn_is_told_in_one_line(
     assert done.output.count("\n") == 1
 
 
+def test_the_vocabulary_of_a_rule_is_the_one_named_or_the_tokenizers_or_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "params.yaml").write_text((PROJECT / "params.yaml").read_text())
+    monkeypatch.chdir(tmp_path)
+    width = 128
+
+    def head_parameters(vocabulary_size: int) -> int:
+        """Without those of its norm."""
+        out = draw.draw("rule", "frozen", vocabulary_size, tmp_path / "picture.svg")
+        words = ElementTree.parse(out).getroot().itertext()
+        counts = [line for line in words if line.endswith(" parameters")]
+        return int(counts[-1].split()[0].replace(",", "")) - width
+
+    assert head_parameters(33) == 33 * width
+    assert head_parameters(0) == draw.VOCABULARY * width
+    draw.TOKENIZER.parent.mkdir(parents=True)
+    draw.TOKENIZER.touch()
+
+    def loaded(path: Path) -> Namespace:
+        assert path == draw.TOKENIZER
+        return Namespace(vocabulary_size=21)
+
+    monkeypatch.setattr(draw.tokenizers, "load", loaded)
+    assert head_parameters(0) == 21 * width
+
+
 def test_a_model_too_large_to_be_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     large = params.changed(params.read(PROJECT / "params.yaml"), {"models.transformer.width": 2048})
     with pytest.raises(UserError, match=r"parameters are too many for that; set models\.transfor"):
-        draw.of_rule(large, "backprop")
+        draw.of_rule(large, "backprop", draw.VOCABULARY)

@@ -18,6 +18,7 @@ from lmlab.core.files import (
     read_json,
     seal,
     vouched,
+    whole_file,
     whole_folder,
     write_json,
     write_sums,
@@ -47,6 +48,22 @@ def test_a_file_in_the_place_of_a_folder_is_refused_and_left() -> None:
     with pytest.raises(UserError, match="a link to nowhere"):
         fill(Path("data/nowhere"))
     check_folder(Path("data/not/yet"))
+
+
+def test_an_error_in_writing_is_told_of_the_file_that_was_asked_for(tmp_path: Path) -> None:
+    """Not of the hidden one beside it, which becomes that file when all is written."""
+    long = tmp_path / ("n" * 250)  # it fits, but not with what the hidden one adds
+    with pytest.raises(OSError, match="name too long") as error, whole_file(long) as partial:
+        partial.write_text("some")
+    assert error.value.filename == str(long)
+    folder = tmp_path / "folder"
+    with pytest.raises(FileNotFoundError) as error, whole_folder(folder) as partial:
+        (partial / "none" / "file").write_text("some")
+    assert error.value.filename == str(folder / "none" / "file")
+    with pytest.raises(FileNotFoundError) as error, whole_file(tmp_path / "file"):
+        (tmp_path / "another").read_text()
+    assert error.value.filename == str(tmp_path / "another")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_link_to_a_folder_gives_way_and_what_it_leads_to_stays() -> None:

@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from lmlab.core import registry
 from lmlab.core.errors import UserError
 from lmlab.core.registry import Choice
-from lmlab.model.layers.attention.base import Attention, ValueMap, attend, head_count
+from lmlab.model.layers.attention.base import (
+    Attention,
+    SoftmaxAttention,
+    ValueMap,
+    attend,
+    head_count,
+)
 from lmlab.model.layers.cache import Cache
 from lmlab.model.layers.embedding.base import Embedding
 from lmlab.model.layers.feed_forward.base import FeedForward
@@ -562,13 +568,68 @@ def test_the_value_residual_mixes_the_first_values_into_later_ones_and_carries_t
 # ---------------------------------------------------------------- attention
 
 
+def refusal(name: str, place: str) -> str:
+    """What an attention layer says to a position encoding that it cannot apply; else empty."""
+    try:
+        attention(name, position(place))
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def fitting(name: str) -> Position:
+    """A position encoding that an attention layer applies, one that acts in it if there is one."""
+    places = ["rotary", "alibi", "no_position"]
+    return position(next(place for place in places if not refusal(name, place)))
+
+
+def acts_in_attention(place: str) -> bool:
+    x_BHTK = numbers(1, HEADS, 1, WIDTH // HEADS)
+    return (
+        position(place).bias(HEADS, 1, 1) is not None
+        or position(place).rotate(x_BHTK, 1) is not x_BHTK
+    )
+
+
+@pytest.mark.parametrize("name", registry.names("layers.attention"))
+@pytest.mark.parametrize("place", registry.names("layers.position"))
+def test_attention_applies_its_position_or_refuses_it(name: str, place: str) -> None:
+    plain = attention(name, position("no_position"))
+    refused = refusal(name, place)
+    if refused:
+        assert acts_in_attention(place)
+        assert not isinstance(plain, SoftmaxAttention)
+        assert refused.startswith("params.yaml: models.transformer.position: ")
+        return
+    layer = attention(name, position(place))
+    layer.load_state_dict(plain.state_dict())
+    x_BTD = numbers(1, CONTEXT, WIDTH)
+    whole = layer(x_BTD, None)
+    assert torch.allclose(whole, plain(x_BTD, None)) != acts_in_attention(place)
+    changed = x_BTD.clone()
+    changed[:, 5] += 1
+    assert torch.equal(layer(changed, None)[:, :5], whole[:, :5])
+
+
+@pytest.mark.parametrize("name", registry.names("layers.attention"))
+def test_attention_without_a_cache_reads_as_far_back_as_it_says_and_no_further(name: str) -> None:
+    layer = attention(name, fitting(name))
+    before = numbers(1, 3 * CONTEXT, WIDTH)
+    after = before.clone()
+    after[:, 0] += 1
+    is_changed = (layer(after) != layer(before)).any(-1)[0]
+    last = 3 * CONTEXT - 1 if layer.lookback is None else layer.lookback
+    assert is_changed[last]
+    assert not is_changed[last + 1 :].any()
+
+
 @pytest.mark.parametrize("name", registry.names("layers.attention"))
 @pytest.mark.parametrize("place", registry.names("layers.position"))
 def test_attention_with_a_cache_reads_as_far_as_it_says_and_no_further(
     name: str, place: str
 ) -> None:
-    if (name, place) == ("linear", "alibi"):
-        pytest.skip("refused: it has no scores to add to")
+    if refusal(name, place):
+        pytest.skip("refused, as it may")
     layer = attention(name, position(place))
     x_BTD = numbers(2, 3 * CONTEXT, WIDTH)
     cache = Cache()
@@ -588,7 +649,7 @@ def test_attention_with_a_cache_reads_as_far_as_it_says_and_no_further(
 
 @pytest.mark.parametrize("name", registry.names("layers.attention"))
 def test_attention_reads_many_tokens_at_once_after_a_cache(name: str) -> None:
-    layer = attention(name, position("rotary"))
+    layer = attention(name, fitting(name))
     x_BTD = numbers(2, CONTEXT, WIDTH)
     cache = Cache()
     outputs = []
@@ -748,7 +809,7 @@ def test_linear_attention_in_single_precision_is_the_same_step_by_step() -> None
 
 @pytest.mark.parametrize("name", registry.names("layers.attention"))
 def test_values_may_be_changed_before_they_are_mixed(name: str) -> None:
-    layer = attention(name, position("rotary"))
+    layer = attention(name, fitting(name))
     x_BTD = numbers(2, CONTEXT, WIDTH)
     same, none = layer(x_BTD, None, lambda v: v), layer(x_BTD, None, torch.zeros_like)
     torch.testing.assert_close(same, layer(x_BTD))
@@ -783,25 +844,6 @@ def test_normalised_queries_and_keys_have_no_scale(normalise: bool) -> None:
     )
     same = torch.allclose(layer(x_BTD, None), before, rtol=0, atol=1e-4)  # but for the epsilon
     assert same == normalise
-
-
-@pytest.mark.parametrize("name", registry.names("layers.attention"))
-def test_attention_adds_the_bias_of_its_position_or_refuses_it(name: str) -> None:
-    plain = attention(name, position("no_position"))
-    if plain.receptive_field is None:
-        with pytest.raises(
-            UserError, match=r"^params.yaml: models\.transformer\.position: .* keeps no scores"
-        ):
-            attention(name, position("alibi"))
-        return
-    sloped = attention(name, position("alibi"))
-    sloped.load_state_dict(plain.state_dict())
-    x_BTD = numbers(1, CONTEXT, WIDTH)
-    whole = sloped(x_BTD, None)
-    assert not torch.allclose(whole, plain(x_BTD, None))
-    changed = x_BTD.clone()
-    changed[:, 5] += 1
-    assert torch.equal(sloped(changed, None)[:, :5], whole[:, :5])
 
 
 @pytest.mark.parametrize(

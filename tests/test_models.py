@@ -19,12 +19,9 @@ from lmlab.model.models import base as models
 from lmlab.model.models.base import next_token_loss
 
 CPU = torch.device("cpu")
+FAR = 5 * CONTEXT
+"""Beyond the receptive field of every small model that has a limited one."""
 every_model = pytest.mark.parametrize("choice", small.variants("models"), ids=small.title)
-LIMITED_FIELD = [
-    choice for choice in small.variants("models") if small.model(choice).receptive_field is not None
-]
-
-
 LARGER = [
     choice
     for choice in small.variants("models", width=48, layers=3, depth=3, buckets=300)
@@ -85,18 +82,37 @@ def test_a_changed_token_leaves_the_logits_before_it_as_they_were(
         assert torch.isclose(changed[:, -1], logits[:, -1]).all() != in_field
 
 
-@pytest.mark.parametrize("choice", LIMITED_FIELD, ids=small.title)
+@every_model
 def test_a_token_is_read_as_far_as_the_receptive_field_and_no_further(choice: Choice) -> None:
-    model = small.rough(choice).float()
-    assert model.receptive_field is not None
-    before = small.tokens(2, model.receptive_field + 3)
+    model = small.rough(choice)
+    before = small.tokens(2, FAR if model.receptive_field is None else model.receptive_field + 3)
     after = before.clone()
     after[:, 0] = (after[:, 0] + 1) % VOCABULARY
+    if model.receptive_field is None:
+        assert not torch.equal(model(after)[:, -1], model(before)[:, -1])
+        return
+    assert model.receptive_field + 3 < FAR  # so a field that is limited but not said would show
+    model = model.float()
     changed, logits = model(after), model(before)
     assert not torch.isclose(
         changed[:, model.receptive_field - 1], logits[:, model.receptive_field - 1]
     ).all()
     assert torch.equal(changed[:, model.receptive_field :], logits[:, model.receptive_field :])
+
+
+def test_the_embedding_counts_towards_the_receptive_field() -> None:
+    """As do all windows, also in a hybrid, whose ends are those of its first model."""
+    tree = small.tree()
+    short = small.with_inner(
+        registry.choose(tree, "models", "transformer"),
+        attention=registry.choose(tree, "layers.attention", "sliding_window"),
+        embedding=registry.choose(tree, "layers.embedding", "n_gram"),
+    )
+    mixed = small.with_inner(registry.choose(tree, "models", "hybrid"), first=short, second=short)
+    for choice in (short, mixed):
+        model = small.rough(choice)
+        assert model.receptive_field == 1 + 3 + 4 * len(model.blocks)
+        test_a_token_is_read_as_far_as_the_receptive_field_and_no_further(choice)
 
 
 @every_model

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+import small
 import torch
 from typer.testing import CliRunner
 
@@ -51,9 +52,21 @@ def counted(choice: Choice, context: int, precision: str) -> outline.PassCost:
     return outline.PassCost(sizing.window_flops(model)[0], of_one, of_two)
 
 
+def with_attention(name: str) -> Tree:
+    """The change of attention, with that of another part which the layer refuses."""
+    plain = registry.choose(small.tree(), "models", "transformer")
+    attention = registry.choose(small.tree(), "layers.attention", name)
+    fitting = small.fitting(small.with_inner(plain, attention=attention), "attention")
+    return {
+        f"models.transformer.{key}": inner.name
+        for key, inner in fitting.inner.items()
+        if key == "attention" or inner != plain.inner[key]
+    }
+
+
 VARIANTS = [
     *[{"train.model": name} for name in registry.names("models")],
-    *[{"models.transformer.attention": name} for name in registry.names("layers.attention")],
+    *[with_attention(name) for name in registry.names("layers.attention")],
     *[{"models.transformer.residual": name} for name in registry.names("layers.residual")],
     *[{"models.transformer.feed_forward": name} for name in registry.names("layers.feed_forward")],
 ]

@@ -535,12 +535,15 @@ def test_tokens_are_drawn_without_repeats_while_there_are_others() -> None:
     assert not torch.equal(random_tokens(3, 9, 11, 0), random_tokens(3, 9, 11, 1))
 
 
-@pytest.mark.parametrize(
-    "attention", [name for name in registry.names("layers.attention") if name != "linear"]
-)
+@pytest.mark.parametrize("attention", registry.names("layers.attention"))
 def test_every_head_of_every_block_has_its_readings(attention: str) -> None:
     inner = {"attention": registry.choose(small.tree(), "layers.attention", attention)}
-    model = small.rough(small.with_inner(chosen_model("transformer"), **inner))
+    choice = small.fitting(small.with_inner(chosen_model("transformer"), **inner), "attention")
+    model = small.rough(choice)
+    if not issubclass(inner["attention"].part, SoftmaxAttention):
+        with pytest.raises(UserError, match="softmax"):
+            values("attention", snapshot(model))
+        return
     taken = values("attention", snapshot(model))
     heads = {f"blocks.{block}.head.{head}" for block in range(2) for head in range(2)}
     assert set(taken) == {(measure, head) for measure in ("entropy", "induction") for head in heads}

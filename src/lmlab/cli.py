@@ -343,7 +343,10 @@ def draw(
     vocabulary_size: Annotated[
         int,
         typer.Option(
-            min=0, max=2**31, help="Of a model; 0: as many ids as the fitted tokenizer has."
+            min=0,
+            max=2**31,
+            help="Of the model, also of that in which a rule is watched; 0: as many ids as the"
+            " fitted tokenizer has (for a rule without one, 64).",
         ),
     ] = 0,
     out: Annotated[

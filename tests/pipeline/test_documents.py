@@ -71,19 +71,19 @@ def added(workspace: Any, section: str) -> list[list[str]]:
 
 
 def test_parts_are_added_by_the_documents_alone(workspace: Any) -> None:
-    """A layer, a probe and a corpus in one project, to be checked and run together."""
+    """Two layers, a probe and a corpus in one project, to be checked and run together."""
     before = workspace.path("data/model/weights.safetensors").read_bytes()
     files, names, settings = [], [], []
-    for section in ("A layer", "A probe", "A corpus"):
-        (program, *words), (*runs, flag, setting) = added(workspace, section)
-        assert (program, *runs, flag) == ("pytest", "dvc", "exp", "run", "-S")
+    for section in ("A layer", "An attention layer", "A probe", "A corpus"):
+        (program, *words), run = added(workspace, section)
+        assert (program, *run[:4]) == ("pytest", "dvc", "exp", "run", "-S")
         files += words[: words.index("-k")]
         names.append(words[-1])
-        settings += [flag, setting]
+        settings += run[3:]
     shutil.copytree(PROJECT / "tests", workspace.path("tests"))
     own = ("env", "PYTHONPATH=src", sys.executable, "-m", "pytest", "-p", "no:cacheprovider")
     passed = workspace.run(*own, *dict.fromkeys(files), "-k", " or ".join(names)).stdout
-    assert re.search(r"\b\d\d passed", passed), passed[-500:]
+    assert re.search(r"\b\d\d+ passed", passed), passed[-500:]
     assert "failed" not in passed
 
     workspace.run("dvc", "exp", "run", *settings, "probe")

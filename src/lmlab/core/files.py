@@ -31,18 +31,34 @@ def whole_folder(folder: Path, sums: bool = True) -> Iterator[Path]:
     check_folder(folder)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    with _told_of(folder, partial):
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            if sums:
+                write_sums(partial)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        if folder.is_symlink():  # the link is removed, not the folder it leads to
+            folder.unlink()
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+
+
+@contextmanager
+def _told_of(path: Path, partial: Path) -> Iterator[None]:
+    """An OSError raised inside about `partial`, or about a file in it, is told of `path` instead:
+    what the user named.
+    """
     try:
-        yield partial
-        if sums:
-            write_sums(partial)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        yield
+    except OSError as error:
+        if isinstance(error.filename, str | bytes | os.PathLike):
+            about = Path(os.fsdecode(error.filename))
+            if about.is_relative_to(partial):
+                error.filename = str(path / about.relative_to(partial))
         raise
-    if folder.is_symlink():  # the link is removed, not the folder it leads to
-        folder.unlink()
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
 
 
 def output(path: Path, suffix: str) -> Path:
@@ -101,13 +117,14 @@ def whole_file(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     # the process's number, since two processes may write the same file
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with _told_of(path, partial):
+        try:
+            yield partial
+            with open(partial, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def write_sums(folder: Path, names: Iterable[str] | None = None) -> None:

@@ -22,6 +22,7 @@ from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -36,8 +37,9 @@ WRITTEN = ("head_outputs", "units", "state")
 class Place(nn.Module):
     """y = x: a point inside a layer that can be looked at and changed under its name in the model.
 
-    It is passed once in each call of the layer, with a tensor of shape (B, T, ...); only attention
-    weights have the shape (B, H, T, S).
+    It is passed once in each call of the layer, with a tensor of shape (B, T, ...). Only attention
+    weights have the shape (B, H, T, S), and an expert that is handed the tokens routed to it alone,
+    as in training, has them in one row: (tokens, F).
     """
 
     def __init__(self) -> None:
@@ -105,22 +107,42 @@ def changed(model: nn.Module, changes: Mapping[str, Change]) -> Iterator[None]:
 
     The function gets a copy, which it may alter in place, and returns a tensor of the same shape;
     it is converted to the copy's precision. Gradients flow through it. A name may be a pattern, as
-    in `record`. Where contexts are nested, the innermost change comes first.
+    in `record`. Where several fit one place, their functions are applied in the order given; where
+    contexts are nested, the innermost comes first.
 
-    Raises UserError for a name or a pattern that fits no place, and in the call of the model where
-    what a function returns has another shape or is no tensor.
+    Raises UserError for a name or a pattern that fits no place, for what is no function, and in the
+    call of the model where what a function returns has another shape, is complex where what flows
+    there is real, or is no tensor.
     """
     every_place = _places(model)
+    in_order: dict[str, list[Change]] = {}
+    for pattern, function in changes.items():
+        for name in _named(every_place, [pattern]):
+            in_order.setdefault(name, []).append(_checked(name, function))
     with ExitStack() as hooks:
-        for pattern, function in changes.items():
-            for name in _named(every_place, [pattern]):
-                change = _checked(name, function)
-                hooks.enter_context(every_place[name].hooked(change, first=True))
+        for name, functions in in_order.items():
+            hooks.enter_context(every_place[name].hooked(_one_by_one(functions), first=True))
         yield
+
+
+def _one_by_one(functions: list[Change]) -> Change:
+    """The first function, then the second of what it returned, and so on."""
+
+    def change(x: Tensor) -> Tensor:
+        for function in functions:
+            x = function(x)
+        return x
+
+    return change
 
 
 def _checked(name: str, function: Change) -> Change:
     """The function with its result brought to the shape's and precision's due, or refused."""
+    if not callable(function):
+        raise UserError(
+            f"place {name}: the change is no function but of type {type(function).__name__}; give a"
+            " function that takes what flows there and returns what shall flow on"
+        )
 
     def change(x: Tensor) -> Tensor:
         y = function(x.clone())
@@ -133,6 +155,11 @@ def _checked(name: str, function: Change) -> Change:
             raise UserError(
                 f"place {name}: the change returned shape {tuple(y.shape)}; what flows there has"
                 f" shape {tuple(x.shape)}"
+            )
+        if not torch.can_cast(y.dtype, x.dtype):
+            raise UserError(
+                f"place {name}: the change returned numbers of type {y.dtype}; what flows there is"
+                f" {x.dtype}"
             )
         return y.to(x)
 
@@ -195,7 +222,13 @@ def _places(model: nn.Module) -> dict[str, _Hookable]:
 def _named(every_place: Mapping[str, _Hookable], patterns: Iterable[str]) -> list[str]:
     """The places that fit the names and patterns, each once, in the order of the model."""
     chosen: set[str] = set()
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+    if isinstance(patterns, str) or not isinstance(patterns, Iterable):
+        patterns = [patterns]
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise UserError(
+                f"{pattern!r} is no name of a place; names are text, such as blocks.0.output"
+            )
         fitting = [name for name in every_place if fnmatchcase(name, pattern)]
         if not fitting:
             raise _no_such_place(pattern, list(every_place))
@@ -204,9 +237,11 @@ def _named(every_place: Mapping[str, _Hookable], patterns: Iterable[str]) -> lis
 
 
 def _no_such_place(pattern: str, known: list[str]) -> UserError:
-    """The error that names the nearest place there is."""
-    nearest = difflib.get_close_matches(pattern, known, n=1, cutoff=0)
+    """The error for a name, with the nearest there is if one is near, or for a pattern."""
+    is_pattern = any(character in pattern for character in "*?[")
+    nearest = [] if is_pattern else difflib.get_close_matches(pattern, known, n=1)
+    hint = f"the nearest is {nearest[0]}, and " if nearest else ""
+    what = f"place fits {pattern}" if is_pattern else f"place {pattern or repr(pattern)}"
     return UserError(
-        f"no place {pattern} in this model; the nearest is {nearest[0]}, and"
-        " lmlab.model.places.names(model) lists them all"
+        f"no {what} in this model; {hint}lmlab.model.places.names(model) lists them all"
     )

@@ -6,12 +6,12 @@ import inspect
 import math
 import textwrap
 
-from lmlab.evaluation.signals import ABOVE, NOTHING, Signals, Unit
+from lmlab.evaluation.signals import ABOVE, LOSS, NOTHING, RULE, ZERO, Signals, Unit
 from lmlab.experiments.drawing.svg import Picture
 from lmlab.experiments.wording import quantity
 from lmlab.training.learning_rules.base import LearningRule
 
-WIDTH, LEFT, BOX, HEIGHT, ROW = 700, 190, 260, 78, 122
+WIDTH, LEFT, BOX, HEIGHT, ROW = 700, 60, 310, 78, 122
 EXACT = 0.999999
 """From this cosine on a signal is drawn as the gradient itself."""
 CHARACTERS = 106
@@ -43,15 +43,14 @@ def drawn(rule: LearningRule, model: str, seen: Signals, when: str) -> Picture:
         if number and seen.units[number - 1].source == ABOVE:
             _backward(picture, seen.units[number - 1], top, y)
         picture.box(LEFT, top, BOX, HEIGHT, unit.name, _parameters(unit), _weights(unit))
-        if unit.source != ABOVE:
-            _beside(picture, unit, top + HEIGHT - 14)
+        _beside(picture, unit, top + HEIGHT - 24)
         y = top + HEIGHT
     top = y + ROW - HEIGHT
     picture.arrow(f"M{LEFT + 60} {y}V{top - 1}")
     if seen.units[-1].source == ABOVE:
         _backward(picture, seen.units[-1], top, y)
     picture.box(LEFT, top, BOX, 34, "loss")
-    _legend(picture, top + 64)
+    _legend(picture, seen, top + 64)
     return picture
 
 
@@ -71,6 +70,8 @@ def _parameters(unit: Unit) -> str:
 
 def _weights(unit: Unit) -> str:
     """What the unit's own weights are given."""
+    if unit.weights_given_zero:
+        return "weights: zero in this step"
     if unit.weights is None:
         return "weights: nothing, they stay"
     if unit.weights >= EXACT:
@@ -88,18 +89,32 @@ def _backward(picture: Picture, unit: Unit, bottom: int, top: int) -> None:
 
 
 def _beside(picture: Picture, unit: Unit, y: int) -> None:
-    """A unit to which nothing comes from the one above it."""
+    """What comes to a unit otherwise than from the one above it."""
     x = LEFT + BOX
     if unit.source == NOTHING:
-        picture.text(x + 20, y - 12, "nothing comes back", "small start")
+        picture.text(x + 20, y + 4, "nothing comes back", "small start")
         return
-    is_exact = unit.signal is not None and unit.signal >= EXACT
+    if unit.source == ABOVE and not unit.more:
+        return
+    is_exact = unit.source != ABOVE and unit.signal is not None and unit.signal >= EXACT
     picture.arrow(f"M{x + 60} {y}H{x + 1}", "true" if is_exact else "replaced")
-    picture.text(x + 68, y - 4, "a signal of its own", "small start")
-    if unit.signal is not None and not is_exact:
-        picture.text(x + 68, y + 12, f"cosine {_number(unit.signal)}", "small start")
-    elif is_exact:
-        picture.text(x + 68, y + 12, "equal to the gradient", "small start")
+    for line, words in enumerate(_set_by_rule(unit, is_exact)):
+        picture.text(x + 68, y + 4 + 16 * line, words, "small start")
+
+
+def _set_by_rule(unit: Unit, is_exact: bool) -> list[str]:
+    """The lines beside a signal, or a part of one, that the rule has put there."""
+    if unit.source == ABOVE:
+        return ["and more, set by the rule"]
+    if unit.source == ZERO:
+        return ["a signal that is zero in this step"]
+    sources = {RULE: "", LOSS: ", from the loss"}
+    lines = [f"set by the rule{sources.get(unit.source, f', from the {unit.source}')}"]
+    if is_exact:
+        lines.append("equal to the gradient")
+    elif unit.signal is not None:
+        lines.append(f"cosine {_number(unit.signal)}")
+    return lines
 
 
 def _number(value: float) -> str:
@@ -108,7 +123,8 @@ def _number(value: float) -> str:
     return f"{round(value, decimals) + 0.0:.{decimals}f}"
 
 
-def _legend(picture: Picture, y: int) -> None:
+def _legend(picture: Picture, seen: Signals, y: int) -> None:
+    """What the lines mean, and the words beside them."""
     entries = {"line": "forward", "true": "the gradient", "replaced": "another signal"}
     x = 20
     for style, words in entries.items():
@@ -116,3 +132,13 @@ def _legend(picture: Picture, y: int) -> None:
         picture.text(x + 50, y, words, "small start")
         x += 160
     picture.text(x, y, "cosines: with backpropagation's", "small start")
+    if any(unit.source not in (ABOVE, NOTHING, ZERO) or unit.more for unit in seen.units):
+        notes = (
+            "Set by the rule: the rule makes the signal itself, from the loss, or from what the"
+            " unit that is named hands back. Where nothing is named it is made of neither, but for"
+            " example of a loss of the unit's own."
+        )
+        y += 6
+        for line in textwrap.wrap(notes, CHARACTERS):
+            y += 18
+            picture.text(20, y, line, "small start")

@@ -113,11 +113,10 @@ class Picture(BaseModel):
         for number, detail in enumerate(details, start=1):
             self.text(x + width // 2, first + 1 + 16 * number, detail, "small")
 
-    def frame(self, x: int, y: int, width: int, height: int, title: str) -> None:
+    def frame(self, x: int, y: int, width: int, height: int) -> None:
         """A dashed frame around what belongs together."""
         self._reach(y + height)
         self.shapes.append(Rectangle(x=x, y=y, width=width, height=height, style="frame"))
-        self.text(x + 12, y + 18, title, "small start")
 
     def text(self, x: int, y: int, text: str, style: str = "") -> None:
         """A line of text; the style is one or more of the classes of STYLE."""

@@ -59,13 +59,15 @@ class LanguageModel(nn.Module, ABC):
 
     1, unless a parametrisation scales them.
     """
+    embedding_lookback: int = 0
+    """How many tokens before its own the first block's input at a position depends on."""
     plain_stream: bool = True
     """Whether blocks pass on x_BTD and nothing else, so that another model's may stand between."""
     blocks: nn.ModuleList
     """Each maps (x_BTD, its cache or None) to x_BTD.
 
     A block with a limited receptive field has an integer attribute `lookback`: how many positions
-    before the current one it reads.
+    before the current one it reads, with a cache or without. None, or no such attribute: no limit.
     """
     readout: nn.Linear | None
     """The output head or unembedding: the last linear map, from width to vocabulary.
@@ -103,7 +105,7 @@ class LanguageModel(nn.Module, ABC):
         None: there is no limit.
         """
         lookbacks: list[Any] = [getattr(block, "lookback", None) for block in self.blocks]
-        return None if None in lookbacks else 1 + sum(lookbacks)
+        return None if None in lookbacks else 1 + self.embedding_lookback + sum(lookbacks)
 
     def new_cache(self) -> list[Cache]:
         """An empty cache for generation: one for each block, and one for a model without blocks."""

@@ -41,6 +41,7 @@ class Hybrid(LanguageModel):
                 f"params.yaml: models.hybrid: {first.name} is {self.width} wide and {second.name}"
                 f" {second_model.width}; give both the same width"
             )
+        self.embedding_lookback = first_model.embedding_lookback
         self.blocks = nn.ModuleList()
         for layer in range(options.layers):
             source = first_model if layer % 2 == 0 else second_model

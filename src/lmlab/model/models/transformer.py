@@ -72,6 +72,7 @@ class Block(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
+        self.lookback = attention.lookback
         self.attention = attention
         self.after_attention = Place()
         self.feed_forward = feed_forward
@@ -116,6 +117,7 @@ class Transformer(LanguageModel):
         width = options.whole_width
         self.vocabulary_size, self.context, self.width = vocabulary_size, context, width
         self.embedding: Embedding = embedding.build(vocabulary_size, width)
+        self.embedding_lookback = self.embedding.lookback
         self.position: Position = position.build(width, context)
         self.dropout = Dropout(options.dropout)
         residuals: list[Residual] = [

@@ -28,11 +28,12 @@ class Attention(nn.Module, ABC):
     Final classes take `(options, width, context, position)`. What every attention must keep:
 
     - Position t of the output depends on positions up to t only, bit for bit.
-    - Without a cache it reads all earlier positions that `receptive_field` allows. With one, a
-      sequence read in pieces of any length gives the outputs of the sequence read at once, up to
-      rounding, as far as `receptive_field` reaches; the cache stops growing once that is full.
+    - Without a cache it reads as far back as `lookback` says, and no further. With one, a sequence
+      read in pieces of any length gives the outputs of the sequence read at once, up to rounding,
+      as far as `receptive_field` reaches; the cache stops growing once that is full.
     - It rotates queries and keys, and adds the bias to the scores, as its position encoding says,
-      or raises UserError when built with one that it cannot apply.
+      or raises UserError, naming models.transformer.position, when built with one that it cannot
+      apply. Only a `SoftmaxAttention` must apply all, and none may refuse one that does neither.
     - `map_values` is applied to the values before they are averaged and before they are cached; if
       it returns zeros, so does the layer.
     - Its last linear map is the attribute `out`, whose weights models initialise at a smaller
@@ -45,6 +46,11 @@ class Attention(nn.Module, ABC):
     """How many positions one reads at most when there is a cache, its own included.
 
     None: all there were.
+    """
+    lookback: int | None = None
+    """How many positions before its own one reads at most, with a cache or without.
+
+    None: all there are; with a cache, all that `receptive_field` lets it keep.
     """
 
     def __init__(self, position: Position) -> None:

@@ -35,6 +35,7 @@ class SlidingWindow(SoftmaxAttention):
         super().__init__(position)
         self.heads = head_count(options.heads, width, "layers.attention.sliding_window.heads")
         self.receptive_field: int = min(options.window, context)
+        self.lookback = self.receptive_field - 1
         self.qk_norm, self.epsilon = options.qk_norm, options.epsilon
         self.queries_keys_values = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)

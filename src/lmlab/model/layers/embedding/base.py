@@ -18,6 +18,8 @@ class Embedding(nn.Module, ABC):
 
     tokens: nn.Embedding
     """One row for each token; with `tied`, the output head has the same weights."""
+    lookback: int = 0
+    """How many tokens before its own a position's vector depends on."""
 
     @abstractmethod
     def forward(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:

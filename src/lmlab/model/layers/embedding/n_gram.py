@@ -44,6 +44,7 @@ class NGram(Embedding):
         self.nothing = vocabulary_size
         """The id that stands for what is before the first token."""
         self.longest, self.buckets = options.longest, options.buckets
+        self.lookback = options.longest - 1
         self.tokens = nn.Embedding(vocabulary_size, width)
         orders = range(2, options.longest + 1)
         self.dropout = Dropout(options.dropout)
