@@ -38,7 +38,8 @@ def data(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> Path:
     shards, _ = corpus
     home = shards.folder.parent
     test_training.train(corpus, "run", **LOWERED)
-    Path("run/model").rename(home / "model")
+    for name in ("model", "state"):
+        Path("run", name).rename(home / name)
     return home
 
 

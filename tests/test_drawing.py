@@ -262,9 +262,9 @@ def test_a_run_is_drawn_as_it_is_at_its_last_snapshot() -> None:
 def test_the_pipeline_is_drawn_as_dvc_has_it() -> None:
     picture = pipeline.draw(PROJECT / "dvc.yaml")
     words = texts(picture)
-    stages = ["download", "tokenizer", "shard", "train", "evaluate", "probe", "report"]
+    stages = ["start", "download", "tokenizer", "shard", "train", "evaluate", "probe", "report"]
     assert set(stages) <= set(words)
-    assert picture.svg().count('class="line"') == 7  # train to both, both to report
+    assert picture.svg().count('class="line"') == 8  # train to both, both to report
     for kind in ("corpora", "tokenizers", "measures", "probes", "schedules"):
         assert words.count(kind) == 1
 

@@ -262,6 +262,25 @@ def test_variants_of_one_model_have_one_picture_of_it(tmp_path: Path) -> None:
     assert body(tmp_path / "page.html").count("<svg") == 3
 
 
+def test_what_a_run_went_on_from_is_told(tmp_path: Path) -> None:
+    measures = {
+        "start.tokens": 1000.0,
+        "start.bytes": 1500.0,
+        "start.bits_per_byte_before": 2.25,
+        "start.bits_per_byte_at_once": 3.125,
+    }
+    scratch = run()
+    later = replace(
+        scratch, name="later", start="plays:7:abcdef", measures=scratch.measures | measures
+    )
+    report.write([scratch, later], tmp_path / "page.html")
+    section = body(tmp_path / "page.html").split('id="loss"')[1].split("</section>")[0]
+    assert section.count("goes on from a run of plays:7:abcdef") == 1
+    assert "1,000 tokens and 1,500 bytes" in section
+    assert "ended with 2.2500 bits per byte" in section
+    assert "begins with 3.1250" in section
+
+
 def test_held_out_text_is_whole_and_the_dearest_piece_has_the_strongest_colour(
     tmp_path: Path,
 ) -> None:

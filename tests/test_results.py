@@ -19,6 +19,7 @@ from lmlab.core import params
 from lmlab.core.errors import UserError
 from lmlab.core.files import write_json, write_sums
 from lmlab.data.shards import ShardedSplit, Shards
+from lmlab.data.start import EarlierRun
 from lmlab.data.tokenizers import byte
 from lmlab.data.tokenizers.base import Tokenizer
 from lmlab.evaluation import coloured, references, tables
@@ -386,8 +387,44 @@ def test_curves_say_how_many_flops_the_tokens_took(
     evaluate(corpus, model, tmp_path)
     for name in ("training", "validation"):
         rows = table(tmp_path / f"results/{name}.csv")
-        assert list(rows[0])[:3] == ["step", "tokens", "flops"]
+        assert list(rows[0])[:4] == ["step", "tokens", "bytes", "flops"]
         assert [float(row["flops"]) for row in rows] == [3 * 10 * 4 * step for step in (1, 2, 3)]
+
+
+def test_what_earlier_runs_cost_is_part_of_every_curve(
+    corpus: Corpus, model: LanguageModel, tmp_path: Path
+) -> None:
+    """10 FLOPs forward for each token; 4 tokens, 6 bytes and 1,000 FLOPs were spent before."""
+    before = EarlierRun(
+        commit="1" * 40,
+        recipe="plays:1:abcdef",
+        weights_sha256="2" * 64,
+        corpus="plays",
+        tokenizer_sha256="3" * 64,
+        learning_rule="backprop",
+        optimizer="adamw",
+        steps=1,
+        tokens=4,
+        bytes=6,
+        flops=1000,
+        bits_per_byte=3.25,
+    )
+    saved = {"tokens": 12, "bytes": 30, "flops": 1240, "earlier": [before]}
+    found = evaluate(corpus, model, tmp_path, saved=saved)
+    rows = table(tmp_path / "results/validation.csv")
+    amounts = [tuple(float(row[key]) for key in ("tokens", "bytes", "flops")) for row in rows]
+    assert amounts == [(4, 6, 1000), (8, 18, 1120), (12, 30, 1240)]
+    assert found["start"] == {
+        "commit": "1" * 40,
+        "recipe": "plays:1:abcdef",
+        "steps": 1,
+        "tokens": 4,
+        "bytes": 6,
+        "flops": 1000,
+        "bits_per_byte_before": 3.25,
+        "bits_per_byte_at_once": None,  # as this log has no bits per byte
+    }
+    assert "start" not in evaluate(corpus, model, tmp_path)
 
 
 def test_character_classes_hold_every_bit_of_validation(

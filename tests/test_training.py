@@ -94,7 +94,7 @@ def train(corpus: Corpus, folder: str, **changes: Any) -> dict[str, bytes]:
     tree = small.tree(**{**BASE, **changes})
     params = section(tree, "train", TrainParams)
     home = Path(folder)
-    folders = RunFolders(*(home / name for name in FOLDERS))
+    folders = RunFolders(*(home / name for name in FOLDERS), state=home / "state")
     timing = training.train(params, registry.choices(tree, "train", params), *corpus, folders)
     assert timing.tokens_per_second > 0
     return {

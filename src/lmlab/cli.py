@@ -112,6 +112,35 @@ def recipe(
 
 @app.command()
 @errors.one_line
+def start(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="An experiment, branch, commit, or another clone's folder; none: from scratch."
+        ),
+    ] = "",
+    options: Annotated[
+        bool, typer.Option("--options", help="Print options for `dvc exp run`; write nothing.")
+    ] = False,
+) -> None:
+    """Let the next run go on from a finished one: write its commit and its model into params.yaml;
+    or for one experiment, `dvc exp run $(lmlab start NAME --options)`.
+    """
+    from lmlab.data.start import StartParams
+    from lmlab.experiments import recipes, starting
+
+    found = starting.resolve(name, Path()) if name else StartParams(commit="", model="")
+    values = {"start.commit": found.commit, "start.model": found.model}
+    if options:
+        for option in recipes.as_options(values):
+            typer.echo(option)
+        return
+    for line in recipes.write(values) or ["params.yaml names this start already"]:
+        typer.echo(line)
+
+
+@app.command()
+@errors.one_line
 def study(
     name: Annotated[
         str, typer.Argument(help="A folder of studies/, or a path to one; with --check none: all.")

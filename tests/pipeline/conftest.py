@@ -28,7 +28,7 @@ from ruamel.yaml import YAML
 from lmlab.core import errors
 
 PROJECT = Path(__file__).resolve().parents[2]
-STAGES = ("download", "tokenizer", "shard", "train", "evaluate", "probe", "report")
+STAGES = ("start", "download", "tokenizer", "shard", "train", "evaluate", "probe", "report")
 SMALL = {
     "download.corpus": "grammar",
     "corpora.grammar.documents": 12,

@@ -19,7 +19,7 @@ from lmlab.experiments import preflight
 
 pytestmark = pytest.mark.pipeline
 
-STAGES = ("download", "tokenizer", "shard", "train", "evaluate", "probe", "report")
+STAGES = ("start", "download", "tokenizer", "shard", "train", "evaluate", "probe", "report")
 TREE = params.read(PROJECT / "params.yaml")
 NO_NETWORK = ["grammar", "markov"]  # the other corpora have tests of their own
 

@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 
 pytestmark = pytest.mark.pipeline
 
-STAGES = ("download", "tokenizer", "shard", "train", "evaluate", "probe", "report")
+STAGES = ("start", "download", "tokenizer", "shard", "train", "evaluate", "probe", "report")
 ALL = set(STAGES)
 MODEL = {"train", "evaluate", "probe"}
 """The stages that build the model."""

@@ -57,9 +57,16 @@ class Batches:
     """
 
     def __init__(
-        self, shards: Shards, batch: int, context: int, seed: int, pool_tokens: int
+        self,
+        shards: Shards,
+        batch: int,
+        context: int,
+        seed: int,
+        pool_tokens: int,
+        windows_read: int = 0,
     ) -> None:
         self.shards, self.batch, self.context, self.seed = shards, batch, context, seed
+        self.windows_read = windows_read
         self.pool_tokens = max(pool_tokens, context + 1)  # every pool has at least one window
         self.groups = shards.row_groups("train")
         self.tokens = sum(group.length for group in self.groups)
@@ -74,11 +81,12 @@ class Batches:
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
         """The batch of a step: windows step * B to step * B + B - 1 of the endless sequence of
-        shuffled windows.
+        shuffled windows, counted from the `windows_read` by an earlier run.
         """
+        first_of_step = self.windows_read + step * self.batch
         rows: list[Ids] = []
         while len(rows) < self.batch:
-            pool, first = self._locate(step * self.batch + len(rows))
+            pool, first = self._locate(first_of_step + len(rows))
             ids = self._load(pool)
             for window in pool.order[first : first + self.batch - len(rows)]:
                 start = pool.offset + window * self.context

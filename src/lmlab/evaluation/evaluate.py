@@ -31,6 +31,7 @@ from lmlab.evaluation.measured import (
     ScoredText,
     Scores,
     SplitScores,
+    StartScores,
 )
 from lmlab.evaluation.measures.base import Trained, about, flat, measure_all
 from lmlab.model.models.base import LanguageModel
@@ -105,8 +106,8 @@ def evaluate(
         )
         stream = shards.stream(SCORED)
         held_out_text = coloured.held_out(model, stream, scored, tokenizer, params.stride, SCORED)
-    measured = Measured(_facts(params, model, saved, manifest), outcome)
-    curves = tables.curves(rows, saved.forward_flops_per_token)
+    measured = Measured(_facts(params, model, saved, manifest), outcome, _start(saved, rows))
+    curves = tables.curves(rows, saved)
 
     folder.mkdir(parents=True, exist_ok=True)
     record = measured.as_json()
@@ -246,6 +247,25 @@ def _facts(
         weights_sha256=saved.weights_sha256,
         environment={"torch": torch.__version__},
         text=ScoredText(manifest.corpus, SCORED, manifest.splits[SCORED].sha256),
+    )
+
+
+def _start(saved: ModelRecord, rows: list[dict[str, Any]]) -> StartScores | None:
+    """What the run went on from; None of one from scratch."""
+    if not saved.earlier:
+        return None
+    before = saved.earlier[-1]
+    validated = [row for row in rows if "validation_bits_per_byte" in row]
+    at_once = next((row for row in validated if row["tokens"] == before.tokens), None)
+    return StartScores(
+        commit=before.commit,
+        recipe=before.recipe,
+        steps=before.steps,
+        tokens=before.tokens,
+        bytes=before.bytes,
+        flops=before.flops,
+        bits_per_byte_before=before.bits_per_byte,
+        bits_per_byte_at_once=at_once["validation_bits_per_byte"] if at_once else None,
     )
 
 

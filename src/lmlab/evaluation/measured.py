@@ -45,6 +45,23 @@ class Facts:
 
 
 @dataclass(frozen=True)
+class StartScores:
+    """The run that this one went on from: what it had cost, and what it was worth."""
+
+    commit: str
+    recipe: str
+    """Of that run, but for seeds (`EarlierRun.recipe`)."""
+    steps: int
+    tokens: int
+    bytes: int
+    flops: int
+    bits_per_byte_before: float | None
+    """At its end, on its own validation split, in windows that do not overlap."""
+    bits_per_byte_at_once: float | None
+    """On this run's validation split, before its first step."""
+
+
+@dataclass(frozen=True)
 class SplitScores:
     """The model's scores on a whole split."""
 
@@ -109,10 +126,14 @@ class Measured:
 
     facts: Facts
     outcome: Scores | Divergence
+    start: StartScores | None = None
+    """None of a run from scratch."""
 
     def as_json(self) -> dict[str, Any]:
         """The content of measures.json, how the run ended first of all."""
         facts = asdict(self.facts)
+        if self.start:
+            facts["start"] = asdict(self.start)
         if isinstance(self.outcome, Divergence):
             return {"status": DIVERGED, "diverged": asdict(self.outcome), **facts}
         return {"status": FINISHED, **facts, **self.outcome.as_json()}

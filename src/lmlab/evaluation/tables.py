@@ -11,12 +11,15 @@ import pandas as pd
 from lmlab.core.files import checked, whole_file
 from lmlab.evaluation import blocks, character_classes
 from lmlab.evaluation.measures.base import Trained
+from lmlab.model.record import ModelRecord
 from lmlab.model.scoring import Score
-from lmlab.training.cost import training_flops
+from lmlab.training.cost import bytes_at, flops_at
 
+AMOUNTS = ("step", "tokens", "bytes", "flops")
+"""What a run had had at a point of its curve, with all that it went on from."""
 COLUMNS = {
-    "training": ("step", "tokens", "flops", "train_nats", "learning_rate", "gradient_norm"),
-    "validation": ("step", "tokens", "flops", "validation_nats", "validation_bits_per_byte"),
+    "training": (*AMOUNTS, "train_nats", "learning_rate", "gradient_norm"),
+    "validation": (*AMOUNTS, "validation_nats", "validation_bits_per_byte"),
     "loss_by_position": ("position", "validation_nats"),
     "calibration": ("confidence", "accuracy", "predictions"),
     "character_classes": character_classes.COLUMNS,
@@ -38,11 +41,11 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def curves(rows: list[dict[str, Any]], forward_flops_per_token: float) -> Tables:
+def curves(rows: list[dict[str, Any]], saved: ModelRecord) -> Tables:
     """The training log as the tables of CURVES, each thinned to at most MOST_CURVE_ROWS rows.
 
-    Each row also has the FLOPs that backpropagation takes to train on its tokens. A table is left
-    out if the log has no line for it.
+    Each row also has the bytes that its tokens stand for, and the FLOPs that backpropagation takes
+    to train on them. A table is left out if the log has no line for it.
     """
     tables: Tables = {}
     for name, key in CURVES.items():
@@ -50,14 +53,15 @@ def curves(rows: list[dict[str, Any]], forward_flops_per_token: float) -> Tables
         every = math.ceil(len(lines) / MOST_CURVE_ROWS)
         if lines:
             thinned = lines[::-1][::every][::-1]  # counted from the end: the last line is kept
-            tables[name] = pd.DataFrame([_with_flops(r, forward_flops_per_token) for r in thinned])
+            tables[name] = pd.DataFrame([_with_amounts(row, saved) for row in thinned])
     return tables
 
 
-def _with_flops(row: dict[str, Any], forward_flops_per_token: float) -> dict[str, Any]:
-    """A line of the log with its FLOPs in the third column."""
-    flops = training_flops(forward_flops_per_token, row["tokens"])
-    return {"step": row["step"], "tokens": row["tokens"], "flops": flops, **row}
+def _with_amounts(row: dict[str, Any], saved: ModelRecord) -> dict[str, Any]:
+    """A line of the log with AMOUNTS first."""
+    tokens = row["tokens"]
+    amounts = {"bytes": round(bytes_at(saved, tokens)), "flops": flops_at(saved, tokens)}
+    return {"step": row["step"], "tokens": tokens, **amounts, **row}
 
 
 def of_scores(trained: Trained) -> Tables:

@@ -23,6 +23,7 @@ from lmlab.core.errors import UserError
 from lmlab.core.params import Tree
 from lmlab.core.registry import Choice
 from lmlab.data.shards import RowGroup, Shards, open_shards
+from lmlab.data.start import Start
 from lmlab.data.tokenizers import base as tokenizers
 from lmlab.data.tokenizers.base import Ids
 from lmlab.evaluation.measures.learning_curve import reached
@@ -119,11 +120,12 @@ def adapt(
             shards = renamed(shards, change.seed)
         at_once = _bits(model, shards)
 
-        def course(name: str, start: Path | None) -> Course:
+        def course(name: str, start: Start | None) -> Course:
             run = replace(Layout.below(folder / name), tokenizer=layout.tokenizer)
             return _course(section, choices, shards, run, start)
 
-        adapted, from_scratch = course("adapted", layout.model), course("from_scratch", None)
+        trained = Start(layout.model, layout.tokenizer, layout.state, made_by="train")
+        adapted, from_scratch = course("adapted", trained), course("from_scratch", None)
     level = before + within
     if math.isfinite(at_once):
         adapted = adapted._replace(curve=[[0, at_once], *adapted.curve])
@@ -184,9 +186,9 @@ def _course(
     choices: dict[str, Choice],
     shards: Shards,
     layout: Layout,
-    start: Path | None,
+    start: Start | None,
 ) -> Course:
-    """Train from the weights in `start`, or from scratch."""
+    """Go on from `start`, or train from scratch."""
     tokenizer = tokenizers.load(layout.tokenizer_file)
     folders = RunFolders(layout.model, layout.training)
     loop.train(section, choices, shards, tokenizer, folders, start)

@@ -37,14 +37,16 @@ missing here builds none.
 LISTS = {"evaluate": "measures", "probe": "probes"}
 """The kinds of which a param lists several by name: the stage depends on all of them."""
 SECTIONS = {
+    "start": ("start",),
     "download": ("download",),
-    "tokenizer": ("tokenizer",),
+    "tokenizer": ("start", "tokenizer"),
     "shard": ("shard",),
-    "train": ("train",),
+    "train": ("start", "train"),
     "evaluate": ("evaluate", "measures"),
     "probe": ("probe", "probes"),
     "report": (
-        *("download", "tokenizer", "shard", "train", "evaluate", "measures", "probe", "probes"),
+        *("start", "download", "tokenizer", "shard", "train"),
+        *("evaluate", "measures", "probe", "probes"),
     ),
 }
 """The sections of params.yaml that a stage reads."""

@@ -6,6 +6,7 @@ stage in dvc.yaml, and the stages load it by name.
 """
 
 import ast
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -16,17 +17,21 @@ from lmlab.core.params import Params, Tree
 from lmlab.core.registry import Choice
 from lmlab.data.collect import DownloadParams
 from lmlab.data.shard import ShardParams
+from lmlab.data.start import StartParams
 from lmlab.data.tokenizers import base as tokenizers
 from lmlab.data.tokenizers.base import TokenizerParams
 from lmlab.evaluation import probe as probing
 from lmlab.evaluation.evaluate import EvaluateParams, check_metrics
 from lmlab.evaluation.measures import base as measures
 from lmlab.evaluation.probe import ProbeParams
+from lmlab.experiments import starting
+from lmlab.experiments.stages.layout import Layout
 from lmlab.model.models import base as models
 from lmlab.training import outline
 from lmlab.training.step import TrainParams, chosen_rule
 
 SECTIONS: dict[str, type[Params]] = {
+    "start": StartParams,
     "download": DownloadParams,
     "tokenizer": TokenizerParams,
     "shard": ShardParams,
@@ -85,6 +90,7 @@ def check(tree: Tree, run: bool = True) -> None:
     ]:
         choice.build()
     check_metrics(evaluate)
+    _check_start(sections["start"], sections["tokenizer"], chosen)
     if run:
         _check_run(train, chosen["train"])
     if evaluate.stride > train.context:
@@ -93,6 +99,20 @@ def check(tree: Tree, run: bool = True) -> None:
             f" ({train.context}), so some"
             f" tokens would never be scored; set it to {train.context} or less"
         )
+
+
+def _check_start(
+    section: Params, tokenizer: Params, chosen: Mapping[str, Mapping[str, Choice]]
+) -> None:
+    assert isinstance(section, StartParams)
+    assert isinstance(tokenizer, TokenizerParams)
+    if section.commit and tokenizer.file:
+        raise UserError(
+            "params.yaml: tokenizer.from: a run that goes on has the tokenizer of its start; set it"
+            f" to {tokenizers.FITTED}"
+        )
+    of_tokenizer, of_model = chosen["tokenizer"]["name"], chosen["train"]["model"]
+    starting.check(section, of_model, of_tokenizer, starting.project(), Layout.below().start)
 
 
 def _check_base(choice: Choice) -> None:

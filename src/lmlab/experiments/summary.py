@@ -74,6 +74,9 @@ def _facts(corpus: CorpusManifest, model: ModelRecord, found: Any, took: dict[st
         f"{model.model['name']}, {model.parameters:,} parameters, context {model.context}",
     )
     table.add_row("trained on", f"{model.tokens:,} tokens in {model.steps:,} steps")
+    if model.earlier:
+        before = model.earlier[-1]
+        table.add_row("of these", f"{before.tokens:,} in the runs before it ({before.recipe})")
     if train := took.get("train"):
         table.add_row(
             "speed",

@@ -15,7 +15,7 @@ from typing import Any
 from lmlab.core.files import write_json
 
 FOLDER = Path("data/timing")
-STAGES = ("download", "tokenizer", "shard", "train", "evaluate", "probe", "report")
+STAGES = ("start", "download", "tokenizer", "shard", "train", "evaluate", "probe", "report")
 MODEL = Path("data/model/model.json")
 
 

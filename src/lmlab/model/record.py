@@ -1,5 +1,6 @@
 """`model.json` of a saved model as typed records: what it is built from and how it was trained."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -7,8 +8,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lmlab.core.errors import UserError
 from lmlab.core.files import read_json
+from lmlab.core.registry import Choice
+from lmlab.data.start import EarlierRun
 
 FILE = "model.json"
+MOST_LISTED = 3
+"""Params in which two models differ, in a message."""
 
 
 class Record(BaseModel):
@@ -66,7 +71,7 @@ class RunSize(Record):
 
 
 class TrainingFacts(Record):
-    """How a model was trained."""
+    """How a model was trained. Amounts are totals, of this run and all that it went on from."""
 
     status: Literal["finished", "diverged"] = "finished"
     diverged: Divergence | None = None
@@ -81,6 +86,12 @@ class TrainingFacts(Record):
     """Of matrix products: float32 or bfloat16."""
     tokens: int
     """Tokens trained on, repetitions included."""
+    bytes: int = 0
+    """Bytes of text that those tokens stand for, by each text's mean."""
+    flops: int = 0
+    """FLOPs that backpropagation takes to train on those tokens."""
+    earlier: list[EarlierRun] = []
+    """The runs before this one, the first one first; none of a run from scratch."""
     size: RunSize
 
 
@@ -119,3 +130,29 @@ def read_record(folder: Path) -> ModelRecord:
         return ModelRecord.model_validate(values)
     except ValidationError as error:
         raise damaged(folder, error) from None
+
+
+def check_parts(saved: ModelRecord, choice: Choice) -> None:
+    """Raise UserError where a saved model has other parts than those chosen."""
+    wanted = choice.record()
+    if saved.model == wanted:
+        return
+    different = list(_different(saved.model, wanted, f"models.{choice.name}"))
+    raise UserError(
+        f"params.yaml: the start's model has other parts: {'; '.join(different[:MOST_LISTED])};"
+        " set them back, or take another start"
+    )
+
+
+def _different(saved: Any, wanted: Any, at: str) -> Iterator[str]:
+    """The params in which two records of a part differ, a line each."""
+    if saved.get("name") != wanted.get("name"):
+        yield f"{at}: {wanted.get('name')} (the start's: {saved.get('name')})"
+        return
+    for key, value in wanted.get("options", {}).items():
+        if key in wanted.get("inner", {}):
+            continue
+        if saved.get("options", {}).get(key) != value:
+            yield f"{at}.{key}: {value} (the start's: {saved.get('options', {}).get(key)})"
+    for key, inner in wanted.get("inner", {}).items():
+        yield from _different(saved.get("inner", {}).get(key, {}), inner, f"{at}.{key}")

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import flop_registry
 from lmlab.model import noise
 from lmlab.model.device import autocast, memory_bytes
 from lmlab.model.models.base import LanguageModel, next_token_loss
-from lmlab.model.record import GroupSize, MemoryBytes, RunSize
+from lmlab.model.record import GroupSize, MemoryBytes, ModelRecord, RunSize
 
 BACKWARD = 2
 """How many forward passes a backward pass costs: a matrix product has two gradients, each a matrix
@@ -35,6 +35,22 @@ def training_flops(forward: float, tokens: float) -> float:
     less; the probe `cost` measures them.
     """
     return (1 + BACKWARD) * forward * tokens
+
+
+def flops_at(saved: ModelRecord, tokens: float) -> float:
+    """FLOPs that a run had spent at so many tokens, what earlier runs cost included."""
+    before = saved.earlier[-1] if saved.earlier else None
+    own = tokens - (before.tokens if before else 0)
+    return (before.flops if before else 0) + training_flops(saved.forward_flops_per_token, own)
+
+
+def bytes_at(saved: ModelRecord, tokens: float) -> float:
+    """Bytes of text that a run had trained on at so many tokens, those of earlier runs included."""
+    tokens_before = saved.earlier[-1].tokens if saved.earlier else 0
+    bytes_before = saved.earlier[-1].bytes if saved.earlier else 0
+    own_tokens = saved.tokens - tokens_before
+    share = (tokens - tokens_before) / own_tokens if own_tokens else 0.0
+    return bytes_before + share * (saved.bytes - bytes_before)
 
 
 class TooMuch(Exception):  # noqa: N818 (a bound that was asked for, not a fault)

@@ -24,19 +24,22 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from lmlab.core.files import sha256, whole_folder
+from lmlab.core.errors import UserError
+from lmlab.core.files import whole_folder
 from lmlab.core.progress import ProgressBar
 from lmlab.core.registry import Choice
 from lmlab.data.batches import Batches
 from lmlab.data.shards import Shards
+from lmlab.data.start import Start
 from lmlab.data.tokenizers.base import Tokenizer
 from lmlab.model.compiling import compiler_errors
 from lmlab.model.device import has_bfloat16, use_device
 from lmlab.model.models import base as models
-from lmlab.model.record import Divergence, RunSize, TrainingFacts
-from lmlab.training import checkpoint, snapshots
+from lmlab.model.record import Divergence, RunSize, TrainingFacts, read_record
+from lmlab.training import checkpoint, continuing, snapshots
 from lmlab.training import cost as sizing
 from lmlab.training.checkpoint import Lines
+from lmlab.training.continuing import Position
 from lmlab.training.monitor import Monitor
 from lmlab.training.optimizers.base import evaluation_weights
 from lmlab.training.schedules.base import Schedule
@@ -44,6 +47,8 @@ from lmlab.training.status import ADVICE, DIVERGED, FINISHED
 from lmlab.training.step import Diverged, Run, StepResult, TrainParams, begin, take_step
 
 LOG = "log.jsonl"
+BEST = "best.safetensors"
+"""In the scratch folder: what was learned at the lowest validation loss."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +61,16 @@ class RunFolders:
     """The file LOG: one JSON object per line."""
     snapshots: Path | None = None
     """Without this folder no snapshots are taken."""
+    state: Path | None = None
+    """What a run that goes on from this one takes over beside the model; nothing without it."""
 
     def by_name(self) -> dict[str, Path]:
         """The configured folders by name."""
         folders = {"model": self.model, "training": self.log}
         if self.snapshots:
             folders["snapshots"] = self.snapshots
+        if self.state:
+            folders["state"] = self.state
         return folders
 
 
@@ -92,13 +101,13 @@ def train(
     shards: Shards,
     tokenizer: Tokenizer,
     folders: RunFolders,
-    start: Path | None = None,
+    start: Start | None = None,
 ) -> Timing:
     """Train a model and write it, its log and its snapshots into the folders.
 
-    `parts` are the parts that the params name. With `start`, the folder of a saved model, training
-    begins from its weights. Where another process is executing the same run, this one waits and
-    then takes over its results, or its last checkpoint if it was killed.
+    `parts` are the parts that the params name. With `start` training goes on from there.
+    Where another process is executing the same run, this one waits and then takes over its results,
+    or its last checkpoint if it was killed.
     """
     trainer = Trainer.build(params, parts, shards, tokenizer, folders, start)
     scratch, outputs = trainer.scratch, folders.by_name()
@@ -133,16 +142,25 @@ class Trainer:
         params = run.params
         self.run, self.parts, self.shards = run, parts, shards
         self.folders, self.scratch = folders, scratch
-        pool_tokens = int(params.pool_megatokens * 1e6)
-        self.batches = Batches(shards, params.batch, params.context, params.order_seed, pool_tokens)
+        self.batches = Batches(
+            shards,
+            params.batch,
+            params.context,
+            params.order_seed,
+            params.pool_tokens,
+            run.windows_read,
+        )
         self.schedule: Schedule = parts["schedule"].build(params.steps)
         snapshot_count = params.snapshots if folders.snapshots else 0
-        self.snapshot_steps = snapshots.positions(params.steps, snapshot_count)
+        own_steps = snapshots.positions(params.steps, snapshot_count)
+        self.snapshot_steps = [run.first_step + step for step in own_steps]
         self.log, self.times = Lines(scratch / LOG), Lines(scratch / "times.jsonl")
         self.monitor = Monitor(run, shards, tokenizer, self.log, self.times)
         self.current_step = 0
         """The step being taken, counted from 1."""
         self.diverged: Divergence | None = None
+        self.is_new = False
+        """Whether the run has begun in this process, from no checkpoint."""
 
     @classmethod
     def build(
@@ -152,9 +170,9 @@ class Trainer:
         shards: Shards,
         tokenizer: Tokenizer,
         folders: RunFolders,
-        start: Path | None = None,
+        start: Start | None = None,
     ) -> "Trainer":
-        """A run before its first step, from the seed or from the weights of the model in `start`.
+        """A run before its first step, from the seed or from where `start` ended.
 
         Its scratch folder is named by everything that decides the results, so that only the very
         same run finds a checkpoint there.
@@ -167,9 +185,8 @@ class Trainer:
             "shards": shards.fingerprint,
         }
         if start:
-            model, _ = models.load(start, torch.device("cpu"))
-            run.model.load_state_dict(model.state_dict())
-            decisive["start"] = sha256(start / models.WEIGHTS)
+            decisive["start"] = continuing.state_sha256(start)
+            _go_on(run, start, parts, shards)
         scratch = checkpoint.scratch_folder(checkpoint.run_key(decisive))
         return cls(run, parts, shards, tokenizer, folders, scratch)
 
@@ -185,7 +202,7 @@ class Trainer:
         params, text_tokens = self.run.params, self.batches.tokens
         for line in sizing.lines(self.size):
             print(f"train: {line}", flush=True)
-        for line in _remarks(self.run, self.size, text_tokens):
+        for line in [*self.run.remarks, *_remarks(self.run, self.size, text_tokens)]:
             print(f"train: {line}", flush=True)
         if params.batch * params.context > text_tokens:
             print(
@@ -209,6 +226,7 @@ class Trainer:
         else:
             self.log.begin()
             self.times.begin()
+            self.is_new = True
 
     def _reopen_files(self, saved: dict[str, Any]) -> bool:
         """Open log and times where a checkpoint left them; False where anything is missing."""
@@ -224,8 +242,15 @@ class Trainer:
         params, run = self.run.params, self.run
         with compiler_errors():
             try:
-                with ProgressBar("train", params.steps, "steps", run.step) as bar:
+                with ProgressBar("train", params.steps, "steps", run.own_step) as bar:
+                    if run.earlier and self.is_new:
+                        self.current_step = run.step
+                        self.monitor.before_first_step(bar)
                     self._take_steps(bar)
+                if run.step < run.last_step:
+                    self._end_early()
+                if params.keep == "best":
+                    self._go_back_to_best()
             except Diverged as error:
                 self._end_as_diverged(error)
 
@@ -233,12 +258,14 @@ class Trainer:
         """Take and log the remaining steps; save a checkpoint from time to time."""
         params, run = self.run.params, self.run
         saved_at = time.monotonic()
-        while run.step < params.steps:
+        self._keep_best()
+        while run.step < run.last_step and not run.lost_patience:
             result = self._next_step()
             self.monitor.after_step(result, bar)
+            self._keep_best()
             bar.advance(1)
             is_due = time.monotonic() - saved_at >= params.checkpoint_seconds
-            if is_due and run.step < params.steps:
+            if is_due and run.step < run.last_step:
                 self._save_checkpoint()
                 saved_at = time.monotonic()
 
@@ -268,6 +295,35 @@ class Trainer:
         state = {"run": self.run.state(), "log": self.log.place(), "times": self.times.place()}
         checkpoint.save(self.scratch, state)
 
+    def _keep_best(self) -> None:
+        """Note what was learned, where it is the best yet and the run is to end with the best."""
+        if self.run.is_best_yet and self.run.params.keep == "best":
+            checkpoint.write(self.scratch / BEST, self.run.learned())
+
+    def _end_early(self) -> None:
+        """Say that no further step is taken."""
+        run = self.run
+        self.monitor.log_remaining_losses()
+        reason = f"no better validation since step {run.best_step:,}"
+        self.log.add({"step": run.step, "tokens": run.tokens, "stopped": reason})
+        print(f"train: stopped early at step {run.step:,}: {reason}", flush=True)
+
+    def _go_back_to_best(self) -> None:
+        """Let the run end with what it had learned when its validation loss was lowest."""
+        run = self.run
+        if run.is_best_yet:
+            return
+        best = checkpoint.read(self.scratch / BEST)
+        if best is None:
+            raise UserError(
+                f"{self.scratch / BEST}, this run's best weights, is missing or damaged; delete"
+                f" {self.scratch} and run `dvc repro train`"
+            )
+        run.restore_learned(best)
+        said = f"the weights of step {run.best_step:,}, whose validation loss was lowest"
+        self.log.add({"step": run.step, "tokens": run.tokens, "kept": said})
+        print(f"train: kept are {said}", flush=True)
+
     def _end_as_diverged(self, error: Diverged) -> None:
         """Note at which step the run diverged and why.
 
@@ -291,9 +347,17 @@ class Trainer:
             models.save(self.folders.model, self.parts["model"], self.run.model, facts)
         if self.folders.snapshots:
             self._publish_snapshots(self.folders.snapshots)
+        if self.folders.state:
+            self._publish_state(self.folders.state)
         with whole_folder(self.folders.log) as partial:
             shutil.copyfile(self.log.path, partial / LOG)
         return self._timing()
+
+    def _publish_state(self, folder: Path) -> None:
+        run = self.run
+        windows = run.windows_read + run.own_step * run.params.batch
+        position = position_of(run.params, self.shards, windows)
+        continuing.write(folder, run.model, run.rule, run.optimizer, self.parts, position)
 
     def _facts(self) -> TrainingFacts:
         """What the model's record says of its training."""
@@ -313,8 +377,22 @@ class Trainer:
             pool_tokens=self.batches.pool_tokens,
             precision=params.precision,
             tokens=run.tokens,
+            bytes=self._bytes(),
+            flops=self._flops(),
+            earlier=run.earlier,
             size=self.size.model_copy(update={"bytes": memory}),
         )
+
+    def _bytes(self) -> int:
+        """Of the text that this run and those before it have trained on."""
+        before = self.run.earlier[-1].bytes if self.run.earlier else 0
+        return before + round(self.run.own_tokens * bytes_per_token(self.shards))
+
+    def _flops(self) -> int:
+        """That this run and those before it have spent."""
+        before = self.run.earlier[-1].flops if self.run.earlier else 0
+        forward = self.size.forward_flops_per_token or 0
+        return before + round(sizing.training_flops(forward, self.run.own_tokens))
 
     def _publish_snapshots(self, folder: Path) -> None:
         """Publish the snapshots, except that of the step at which the run diverged."""
@@ -343,6 +421,41 @@ class Trainer:
                 seconds=[seconds for _, seconds in times],
             ),
         )
+
+
+def _go_on(run: Run, start: Start, parts: dict[str, Choice], shards: Shards) -> None:
+    """Let a run that has been built from the seed go on from where another one ended.
+
+    Raises UserError where it cannot.
+    """
+    saved = read_record(start.model)
+    if saved.tokenizer_sha256 != shards.manifest.tokenizer_sha256:
+        raise UserError(
+            f"{start.model} was trained with another tokenizer than {shards.folder} was made with;"
+            " run `dvc repro`"
+        )
+    position = position_of(run.params, shards, 0)
+    taken = continuing.take_over(start, run.model, run.rule, run.optimizer, parts, position)
+    run.earlier = start.earlier
+    run.step = run.first_step
+    run.windows_read = taken.windows
+    run.remarks = taken.remarks
+
+
+def position_of(params: TrainParams, shards: Shards, windows: int) -> Position:
+    """Where a run is that has read so many windows of these shards."""
+    return Position(
+        shards=shards.fingerprint,
+        context=params.context,
+        seed=params.order_seed,
+        pool_tokens=params.pool_tokens,
+        windows=windows,
+    )
+
+
+def bytes_per_token(shards: Shards) -> float:
+    """Of the train split."""
+    return shards.count("train", "bytes") / shards.count("train", "tokens")
 
 
 def _records(parts: dict[str, Choice]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class Monitor:
         run, params = self.run, self.run.params
         run.loss_sum += result.loss
         run.loss_count += 1
-        last = run.step == params.steps
+        last = run.step == run.last_step
         logs = last or _is_multiple(run.step, params.log_every)
         validates = last or _is_multiple(run.step, params.validate_every)
         samples = params.sample_every > 0 and (last or _is_multiple(run.step, params.sample_every))
@@ -52,6 +52,16 @@ class Monitor:
                 self._validate(bar)
             if samples:
                 self._sample(bar)
+        except FloatingPointError as error:
+            raise Diverged(str(error)) from None
+
+    def before_first_step(self, bar: ProgressBar) -> None:
+        """Log what the weights that a run begins with are worth, where they are not initial ones.
+
+        Raises Diverged where the validation loss is not finite.
+        """
+        try:
+            self._validate(bar)
         except FloatingPointError as error:
             raise Diverged(str(error)) from None
 
@@ -76,7 +86,7 @@ class Monitor:
             "gradient_norm": result.gradient_norm,
         }
         self.log.add({**self._position(), **values})
-        bar.advance(0, f"loss {mean:.3f}, {run.tokens / run.seconds:,.0f} tokens/s")
+        bar.advance(0, f"loss {mean:.3f}, {run.own_tokens / run.seconds:,.0f} tokens/s")
 
     @cached_property
     def _validation(self) -> Ids:
@@ -94,6 +104,7 @@ class Monitor:
         bits = bits_per_byte(scored.nats, self.shards.count("validation", "bytes"))
         values = {"validation_nats": nats, "validation_bits_per_byte": bits}
         self.log.add({**self._position(), **values})
+        run.note_validation(nats)
         run.validation_seconds += time.perf_counter() - started
         loss = f"{nats:.4f} nats/token, {bits:.4f} bits/byte{zero_loss_remark(bits)}"
         bar.say(f"train: step {run.step:,}: validation {loss}")

@@ -27,6 +27,7 @@ from lmlab.core.errors import UserError
 from lmlab.core.params import Params
 from lmlab.core.registry import Choice, OneOf
 from lmlab.data.batches import Batches
+from lmlab.data.start import EarlierRun
 from lmlab.model import noise
 from lmlab.model.compiling import Compiled
 from lmlab.model.device import autocast, trains_faster_in_bfloat16
@@ -79,6 +80,8 @@ class TrainParams(Params):
     log_every: int = Field(ge=1)
     validate_every: int = Field(ge=0)
     sample_every: int = Field(ge=0)
+    patience: int = Field(ge=0)
+    keep: Literal["last", "best"]
     snapshots: int = Field(ge=0)
     checkpoint_seconds: float = Field(ge=0)
 
@@ -89,6 +92,9 @@ class TrainParams(Params):
                 f"batch ({self.batch}) should be a multiple of gradient_accumulation"
                 f" ({self.gradient_accumulation})"
             )
+        for key, chosen in (("patience", self.patience), ("keep", self.keep == "best")):
+            if chosen and not self.validate_every:
+                raise ValueError(f"{key} goes by validations, so set validate_every above 0")
         if self.step_in_backward and (self.clip or self.gradient_accumulation > 1):
             raise ValueError(
                 "step_in_backward never holds all gradients at once, so set clip to 0 and"
@@ -100,6 +106,11 @@ class TrainParams(Params):
                 " graph; set one of them to false"
             )
         return self
+
+    @property
+    def pool_tokens(self) -> int:
+        """Tokens that are shuffled together in memory."""
+        return int(self.pool_megatokens * 1e6)
 
     @property
     def order_seed(self) -> int:
@@ -136,24 +147,58 @@ class Run:
     optimizer: torch.optim.Optimizer
     compilation: AbstractContextManager[None] = field(default_factory=nullcontext)
     """Entered around every call of the rule; compiles the model's passes where `compile` is set."""
+    earlier: list[EarlierRun] = field(default_factory=list)
+    """The runs that this one goes on from, the first one first."""
+    windows_read: int = 0
+    """Of the text, by earlier runs."""
+    remarks: list[str] = field(default_factory=list)
+    """What of an earlier run is not taken over, a line each."""
     step: int = 0
-    """Steps taken so far."""
+    """Steps taken so far, those of earlier runs included."""
     loss_sum: float = 0.0
     """The sum of the losses since the log's last line with a training loss."""
     loss_count: int = 0
     """The number of those losses."""
+    best_nats: float = math.inf
+    """The lowest validation loss so far, in nats per token."""
+    best_step: int = -1
+    """Where that was; -1 before the first validation."""
+    validations_since_best: int = 0
     seconds: float = 0.0
     """Spent in training steps alone, over all starts of the run."""
     validation_seconds: float = 0.0
     peak_bytes: int = 0
     """The most memory that a process of the run has held, as of the last checkpoint."""
 
-    _COUNTERS = ("step", "loss_sum", "loss_count", "seconds", "validation_seconds", "peak_bytes")
+    _COUNTERS = (
+        *("step", "loss_sum", "loss_count", "best_nats", "best_step", "validations_since_best"),
+        *("seconds", "validation_seconds", "peak_bytes"),
+    )
+
+    @property
+    def first_step(self) -> int:
+        """How many steps earlier runs took."""
+        return self.earlier[-1].steps if self.earlier else 0
+
+    @property
+    def last_step(self) -> int:
+        """How many steps there will have been when this run ends."""
+        return self.first_step + self.params.steps
+
+    @property
+    def own_step(self) -> int:
+        """Steps of this run taken so far."""
+        return self.step - self.first_step
+
+    @property
+    def own_tokens(self) -> int:
+        """Tokens that this run has trained on so far, repetitions included."""
+        return self.own_step * self.params.batch * self.params.context
 
     @property
     def tokens(self) -> int:
-        """Tokens trained on so far, repetitions included."""
-        return self.step * self.params.batch * self.params.context
+        """Tokens trained on so far, those of earlier runs and repetitions included."""
+        return (self.earlier[-1].tokens if self.earlier else 0) + self.own_tokens
 
     @property
     def device(self) -> torch.device:
@@ -170,21 +215,43 @@ class Run:
         """The learning rule's own parameters, such as feedback weights."""
         return list(self.rule.parameters())
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint holds: the states of model, rule and optimizer, and the counters."""
-        counters = {key: getattr(self, key) for key in self._COUNTERS}
+    def note_validation(self, nats: float) -> None:
+        """Count a validation loss, in nats per token."""
+        self.validations_since_best += 1
+        if nats < self.best_nats:
+            self.best_nats, self.best_step, self.validations_since_best = nats, self.step, 0
+
+    @property
+    def is_best_yet(self) -> bool:
+        """Whether the latest validation was of this step, and the best."""
+        return self.best_step == self.step
+
+    @property
+    def lost_patience(self) -> bool:
+        """Whether as many validations as `patience` have been no better than the best."""
+        return 0 < self.params.patience <= self.validations_since_best
+
+    def learned(self) -> dict[str, Any]:
+        """The states of model, rule and optimizer."""
         return {
             "model": self.model.state_dict(),
             "rule": self.rule.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            **counters,
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`."""
+    def restore_learned(self, state: dict[str, Any]) -> None:
+        """The inverse of `learned`."""
         self.model.load_state_dict(state["model"])
         self.rule.load_state_dict(state["rule"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds: what was learned, and the counters."""
+        return {**self.learned(), **{key: getattr(self, key) for key in self._COUNTERS}}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+        self.restore_learned(state)
         for key in self._COUNTERS:
             setattr(self, key, state[key])
 
@@ -272,7 +339,7 @@ def take_step(run: Run, schedule: Schedule, batches: Batches) -> StepResult:
     """
     if not run.model.training:  # asked first, as `train()` goes through every module
         run.model.train()
-    _set_learning_rates(run.optimizer, schedule.factor(run.step))
+    _set_learning_rates(run.optimizer, schedule.factor(run.own_step))
     microbatches = _microbatches(run, batches)
     if run.params.step_in_backward:
         loss, norm = _step_in_backward(run, microbatches)
@@ -299,7 +366,7 @@ def _logged_rate(optimizer: torch.optim.Optimizer) -> float:
 
 def _microbatches(run: Run, batches: Batches) -> list[tuple[Tensor, Tensor]]:
     """The step's batch as `gradient_accumulation` equal parts (tokens_BT, targets_BT)."""
-    tokens_BT, targets_BT = batches.at(run.step)
+    tokens_BT, targets_BT = batches.at(run.own_step)
     count = run.params.gradient_accumulation
     chunks = zip(tokens_BT.chunk(count), targets_BT.chunk(count), strict=True)
     device = run.device

@@ -36,6 +36,10 @@ class TokenizerParams(Params):
         """The file to load the tokenizer from; None where it is to be fitted."""
         return None if self.from_ == FITTED else Path(self.from_)
 
+    def taken_from(self, file: Path) -> "TokenizerParams":
+        """A copy that takes the tokenizer from a file."""
+        return self.model_copy(update={"from_": str(file)})
+
 
 class SizedOptions(Params):
     """Options of a tokenizer with a chosen vocabulary size, which text that is too short may not

@@ -10,7 +10,7 @@ from pydantic import Field
 from lmlab.core.params import Params
 from lmlab.evaluation.about import VALIDATED_AT
 from lmlab.evaluation.measures.base import DoesNotApply, Measure, Numbers, Trained
-from lmlab.training.cost import training_flops
+from lmlab.training.cost import bytes_at, flops_at
 
 
 class Options(Params):
@@ -35,9 +35,9 @@ class LearningCurve(Measure):
     are in data/timing/train.json.
     """
 
-    less_is_better = ("tokens_to.*", "flops_to.*", "mean")
-    across_tokenizers = ("mean", "flops", "flops_to*")
-    facts = ("tokens", "flops", "*_to_at_most.*", "*_to_more_than.*")
+    less_is_better = ("tokens_to.*", "bytes_to.*", "flops_to.*", "mean")
+    across_tokenizers = ("mean", "bytes", "bytes_to*", "flops", "flops_to*")
+    facts = ("tokens", "bytes", "flops", "*_to_at_most.*", "*_to_more_than.*")
     decided_by: ClassVar = {"*": ("train.validate_every",), "mean": (VALIDATED_AT,)}
     not_deciding = ("targets",)
 
@@ -50,15 +50,18 @@ class LearningCurve(Measure):
             raise DoesNotApply("the training log has no validation")
         tokens = [float(row["tokens"]) for row in rows]
         bits = [float(row["validation_bits_per_byte"]) for row in rows]
-        forward_flops = trained.saved.forward_flops_per_token
         numbers: dict[str, float | Mapping[str, float]] = {
             "tokens": tokens[-1],
-            "flops": training_flops(forward_flops, tokens[-1]),
+            "bytes": bytes_at(trained.saved, tokens[-1]),
+            "flops": flops_at(trained.saved, tokens[-1]),
         }
         for block, tokens_to in self._tokens_to(tokens, bits).items():
             numbers[f"tokens_{block}"] = tokens_to
             numbers[f"flops_{block}"] = {
-                target: training_flops(forward_flops, count) for target, count in tokens_to.items()
+                target: flops_at(trained.saved, count) for target, count in tokens_to.items()
+            }
+            numbers[f"bytes_{block}"] = {
+                target: bytes_at(trained.saved, count) for target, count in tokens_to.items()
             }
         if len(rows) > 1:
             numbers["mean"] = mean_over_logarithm(tokens, bits)

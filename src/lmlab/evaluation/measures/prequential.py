@@ -48,6 +48,8 @@ class Prequential(Measure):
 
     def measure(self, trained: Trained) -> Numbers:
         saved, shards, context = trained.saved, trained.shards, trained.model.context
+        if saved.earlier:
+            raise DoesNotApply("the model had been trained on text before this run")
         losses = [
             (int(row["step"]), float(row["train_nats"]))
             for row in trained.log

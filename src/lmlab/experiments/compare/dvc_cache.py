@@ -29,8 +29,37 @@ def read(root: Path, lock: bytes | None, path: str) -> bytes | None:
     return None
 
 
+def files(root: Path, lock: bytes, out: str) -> dict[str, Path]:
+    """The files of a folder that a stage wrote, by their names in it, each where the cache has it
+    or would have it; empty where the lock has no such folder, or the cache not its listing.
+    """
+    md5 = _hash_of(lock, out)
+    listing = _read_object(root, md5) if md5 else None
+    entries = json.loads(listing) if listing else []
+    cache = cache_folder(root.resolve())
+    return {entry["relpath"]: _place(cache, entry["md5"]) for entry in entries}
+
+
+def objects(root: Path, lock: bytes, out: str) -> list[Path]:
+    """All that the cache holds of a folder that a stage wrote: its listing and its files."""
+    md5 = _hash_of(lock, out)
+    listing = [_place(cache_folder(root.resolve()), md5)] if md5 else []
+    return [*listing, *files(root, lock, out).values()]
+
+
+def _hash_of(lock: bytes, out: str) -> str | None:
+    for stage in read_stages(lock.decode()).values():
+        if out in stage.writes:
+            return stage.writes[out]
+    return None
+
+
+def _place(cache: Path, md5: str) -> Path:
+    return cache / md5[:2] / md5[2:]
+
+
 def _read_object(root: Path, md5: str) -> bytes | None:
-    file = cache_folder(root.resolve()) / md5[:2] / md5[2:]
+    file = _place(cache_folder(root.resolve()), md5)
     content = file.read_bytes() if file.is_file() else None
     if content is not None and md5_of(content) != md5.removesuffix(".dir"):
         raise UserError(

@@ -97,7 +97,7 @@ HIGHER = r"accuracy(\..+)?|minimal_pairs(\.mean)?|blimp(\.mean)?|basin_width|tok
 """Last words of other measures where more is better, as a regular expression."""
 LOWER = (
     r"bits_per_byte|nats_per_token|perplexity|loss|(?<!calibration_)error|code_length|seconds"
-    r"|step_bytes|peak_bytes|(tokens|flops|seconds)_to(_target|\..+)|tokens_to_recover"
+    r"|step_bytes|peak_bytes|(tokens|bytes|flops|seconds)_to(_target|\..+)|tokens_to_recover"
 )
 """The same where less is better. Any other measure is only said to be lower or higher."""
 PER_TOKEN = re.compile(r"(.+[._])?(nats(_per_token)?|perplexity|accuracy)")

@@ -115,7 +115,7 @@ def _bound(measure: str, ending: str) -> str:
 
 def _of_older_results(run: Run, measure: str) -> Observation | None:
     """A target of `learning_curve` without a number, in results that lack its bounds."""
-    match = re.fullmatch(r"learning_curve\.(?:tokens|flops)_to\.(\d+\.?\d*)", measure)
+    match = re.fullmatch(r"learning_curve\.(?:tokens|bytes|flops)_to\.(\d+\.?\d*)", measure)
     if not match or "learning_curve.tokens" not in run.measures:
         return None
     target = float(match[1])

@@ -66,6 +66,8 @@ class Run:
     """Versions of what it ran with, such as torch's; empty where they were not recorded."""
     text: str = ""
     """SHA-256 of the text it was scored on; empty for older results."""
+    start: str = ""
+    """The recipe of the run that it went on from; empty for one from scratch."""
     began_from: str = ""
     """The commit that an experiment began from, or the run's own commit; empty for a study's."""
 
@@ -92,6 +94,14 @@ class ScoredText(BaseModel):
     sha256: str | None = None
 
 
+class ResultsOfStart(BaseModel):
+    """What results/measures.json says of the run that this one went on from."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    recipe: str = ""
+
+
 class Results(BaseModel):
     """results/measures.json, or results/metrics.json of older code."""
 
@@ -101,11 +111,13 @@ class Results(BaseModel):
     diverged: dict[str, Any] = {}
     environment: dict[str, str] = {}
     text: ScoredText = ScoredText()
+    start: ResultsOfStart = ResultsOfStart()
 
     @property
     def measures(self) -> dict[str, float]:
-        """The numbers of all other blocks, by dotted key."""
-        return dict(numbers(self.model_extra or {}))
+        """The numbers of the start and of all other blocks, by dotted key."""
+        of_start = numbers(self.start.model_extra or {}, "start.")
+        return {**dict(numbers(self.model_extra or {})), **dict(of_start)}
 
 
 def with_results(run: Run, record: Any) -> Run:
@@ -121,6 +133,7 @@ def with_results(run: Run, record: Any) -> Run:
         about=results.about,
         environment=results.environment,
         text=results.text.sha256 or "",
+        start=results.start.recipe,
     )
 
 

@@ -29,6 +29,7 @@ INERT = (
     "evaluate.temperature",
     "evaluate.seed",
     "evaluate.measures",  # which of them were taken
+    "start",  # `Run.start` says it without seeds
     "measures",
     "probe",
     "probes",
@@ -37,6 +38,7 @@ INERT = (
 )
 """Params, or whole sections, that do not change how a model learns or what is measured of it."""
 
+FROM_SCRATCH = "scratch"
 SHARDS = "data/shards"
 TEXT = ("download.", "corpora.")
 """How the params begin that decide the text."""
@@ -73,6 +75,7 @@ def mattering(run: Run) -> Values:
         for key, value in run.params.items()
         if key.partition(".")[0] not in of_parts and not _inert(key)
     }
+    mattered["start"] = run.start or FROM_SCRATCH
     pending = list(mattered.values())
     while pending:
         value = pending.pop()

@@ -32,6 +32,8 @@ LINE = 21
 ROW_OF_BARS, ROW_WITH_LABEL = 24, 40
 MOST_COLUMNS = 14
 """Columns of a heat map whose cells have room for their numbers."""
+AMOUNTS = ("tokens", "bytes", "flops", "seconds", "step")
+"""What a loss may be shown against."""
 AMOUNT_LABELS = {"flops": "FLOPs"}
 TITLE = 5
 """Room above each head's picture, in tokens."""
@@ -124,12 +126,11 @@ LOG_Y = "log_y ? log(datum.loss) / LN10 : datum.loss"
 def curves(table: pd.DataFrame, names: Sequence[str], unit: str, reference: float | None) -> Spec:
     """Loss along training, a line for each run.
 
-    Columns variant, run, split, loss, and at least one of tokens, flops, seconds and step; readers
+    Columns variant, run, split, loss, and at least one of AMOUNTS; readers
     choose which of those, and whether axes are logarithmic. `reference` is the loss of the n-gram
     model, if it is known.
     """
-    amounts = ("tokens", "flops", "seconds", "step")
-    known = [name for name in amounts if name in table and table[name].notna().any()]
+    known = [name for name in AMOUNTS if name in table and table[name].notna().any()]
     labels = [AMOUNT_LABELS.get(name, name) for name in known]
     choices = alt.binding_radio(options=known, labels=labels, name="against ")
     against = alt.param(name="against", value=known[0], bind=choices)

@@ -11,6 +11,7 @@ from lmlab.experiments.report import charts
 from lmlab.experiments.report.elements import (
     Chart,
     Element,
+    Note,
     Pair,
     Sample,
     Samples,
@@ -19,7 +20,6 @@ from lmlab.experiments.report.elements import (
 from lmlab.experiments.report.shown import KNESER_NEY, Shown, read_json, read_rows, thinned
 
 SPLITS = {"validation": "validation_nats", "training": "train_nats"}
-AXES = ("tokens", "flops", "seconds", "step")
 BESIDE_THE_LOSS = {
     "learning_rate": "learning rate",
     "gradient_norm": "gradient norm before clipping",
@@ -44,9 +44,31 @@ def loss_section(shown: Shown) -> Section | None:
     small = list(_small_charts(shown))
     if small:
         content.append(Pair(small))
+    content += _starts(shown)
     if not content:
         return None
     return Section("Loss", _loss_intro(shown, in_bits) if len(table) else "", content)
+
+
+def _starts(shown: Shown) -> Iterator[Note]:
+    """What each variant's first run went on from, where that is another run."""
+    for _, run in shown.first_runs():
+        if not run.start:
+            continue
+        spent = {key: run.measures.get(f"start.{key}", math.nan) for key in ("tokens", "bytes")}
+        line = (
+            f"{run.name} goes on from a run of {run.start} (text, steps, hash of its params), which"
+            f" had read {spent['tokens']:,.0f} tokens and {spent['bytes']:,.0f} bytes; curves begin"
+            " there."
+        )
+        before = run.measures.get("start.bits_per_byte_before")
+        at_once = run.measures.get("start.bits_per_byte_at_once")
+        if before is not None and at_once is not None:
+            line += (
+                f" It ended with {before:.4f} bits per byte on its own validation text; on this one"
+                f" it begins with {at_once:.4f}."
+            )
+        yield Note(line)
 
 
 def _loss_intro(shown: Shown, in_bits: bool) -> str:
@@ -73,7 +95,7 @@ def _loss_tables(shown: Shown, in_bits: bool) -> Iterator[pd.DataFrame]:
             table = table.assign(variant=number, run=run.name, split=split, loss=loss)
             if seconds_by_step and "step" in table:
                 table["seconds"] = table["step"].map(seconds_by_step)
-            columns = ["variant", "run", "split", "loss", *AXES]
+            columns = ["variant", "run", "split", "loss", *charts.AMOUNTS]
             yield table[[key for key in columns if key in table]]
 
 

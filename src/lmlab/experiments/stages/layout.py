@@ -8,6 +8,8 @@ from pathlib import Path
 class Layout:
     """The folders that stages read and write."""
 
+    start: Path
+    """The run that training goes on from: its model, tokenizer and state."""
     corpus: Path
     """Documents, split into train, validation and test, with a manifest."""
     tokenizer: Path
@@ -19,6 +21,8 @@ class Layout:
     """The training log."""
     snapshots: Path
     """What the run was at a few of its steps, for probes."""
+    state: Path
+    """What a run that goes on from this one needs beside the model."""
     probes: Path
     results: Path
     """What is kept in Git: metrics, measures, samples, curves."""
@@ -27,12 +31,14 @@ class Layout:
     def below(cls, data: Path = Path("data"), results: Path | None = None) -> "Layout":
         """The project's own layout in a folder; without `results` these lie in it as well."""
         return cls(
+            start=data / "start",
             corpus=data / "corpus",
             tokenizer=data / "tokenizer",
             shards=data / "shards",
             model=data / "model",
             training=data / "training",
             snapshots=data / "snapshots",
+            state=data / "state",
             probes=data / "probes",
             results=results or data / "results",
         )

@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from lmlab.core import params, registry
 from lmlab.core.files import whole_folder, write_json
 from lmlab.core.params import Tree
+from lmlab.data import start as starting
 from lmlab.data.documents import read_texts
+from lmlab.data.start import StartParams
 from lmlab.data.tokenizers import base as tokenizers
 from lmlab.data.tokenizers.base import TokenizerParams, TokenizerReport
 from lmlab.experiments.stages.layout import Layout
@@ -17,11 +19,15 @@ FEW_TOKENS = 4
 def tokenizer(tree: Tree, layout: Layout) -> None:
     """Write tokenizer.json and report.json into `layout.tokenizer`.
 
-    With a file in `tokenizer.from` nothing is fitted: it is the tokenizer.
+    With a file in `tokenizer.from`, or a run to go on from, nothing is fitted: there is the
+    tokenizer.
     """
     section = params.section(tree, "tokenizer", TokenizerParams)
     choice = registry.choices(tree, "tokenizer", section)["name"]
     train = layout.corpus / "train.parquet"
+    start = starting.read(layout.start, params.section(tree, "start", StartParams).commit)
+    if start:
+        section = section.taken_from(start.tokenizer_file)
     fitted = tokenizers.load_or_fit(section, choice, read_texts(train))
     fitted_with = choice.options if section.file is None else None
     report = tokenizers.report(fitted, read_texts(train), fitted_with)

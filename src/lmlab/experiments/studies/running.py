@@ -27,7 +27,7 @@ from lmlab.experiments.stages.layout import Layout
 from lmlab.experiments.studies import point, records
 from lmlab.experiments.studies.making import differences, key, making
 from lmlab.experiments.studies.records import ArmRecord, Making, Point, Result
-from lmlab.experiments.studies.study import Arm, Study, resolved
+from lmlab.experiments.studies.study import Arm, Study, from_scratch, resolved
 
 PROJECT_CORPUS = Path("data/corpus")
 NEVER_SAID = "its points do not say what they were made with: they are older than that"
@@ -70,7 +70,7 @@ def make_corpus(study: Study) -> Path:
         if not (corpus / "train.parquet").exists():
             raise UserError(f"{corpus} holds no corpus; run `dvc repro download` first")
         return corpus
-    tree = changed(params.read(), study.params.changes)
+    tree = changed(from_scratch(), study.params.changes)
     names = ("download", f"corpora.{tree['download']['corpus']}")
     asked = {name: dict(params.block(tree, name)) for name in names}
     note = corpus.with_name("corpus.json")

@@ -109,7 +109,7 @@ class Study:
 
     def tree(self, name: str) -> Tree:
         """The project's params.yaml with what all runs share and what the arm changes."""
-        return changed(changed(params.read(), self.params.changes), self.arm(name).changes)
+        return changed(changed(from_scratch(), self.params.changes), self.arm(name).changes)
 
     def _check_seeds(self, name: str, sweep: Sweep, seeds: list[int]) -> None:
         """Raise UserError where what is reported would be what was chosen."""
@@ -125,6 +125,11 @@ class Study:
                 f"{where} sweeps with seeds that are reported as well ({both[0]}); the best of a"
                 " sweep was chosen for its luck too, so give sweep_seeds others than seeds"
             )
+
+
+def from_scratch() -> Tree:
+    """params.yaml without the run that it may go on from: each run of a study begins anew."""
+    return changed(params.read(), {"start.commit": "", "start.model": ""})
 
 
 def read(folder: Path, quick: bool = False) -> Study:

@@ -1,0 +1,90 @@
+"""A finished run that another one goes on from, as the stage `start` lays it out in a folder."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import Field
+
+from lmlab.core.errors import UserError
+from lmlab.core.files import Record, read_record
+from lmlab.core.params import Params
+
+RECORD, MODEL, TOKENIZER, STATE = "start.json", "model", "tokenizer", "state"
+"""In the folder: the record, and the folders that the run had written."""
+
+
+class StartParams(Params):
+    """The section `start`."""
+
+    commit: str = Field(pattern=r"^([0-9a-f]{40})?$")
+    """The full name of the commit of a finished run; empty: from scratch."""
+    model: str = Field(pattern=r"^([0-9a-f]{64})?$")
+    """SHA-256 of its weights."""
+
+
+class EarlierRun(Record):
+    """A run that another one went on from. Amounts are totals, of this run and all before it."""
+
+    commit: str
+    """The full name of its commit."""
+    recipe: str
+    """What tells it from others but for seeds: its corpus, its steps and a hash of all params that
+    mattered, such as `shakespeare:1200:3f2a9c`.
+    """
+    weights_sha256: str
+    corpus: str
+    """The name of its last text."""
+    tokenizer_sha256: str
+    learning_rule: str
+    optimizer: str
+    steps: int
+    tokens: int
+    bytes: int
+    flops: int
+    bits_per_byte: float | None
+    """Of its own validation split, in windows that do not overlap; None where that was not read."""
+
+
+class StartRecord(Record):
+    """start.json: which run it is. Empty where training begins from scratch."""
+
+    commit: str = ""
+    model: str = ""
+    """SHA-256 of its weights."""
+    earlier: list[EarlierRun] = []
+    """That run, after all that it went on from itself."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """A finished run to go on from, by its folders."""
+
+    model: Path
+    """Weights as evaluation would use them, and model.json."""
+    tokenizer: Path
+    state: Path
+    """What training needs beside the model."""
+    earlier: list[EarlierRun] = field(default_factory=list)
+    """That run after all before it; empty where what they cost does not count."""
+    made_by: str = "start"
+    """The stage that wrote the folders."""
+
+    @property
+    def tokenizer_file(self) -> Path:
+        return self.tokenizer / "tokenizer.json"
+
+
+def read(folder: Path, commit: str) -> Start | None:
+    """The start in a folder; None where `commit`, from params.yaml, is empty: from scratch.
+
+    Raises UserError where the folder holds another start.
+    """
+    if not commit:
+        return None
+    found = read_record(folder / RECORD, StartRecord, made_by="start")
+    if found.commit != commit:
+        raise UserError(
+            f"{folder} holds the run of {found.commit or 'no commit'}, and params.yaml names"
+            f" {commit} as start.commit; run `dvc repro start`"
+        )
+    return Start(folder / MODEL, folder / TOKENIZER, folder / STATE, found.earlier)

@@ -1,0 +1,290 @@
+"""Runs to go on from: a name becomes a commit and its model's hash, and a commit becomes a folder.
+
+What a run made lies in DVC's cache by the hashes in its dvc.lock, so a full commit says all, and
+nothing that is named here can move: a branch or an experiment may, and a folder may go. The commit
+is kept from Git's garbage collection by a ref, and what a folder's cache holds is copied into this
+project's.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from lmlab.core import params
+from lmlab.core.errors import UserError
+from lmlab.core.files import whole_folder, write_json
+from lmlab.core.registry import Choice
+from lmlab.data import start as starts
+from lmlab.data.start import MODEL, RECORD, STATE, TOKENIZER, EarlierRun, StartParams, StartRecord
+from lmlab.experiments import git
+from lmlab.experiments.compare import dvc_cache
+from lmlab.experiments.compare.experiments import Experiments
+from lmlab.experiments.compare.lock import Lock
+from lmlab.experiments.compare.run import SEEDS, Run
+from lmlab.experiments.compare.variants import mattering
+from lmlab.experiments.git import Repository
+from lmlab.model.record import ModelRecord, check_parts, read_record
+from lmlab.training.status import ADVICE, how_it_diverged
+
+OUTS = {f"data/{name}": name for name in (MODEL, TOKENIZER, STATE)}
+"""What a run hands on, with the folder that the stage `start` puts it into."""
+LOG = "data/training/log.jsonl"
+REFS = "refs/lmlab/starts"
+RECIPE_DIGITS = 6
+SHORT = 9
+"""Digits of a commit in messages."""
+
+
+def project() -> Path:
+    """The project's own folder, also for an experiment that runs in a copy of it."""
+    return Path(os.environ.get("DVC_ROOT", "."))
+
+
+def resolve(name: str, root: Path) -> StartParams:
+    """The commit and the model of a finished run: an experiment, a branch, a commit, or the folder
+    of another clone, whose run is copied into this project.
+
+    Raises UserError for a name that means none or several, and for a run to which nothing can be
+    added.
+    """
+    commit = _commit(name, root) or (_copied(Path(name), root) if Path(name).is_dir() else "")
+    if not commit:
+        raise UserError(
+            f"there is no run {name!r}: no experiment, branch, commit or folder;"
+            f" {params.nearest(name, _names(root))}"
+        )
+    run = Made(root, commit)
+    run.check_complete()
+    record = run.model_record()
+    if diverged := how_it_diverged(record):
+        raise UserError(f"{name} cannot be gone on from: its training {diverged}; {ADVICE}")
+    git.output("update-ref", f"{REFS}/{commit}", commit, root=root)
+    return StartParams(commit=commit, model=record.weights_sha256)
+
+
+def _commit(name: str, root: Path) -> str:
+    """The commit of an experiment, or what Git knows by this name; empty where there is neither."""
+    repository = Repository(root)
+    finished = Experiments(repository).finished()
+    found = {each.commit: "experiment" for each in finished if each.name == name}
+    if of_git := repository.commit(name):
+        found.setdefault(of_git, "branch, tag or commit")
+    if len(found) > 1:
+        each = ", ".join(f"{commit[:SHORT]} ({what})" for commit, what in found.items())
+        raise UserError(f"{name} is {len(found)} runs: {each}; name one by its commit")
+    return next(iter(found), "")
+
+
+def _names(root: Path) -> list[str]:
+    """The names of experiments and branches."""
+    repository = Repository(root)
+    experiments = (each.name for each in Experiments(repository).finished())
+    return sorted({*experiments, *repository.lines("branch", "--format=%(refname:short)")})
+
+
+def _copied(folder: Path, root: Path) -> str:
+    """The commit of another clone, which is brought here with what its run made."""
+    commit = Repository(folder).commit("HEAD")
+    if commit is None or not (folder / "dvc.lock").is_file():
+        raise UserError(f"{folder} is no clone of a project with a run; name one, or an experiment")
+    if folder.resolve() == root.resolve():
+        return commit
+    theirs = Made(folder, commit)
+    theirs.check_complete()
+    git.output("fetch", "--quiet", str(folder.resolve()), f"HEAD:{REFS}/{commit}", root=root)
+    ours = dvc_cache.cache_folder(root.resolve())
+    for source, relative in theirs.objects():
+        target = ours / relative
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(f".{target.name}.{os.getpid()}")
+            shutil.copyfile(source, partial)
+            os.replace(partial, target)
+    return commit
+
+
+class Made:
+    """What the run of a commit made, read from DVC's cache."""
+
+    def __init__(self, root: Path, commit: str) -> None:
+        self.root, self.commit = root, commit
+        repository = Repository(root)
+        if repository.commit(commit) is None:
+            raise UserError(
+                f"this repository has no commit {commit}, which start.commit names; `git fetch`"
+                " the branch that holds it, `dvc exp pull` the experiment, or `lmlab start FOLDER`"
+                " from a clone that has it"
+            )
+        lock = repository.file(commit, "dvc.lock")
+        if lock is None:
+            raise UserError(f"{commit[:SHORT]} holds no run: it has no dvc.lock; name another")
+        self.lock = lock
+
+    def check_complete(self) -> None:
+        """Raise UserError where something is missing that cannot be fetched from DVC's remote."""
+        missing = self._missing()
+        if missing and self._fetch():
+            missing = self._missing()
+        if missing == ["data/state"] and "data/state" not in self.lock.decode():
+            raise UserError(
+                f"{self.commit[:SHORT]} was made by a version that kept no state to go on from;"
+                " run `dvc repro` with this one, commit, and name that"
+            )
+        if missing:
+            raise UserError(
+                f"DVC's cache lacks {', '.join(missing)} of {self.commit[:SHORT]}: `dvc remote add`"
+                " one that has it, or make it again (`git worktree add ../earlier"
+                f" {self.commit[:SHORT]}`, `make` in there, `lmlab start ../earlier`)"
+            )
+
+    def model_record(self) -> ModelRecord:
+        """The run's model.json, once it is known to be here (`check_complete`)."""
+        try:
+            return ModelRecord.model_validate_json(self.read("data/model/model.json") or b"")
+        except ValidationError:
+            raise UserError(
+                f"{self.commit[:SHORT]} was made by another version of the model; run `dvc repro`"
+                " with this one, commit, and name that"
+            ) from None
+
+    def read(self, path: str) -> bytes | None:
+        """A file that one of the run's stages wrote."""
+        return dvc_cache.read(self.root, self.lock, path)
+
+    def files(self, out: str) -> dict[str, Path]:
+        """The files of a folder that a stage wrote, in the cache, by their names in it."""
+        return dvc_cache.files(self.root, self.lock, out)
+
+    def objects(self) -> Iterator[tuple[Path, Path]]:
+        """All that has to be copied for the run to be whole elsewhere: each file in the cache, and
+        its place there.
+        """
+        cache = dvc_cache.cache_folder(self.root.resolve())
+        for out in (*OUTS, "data/training"):
+            for path in dvc_cache.objects(self.root, self.lock, out):
+                yield path, path.relative_to(cache)
+
+    def _missing(self) -> list[str]:
+        return [
+            out
+            for out in OUTS
+            if not (files := self.files(out)) or not all(path.exists() for path in files.values())
+        ]
+
+    def _fetch(self) -> bool:
+        """Fetch it from DVC's remote; whether there is one."""
+        from dvc.exceptions import DvcException
+        from dvc.repo import Repo
+
+        with Repo(str(self.root)) as repository:
+            if not repository.config["core"].get("remote"):
+                return False
+            try:
+                repository.fetch(targets=[*OUTS, "data/training"], revs=[self.commit])
+            except DvcException as error:
+                raise UserError(
+                    f"dvc fetch of {self.commit[:SHORT]} failed: {' '.join(str(error).split())}"
+                ) from None
+        return True
+
+
+def check(start: StartParams, model: Choice, tokenizer: Choice, root: Path, laid_out: Path) -> None:
+    """Raise UserError where a run with these parts cannot go on from a start: before any work.
+
+    `laid_out` is the folder into which the stage `start` brings it; where it is there already, that
+    is read and not the cache.
+    """
+    if not start.commit and not start.model:
+        return
+    if not start.commit or not start.model:
+        raise UserError(
+            "params.yaml: start needs both its commit and its model, or neither; `lmlab start NAME`"
+            " writes them"
+        )
+    try:
+        here = starts.read(laid_out, start.commit)
+    except UserError:
+        here = None
+    if here:
+        saved = read_record(here.model)
+        name = json.loads(here.tokenizer_file.read_text(encoding="utf-8"))["tokenizer"]
+    else:
+        run = Made(root, start.commit)
+        run.check_complete()
+        saved = run.model_record()
+        name = json.loads(run.read("data/tokenizer/tokenizer.json") or b"{}").get("tokenizer")
+    _check_same(start, saved)
+    if diverged := how_it_diverged(saved):
+        raise UserError(f"params.yaml: start.commit: its training {diverged}; take another start")
+    check_parts(saved, model)
+    if name != tokenizer.name:
+        raise UserError(
+            f"params.yaml: tokenizer.name: {tokenizer.name} is not the start's, {name}; set it back"
+        )
+
+
+def bring(start: StartParams, root: Path, folder: Path) -> StartRecord:
+    """Lay out a run's model, tokenizer and state in a folder, or the record that there is none."""
+    if not start.commit:
+        with whole_folder(folder) as partial:
+            write_json(partial / RECORD, StartRecord().record())
+        return StartRecord()
+    run = Made(root, start.commit)
+    run.check_complete()
+    saved = run.model_record()
+    _check_same(start, saved)
+    record = StartRecord(commit=start.commit, model=start.model, earlier=_ledger(run, saved))
+    with whole_folder(folder) as partial:
+        for out, name in OUTS.items():
+            for file, source in run.files(out).items():
+                target = partial / name / file
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target)
+        write_json(partial / RECORD, record.record())
+    return record
+
+
+def _check_same(start: StartParams, saved: ModelRecord) -> None:
+    if saved.weights_sha256 != start.model:
+        raise UserError(
+            f"params.yaml: start.model is not the model of {start.commit[:SHORT]}; write both with"
+            f" `lmlab start {start.commit[:SHORT]}`"
+        )
+
+
+def _ledger(run: Made, saved: ModelRecord) -> list[EarlierRun]:
+    """The run after all that it went on from, with what they cost together."""
+    made_with = Lock(run.lock.decode(), f"data/{MODEL}").params
+    corpus = str(made_with.get("download.corpus", ""))
+    earlier = saved.earlier[-1].recipe if saved.earlier else ""
+    mattered = mattering(Run("", made_with, {}, start=earlier))
+    without_seeds = {key: repr(mattered[key]) for key in sorted(mattered) if key not in SEEDS}
+    digest = hashlib.sha256(json.dumps(without_seeds).encode()).hexdigest()[:RECIPE_DIGITS]
+    this = EarlierRun(
+        commit=run.commit,
+        recipe=f"{corpus}:{saved.steps}:{digest}",
+        weights_sha256=saved.weights_sha256,
+        corpus=corpus,
+        tokenizer_sha256=saved.tokenizer_sha256,
+        learning_rule=str(made_with.get("train.learning_rule", "")),
+        optimizer=str(made_with.get("train.optimizer", "")),
+        steps=saved.steps,
+        tokens=saved.tokens,
+        bytes=saved.bytes,
+        flops=saved.flops,
+        bits_per_byte=_last_bits(run),
+    )
+    return [*saved.earlier, this]
+
+
+def _last_bits(run: Made) -> float | None:
+    """Bits per byte of the weights that a run ended with, from its log; None where it has none."""
+    log = [json.loads(line) for line in (run.read(LOG) or b"").splitlines()]
+    bits = [float(row["validation_bits_per_byte"]) for row in log if "validation_nats" in row]
+    ended_with_best = any("kept" in row for row in log)
+    return (min(bits) if ended_with_best else bits[-1]) if bits else None

@@ -1,0 +1,187 @@
+"""A run that training goes on from: what a finished run hands on, and how a new one takes it over.
+
+Handed on are the weights that training was at (some optimizers recommend others), the state of the
+learning rule and of the optimizer by the parameter's name, and how far the text has been read.
+`write` puts it into a folder beside the model, `take_over` reads it into a run that has been built
+as if from scratch. With the same text, batch, rule, optimizer and learning rate, the run that goes
+on takes the steps that the first one would have taken, to the last bit.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lmlab.core.errors import UserError
+from lmlab.core.files import checked, sha256, whole_folder
+from lmlab.core.registry import Choice
+from lmlab.data.start import Start
+from lmlab.model.record import check_parts, read_record
+from lmlab.training import checkpoint
+from lmlab.training.interventions import base as interventions
+from lmlab.training.learning_rules.base import LearningRule
+
+FILE = "state.safetensors"
+RULE = ["learning_rule", *interventions.KEYS]
+"""The keys of `train` whose parts must be the same for the rule's state to be taken over."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run has read its text, and in which order."""
+
+    shards: str
+    context: int
+    seed: int
+    pool_tokens: int
+    windows: int
+    """Read so far."""
+
+    def after(self, other: "Position") -> int:
+        """From which window on to read where another run stopped; 0 in another order or text."""
+        same = (self.shards, self.context, self.seed, self.pool_tokens) == (
+            other.shards,
+            other.context,
+            other.seed,
+            other.pool_tokens,
+        )
+        return other.windows if same else 0
+
+
+def write(
+    folder: Path,
+    model: nn.Module,
+    rule: LearningRule,
+    optimizer: torch.optim.Optimizer,
+    parts: Mapping[str, Choice],
+    position: Position,
+) -> None:
+    """Write what a run hands on, beside its model."""
+    state = {
+        "model": model.state_dict(),
+        "rule": rule.state_dict(),
+        "optimizer": _by_name(model, rule, optimizer),
+        "parts": {key: parts[key].name for key in (*RULE, "optimizer")},
+        "position": vars(position),
+    }
+    with whole_folder(folder) as partial:
+        checkpoint.write(partial / FILE, state)
+
+
+@dataclass(frozen=True)
+class TakenOver:
+    """What a run has taken over, and what it has not."""
+
+    windows: int
+    """Of the text, read before."""
+    remarks: list[str]
+    """What begins anew, a line each."""
+
+
+def take_over(
+    start: Start,
+    model: nn.Module,
+    rule: LearningRule,
+    optimizer: torch.optim.Optimizer,
+    parts: Mapping[str, Choice],
+    position: Position,
+) -> TakenOver:
+    """Put weights and states of the start into a run before its first step.
+
+    `position` is that of the run itself, at its beginning. Raises UserError where the model's parts
+    are not the start's.
+    """
+    check_parts(read_record(start.model), parts["model"])
+    state = _read(start)
+    if not _fits(model.state_dict(), state["model"]):
+        raise UserError(
+            "params.yaml: train.context or the vocabulary is not the start's, and the model's shape"
+            " depends on it; set train.context back"
+        )
+    model.load_state_dict(state["model"])
+    remarks = []
+    changed = [key for key in RULE if state["parts"][key] != parts[key].name]
+    if changed or not _fits(rule.state_dict(), state["rule"]):
+        if state["rule"]:
+            remarks.append("the learning rule is another one, so its state begins anew")
+    else:
+        rule.load_state_dict(state["rule"])
+    if state["parts"]["optimizer"] != parts["optimizer"].name:
+        remarks.append(
+            f"the optimizer is {parts['optimizer'].name} where it was"
+            f" {state['parts']['optimizer']}, so its state begins anew"
+        )
+    else:
+        remarks += _put_back(model, rule, optimizer, state["optimizer"])
+    windows = position.after(Position(**state["position"]))
+    if not windows and state["position"]["windows"]:
+        remarks.append("another text, order or train.context: it is read from its beginning")
+    return TakenOver(windows, remarks)
+
+
+def state_sha256(start: Start) -> str:
+    """The hash of a start's state. Raises UserError where that is missing or damaged."""
+    return sha256(checked(start.state / FILE, start.made_by))
+
+
+def _read(start: Start) -> dict[str, Any]:
+    file = checked(start.state / FILE, start.made_by)
+    state = checkpoint.read(file)
+    if state is None:
+        raise UserError(f"{file} is damaged; run `dvc repro --force {start.made_by}`")
+    return state
+
+
+def _fits(own: Mapping[str, Any], saved: Mapping[str, Any]) -> bool:
+    """Whether a saved state has the names and shapes of a module's own."""
+    return _shapes(own) == _shapes(saved)
+
+
+def _shapes(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: getattr(value, "shape", None) for name, value in state.items()}
+
+
+def _named(model: nn.Module, rule: LearningRule) -> dict[str, nn.Parameter]:
+    """All that an optimizer may move, by name."""
+    named = {f"model.{name}": parameter for name, parameter in model.named_parameters()}
+    return named | {f"rule.{name}": parameter for name, parameter in rule.named_parameters()}
+
+
+def _by_name(
+    model: nn.Module, rule: LearningRule, optimizer: torch.optim.Optimizer
+) -> dict[str, dict[str, Any]]:
+    """The optimizer's state of each parameter that has one, by the parameter's name."""
+    return {
+        name: optimizer.state[parameter]
+        for name, parameter in _named(model, rule).items()
+        if optimizer.state.get(parameter)
+    }
+
+
+def _put_back(
+    model: nn.Module,
+    rule: LearningRule,
+    optimizer: torch.optim.Optimizer,
+    saved: Mapping[str, dict[str, Any]],
+) -> Iterator[str]:
+    """The inverse of `_by_name`; says what finds no place."""
+    named = _named(model, rule)
+    homeless = [name for name in saved if name not in named]
+    for name, state in saved.items():
+        if name in named:
+            device = named[name].device
+            optimizer.state[named[name]] = _moved(state, device)
+    if homeless:
+        yield f"the optimizer's state of {len(homeless)} parameters that are gone is dropped"
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """A tree of dicts and lists with its tensors on a device."""
+    if isinstance(value, dict):
+        return {key: _moved(inner, device) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_moved(inner, device) for inner in value]
+    return value.to(device) if isinstance(value, Tensor) else value
