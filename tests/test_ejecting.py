@@ -21,6 +21,8 @@ from lmlab import cli
 from lmlab.core import params, registry
 from lmlab.core.errors import UserError
 from lmlab.export.eject import eject
+from lmlab.export.reads import reads_in
+from lmlab.export.tidy import drop_unread_attributes, in_use
 
 corpus = test_training.corpus  # the fixture
 STEPS = {"snapshots": 0, "sample_every": 0, "validate_every": 0, "steps": 3, "log_every": 2}
@@ -132,13 +134,59 @@ def test_what_cannot_be_ejected_is_named(
     assert not (tmp_path / "ejected.py").exists()
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in registry.names("interventions") if name != "layer_rates"]
-)
+INTERVENTIONS = [name for name in registry.names("interventions") if name != "layer_rates"]
+
+
+@pytest.mark.parametrize("name", INTERVENTIONS)
 def test_every_intervention(name: str, corpus: Corpus, tmp_path: Path) -> None:
-    other = "gradient_noise" if name != "gradient_noise" else "identity"
-    changes = {"intervention": name, "third_intervention": other}
+    check(corpus, tree_of(intervention=name), tmp_path, intervention=name)
+
+
+@pytest.mark.parametrize("name", [name for name in INTERVENTIONS if name != "gradient_noise"])
+def test_every_intervention_below_another(name: str, corpus: Corpus, tmp_path: Path) -> None:
+    changes = {"intervention": name, "third_intervention": "gradient_noise"}
     check(corpus, tree_of(**changes), tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("code", "of_self", "of_others", "counted"),
+    [
+        ("self.calls = 0", set(), set(), set()),
+        ("x = self.calls + rule.depth", {"calls"}, {"depth"}, set()),
+        ("super().edit(x)", {"edit"}, set(), set()),
+        ("self.calls += 1", set(), set(), {"calls"}),
+        ("rule.calls += 1", set(), {"calls"}, set()),
+        ("del self.calls", {"calls"}, set(), set()),
+        ("del block.forward", set(), {"forward"}, set()),
+        ("getattr(rule, 'depth', 0)", set(), {"depth"}, set()),
+        ("vars(block).get('forward')", set(), {"get", "forward"}, set()),
+        ("match x:\n    case Map(inputs=i): pass", set(), {"inputs"}, set()),
+    ],
+)
+def test_what_is_read_of_what(
+    code: str, of_self: set[str], of_others: set[str], counted: set[str]
+) -> None:
+    reads = reads_in([ast.parse(code)])
+    assert (reads.of_self, reads.of_others, reads.counted) == (of_self, of_others, counted)
+
+
+@pytest.mark.parametrize(
+    ("before", "read", "after"),
+    [
+        ("self.calls = 0\n  self.calls += 1", set(), "pass"),
+        ("self.calls = 0\n  self.calls += 1", {"calls"}, "self.calls = 0\n  self.calls += 1"),
+        ("self.sum = x\n  self.sum += y", set(), "self.sum = x\n  self.sum += y"),  # x changes
+        ("self.calls = 0\n  self.calls += f()", set(), "self.calls = 0\n  self.calls += f()"),
+        ("self.a, self.b = x, y", {"b"}, "self.b = y"),
+        ("if x:\n    self.a = 0", set(), "if x:\n    pass"),
+    ],
+)
+def test_attributes_that_nobody_reads_are_not_set(before: str, read: set[str], after: str) -> None:
+    cls = ast.parse(f"class A:\n def f(self, x, y):\n  {before}").body[0]
+    assert isinstance(cls, ast.ClassDef)
+    drop_unread_attributes(cls, read | in_use([cls], reads_in([cls]).counted))
+    expected = ast.parse(f"class A:\n def f(self, x, y):\n  {after}")
+    assert ast.unparse(cls) == ast.unparse(expected)
 
 
 @pytest.mark.parametrize("name", registry.names("optimizers"))

@@ -6,7 +6,7 @@ constant; a variable that holds a constant, or is returned at once, needs no nam
 
 import ast
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from lmlab.export.simplify import Known, Simplify
@@ -15,13 +15,12 @@ WITHOUT_EFFECT = {"width_powers", "getattr"}
 """Functions whose call can go where its result is not used."""
 
 
-def tidy(statements: Iterable[ast.stmt], read: Collection[str], asked_for: Collection[str]) -> None:
-    """Tidy definitions in place; `read` are the attributes that are read anywhere."""
+def tidy(statements: Iterable[ast.stmt], asked_for: Collection[str]) -> None:
+    """Tidy definitions in place; `asked_for` are methods that are called from elsewhere."""
     nodes = list(statements)
     functions = [part for node in nodes for part in ast.walk(node)]
     for part in functions:
         if isinstance(part, ast.FunctionDef):
-            _drop_unread_attributes(part, read)
             _drop_unused_names(part)
             _fold_constant_variables(part)
             _call_directly(part)
@@ -30,15 +29,70 @@ def tidy(statements: Iterable[ast.stmt], read: Collection[str], asked_for: Colle
     _drop_identities(nodes, asked_for)
 
 
-def _drop_unread_attributes(function: ast.FunctionDef, read: Collection[str]) -> None:
-    body: list[ast.stmt] = []
-    for statement in function.body:
-        kept: ast.stmt | None = statement
-        if isinstance(statement, ast.Assign):
-            kept = _without_unread(statement, read)
-        if kept is not None:
-            body.append(kept)
-    function.body = body or [ast.Pass()]
+def drop_unread_attributes(cls: ast.ClassDef, read: Collection[str]) -> None:
+    """Do not set attributes of a class's objects that nobody reads."""
+    unread = _Unread(read)
+    for member in cls.body:
+        if isinstance(member, ast.FunctionDef):
+            unread.visit(member)
+
+
+def in_use(classes: Iterable[ast.stmt], counted: Iterable[str]) -> set[str]:
+    """Which of the attributes that classes only change in place, as by `self.calls += 1`, have to
+    stay: changing one that is not a plain number all the time may change something else.
+    """
+    parts = [part for cls in classes for part in ast.walk(cls)]
+    values: dict[str, list[ast.expr]] = {}
+    for part in parts:
+        for attribute, value in _set_in(part):
+            values.setdefault(attribute, []).append(value)
+    changed = {
+        part.target.attr: part.value
+        for part in parts
+        if isinstance(part, ast.AugAssign)
+        and isinstance(part.target, ast.Attribute)
+        and not isinstance(part.value, ast.Constant)
+    }
+    plain = {
+        name
+        for name, each in values.items()
+        if name not in changed and all(isinstance(value, ast.Constant) for value in each)
+    }
+    return set(counted) - plain
+
+
+def _set_in(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
+    """The attributes of `self` that an assignment sets, each with its value."""
+    if not isinstance(node, ast.Assign):
+        return
+    for target in node.targets:
+        if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+            pairs = list(zip(target.elts, node.value.elts, strict=True))
+        else:
+            parts = target.elts if isinstance(target, ast.Tuple) else [target]
+            pairs = [(part, node.value) for part in parts]
+        for part, value in pairs:
+            if isinstance(part, ast.Attribute) and _is_unread(part, ()):
+                yield part.attr, value
+
+
+class _Unread(ast.NodeTransformer):
+    """Leaves out statements that only set attributes that are not read."""
+
+    def __init__(self, read: Collection[str]) -> None:
+        self.read = read
+
+    def visit_Assign(self, node: ast.Assign) -> ast.stmt | None:
+        return _without_unread(node, self.read)
+
+    def visit_AugAssign(self, node: ast.AugAssign) -> ast.stmt | None:
+        return None if _is_unread(node.target, self.read) and _has_no_effect(node.value) else node
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        super().generic_visit(node)
+        if isinstance(node, ast.FunctionDef | ast.If | ast.For | ast.With) and not node.body:
+            node.body = [ast.Pass()]
+        return node
 
 
 def _without_unread(statement: ast.Assign, read: Collection[str]) -> ast.stmt | None:

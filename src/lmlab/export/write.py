@@ -123,7 +123,8 @@ class Writer:
 
     def _options(self, choice: Choice) -> str:
         values = option_values(choice.options)
-        values = {key: value for key, value in values.items() if key in self.gathering.mentioned}
+        read = self.gathering.options_read(choice.part.__module__)
+        values = {key: value for key, value in values.items() if key in read}
         words = ", ".join(f"{key}={value!r}" for key, value in values.items())
         own = [self.names[each] for each in options_class(choice) if each in self.names]
         return f"{own[0] if own else 'SimpleNamespace'}({words})"
