@@ -23,6 +23,7 @@ from lmlab.core.errors import UserError
 from lmlab.export.eject import eject
 from lmlab.export.reads import reads_in
 from lmlab.export.tidy import drop_unread_attributes, in_use
+from lmlab.training import step as stepping
 
 corpus = test_training.corpus  # the fixture
 STEPS = {"snapshots": 0, "sample_every": 0, "validate_every": 0, "steps": 3, "log_every": 2}
@@ -109,7 +110,7 @@ def test_many_documents_and_pools(
     [
         (
             {"intervention": "gradient_noise", "third_intervention": "gradient_noise"},
-            "train.third_intervention: gradient_noise cannot be ejected; set it to identity",
+            "train.third_intervention: gradient_noise stands twice, here and in train.intervention",
         ),
         (
             {"intervention": "layer_rates"},
@@ -122,8 +123,10 @@ def test_many_documents_and_pools(
         ),
         (
             {"clip": 0.0, "step_in_backward": True},
-            "train.step_in_backward: True cannot be ejected; set it to false",
+            "train.step_in_backward: true cannot be ejected; set it to false",
         ),
+        ({"compile": True}, "train.compile: true cannot be ejected; set it to false"),
+        ({"device": "cuda"}, "train.device: cuda cannot be ejected; set it to cpu"),
     ],
 )
 def test_what_cannot_be_ejected_is_named(
@@ -132,6 +135,32 @@ def test_what_cannot_be_ejected_is_named(
     with pytest.raises(UserError, match=words):
         ejected(corpus, tree_of(**changes), tmp_path / "ejected.py")
     assert not (tmp_path / "ejected.py").exists()
+
+
+@pytest.mark.parametrize("helps", [False, True])
+def test_precision_auto_is_what_it_comes_to(
+    helps: bool, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stepping, "trains_faster_in_bfloat16", lambda device: helps)
+    if helps:
+        words = "train.precision: auto, here bfloat16, cannot be ejected; set it to float32"
+        with pytest.raises(UserError, match=words):
+            ejected(corpus, tree_of(precision="auto"), tmp_path / "ejected.py")
+    else:
+        check(corpus, tree_of(precision="auto"), tmp_path, precision="auto")
+
+
+@pytest.mark.parametrize("name", ["a\"b'.py", "a\\b.py", "«BOS».py", "a.b.py", "a {b}\n.py"])
+def test_any_name_will_do(name: str, corpus: Corpus, tmp_path: Path) -> None:
+    ejected(corpus, tree_of(steps=1), tmp_path / name)
+    assert set(printed(tmp_path / name)) == {"1", "validation"}
+
+
+@pytest.mark.parametrize("name", ["a.json", "a", "a.py.txt", ".py"])
+def test_a_file_of_another_kind_is_refused(name: str, corpus: Corpus, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^--out: .* does not end in \.py; "):
+        ejected(corpus, tree_of(), tmp_path / name)
+    assert not list(tmp_path.glob("a*"))
 
 
 INTERVENTIONS = [name for name in registry.names("interventions") if name != "layer_rates"]
@@ -235,6 +264,13 @@ def test_the_command_writes_a_file_that_runs_elsewhere(
         r"ejected\.py: \d+ lines; it reads ejected\.json beside it: `python ejected\.py`\n",
         done.output,
     )
+    data = (tmp_path / "ejected.json").read_bytes()
+    refused = CliRunner().invoke(
+        cli.app, ["eject", "--data", str(shards.folder.parent), "--out", "ejected.json"]
+    )
+    assert refused.exit_code == 2
+    assert "does not end in .py" in refused.output
+    assert (tmp_path / "ejected.json").read_bytes() == data
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     for name in ("ejected.py", "ejected.json"):

@@ -5,6 +5,7 @@ stands around them. Run, it prints the lab's losses bit for bit.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,8 +60,12 @@ class Config:
 def eject(tree: Tree, shards: Shards, tokenizer: Tokenizer, corpus: Path, out: Path) -> list[Path]:
     """Write the run that params describe as `out` and the data it reads as JSON beside it.
 
-    Raises UserError, naming it, for a part that cannot be ejected.
+    Raises UserError, naming it, for a part that cannot be ejected or an `out` that is no .py file.
     """
+    if out.suffix != ".py":
+        raise UserError(
+            f"--out: {out} does not end in .py; name a Python file, its data go beside it as .json"
+        )
     config = _configured(tree, shards)
     data = out.with_suffix(".json")
     code = formatted(_code(config, shards, tokenizer, data.name))
@@ -76,15 +81,18 @@ def _configured(tree: Tree, shards: Shards) -> Config:
     parts = registry.choices(tree, "train", params)
     for key, value, instead in (
         ("parametrisation", parts["parametrisation"].name, "standard"),
-        ("precision", params.precision, "float32"),
         ("device", params.device, "cpu"),
         ("compile", params.compile, False),
         ("step_in_backward", params.step_in_backward, False),
     ):
         if value != instead:
             raise _cannot(key, value, instead)
+    if params.precision == "bfloat16":
+        raise _cannot("precision", params.precision, "float32")
     _check_interventions(parts)
     run = begin(params, parts, shards.vocabulary_size, torch.device("cpu"))
+    if run.params.precision != "float32":  # what auto has come to
+        raise _cannot("precision", f"auto, here {run.params.precision},", "float32")
     _check_groups(run, parts)
     rule = run.rule
     while isinstance(rule, Identity):
@@ -95,12 +103,15 @@ def _configured(tree: Tree, shards: Shards) -> Config:
 
 def _check_interventions(parts: Mapping[str, Choice]) -> None:
     """Raise UserError where one stands twice: each would need a noise site of its own."""
-    names: set[str] = set()
+    keys: dict[str, str] = {}
     for key in KEYS:
         name = parts[key].name
-        if name in names and name != "identity":
-            raise _cannot(key, name, "identity")
-        names.add(name)
+        if name in keys and name != "identity":
+            raise UserError(
+                f"params.yaml: train.{key}: {name} stands twice, here and in train.{keys[name]},"
+                " and an ejected file has room for one; set either to identity"
+            )
+        keys[name] = key
 
 
 def _check_groups(run: Run, parts: Mapping[str, Choice]) -> None:
@@ -136,11 +147,9 @@ def _gradients(config: Config, draws_noise: bool) -> str:
     return "\n        ".join(lines)
 
 
-def _cannot(key: str, value: object, instead: object) -> UserError:
-    return UserError(
-        f"params.yaml: train.{key}: {value} cannot be ejected; set it to"
-        f" {json.dumps(instead).strip(chr(34))}"
-    )
+def _cannot(key: str, value: str | bool, instead: str | bool) -> UserError:
+    is_now, should_be = (json.dumps(each).strip('"') for each in (value, instead))  # YAML's words
+    return UserError(f"params.yaml: train.{key}: {is_now} cannot be ejected; set it to {should_be}")
 
 
 def _code(config: Config, shards: Shards, tokenizer: Tokenizer, data: str) -> str:
@@ -155,7 +164,7 @@ def _code(config: Config, shards: Shards, tokenizer: Tokenizer, data: str) -> st
         texts[key] = writer.text(pieces)
     encode, needed = encoder(tokenizer)
     values = {
-        "DATA": data,
+        "DATA": repr(data),
         "IMPORTS": imports({*gathering.outside, *needed}),
         "TOKENIZER": encode,
         **texts,
@@ -165,9 +174,7 @@ def _code(config: Config, shards: Shards, tokenizer: Tokenizer, data: str) -> st
         "SITES": "noise_name_sites(model)\n" if _drops(config) else "",
     }
     text = TEMPLATE.read_text(encoding="utf-8")
-    for key, value in values.items():
-        text = text.replace(f"«{key}»", str(value))
-    return text
+    return re.sub("«([A-Z_]+)»", lambda place: str(values[place[1]]), text)
 
 
 def _gathered(config: Config) -> tuple[Gathering, dict[str, list[Definition]]]:
