@@ -64,6 +64,7 @@ def check(corpus: Corpus, tree: params.Tree, tmp_path: Path, **changes: Any) -> 
     imports = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ImportFrom)]
     assert not any((node.module or "").startswith("lmlab") for node in imports)
     assert "import lmlab" not in code
+    assert_options_are_read(code)
     expected = {str(row["step"]): repr(row["train_nats"]) for row in logged if "train_nats" in row}
     expected["validation"] = repr(logged[-1]["validation_nats"])
     assert printed(tmp_path / "ejected.py") == expected
@@ -163,6 +164,59 @@ def test_a_file_of_another_kind_is_refused(name: str, corpus: Corpus, tmp_path: 
     assert not list(tmp_path.glob("a*"))
 
 
+def options_of(tree: ast.Module) -> list[ast.keyword]:
+    """All options that stand in the file."""
+    classes = {"SimpleNamespace", *_classes_of_options(tree)}
+    return [
+        keyword
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") in classes
+        for keyword in call.keywords
+    ]
+
+
+def _classes_of_options(tree: ast.Module) -> set[str]:
+    return {
+        node.name
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and "SimpleNamespace" in map(ast.unparse, node.bases)
+    }
+
+
+def assert_options_are_read(code: str) -> None:
+    """Every option is read of `options`, or of `self` by a method of the options."""
+    tree = ast.parse(code)
+    owners = {node: ("options", "self.options") for node in tree.body}
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name in _classes_of_options(tree):
+            owners[node] = ("options", "self")
+    read = {
+        part.attr
+        for node, names in owners.items()
+        for part in ast.walk(node)
+        if isinstance(part, ast.Attribute) and ast.unparse(part.value) in names
+    }
+    assert {keyword.arg for keyword in options_of(tree)} <= read
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_every_option_does_something(optimizer: str, corpus: Corpus, tmp_path: Path) -> None:
+    tree = tree_of(steps=5, optimizer=optimizer, final=0.1)
+    code = ejected(corpus, tree, tmp_path / "ejected.py")
+    losses = printed(tmp_path / "ejected.py")
+    names = [str(keyword.arg) for keyword in options_of(ast.parse(code))]
+    assert {"learning_rate", "depth", "width", "heads", "warmup"} <= set(names)
+    for number, name in enumerate(names):
+        changed = ast.parse(code)
+        keyword = options_of(changed)[number]
+        assert isinstance(keyword.value, ast.Constant)
+        keyword.value.value *= 2 if isinstance(keyword.value.value, int) else 0.5
+        if name.endswith("epsilon"):
+            keyword.value.value *= 10_000
+        (tmp_path / "ejected.py").write_text(ast.unparse(changed), encoding="utf-8")
+        assert printed(tmp_path / "ejected.py") != losses, name
+
+
 INTERVENTIONS = [name for name in registry.names("interventions") if name != "layer_rates"]
 
 
@@ -227,6 +281,8 @@ def test_every_optimizer(name: str, corpus: Corpus, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
+        {"power": 0.5, "optimizer": "muon"},
+        {"power": 0.5, "learning_rule": "synthetic_gradients", "decay": "independent"},
         {"schedule": "cosine"},
         {"schedule": "constant"},
         {"dropout": 0.3},

@@ -7,7 +7,7 @@ stands around them. Run, it prints the lab's losses bit for bit.
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ def _configured(tree: Tree, shards: Shards) -> Config:
     run = begin(params, parts, shards.vocabulary_size, torch.device("cpu"))
     if run.params.precision != "float32":  # what auto has come to
         raise _cannot("precision", f"auto, here {run.params.precision},", "float32")
-    _check_groups(run, parts)
+    parts["optimizer"] = _at_its_rates(run, parts)
     rule = run.rule
     while isinstance(rule, Identity):
         rule = rule.rule
@@ -114,15 +114,31 @@ def _check_interventions(parts: Mapping[str, Choice]) -> None:
         keys[name] = key
 
 
-def _check_groups(run: Run, parts: Mapping[str, Choice]) -> None:
-    """Raise UserError for a rule that gives parameters of one group different learning rates."""
+def _at_its_rates(run: Run, parts: Mapping[str, Choice]) -> Choice:
+    """The optimizer with the learning rates that it has at the model's width.
+
+    Raises UserError for a rule that has learning rates of its own.
+    """
+    choice = parts["optimizer"]
+    factor = parts["parametrisation"].build().rate_factor(run.model.width, 1.0)
+    rates = {
+        key: value * factor
+        for key, value in choice.options.model_dump().items()
+        if key == "learning_rate" or key.endswith("_learning_rate")
+    }
+    scaled = replace(choice, options=choice.options.model_copy(update=rates))
     groups = joined(parameter_groups(run.model), run.rule.own_groups(run.model))
-    names = [name for name, members in groups.items() if members]
-    if names != [group["name"] for group in run.optimizer.param_groups]:
+    plain = scaled.build({name: members for name, members in groups.items() if members})
+    if _rates(plain) != _rates(run.optimizer):
         for key in KEYS:
             if parts[key].name == "layer_rates":
                 raise _cannot(key, parts[key].name, "identity")
         raise _cannot("learning_rule", parts["learning_rule"].name, "backprop")
+    return scaled
+
+
+def _rates(optimizer: torch.optim.Optimizer) -> list[tuple[str, float]]:
+    return [(group["name"], group["lr"]) for group in optimizer.param_groups]
 
 
 def _in_pieces(config: Config) -> bool:
@@ -253,7 +269,7 @@ def _evaluation(averages: bool) -> str:
 
 def _numbers(config: Config, shards: Shards, writer: Writer) -> dict[str, Any]:
     """What the template says of the run, as source."""
-    params, run, parts = config.params, config.run, config.parts
+    params, parts = config.params, config.parts
     own = _has_parameters(config.rule)
     groups = "parameter_groups(model)"
     return {
@@ -273,7 +289,6 @@ def _numbers(config: Config, shards: Shards, writer: Writer) -> dict[str, Any]:
         "LOG_EVERY": params.log_every,
         "BOS": shards.bos,
         "GROUP_CHOICE": f"joined({groups}, rule.own_groups(model))" if own else groups,
-        "PEAKS": repr([group["lr"] for group in run.optimizer.param_groups]),
     }
 
 

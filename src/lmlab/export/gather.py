@@ -83,6 +83,8 @@ class Gathering:
         """Attributes and methods that the template asks for."""
         self.reads: dict[Definition, Reads] = {}
         """What each piece reads."""
+        self.derived: dict[str, dict[str, Any]] = {}
+        """By module, options that come to something else than params.yaml says."""
         self._families: dict[Definition, set[Definition]] = {}
         self.nodes: dict[Definition, ast.stmt] = {}
         """What each definition has been simplified to so far."""
@@ -106,7 +108,7 @@ class Gathering:
                     piece.node.body = [*text, *self.live(piece)] or [ast.Pass()]
                     read = self._read_of(piece.definition) - FLAGS
                     drop_unread_attributes(piece.node, read | in_use_of[piece.definition])
-            tidy(live, self.asked_for)
+            tidy(live, self.asked_for | {root.name for root in roots})
             self._mentions.clear()
             now = "".join(map(ast.dump, live))
             if now == before:
@@ -145,7 +147,9 @@ class Gathering:
             left_out=self.facts.left_out,
             give_nothing=self.facts.give_nothing,
         )
-        simple = Simplify(known).visit(node)
+        simplify = Simplify(known)
+        simple = simplify.visit(node)
+        self.derived.setdefault(definition.module, {}).update(simplify.derived)
         assert isinstance(simple, ast.stmt)
         return ast.fix_missing_locations(simple)
 
@@ -221,18 +225,15 @@ class Gathering:
         return in_use((self.pieces[each].node for each in family), self._counted_of(definition))
 
     def options_read(self, module: str) -> set[str]:
-        """The options that are read of a part: where parts of its kind are written, where no parts
-        are, and in the methods of options.
+        """The options that are read of the part in a module: there, in what is no part itself, and
+        in the methods of options. What its own names hide is not told apart.
         """
-        kind = module.rpartition(".")[0]
-        kinds = {each.rpartition(".")[0] for each in self.facts.options}
         read: set[str] = set()
         for definition, reads in self.reads.items():
-            its_kind = definition.module.rpartition(".")[0]
-            if its_kind == kind or its_kind not in kinds:
+            if definition.module == module or definition.module not in self.facts.options:
                 read |= reads.of_options
-            if its_kind == kind and _is_of_options(self.pieces[definition].node):
-                read |= reads.of_self
+                if _is_of_options(self.pieces[definition].node):
+                    read |= reads.of_self
         return read
 
     def _looked(self, node: ast.AST) -> Mention:

@@ -122,8 +122,9 @@ class Writer:
         return self.names[definition_of(choice.part)]
 
     def _options(self, choice: Choice) -> str:
-        values = option_values(choice.options)
-        read = self.gathering.options_read(choice.part.__module__)
+        module = choice.part.__module__
+        values = {**option_values(choice.options), **self.gathering.derived.get(module, {})}
+        read = self.gathering.options_read(module)
         values = {key: value for key, value in values.items() if key in read}
         words = ", ".join(f"{key}={value!r}" for key, value in values.items())
         own = [self.names[each] for each in options_class(choice) if each in self.names]
