@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from lmlab import cli
 from lmlab.core import params, registry
 from lmlab.core.errors import UserError
+from lmlab.export.comments import note_comments, unparsed
 from lmlab.export.eject import eject
 from lmlab.export.reads import reads_in
 from lmlab.export.tidy import drop_unread_attributes, in_use
@@ -164,6 +165,58 @@ def test_a_file_of_another_kind_is_refused(name: str, corpus: Corpus, tmp_path: 
     assert not list(tmp_path.glob("a*"))
 
 
+def test_comments_stay_with_the_lines_they_stand_at() -> None:
+    code = """\
+def f(x, gain):
+    # before
+    # a line
+    y = x  # behind it
+    if gain:  # of a branch
+        # of one in it
+        y = [
+            y,
+            # in a list
+            gain,
+        ]
+    elif y:
+        # after elif
+        y += 1  # type: ignore[operator]
+    else:  # lost: no statement begins here
+        pass
+    # at torch's compiler
+    return y
+    # at the end
+"""
+    tree = ast.parse(code)
+    note_comments(tree, code)
+    assert (
+        unparsed(tree.body[0])
+        == """\
+def f(x, gain):
+    # before a line
+    y = x  # behind it
+    if gain:  # of a branch
+        # of one in it
+        # in a list
+        y = [y, gain]
+    elif y:
+        # after elif
+        y += 1
+    else:
+        pass
+    return y"""
+    )
+
+
+def test_the_comments_that_explain_are_in_the_file(corpus: Corpus, tmp_path: Path) -> None:
+    code = ejected(corpus, tree_of(intervention="gradient_noise"), tmp_path / "ejected.py")
+    for before, line in [
+        ("it subtracts the mean of the gradient", "grad_x, "),
+        ("in a tuple, because the model owns it", "self._position = (position,)"),
+    ]:
+        assert re.search(rf"# .*{re.escape(before)}[^\n]*\n( *#[^\n]*\n)* *{re.escape(line)}", code)
+
+
 def options_of(tree: ast.Module) -> list[ast.keyword]:
     """All options that stand in the file."""
     classes = {"SimpleNamespace", *_classes_of_options(tree)}
@@ -186,7 +239,7 @@ def _classes_of_options(tree: ast.Module) -> set[str]:
 def assert_options_are_read(code: str) -> None:
     """Every option is read of `options`, or of `self` by a method of the options."""
     tree = ast.parse(code)
-    owners = {node: ("options", "self.options") for node in tree.body}
+    owners = dict.fromkeys(tree.body, ("options", "self.options"))
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name in _classes_of_options(tree):
             owners[node] = ("options", "self")

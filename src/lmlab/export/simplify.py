@@ -10,6 +10,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lmlab.export.comments import comments_of, hand_on
+
 
 def _cached(call: ast.Call) -> ast.expr:
     """What `extend_cache` comes to where there is no cache: the new tensors themselves."""
@@ -89,6 +91,7 @@ class Simplify(ast.NodeTransformer):
         if node.value is None:
             return None
         plain = ast.Assign([node.target], node.value, lineno=node.lineno)
+        hand_on(plain, comments_of(node))
         return self.visit_Assign(plain)
 
     def visit_Assign(self, node: ast.Assign) -> ast.stmt | None:
@@ -180,7 +183,10 @@ class Simplify(ast.NodeTransformer):
         node.test = self._test(node.test)
         if isinstance(node.test, ast.Constant):
             branch = node.body if node.test.value else node.orelse
-            return self._statements(branch) if branch else []
+            remaining = self._statements(branch) if branch else []
+            if node.test.value and remaining:
+                hand_on(remaining[0], comments_of(node))
+            return remaining
         node.body = self._statements(node.body)
         node.orelse = self._statements(node.orelse) if node.orelse else []
         if node.orelse and all(isinstance(each, ast.Pass) for each in node.orelse):

@@ -8,6 +8,7 @@ import ast
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 
+from lmlab.export.comments import comments_of, hand_on
 from lmlab.export.parameters import Substitute, has_no_effect, replace_names, settle_parameters
 
 
@@ -179,7 +180,9 @@ def _return_at_once(function: ast.FunctionDef) -> None:
         and isinstance(last.value, ast.Name)
         and last.value.id == before.targets[0].id
     ):
-        function.body[-2:] = [ast.Return(before.value)]
+        at_once = ast.Return(before.value)
+        hand_on(at_once, [*comments_of(before), *comments_of(last)])
+        function.body[-2:] = [at_once]
 
 
 def _call_directly(function: ast.FunctionDef) -> None:
