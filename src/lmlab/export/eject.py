@@ -20,6 +20,7 @@ from lmlab.core.files import whole_file
 from lmlab.core.params import Tree, section
 from lmlab.core.registry import Choice
 from lmlab.data.shards import Shards
+from lmlab.data.start import StartParams
 from lmlab.data.tokenizers.base import Tokenizer
 from lmlab.export.gather import Facts, Gathering
 from lmlab.export.source import Definition
@@ -77,6 +78,11 @@ def eject(tree: Tree, shards: Shards, tokenizer: Tokenizer, corpus: Path, out: P
 
 
 def _configured(tree: Tree, shards: Shards) -> Config:
+    if section(tree, "start", StartParams).commit:
+        raise UserError(
+            "params.yaml: start.commit cannot be ejected, since the file begins from scratch; run"
+            " `lmlab start` without a name first"
+        )
     params = section(tree, "train", TrainParams)
     parts = registry.choices(tree, "train", params)
     for key, value, instead in (
@@ -84,6 +90,8 @@ def _configured(tree: Tree, shards: Shards) -> Config:
         ("device", params.device, "cpu"),
         ("compile", params.compile, False),
         ("step_in_backward", params.step_in_backward, False),
+        ("patience", params.patience, 0),
+        ("keep", params.keep, "last"),
     ):
         if value != instead:
             raise _cannot(key, value, instead)
