@@ -129,8 +129,11 @@ def test_many_documents_and_pools(
         ),
         ({"compile": True}, "train.compile: true cannot be ejected; set it to false"),
         ({"device": "cuda"}, "train.device: cuda cannot be ejected; set it to cpu"),
-        ({"keep": "best"}, "train.keep: best cannot be ejected; set it to last"),
-        ({"patience": 2}, "train.patience: 2 cannot be ejected; set it to 0"),
+        (
+            {"keep": "best", "validate_every": 1},
+            "train.keep: best cannot be ejected; set it to last",
+        ),
+        ({"patience": 2, "validate_every": 1}, "train.patience: 2 cannot be ejected; set it to 0"),
         (
             {"commit": "1" * 40},
             r"start\.commit cannot be ejected, .*run `lmlab start` without a name",
