@@ -5,8 +5,9 @@ stands around them. Run, it prints the lab's losses bit for bit.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lmlab.core.files import whole_file
 from lmlab.core.params import Tree, section
 from lmlab.core.registry import Choice
 from lmlab.data.shards import Shards
+from lmlab.data.start import StartParams
 from lmlab.data.tokenizers.base import Tokenizer
 from lmlab.export.gather import Facts, Gathering
 from lmlab.export.source import Definition
@@ -59,8 +61,12 @@ class Config:
 def eject(tree: Tree, shards: Shards, tokenizer: Tokenizer, corpus: Path, out: Path) -> list[Path]:
     """Write the run that params describe as `out` and the data it reads as JSON beside it.
 
-    Raises UserError, naming it, for a part that cannot be ejected.
+    Raises UserError, naming it, for a part that cannot be ejected or an `out` that is no .py file.
     """
+    if out.suffix != ".py":
+        raise UserError(
+            f"--out: {out} does not end in .py; name a Python file, its data go beside it as .json"
+        )
     config = _configured(tree, shards)
     data = out.with_suffix(".json")
     code = formatted(_code(config, shards, tokenizer, data.name))
@@ -72,20 +78,30 @@ def eject(tree: Tree, shards: Shards, tokenizer: Tokenizer, corpus: Path, out: P
 
 
 def _configured(tree: Tree, shards: Shards) -> Config:
+    if section(tree, "start", StartParams).commit:
+        raise UserError(
+            "params.yaml: start.commit cannot be ejected, since the file begins from scratch; run"
+            " `lmlab start` without a name first"
+        )
     params = section(tree, "train", TrainParams)
     parts = registry.choices(tree, "train", params)
     for key, value, instead in (
         ("parametrisation", parts["parametrisation"].name, "standard"),
-        ("precision", params.precision, "float32"),
         ("device", params.device, "cpu"),
         ("compile", params.compile, False),
         ("step_in_backward", params.step_in_backward, False),
+        ("patience", params.patience, 0),
+        ("keep", params.keep, "last"),
     ):
         if value != instead:
             raise _cannot(key, value, instead)
+    if params.precision == "bfloat16":
+        raise _cannot("precision", params.precision, "float32")
     _check_interventions(parts)
     run = begin(params, parts, shards.vocabulary_size, torch.device("cpu"))
-    _check_groups(run, parts)
+    if run.params.precision != "float32":  # what auto has come to
+        raise _cannot("precision", f"auto, here {run.params.precision},", "float32")
+    parts["optimizer"] = _at_its_rates(run, parts)
     rule = run.rule
     while isinstance(rule, Identity):
         rule = rule.rule
@@ -95,23 +111,42 @@ def _configured(tree: Tree, shards: Shards) -> Config:
 
 def _check_interventions(parts: Mapping[str, Choice]) -> None:
     """Raise UserError where one stands twice: each would need a noise site of its own."""
-    names: set[str] = set()
+    keys: dict[str, str] = {}
     for key in KEYS:
         name = parts[key].name
-        if name in names and name != "identity":
-            raise _cannot(key, name, "identity")
-        names.add(name)
+        if name in keys and name != "identity":
+            raise UserError(
+                f"params.yaml: train.{key}: {name} stands twice, here and in train.{keys[name]},"
+                " and an ejected file has room for one; set either to identity"
+            )
+        keys[name] = key
 
 
-def _check_groups(run: Run, parts: Mapping[str, Choice]) -> None:
-    """Raise UserError for a rule that gives parameters of one group different learning rates."""
+def _at_its_rates(run: Run, parts: Mapping[str, Choice]) -> Choice:
+    """The optimizer with the learning rates that it has at the model's width.
+
+    Raises UserError for a rule that has learning rates of its own.
+    """
+    choice = parts["optimizer"]
+    factor = parts["parametrisation"].build().rate_factor(run.model.width, 1.0)
+    rates = {
+        key: value * factor
+        for key, value in choice.options.model_dump().items()
+        if key == "learning_rate" or key.endswith("_learning_rate")
+    }
+    scaled = replace(choice, options=choice.options.model_copy(update=rates))
     groups = joined(parameter_groups(run.model), run.rule.own_groups(run.model))
-    names = [name for name, members in groups.items() if members]
-    if names != [group["name"] for group in run.optimizer.param_groups]:
+    plain = scaled.build({name: members for name, members in groups.items() if members})
+    if _rates(plain) != _rates(run.optimizer):
         for key in KEYS:
             if parts[key].name == "layer_rates":
                 raise _cannot(key, parts[key].name, "identity")
         raise _cannot("learning_rule", parts["learning_rule"].name, "backprop")
+    return scaled
+
+
+def _rates(optimizer: torch.optim.Optimizer) -> list[tuple[str, float]]:
+    return [(group["name"], group["lr"]) for group in optimizer.param_groups]
 
 
 def _in_pieces(config: Config) -> bool:
@@ -136,11 +171,9 @@ def _gradients(config: Config, draws_noise: bool) -> str:
     return "\n        ".join(lines)
 
 
-def _cannot(key: str, value: object, instead: object) -> UserError:
-    return UserError(
-        f"params.yaml: train.{key}: {value} cannot be ejected; set it to"
-        f" {json.dumps(instead).strip(chr(34))}"
-    )
+def _cannot(key: str, value: str | bool, instead: str | bool) -> UserError:
+    is_now, should_be = (json.dumps(each).strip('"') for each in (value, instead))  # YAML's words
+    return UserError(f"params.yaml: train.{key}: {is_now} cannot be ejected; set it to {should_be}")
 
 
 def _code(config: Config, shards: Shards, tokenizer: Tokenizer, data: str) -> str:
@@ -155,7 +188,7 @@ def _code(config: Config, shards: Shards, tokenizer: Tokenizer, data: str) -> st
         texts[key] = writer.text(pieces)
     encode, needed = encoder(tokenizer)
     values = {
-        "DATA": data,
+        "DATA": repr(data),
         "IMPORTS": imports({*gathering.outside, *needed}),
         "TOKENIZER": encode,
         **texts,
@@ -165,9 +198,7 @@ def _code(config: Config, shards: Shards, tokenizer: Tokenizer, data: str) -> st
         "SITES": "noise_name_sites(model)\n" if _drops(config) else "",
     }
     text = TEMPLATE.read_text(encoding="utf-8")
-    for key, value in values.items():
-        text = text.replace(f"«{key}»", str(value))
-    return text
+    return re.sub("«([A-Z_]+)»", lambda place: str(values[place[1]]), text)
 
 
 def _gathered(config: Config) -> tuple[Gathering, dict[str, list[Definition]]]:
@@ -246,7 +277,7 @@ def _evaluation(averages: bool) -> str:
 
 def _numbers(config: Config, shards: Shards, writer: Writer) -> dict[str, Any]:
     """What the template says of the run, as source."""
-    params, run, parts = config.params, config.run, config.parts
+    params, parts = config.params, config.parts
     own = _has_parameters(config.rule)
     groups = "parameter_groups(model)"
     return {
@@ -266,7 +297,6 @@ def _numbers(config: Config, shards: Shards, writer: Writer) -> dict[str, Any]:
         "LOG_EVERY": params.log_every,
         "BOS": shards.bos,
         "GROUP_CHOICE": f"joined({groups}, rule.own_groups(model))" if own else groups,
-        "PEAKS": repr([group["lr"] for group in run.optimizer.param_groups]),
     }
 
 

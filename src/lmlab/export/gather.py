@@ -1,7 +1,8 @@
 """Every definition that a configuration uses, simplified, in an order in which it can be read.
 
 The roots are the classes of the objects that a run consists of. What they mention comes along: of
-functions all, of classes the methods whose names are mentioned anywhere. A name that two modules
+functions all, of classes the methods and attributes that are read: of `self` in a class that an
+object of theirs may have too, or of an object whose class is not known. A name that two modules
 have both is given its module's name as well.
 """
 
@@ -13,9 +14,10 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from lmlab.export.reads import Reads, reads_in
 from lmlab.export.simplify import Known, Simplify
 from lmlab.export.source import Definition, Outside, WholeModule, meaning, source
-from lmlab.export.tidy import tidy
+from lmlab.export.tidy import drop_unread_attributes, in_use, tidy
 from lmlab.model.noise import Dropout
 from lmlab.model.places import Place
 from lmlab.training.interventions.base import Intervention
@@ -55,7 +57,7 @@ class Facts:
 class Mention(NamedTuple):
     """What a statement mentions."""
 
-    attributes: set[str]
+    attributes: Reads
     names: list[tuple[str, str]]
     """Global names in order, each with the attribute that is taken of it, if any."""
 
@@ -72,14 +74,18 @@ class Piece:
 class Gathering:
     """The definitions that have been gathered so far."""
 
-    def __init__(self, objects: Iterable[object], mentioned: Iterable[str], facts: Facts) -> None:
+    def __init__(self, objects: Iterable[object], asked_for: Iterable[str], facts: Facts) -> None:
         self.facts = facts
         self.known = {
             definition: _known(instances) for definition, instances in _instances(objects).items()
         }
-        self.asked_for = set(mentioned)
-        self.mentioned = set(mentioned)
-        """Attributes and methods that may be asked for."""
+        self.asked_for = set(asked_for)
+        """Attributes and methods that the template asks for."""
+        self.reads: dict[Definition, Reads] = {}
+        """What each piece reads."""
+        self.derived: dict[str, dict[str, Any]] = {}
+        """By module, options that come to something else than params.yaml says."""
+        self._families: dict[Definition, set[Definition]] = {}
         self.nodes: dict[Definition, ast.stmt] = {}
         """What each definition has been simplified to so far."""
         self.pieces: dict[Definition, Piece] = {}
@@ -92,14 +98,17 @@ class Gathering:
         roots = list(roots)
         before = ""
         while True:
-            self.pieces, self.mentioned, self.outside = {}, set(self.asked_for), set()
+            self.pieces, self.reads, self._families, self.outside = {}, {}, {}, set()
             self._reach(roots)
             live = [piece.node for piece in self.pieces.values()]
+            in_use_of = {each: self._in_use_of(each) for each in self.pieces}
             for piece in self.pieces.values():
                 if isinstance(piece.node, ast.ClassDef):
                     text = [each for each in piece.node.body[:1] if _is_text(each)]
                     piece.node.body = [*text, *self.live(piece)] or [ast.Pass()]
-            tidy(live, self.mentioned - FLAGS, self.asked_for)
+                    read = self._read_of(piece.definition) - FLAGS
+                    drop_unread_attributes(piece.node, read | in_use_of[piece.definition])
+            tidy(live, self.asked_for | {root.name for root in roots})
             self._mentions.clear()
             now = "".join(map(ast.dump, live))
             if now == before:
@@ -116,12 +125,16 @@ class Gathering:
                         self.nodes[definition] = self._simplified(definition)
                     self.pieces[definition] = Piece(definition, self.nodes[definition])
                     pending += self._needs(self.pieces[definition])
-            count = len(self.mentioned)
+            self._families = _families(self.pieces)
+            count = self._read_count()
             for piece in list(self.pieces.values()):
-                self.mentioned |= self._names(piece)
+                self.reads[piece.definition] = self._reads(piece)
                 pending += [need for need in self._needs(piece) if need not in self.pieces]
-            if not pending and len(self.mentioned) == count:
+            if not pending and self._read_count() == count:
                 return
+
+    def _read_count(self) -> int:
+        return sum(map(len, self.reads.values()))
 
     def _simplified(self, definition: Definition) -> ast.stmt:
         node = deepcopy(source(definition.module).definitions[definition.name])
@@ -134,7 +147,9 @@ class Gathering:
             left_out=self.facts.left_out,
             give_nothing=self.facts.give_nothing,
         )
-        simple = Simplify(known).visit(node)
+        simplify = Simplify(known)
+        simple = simplify.visit(node)
+        self.derived.setdefault(definition.module, {}).update(simplify.derived)
         assert isinstance(simple, ast.stmt)
         return ast.fix_missing_locations(simple)
 
@@ -147,10 +162,11 @@ class Gathering:
             return [node]
         keeps_all = any(ast.unparse(base).endswith(CALLED_BY_TORCH) for base in node.bases)
         members = [member for member in node.body if not _is_text(member)]
+        read = self._read_of(piece.definition) | self._counted_of(piece.definition)
         return [
             member
             for member in members
-            if self._is_live(member) or (keeps_all and not self._is_of_forward_mode(member))
+            if self._is_live(member, read) or (keeps_all and not self._is_of_forward_mode(member))
         ]
 
     def _is_of_forward_mode(self, member: ast.stmt) -> bool:
@@ -160,7 +176,7 @@ class Gathering:
             ("generate_vmap_rule", "@staticmethod\ndef jvp(")
         )
 
-    def _is_live(self, member: ast.stmt) -> bool:
+    def _is_live(self, member: ast.stmt, read: Collection[str]) -> bool:
         if isinstance(member, ast.FunctionDef):
             if _only_calls_its_base(member):
                 return False
@@ -168,29 +184,62 @@ class Gathering:
                 return False
             if _is_empty(member):
                 return False
-            return member.name.startswith("__") or member.name in self.mentioned
+            return member.name.startswith("__") or member.name in read
         if isinstance(member, ast.Assign):
             return any(
-                part.id in self.mentioned and part.id not in FLAGS
+                part.id in read and part.id not in FLAGS
                 for target in member.targets
                 for part in ast.walk(target)
                 if isinstance(part, ast.Name)
             )
         return isinstance(member, ast.AnnAssign)  # the field of a data class
 
-    def _names(self, piece: Piece) -> set[str]:
-        """The attributes that a piece mentions."""
-        return set().union(*(self._looked(each).attributes for each in self.live(piece)))
+    def _reads(self, piece: Piece) -> Reads:
+        """What the live statements of a piece read."""
+        reads = Reads()
+        for statement in self.live(piece):
+            reads.update(self._looked(statement).attributes)
+        if not isinstance(piece.node, ast.ClassDef):  # its `self`, if any, may be anything
+            reads.of_others |= reads.of_self | reads.counted
+        return reads
+
+    def _read_of(self, definition: Definition) -> set[str]:
+        """The attributes that are read of objects of a class, or may be."""
+        family = self._families.get(definition, {definition})
+        own = (self.reads.get(each) for each in family)
+        others = [reads.of_others for reads in self.reads.values()]
+        if any(_is_of_options(self.pieces[each].node) for each in family):
+            others += [reads.of_options for reads in self.reads.values()]
+        return self.asked_for.union(*(reads.of_self for reads in own if reads), *others)
+
+    def _counted_of(self, definition: Definition) -> set[str]:
+        """The attributes of `self` that are read only in order to be changed."""
+        family = self._families.get(definition, {definition})
+        return set[str]().union(
+            *(self.reads[each].counted for each in family if each in self.reads)
+        )
+
+    def _in_use_of(self, definition: Definition) -> set[str]:
+        """Those of them whose changes may change something else."""
+        family = self._families.get(definition, {definition})
+        return in_use((self.pieces[each].node for each in family), self._counted_of(definition))
+
+    def options_read(self, module: str) -> set[str]:
+        """The options that are read of the part in a module: there, in what is no part itself, and
+        in the methods of options. What its own names hide is not told apart.
+        """
+        read: set[str] = set()
+        for definition, reads in self.reads.items():
+            if definition.module == module or definition.module not in self.facts.options:
+                read |= reads.of_options
+                if _is_of_options(self.pieces[definition].node):
+                    read |= reads.of_self
+        return read
 
     def _looked(self, node: ast.AST) -> Mention:
         """What a statement mentions; looked up once until it is simplified further."""
         if id(node) not in self._mentions:
-            attributes = {
-                part.attr
-                for part in ast.walk(node)
-                if isinstance(part, ast.Attribute) and isinstance(part.ctx, ast.Load)
-            }
-            self._mentions[id(node)] = Mention(attributes, list(_global_names([node])))
+            self._mentions[id(node)] = Mention(reads_in([node]), list(_global_names([node])))
         return self._mentions[id(node)]
 
     # ------------------------------------------------------------ what a piece needs
@@ -239,6 +288,33 @@ class Gathering:
 
 def _is_text(node: ast.stmt) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def _families(pieces: Mapping[Definition, Piece]) -> dict[Definition, set[Definition]]:
+    """By class, the classes that an object of it may have as well: where one derives from both."""
+    families: dict[Definition, set[Definition]] = {}
+    for definition, piece in pieces.items():
+        if isinstance(piece.node, ast.ClassDef):
+            lineage = set(_lineage(definition, pieces))
+            for each in lineage:
+                families.setdefault(each, set()).update(lineage)
+    return families
+
+
+def _lineage(definition: Definition, pieces: Mapping[Definition, Piece]) -> Iterator[Definition]:
+    """A class and all that it derives from."""
+    yield definition
+    node = pieces[definition].node
+    for base in node.bases if isinstance(node, ast.ClassDef) else []:
+        stands_for = meaning(definition.module, base.id) if isinstance(base, ast.Name) else None
+        if isinstance(stands_for, Definition) and stands_for in pieces:
+            yield from _lineage(stands_for, pieces)
+
+
+def _is_of_options(node: ast.stmt) -> bool:
+    """Whether a class gives options their methods."""
+    names = [ast.unparse(base) for base in node.bases] if isinstance(node, ast.ClassDef) else []
+    return "SimpleNamespace" in names
 
 
 def _only_calls_its_base(function: ast.FunctionDef) -> bool:
@@ -315,7 +391,7 @@ def _assigned_later(cls: type) -> set[str]:
                     assigned |= {
                         part.attr
                         for part in ast.walk(member)
-                        if isinstance(part, ast.Attribute) and isinstance(part.ctx, ast.Store)
+                        if isinstance(part, ast.Attribute) and not isinstance(part.ctx, ast.Load)
                     }
     return assigned
 

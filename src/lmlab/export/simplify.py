@@ -10,6 +10,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lmlab.export.comments import comments_of, hand_on
+
 
 def _cached(call: ast.Call) -> ast.expr:
     """What `extend_cache` comes to where there is no cache: the new tensors themselves."""
@@ -33,7 +35,11 @@ REPLACED_CALLS: dict[str, Callable[[ast.Call], ast.expr]] = {
 LEFT_OUT_CALLS = {"follow_width", "follow", "require_backward"}
 """Functions whose call, as a statement, does nothing then."""
 COMPUTED = {"head_count"}
-"""Functions whose result is an attribute that is known."""
+"""Functions that work out an option, such as a number of heads that is left to be derived: their
+result is an attribute that is known. The option is written as what it comes to.
+"""
+DERIVED_OPTIONS = {"whole_width": "width"}
+"""Properties of options that work out an option, by the option that is written in their place."""
 KNOWN_ATTRIBUTES = {"is_cuda": False, "watchers": 0, "is_meta": False}
 CACHE = "cache"
 PLAIN_TYPES = {"Tensor", "int", "float", "bool", "str", "None"}
@@ -63,6 +69,8 @@ class Simplify(ast.NodeTransformer):
     def __init__(self, known: Known) -> None:
         self.known = known
         self.is_test = 0
+        self.derived: dict[str, Any] = {}
+        """Options that come to something else than params.yaml says."""
         self.in_backward = False
         """Within the backward pass of an autograd function: nobody differentiates it again."""
 
@@ -83,6 +91,7 @@ class Simplify(ast.NodeTransformer):
         if node.value is None:
             return None
         plain = ast.Assign([node.target], node.value, lineno=node.lineno)
+        hand_on(plain, comments_of(node))
         return self.visit_Assign(plain)
 
     def visit_Assign(self, node: ast.Assign) -> ast.stmt | None:
@@ -90,7 +99,9 @@ class Simplify(ast.NodeTransformer):
         target = node.targets[0]
         name = _attribute_of_self(target)
         if isinstance(node.value, ast.Call) and _called(node.value) in COMPUTED:
-            node.value = ast.Constant(self.known.constants[name])
+            asked = node.value.args[0]
+            self.derived[_last_name(asked)] = self.known.constants[name]
+            node.value = asked
         if name in self.known.passed_through:
             return None
         if ast.dump(_loaded(target)) == ast.dump(_loaded(node.value)):
@@ -172,7 +183,10 @@ class Simplify(ast.NodeTransformer):
         node.test = self._test(node.test)
         if isinstance(node.test, ast.Constant):
             branch = node.body if node.test.value else node.orelse
-            return self._statements(branch) if branch else []
+            remaining = self._statements(branch) if branch else []
+            if node.test.value and remaining:
+                hand_on(remaining[0], comments_of(node))
+            return remaining
         node.body = self._statements(node.body)
         node.orelse = self._statements(node.orelse) if node.orelse else []
         if node.orelse and all(isinstance(each, ast.Pass) for each in node.orelse):
@@ -276,16 +290,19 @@ class Simplify(ast.NodeTransformer):
     def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
         if node.attr in KNOWN_ATTRIBUTES:
             return ast.Constant(KNOWN_ATTRIBUTES[node.attr])
+        if _is_options(node.value) and node.attr in DERIVED_OPTIONS:
+            option = DERIVED_OPTIONS[node.attr]
+            self.derived[option] = self.known.options[node.attr]
+            node.attr = option
         if _attribute_of_self(node) == "site" and "site" in self.known.constants:
             return ast.Constant(self.known.constants["site"])
         if self.is_test and isinstance(node.ctx, ast.Load):
             name = _attribute_of_self(node)
             if name in self.known.constants:
                 return ast.Constant(self.known.constants[name])
-            owner = ast.unparse(node.value)
             if node.attr == "p" and _attribute_of_self(node.value) in self.known.passed_through:
                 return ast.Constant(0)
-            if owner in ("options", "self.options") and node.attr in self.known.options:
+            if _is_options(node.value) and node.attr in self.known.options:
                 return ast.Constant(self.known.options[node.attr])
         node.value = self.visit(node.value)
         return node
@@ -370,6 +387,10 @@ def _attribute_of_self(node: ast.expr) -> str:
     if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
         return node.attr if node.value.id == "self" else ""
     return ""
+
+
+def _is_options(node: ast.expr) -> bool:
+    return ast.unparse(node) in ("options", "self.options")
 
 
 def _loaded(node: ast.expr) -> ast.expr:

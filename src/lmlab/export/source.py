@@ -7,6 +7,8 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+from lmlab.export.comments import note_comments
+
 PACKAGE = "lmlab"
 
 
@@ -56,7 +58,9 @@ def source(module: str) -> Source:
     spec = find_spec(module)
     assert spec is not None
     assert spec.origin is not None
-    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    text = Path(spec.origin).read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    note_comments(tree, text)
     parsed = Source(module, tree)
     for index, node in enumerate(tree.body):
         for name in _defined(node):

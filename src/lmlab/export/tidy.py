@@ -6,39 +6,90 @@ constant; a variable that holds a constant, or is returned at once, needs no nam
 
 import ast
 from collections import Counter
-from collections.abc import Collection, Iterable
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator
 
-from lmlab.export.simplify import Known, Simplify
-
-WITHOUT_EFFECT = {"width_powers", "getattr"}
-"""Functions whose call can go where its result is not used."""
+from lmlab.export.comments import comments_of, hand_on
+from lmlab.export.parameters import Substitute, has_no_effect, replace_names, settle_parameters
 
 
-def tidy(statements: Iterable[ast.stmt], read: Collection[str], asked_for: Collection[str]) -> None:
-    """Tidy definitions in place; `read` are the attributes that are read anywhere."""
+def tidy(statements: Iterable[ast.stmt], asked_for: Collection[str]) -> None:
+    """Tidy definitions in place; `asked_for` are methods that are called from elsewhere."""
     nodes = list(statements)
     functions = [part for node in nodes for part in ast.walk(node)]
     for part in functions:
         if isinstance(part, ast.FunctionDef):
-            _drop_unread_attributes(part, read)
             _drop_unused_names(part)
             _fold_constant_variables(part)
             _call_directly(part)
             _return_at_once(part)
-    _fold_constant_parameters(nodes, asked_for)
+    settle_parameters(nodes, asked_for)
     _drop_identities(nodes, asked_for)
 
 
-def _drop_unread_attributes(function: ast.FunctionDef, read: Collection[str]) -> None:
-    body: list[ast.stmt] = []
-    for statement in function.body:
-        kept: ast.stmt | None = statement
-        if isinstance(statement, ast.Assign):
-            kept = _without_unread(statement, read)
-        if kept is not None:
-            body.append(kept)
-    function.body = body or [ast.Pass()]
+def drop_unread_attributes(cls: ast.ClassDef, read: Collection[str]) -> None:
+    """Do not set attributes of a class's objects that nobody reads."""
+    unread = _Unread(read)
+    for member in cls.body:
+        if isinstance(member, ast.FunctionDef):
+            unread.visit(member)
+
+
+def in_use(classes: Iterable[ast.stmt], counted: Iterable[str]) -> set[str]:
+    """Which of the attributes that classes only change in place, as by `self.calls += 1`, have to
+    stay: changing one that is not a plain number all the time may change something else.
+    """
+    parts = [part for cls in classes for part in ast.walk(cls)]
+    values: dict[str, list[ast.expr]] = {}
+    for part in parts:
+        for attribute, value in _set_in(part):
+            values.setdefault(attribute, []).append(value)
+    changed = {
+        part.target.attr: part.value
+        for part in parts
+        if isinstance(part, ast.AugAssign)
+        and isinstance(part.target, ast.Attribute)
+        and not isinstance(part.value, ast.Constant)
+    }
+    plain = {
+        name
+        for name, each in values.items()
+        if name not in changed and all(isinstance(value, ast.Constant) for value in each)
+    }
+    return set(counted) - plain
+
+
+def _set_in(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
+    """The attributes of `self` that an assignment sets, each with its value."""
+    if not isinstance(node, ast.Assign):
+        return
+    for target in node.targets:
+        if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+            pairs = list(zip(target.elts, node.value.elts, strict=True))
+        else:
+            parts = target.elts if isinstance(target, ast.Tuple) else [target]
+            pairs = [(part, node.value) for part in parts]
+        for part, value in pairs:
+            if isinstance(part, ast.Attribute) and _is_unread(part, ()):
+                yield part.attr, value
+
+
+class _Unread(ast.NodeTransformer):
+    """Leaves out statements that only set attributes that are not read."""
+
+    def __init__(self, read: Collection[str]) -> None:
+        self.read = read
+
+    def visit_Assign(self, node: ast.Assign) -> ast.stmt | None:
+        return _without_unread(node, self.read)
+
+    def visit_AugAssign(self, node: ast.AugAssign) -> ast.stmt | None:
+        return None if _is_unread(node.target, self.read) and has_no_effect(node.value) else node
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        super().generic_visit(node)
+        if isinstance(node, ast.FunctionDef | ast.If | ast.For | ast.With) and not node.body:
+            node.body = [ast.Pass()]
+        return node
 
 
 def _without_unread(statement: ast.Assign, read: Collection[str]) -> ast.stmt | None:
@@ -47,7 +98,7 @@ def _without_unread(statement: ast.Assign, read: Collection[str]) -> ast.stmt | 
         pairs = [
             (one, other)
             for one, other in zip(target.elts, value.elts, strict=True)
-            if not (_is_unread(one, read) and _has_no_effect(other))
+            if not (_is_unread(one, read) and has_no_effect(other))
         ]
         if not pairs:
             return None
@@ -57,7 +108,7 @@ def _without_unread(statement: ast.Assign, read: Collection[str]) -> ast.stmt | 
             target.elts = [one for one, _ in pairs]
             value.elts = [other for _, other in pairs]
         return statement
-    if len(statement.targets) == 1 and _is_unread(target, read) and _has_no_effect(value):
+    if len(statement.targets) == 1 and _is_unread(target, read) and has_no_effect(value):
         return None
     return statement
 
@@ -69,11 +120,6 @@ def _is_unread(target: ast.expr, read: Collection[str]) -> bool:
         and target.value.id == "self"
         and target.attr not in read
     )
-
-
-def _has_no_effect(value: ast.expr) -> bool:
-    calls = [part for part in ast.walk(value) if isinstance(part, ast.Call)]
-    return all(isinstance(each.func, ast.Name) and each.func.id in WITHOUT_EFFECT for each in calls)
 
 
 def _drop_unused_names(function: ast.FunctionDef) -> None:
@@ -99,18 +145,6 @@ def _is_unused(statement: ast.stmt, read: set[str]) -> bool:
     return False
 
 
-class _Substitute(ast.NodeTransformer):
-    """Puts constants in the place of names."""
-
-    def __init__(self, values: dict[str, ast.expr]) -> None:
-        self.values = values
-
-    def visit_Name(self, node: ast.Name) -> ast.expr:
-        if isinstance(node.ctx, ast.Load) and node.id in self.values:
-            return self.values[node.id]
-        return node
-
-
 def _stores(function: ast.FunctionDef) -> Counter[str]:
     """How often each variable of a function is assigned."""
     names = (part for part in ast.walk(function) if isinstance(part, ast.Name))
@@ -130,17 +164,8 @@ def _fold_constant_variables(function: ast.FunctionDef) -> None:
         and stores[statement.targets[0].id] == 1
     }
     if values:
-        _replace_names(function, dict(values))
+        replace_names(function, dict(values))
         function.body = [each for each in function.body if _name_defined(each) not in values]
-
-
-def _replace_names(function: ast.FunctionDef, values: dict[str, ast.expr]) -> None:
-    substitute, simplify = _Substitute(values), Simplify(Known(absent=()))
-    function.body = [substitute.visit(each) for each in function.body]
-    decorators, returns, arguments = function.decorator_list, function.returns, function.args
-    simplify.visit(function)
-    function.decorator_list, function.returns, function.args = decorators, returns, arguments
-    ast.fix_missing_locations(function)
 
 
 def _return_at_once(function: ast.FunctionDef) -> None:
@@ -155,7 +180,9 @@ def _return_at_once(function: ast.FunctionDef) -> None:
         and isinstance(last.value, ast.Name)
         and last.value.id == before.targets[0].id
     ):
-        function.body[-2:] = [ast.Return(before.value)]
+        at_once = ast.Return(before.value)
+        hand_on(at_once, [*comments_of(before), *comments_of(last)])
+        function.body[-2:] = [at_once]
 
 
 def _call_directly(function: ast.FunctionDef) -> None:
@@ -175,7 +202,7 @@ def _call_directly(function: ast.FunctionDef) -> None:
         function.body = [each for each in function.body if _name_defined(each) not in values] or [
             ast.Pass()
         ]
-        substitute = _Substitute(values)
+        substitute = Substitute(values)
         function.body = [substitute.visit(each) for each in function.body]
 
 
@@ -229,92 +256,3 @@ class _DropCalls(ast.NodeTransformer):
         self.generic_visit(node)
         is_method = isinstance(node.func, ast.Attribute) and node.func.attr in self.names
         return node.args[0] if is_method and len(node.args) == 1 else node
-
-
-# ------------------------------------------------------------ parameters
-
-
-def _fold_constant_parameters(nodes: list[ast.stmt], asked_for: Collection[str]) -> None:
-    """Parameters of functions, and of methods whose name only one class has, which all calls give
-    the same constant or leave at it.
-    """
-    functions: dict[str, list[tuple[ast.FunctionDef, bool]]] = {}
-    for node in nodes:
-        if isinstance(node, ast.FunctionDef):
-            functions.setdefault(node.name, []).append((node, False))
-        elif isinstance(node, ast.ClassDef):
-            for member in node.body:
-                if isinstance(member, ast.FunctionDef) and not member.name.startswith("__"):
-                    functions.setdefault(member.name, []).append((member, True))
-    calls: dict[tuple[str, bool], list[ast.Call]] = {}
-    handed_on: set[str] = set()
-    for node in nodes:
-        called = set()
-        for part in ast.walk(node):
-            if isinstance(part, ast.Call):
-                called.add(id(part.func))
-                name = _name_of(part.func)
-                calls.setdefault((name, isinstance(part.func, ast.Attribute)), []).append(part)
-        for part in ast.walk(node):
-            if isinstance(part, ast.Name | ast.Attribute) and id(part) not in called:
-                handed_on.add(_name_of(part))
-    for name, definitions in functions.items():
-        of_kind = {is_method for _, is_method in definitions}
-        if name in asked_for or name in handed_on:
-            continue
-        for is_method in of_kind:
-            same = [function for function, kind in definitions if kind == is_method]
-            if len(same) == 1:
-                _fold_parameters(same[0], calls.get((name, is_method), []), is_method)
-
-
-def _name_of(node: ast.AST) -> str:
-    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
-
-
-def _fold_parameters(function: ast.FunctionDef, calls: list[ast.Call], is_method: bool) -> None:
-    arguments = function.args
-    if not calls or arguments.vararg or arguments.kwarg or function.decorator_list:
-        return
-    if any(isinstance(each, ast.Starred) for call in calls for each in call.args):
-        return
-    if any(keyword.arg is None for call in calls for keyword in call.keywords):
-        return
-    parameters = arguments.args[1:] if is_method else list(arguments.args)
-    defaults: dict[str, Any] = {}
-    for argument, default in zip(reversed(arguments.args), reversed(arguments.defaults)):
-        defaults[argument.arg] = default
-    constants: dict[str, ast.expr] = {}
-    for index, argument in enumerate(parameters):
-        given = [_given(call, index, argument.arg, defaults) for call in calls]
-        first = given[0]
-        is_known = isinstance(first, ast.Constant) and isinstance(first.value, bool | None)
-        if first and is_known and all(each and _are_equal(each, first) for each in given):
-            constants[argument.arg] = first
-    if not constants:
-        return
-    for call in calls:
-        call.args = [
-            value
-            for index, value in enumerate(call.args)
-            if index >= len(parameters) or parameters[index].arg not in constants
-        ]
-        call.keywords = [keyword for keyword in call.keywords if keyword.arg not in constants]
-    kept = [argument for argument in arguments.args if argument.arg not in constants]
-    arguments.defaults = [defaults[argument.arg] for argument in kept if argument.arg in defaults]
-    arguments.args = kept
-    _replace_names(function, constants)
-
-
-def _are_equal(one: ast.expr, other: ast.expr) -> bool:
-    return ast.dump(one) == ast.dump(other)
-
-
-def _given(call: ast.Call, index: int, name: str, defaults: dict[str, Any]) -> ast.expr | None:
-    """What a call gives for a parameter."""
-    if index < len(call.args):
-        return call.args[index]
-    for keyword in call.keywords:
-        if keyword.arg == name:
-            return keyword.value
-    return defaults.get(name)

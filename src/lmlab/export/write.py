@@ -13,10 +13,10 @@ from typing import Any
 
 from lmlab.core.params import Params
 from lmlab.core.registry import Choice
+from lmlab.export.comments import COLUMNS, unparsed
 from lmlab.export.gather import Gathering, Piece, Rename, Renaming, local_names
 from lmlab.export.source import Definition, WholeModule, meaning, source
 
-COLUMNS = 100
 ALREADY_IMPORTED = (
     "import torch",
     "import numpy as np",
@@ -66,7 +66,7 @@ class Writer:
             node = Rename(renaming, local_names(node)).visit(node)
         else:
             node = Rename(renaming, set()).visit(node)
-        return self._comment(piece) + ast.unparse(ast.fix_missing_locations(node))
+        return self._comment(piece) + unparsed(node)
 
     def _comment(self, piece: Piece) -> str:
         """What the lab says of a constant, or of a part in its module's docstring."""
@@ -122,8 +122,10 @@ class Writer:
         return self.names[definition_of(choice.part)]
 
     def _options(self, choice: Choice) -> str:
-        values = option_values(choice.options)
-        values = {key: value for key, value in values.items() if key in self.gathering.mentioned}
+        module = choice.part.__module__
+        values = {**option_values(choice.options), **self.gathering.derived.get(module, {})}
+        read = self.gathering.options_read(module)
+        values = {key: value for key, value in values.items() if key in read}
         words = ", ".join(f"{key}={value!r}" for key, value in values.items())
         own = [self.names[each] for each in options_class(choice) if each in self.names]
         return f"{own[0] if own else 'SimpleNamespace'}({words})"
@@ -172,29 +174,10 @@ def _shorten_docstring(node: ast.FunctionDef) -> None:
         node.body = [*([docstring] if docstring else []), *node.body[1:]] or [ast.Pass()]
 
 
-def _without_parentheses(code: str) -> str:
-    """`x, y = a, b` and `return a, b`, around which unparsing puts parentheses."""
-    lines = []
-    for line in code.splitlines():
-        bare = re.sub(r"^(\s*(?:[\w., \[\]\"']+ = |return ))\((.*)\)$", r"\1\2", line)
-        lines.append(bare if bare != line and _same(bare, line) else line)
-    return "\n".join(lines)
-
-
-def _same(one: str, other: str) -> bool:
-    try:
-        trees = [ast.parse(f"def f():\n    {line.strip()}") for line in (one, other)]
-    except SyntaxError:
-        return False
-    return ast.dump(trees[0]) == ast.dump(trees[1])
-
-
 def formatted(code: str) -> str:
     """The code as ruff formats it."""
     command = [sys.executable, "-m", "ruff", "format", "--line-length", str(COLUMNS), "-"]
-    done = subprocess.run(
-        command, input=_without_parentheses(code), capture_output=True, text=True, check=True
-    )
+    done = subprocess.run(command, input=code, capture_output=True, text=True, check=True)
     return done.stdout
 
 
