@@ -171,7 +171,7 @@ def _gradients(config: Config, draws_noise: bool) -> str:
     return "\n        ".join(lines)
 
 
-def _cannot(key: str, value: str | bool, instead: str | bool) -> UserError:
+def _cannot(key: str, value: str | bool | int, instead: str | bool | int) -> UserError:
     is_now, should_be = (json.dumps(each).strip('"') for each in (value, instead))  # YAML's words
     return UserError(f"params.yaml: train.{key}: {is_now} cannot be ejected; set it to {should_be}")
 
