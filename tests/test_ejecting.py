@@ -55,6 +55,22 @@ def printed(out: Path) -> dict[str, str]:
     return losses
 
 
+def assert_no_fault_is_found(code: str) -> None:
+    """Nothing is imported, named or set in vain, no name is undefined, and imports are sorted."""
+    ruff = [
+        sys.executable,
+        "-m",
+        "ruff",
+        "check",
+        "--isolated",
+        "--quiet",
+        "--select",
+        "F,I,RUF059",
+    ]
+    done = subprocess.run([*ruff, "-"], input=code, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
 def check(corpus: Corpus, tree: params.Tree, tmp_path: Path, **changes: Any) -> None:
     """The file's losses are the log's, to the last bit, and it imports nothing of the lab."""
     try:
@@ -66,6 +82,7 @@ def check(corpus: Corpus, tree: params.Tree, tmp_path: Path, **changes: Any) -> 
     assert not any((node.module or "").startswith("lmlab") for node in imports)
     assert "import lmlab" not in code
     assert_options_are_read(code)
+    assert_no_fault_is_found(code)
     expected = {str(row["step"]): repr(row["train_nats"]) for row in logged if "train_nats" in row}
     expected["validation"] = repr(logged[-1]["validation_nats"])
     assert printed(tmp_path / "ejected.py") == expected
@@ -378,10 +395,12 @@ def test_the_command_writes_a_file_that_runs_elsewhere(
         YAML().dump(dict(tree), file)
     done = CliRunner().invoke(cli.app, ["eject", "--data", str(shards.folder.parent)])
     assert done.exit_code == 0, done.output
-    assert re.fullmatch(
-        r"ejected\.py: \d+ lines; it reads ejected\.json beside it: `python ejected\.py`\n",
+    said = re.fullmatch(
+        r"ejected\.py: (\d+) lines; it reads ejected\.json beside it: `python ejected\.py`\n",
         done.output,
     )
+    assert said
+    assert int(said[1]) <= 700  # as docs/tour.md says; each line fewer is one fewer to read
     data = (tmp_path / "ejected.json").read_bytes()
     refused = CliRunner().invoke(
         cli.app, ["eject", "--data", str(shards.folder.parent), "--out", "ejected.json"]

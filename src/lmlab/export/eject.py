@@ -24,7 +24,7 @@ from lmlab.data.start import StartParams
 from lmlab.data.tokenizers.base import Tokenizer
 from lmlab.export.gather import Facts, Gathering
 from lmlab.export.source import Definition
-from lmlab.export.text import content, encoder
+from lmlab.export.text import content, encoder, windows
 from lmlab.export.write import (
     Writer,
     definition_of,
@@ -42,8 +42,10 @@ from lmlab.training.step import Run, TrainParams, begin
 
 OPTIMIZERS, NOISE = "lmlab.training.optimizers.base", "lmlab.model.noise"
 EVALUATION_WEIGHTS = "evaluation_weights"
+OWN_CLIPPED = """parameters += [p for p in rule.parameters() if p.grad is not None]
+            """
 TEMPLATE = Path(__file__).with_name("loop.py.txt")
-ASKED_FOR = ("forward", "embed", "head", "assign_gradients", "factor", "step", "blocks", "width")
+ASKED_FOR = ("forward", "assign_gradients", "factor", "step")
 """What the template asks of the parts."""
 
 
@@ -193,6 +195,7 @@ def _code(config: Config, shards: Shards, tokenizer: Tokenizer, data: str) -> st
         "TOKENIZER": encode,
         **texts,
         **_numbers(config, shards, writer),
+        "WINDOWS": windows(shards, config.params.context, config.params.pool_megatokens),
         "GRADIENTS": _gradients(config, draws_noise=bool(sections["NOISE"])),
         "EVALUATION": _evaluation(isinstance(run.optimizer, Averaging)),
         "SITES": "noise_name_sites(model)\n" if _drops(config) else "",
@@ -291,11 +294,11 @@ def _numbers(config: Config, shards: Shards, writer: Writer) -> dict[str, Any]:
         "STEPS": params.steps,
         "SEED": params.seed,
         "ORDER_SEED": params.order_seed,
-        "POOL": int(params.pool_megatokens * 1e6),
         "CLIP": params.clip,
         "THREADS": params.threads,
         "LOG_EVERY": params.log_every,
         "BOS": shards.bos,
+        "OWN_CLIPPED": OWN_CLIPPED if own else "",
         "GROUP_CHOICE": f"joined({groups}, rule.own_groups(model))" if own else groups,
     }
 
@@ -310,7 +313,7 @@ def _facts(config: Config) -> Facts:
     }
     of_optimizer = options[config.parts["optimizer"].part.__module__]
     residuals = [module for module in options if ".layers.residual." in module]
-    absent = {"cache"}
+    absent = {"cache", "closure"}
     if not any(module.endswith(".value") for module in residuals):
         absent.add("map_values")
     left_out = set()

@@ -7,13 +7,15 @@ have both is given its module's name as well.
 """
 
 import ast
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from torch import nn
 
+from lmlab.export.merge import call_directly, merge
+from lmlab.export.names import local_names
 from lmlab.export.reads import Reads, reads_in
 from lmlab.export.simplify import Known, Simplify
 from lmlab.export.source import Definition, Outside, WholeModule, meaning, source
@@ -108,10 +110,11 @@ class Gathering:
                     piece.node.body = [*text, *self.live(piece)] or [ast.Pass()]
                     read = self._read_of(piece.definition) - FLAGS
                     drop_unread_attributes(piece.node, read | in_use_of[piece.definition])
+            call_directly(self.pieces, self.asked_for)
             tidy(live, self.asked_for | {root.name for root in roots})
             self._mentions.clear()
             now = "".join(map(ast.dump, live))
-            if now == before:
+            if now == before and not merge(self.pieces, roots):
                 return
             before = now
 
@@ -406,48 +409,3 @@ def _global_names(nodes: Iterable[ast.AST]) -> Iterator[tuple[str, str]]:
                     yield part.value.id, part.attr
             elif isinstance(part, ast.Name) and part.id not in local:
                 yield part.id, ""
-
-
-def local_names(node: ast.AST) -> set[str]:
-    """The parameters and variables of a function, those of functions inside it too."""
-    names: set[str] = set()
-    declared: set[str] = set()
-    for part in ast.walk(node):
-        if isinstance(part, ast.arg):
-            names.add(part.arg)
-        elif isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
-            names.add(part.id)
-        elif isinstance(part, ast.FunctionDef | ast.ClassDef) and part is not node:
-            names.add(part.name)
-        elif isinstance(part, ast.Global):
-            declared |= set(part.names)
-        elif isinstance(part, ast.ExceptHandler) and part.name:
-            names.add(part.name)
-    return names - declared
-
-
-Renaming = Callable[[str, str], str | None]
-"""The new name for a global name and the attribute taken of it; None to leave it."""
-
-
-class Rename(ast.NodeTransformer):
-    """Gives global names the names that they are written under."""
-
-    def __init__(self, renaming: Renaming, local: Collection[str]) -> None:
-        self.renaming, self.local = renaming, local
-
-    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
-        if isinstance(node.value, ast.Name) and node.value.id not in self.local:
-            new = self.renaming(node.value.id, node.attr)
-            if new:
-                return ast.copy_location(ast.Name(new, node.ctx), node)
-        node.value = self.visit(node.value)
-        return node
-
-    def visit_Name(self, node: ast.Name) -> ast.expr:
-        new = None if node.id in self.local else self.renaming(node.id, "")
-        return ast.copy_location(ast.Name(new, node.ctx), node) if new else node
-
-    def visit_Global(self, node: ast.Global) -> ast.stmt:
-        node.names = [self.renaming(name, "") or name for name in node.names]
-        return node

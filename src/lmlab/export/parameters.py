@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from lmlab.export.simplify import Known, Simplify
+from lmlab.export.source import plain_name
 
-WITHOUT_EFFECT = {"width_powers", "getattr"}
-"""Functions whose call can go where its result is not used."""
+WITHOUT_EFFECT = {"width_powers", "getattr", "get", "_shrinkage"}
+"""Functions and methods whose call can go where its result is not used."""
 OF_TORCH = {
     name
     for owner in (Tensor, nn.Module, nn.functional, torch, torch.optim.Optimizer, dict, list, str)
@@ -101,11 +102,15 @@ def _is_plain(callee: Callee) -> bool:
 
 def _fold_constants(callee: Callee) -> None:
     constants: dict[str, ast.expr] = {}
-    defaults = _defaults(callee.functions[0])
+    defaults = defaults_of(callee.functions[0])
     for index, argument in enumerate(callee.parameters):
-        given = [_given(call, index, argument.arg, defaults) for call in callee.calls]
-        first = given[0]
-        if first and _is_settled(first) and all(each and _are_equal(each, first) for each in given):
+        values = [given(call, index, argument.arg, defaults) for call in callee.calls]
+        first = values[0]
+        if (
+            first
+            and _is_settled(first)
+            and all(each and _are_equal(each, first) for each in values)
+        ):
             constants[argument.arg] = first
     stored = {
         part.id
@@ -128,11 +133,11 @@ def _drop_unread(callee: Callee) -> None:
         for part in ast.walk(statement)
         if isinstance(part, ast.Name)
     }
-    defaults = _defaults(callee.functions[0])
+    defaults = defaults_of(callee.functions[0])
     unread = set()
     for index, argument in enumerate(callee.parameters):
-        given = [_given(call, index, argument.arg, defaults) for call in callee.calls]
-        if argument.arg not in read and all(each and has_no_effect(each) for each in given):
+        values = [given(call, index, argument.arg, defaults) for call in callee.calls]
+        if argument.arg not in read and all(each and has_no_effect(each) for each in values):
             unread.add(argument.arg)
     if unread:
         _leave_out(callee, unread)
@@ -145,7 +150,7 @@ def _leave_out(callee: Callee, names: Collection[str]) -> None:
         call.args = [value for index, value in enumerate(call.args) if index not in positions]
         call.keywords = [keyword for keyword in call.keywords if keyword.arg not in names]
     for function in callee.functions:
-        arguments, defaults = function.args, _defaults(function)
+        arguments, defaults = function.args, defaults_of(function)
         kept = [argument for argument in arguments.args if argument.arg not in names]
         arguments.defaults = [defaults[each.arg] for each in kept if each.arg in defaults]
         arguments.args = kept
@@ -158,21 +163,22 @@ def _is_settled(value: ast.expr) -> bool:
     return isinstance(value.value, bool | None) or (type(value.value) is int and value.value == 0)
 
 
-def _defaults(function: ast.FunctionDef) -> dict[str, Any]:
+def defaults_of(function: ast.FunctionDef) -> dict[str, Any]:
+    """By name, the values of parameters that a call need not give."""
     arguments = function.args
     pairs = zip(reversed(arguments.args), reversed(arguments.defaults))
     return {argument.arg: default for argument, default in pairs}
 
 
 def _name_of(node: ast.AST) -> str:
-    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+    return node.attr if isinstance(node, ast.Attribute) else plain_name(getattr(node, "id", ""))
 
 
 def _are_equal(one: ast.expr, other: ast.expr) -> bool:
     return ast.dump(one) == ast.dump(other)
 
 
-def _given(call: ast.Call, index: int, name: str, defaults: dict[str, Any]) -> ast.expr | None:
+def given(call: ast.Call, index: int, name: str, defaults: dict[str, Any]) -> ast.expr | None:
     """What a call gives for a parameter."""
     if index < len(call.args):
         return call.args[index]
@@ -184,8 +190,10 @@ def _given(call: ast.Call, index: int, name: str, defaults: dict[str, Any]) -> a
 
 def has_no_effect(value: ast.expr) -> bool:
     """Whether evaluating something does nothing else."""
+    if any(isinstance(part, ast.NamedExpr | ast.Yield | ast.Await) for part in ast.walk(value)):
+        return False
     calls = [part for part in ast.walk(value) if isinstance(part, ast.Call)]
-    return all(isinstance(each.func, ast.Name) and each.func.id in WITHOUT_EFFECT for each in calls)
+    return all(_name_of(each.func) in WITHOUT_EFFECT for each in calls)
 
 
 # ------------------------------------------------------------ names

@@ -237,7 +237,8 @@ class Simplify(ast.NodeTransformer):
                     break
             else:
                 values.append(simple)
-        if self.is_test and len(values) > 1 and isinstance(values[-1], ast.Constant):
+        is_bool = all(isinstance(value, ast.Compare) for value in values[:-1])
+        if (self.is_test or is_bool) and len(values) > 1 and isinstance(values[-1], ast.Constant):
             last = values[-1].value
             if bool(last) == is_and:
                 values.pop()
@@ -257,7 +258,7 @@ class Simplify(ast.NodeTransformer):
     def visit_Compare(self, node: ast.Compare) -> ast.expr:
         node.left = self.visit(node.left)
         node.comparators = [self.visit(other) for other in node.comparators]
-        known = _device_or_precision(node)
+        known = _settled(node)
         if known is not None:
             return ast.Constant(known)
         one, other = node.left, node.comparators[0]
@@ -402,16 +403,24 @@ def _plain_type(node: ast.expr | None) -> ast.expr | None:
     """A type that a reader of torch knows; others are left out."""
     if node is None:
         return None
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        node = ast.parse(node.value, mode="eval").body
     names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
     return node if names <= PLAIN_TYPES else None
 
 
-def _device_or_precision(node: ast.Compare) -> bool | None:
-    """The value of a comparison that asks for a GPU or for bfloat16."""
+def _settled(node: ast.Compare) -> bool | None:
+    """The value of a comparison that asks for a GPU, for bfloat16, for a cache, where there are
+    more keys than queries, or for a group that follows the width.
+    """
     text = ast.unparse(node)
     if text.endswith(("== torch.bfloat16", "== 'cuda'", "!= 'cpu'", "== 'mps'")):
         return False
-    return True if text.endswith("== 'cpu'") else None
+    if text == "'base_lr' in group":
+        return False
+    return (
+        True if text.endswith(("== 'cpu'", ".device == device")) or text == "time == keys" else None
+    )
 
 
 def _compared(operator: ast.cmpop, one: Any, other: Any) -> bool | None:

@@ -10,6 +10,9 @@ from pathlib import Path
 from lmlab.export.comments import note_comments
 
 PACKAGE = "lmlab"
+DOT = "\u00b7"
+BETWEEN = 2 * DOT
+"""Between a module and a name in it; both are letters to Python."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,21 @@ def source(module: str) -> Source:
     return parsed
 
 
+def qualified(module: str, name: str) -> str:
+    """A name, still an identifier, that means in any module what it means in this one."""
+    return name if BETWEEN in name else f"{module.replace('.', DOT)}{BETWEEN}{name}"
+
+
+def plain_name(name: str) -> str:
+    """The name that has been qualified, or not."""
+    return name.rpartition(BETWEEN)[2]
+
+
 def meaning(module: str, name: str) -> Definition | Outside | WholeModule | None:
     """What a global name of a module stands for; None for a builtin."""
+    if BETWEEN in name:
+        module, name = name.split(BETWEEN)
+        module = module.replace(DOT, ".")
     parsed = source(module)
     if name in parsed.definitions:
         return Definition(module, name)

@@ -11,8 +11,8 @@ from lmlab.data.shards import Shards
 from lmlab.data.tokenizers import unigram
 from lmlab.data.tokenizers.base import Tokenizer, readable
 
-IMPORTS = ("import re", "from functools import cache")
-"""What the encoders of words need."""
+IMPORTS = ("import re", "from functools import cache", "import itertools")
+"""What may be needed to read the text."""
 CHARACTERS = '''
 ID_OF = {token.decode("utf-8", "surrogatepass"): id_ for id_, token in enumerate(TOKENS) if token}
 UNSEEN = TOKENS.index(b"")
@@ -104,21 +104,76 @@ def stream(split):
 '''
 """For a tokenizer that is not written out above."""
 
+WINDOWS = '''
+def windows():
+    """The text in windows of CONTEXT + 1 tokens, shuffled anew in each epoch, without end."""
+    for epoch in itertools.count():
+        seed = [ORDER_SEED, epoch, 0]
+        offset = int(np.random.default_rng(seed).integers(min(CONTEXT, len(TEXT) - CONTEXT)))
+        number = (len(TEXT) - 1 - offset) // CONTEXT
+        for window in np.random.default_rng([*seed, 1]).permutation(number):
+            start = offset + window * CONTEXT
+            yield TEXT[start : start + CONTEXT + 1]
+'''
+"""For a text of one row group."""
+POOLS = '''
+POOL = {pool}
+"""About how many tokens are shuffled together."""
+
+
+def pools(epoch):
+    """The row groups of the text in a random order, in pools that are shuffled in memory."""
+    rng = np.random.default_rng([ORDER_SEED, epoch])
+    starts = np.cumsum([0, *DATA["row_groups"]])
+    dealt, length = [[]], 0
+    for index in rng.permutation(len(DATA["row_groups"])):
+        if length >= POOL:
+            dealt.append([])
+            length = 0
+        dealt[-1] += TEXT[starts[index] : starts[index + 1]]
+        length += DATA["row_groups"][index]
+    if len(dealt) > 1 and length < max(POOL // 2, CONTEXT + 1):
+        dealt[-2:] = [dealt[-2] + dealt[-1]]
+    return dealt
+
+
+def windows():
+    """The text in windows of CONTEXT + 1 tokens, shuffled anew in each epoch, without end."""
+    for epoch in itertools.count():
+        for number, ids in enumerate(pools(epoch)):
+            seed = [ORDER_SEED, epoch, number]
+            offset = int(np.random.default_rng(seed).integers(min(CONTEXT, len(ids) - CONTEXT)))
+            whole = (len(ids) - 1 - offset) // CONTEXT
+            for window in np.random.default_rng([*seed, 1]).permutation(whole):
+                start = offset + window * CONTEXT
+                yield ids[start : start + CONTEXT + 1]
+'''
+
+
+def windows(shards: Shards, context: int, pool_megatokens: float) -> str:
+    """How the file cuts the text: shuffled by pools and row groups where there are several."""
+    if len(list(shards.row_groups("train"))) == 1:
+        return WINDOWS
+    pool = max(int(pool_megatokens * 1e6), context + 1)
+    return POOLS.replace("{pool}", str(pool))
+
 
 def encoder(tokenizer: Tokenizer) -> tuple[str, tuple[str, ...]]:
     """How text becomes ids in the file, and the imports that it needs."""
     code = ENCODERS.get(_name(tokenizer))
     if code is None:
-        return STREAM_OF_IDS, ()
-    return f"{code}{STREAM}", IMPORTS if "spell" in code else ()
+        return STREAM_OF_IDS, IMPORTS
+    return f"{code}{STREAM}", IMPORTS
 
 
 def content(shards: Shards, tokenizer: Tokenizer, corpus: Path) -> dict[str, Any]:
     """The texts of both splits, or their ids for a tokenizer that is not written out."""
     values: dict[str, Any] = {
-        "row_groups": [group.length for group in shards.row_groups("train")],
         "tokens": [readable(token) for token in tokenizer.token_bytes],
     }
+    lengths = [group.length for group in shards.row_groups("train")]
+    if len(lengths) > 1:
+        values["row_groups"] = lengths
     for split in ("train", "validation"):
         if _name(tokenizer) in ENCODERS:
             values[split] = list(_texts(corpus / f"{split}.parquet"))

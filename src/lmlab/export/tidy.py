@@ -6,7 +6,7 @@ constant; a variable that holds a constant, or is returned at once, needs no nam
 
 import ast
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from lmlab.export.comments import comments_of, hand_on
 from lmlab.export.parameters import Substitute, has_no_effect, replace_names, settle_parameters
@@ -18,7 +18,9 @@ def tidy(statements: Iterable[ast.stmt], asked_for: Collection[str]) -> None:
     functions = [part for node in nodes for part in ast.walk(node)]
     for part in functions:
         if isinstance(part, ast.FunctionDef):
+            _drop_overwritten(part)
             _drop_unused_names(part)
+            _one_name_each(part)
             _fold_constant_variables(part)
             _call_directly(part)
             _return_at_once(part)
@@ -93,12 +95,17 @@ class _Unread(ast.NodeTransformer):
 
 
 def _without_unread(statement: ast.Assign, read: Collection[str]) -> ast.stmt | None:
+    return _without(statement, lambda target: _is_unread(target, read))
+
+
+def _without(statement: ast.Assign, is_unread: Callable[[ast.expr], bool]) -> ast.Assign | None:
+    """An assignment without what is not read; None where nothing is left."""
     target, value = statement.targets[0], statement.value
     if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
         pairs = [
             (one, other)
             for one, other in zip(target.elts, value.elts, strict=True)
-            if not (_is_unread(one, read) and has_no_effect(other))
+            if not (is_unread(one) and has_no_effect(other))
         ]
         if not pairs:
             return None
@@ -108,7 +115,7 @@ def _without_unread(statement: ast.Assign, read: Collection[str]) -> ast.stmt | 
             target.elts = [one for one, _ in pairs]
             value.elts = [other for _, other in pairs]
         return statement
-    if len(statement.targets) == 1 and _is_unread(target, read) and has_no_effect(value):
+    if len(statement.targets) == 1 and is_unread(target) and has_no_effect(value):
         return None
     return statement
 
@@ -128,21 +135,93 @@ def _drop_unused_names(function: ast.FunctionDef) -> None:
         read = {
             part.id
             for part in ast.walk(function)
-            if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Load)
+            if isinstance(part, ast.Name) and not isinstance(part.ctx, ast.Store)
         }
-        kept = [each for each in function.body if not _is_unused(each, read)]
-        if len(kept) == len(function.body):
+        read |= {
+            part.target.id
+            for part in ast.walk(function)
+            if isinstance(part, ast.AugAssign) and isinstance(part.target, ast.Name)
+        }
+        for part in ast.walk(function):
+            if isinstance(part, ast.Global | ast.Nonlocal):
+                read |= set(part.names)
+        unused = _Unused(read)
+        function.body = [
+            kept for each in function.body if (kept := unused.visit(each)) is not None
+        ] or [ast.Pass()]
+        if not unused.found:
             return
-        function.body = kept or [ast.Pass()]
 
 
-def _is_unused(statement: ast.stmt, read: set[str]) -> bool:
-    if isinstance(statement, ast.FunctionDef):
-        return statement.name not in read
-    if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
-        is_simple = not any(isinstance(part, ast.Call) for part in ast.walk(statement.value))
-        return statement.targets[0].id not in read and is_simple
-    return False
+class _Unused(ast.NodeTransformer):
+    """Leaves out what is named and not read."""
+
+    def __init__(self, read: set[str]) -> None:
+        self.read = read
+        self.found = False
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.stmt | None:
+        if node.name not in self.read and not node.decorator_list:
+            self.found = True
+            return None
+        return node
+
+    def visit_Assign(self, node: ast.Assign) -> ast.stmt | None:
+        before = ast.dump(node)
+        kept = _without(node, self._is_unread)
+        self.found = self.found or kept is None or ast.dump(kept) != before
+        return kept
+
+    def _is_unread(self, target: ast.expr) -> bool:
+        names = _names_in(target)
+        return bool(names) and not names & self.read
+
+    def visit_For(self, node: ast.For) -> ast.stmt:
+        self.generic_visit(node)
+        target, over = node.target, node.iter
+        if (
+            isinstance(over, ast.Call)
+            and ast.unparse(over.func) == "enumerate"
+            and len(over.args) == 1
+            and isinstance(target, ast.Tuple)
+            and isinstance(target.elts[0], ast.Name)
+            and target.elts[0].id not in self.read
+        ):
+            node.target, node.iter = target.elts[1], over.args[0]
+        return node
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        super().generic_visit(node)
+        if isinstance(node, ast.FunctionDef | ast.If | ast.For | ast.With) and not node.body:
+            node.body = [ast.Pass()]
+        return node
+
+
+def _names_in(target: ast.expr) -> set[str]:
+    """The variables that a target consists of; none where it sets anything else."""
+    parts = target.elts if isinstance(target, ast.Tuple) else [target]
+    names = {part.id for part in parts if isinstance(part, ast.Name)}
+    return names if len(names) == len(parts) else set()
+
+
+def _drop_overwritten(function: ast.FunctionDef) -> None:
+    """`x = a; x = b` as `x = b`."""
+    body = function.body
+    kept = []
+    for statement, following in zip(body, [*body[1:], ast.Pass()]):
+        name = _name_defined(statement)
+        is_overwritten = (
+            name
+            and isinstance(statement, ast.Assign)
+            and isinstance(following, ast.Assign)
+            and _name_defined(following) == name
+            and name
+            not in {part.id for part in ast.walk(following.value) if isinstance(part, ast.Name)}
+            and has_no_effect(statement.value)
+        )
+        if not is_overwritten:
+            kept.append(statement)
+    function.body = kept
 
 
 def _stores(function: ast.FunctionDef) -> Counter[str]:
@@ -183,6 +262,21 @@ def _return_at_once(function: ast.FunctionDef) -> None:
         at_once = ast.Return(before.value)
         hand_on(at_once, [*comments_of(before), *comments_of(last)])
         function.body[-2:] = [at_once]
+
+
+def _one_name_each(function: ast.FunctionDef) -> None:
+    """`a, b = c, d` as no assignment, where all four are steady: c and d are called a and b too."""
+    stores = _stores(function) + Counter(argument.arg for argument in function.args.args)
+    for statement in list(function.body):
+        if not isinstance(statement, ast.Assign) or not isinstance(statement.value, ast.Tuple):
+            continue
+        new, old = _names_in(statement.targets[0]), _names_in(statement.value)
+        if new and old and all(stores[name] == 1 for name in new | old):
+            assert isinstance(statement.targets[0], ast.Tuple)
+            pairs = zip(statement.targets[0].elts, statement.value.elts, strict=True)
+            values = {one.id: other for one, other in pairs if isinstance(one, ast.Name)}
+            function.body.remove(statement)
+            function.body = [Substitute(values).visit(each) for each in function.body]
 
 
 def _call_directly(function: ast.FunctionDef) -> None:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterable
-from copy import copy
+from copy import copy, deepcopy
 from functools import cache
 from types import FunctionType
 from typing import Any
@@ -14,8 +14,9 @@ from typing import Any
 from lmlab.core.params import Params
 from lmlab.core.registry import Choice
 from lmlab.export.comments import COLUMNS, unparsed
-from lmlab.export.gather import Gathering, Piece, Rename, Renaming, local_names
-from lmlab.export.source import Definition, WholeModule, meaning, source
+from lmlab.export.gather import Gathering, Piece
+from lmlab.export.names import Rename, Renaming, local_names
+from lmlab.export.source import Definition, Outside, WholeModule, meaning, plain_name, source
 
 ALREADY_IMPORTED = (
     "import torch",
@@ -53,6 +54,8 @@ class Writer:
         for part in ast.walk(node):
             if isinstance(part, ast.FunctionDef):
                 _shorten_docstring(part)
+                if "bias" in self.gathering.facts.give_nothing:
+                    _without_bias(part)
         renaming = self._renaming(module)
         if isinstance(node, ast.ClassDef):
             node.body = [
@@ -83,7 +86,7 @@ class Writer:
         """A base class; for one of which nothing is left, its own bases."""
         stands_for = meaning(module, base.id) if isinstance(base, ast.Name) else None
         if not isinstance(stands_for, Definition):
-            return [base]
+            return [Rename(self._renaming(module), set()).visit(deepcopy(base))]
         piece = self.gathering.pieces[stands_for]
         assert isinstance(piece.node, ast.ClassDef)
         if self.gathering.live(piece) or self._is_mentioned(stands_for):
@@ -110,6 +113,8 @@ class Writer:
                 stands_for = meaning(stands_for.module, attribute)
             elif attribute:
                 return None
+            if isinstance(stands_for, Outside):
+                return plain_name(name)
             return self.names.get(stands_for) if isinstance(stands_for, Definition) else None
 
         return renamed
@@ -156,6 +161,10 @@ ONLY_IN_THE_LAB = re.compile(r"cache|watched|`pattern`|params\.yaml|by default")
 def _first_paragraph(node: ast.ClassDef | ast.FunctionDef) -> ast.stmt | None:
     """The docstring's first paragraph, without clauses on what only the lab has."""
     text = (ast.get_docstring(node) or "").split("\n\n")[0]
+    if isinstance(node, ast.FunctionDef) and re.match("[A-Z] [-+*/=] ", text):
+        first = text[0].lower()  # a formula, whose first letter is a parameter's name
+        if first in {argument.arg for argument in node.args.args}:
+            text = first + text[1:]
     clauses = re.split(r"(?<=[.;,]) ", " ".join(text.split()))
     kept = [clause for clause in clauses if not ONLY_IN_THE_LAB.search(clause)]
     if not kept:
@@ -174,11 +183,28 @@ def _shorten_docstring(node: ast.FunctionDef) -> None:
         node.body = [*([docstring] if docstring else []), *node.body[1:]] or [ast.Pass()]
 
 
+def _without_bias(node: ast.FunctionDef) -> None:
+    """Take the bias of a position encoding that has none out of a docstring's formula."""
+    text = node.body[0]
+    if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+        text.value.value = str(text.value.value).replace(" + bias)", ")")
+
+
 def formatted(code: str) -> str:
-    """The code as ruff formats it."""
-    command = [sys.executable, "-m", "ruff", "format", "--line-length", str(COLUMNS), "-"]
-    done = subprocess.run(command, input=code, capture_output=True, text=True, check=True)
-    return done.stdout
+    """The code as ruff formats it, with the imports that it uses, sorted."""
+    for command in (
+        ["check", "--isolated", "--fix-only", "--quiet", "--select", "F401,I"],
+        ["format", "--isolated", "--line-length", str(COLUMNS)],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, "-"],
+            input=code,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        code = done.stdout
+    return code
 
 
 def options_class(choice: Choice) -> list[Definition]:
