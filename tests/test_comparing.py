@@ -19,8 +19,10 @@ from rich.console import Console
 
 from lmlab.core.errors import UserError
 from lmlab.experiments.compare import comparing, permutation, rendering
+from lmlab.experiments.compare import variants as grouping
 from lmlab.experiments.compare.comparing import Comparison
 from lmlab.experiments.compare.history import unfinished
+from lmlab.experiments.compare.run import Run
 from lmlab.experiments.compare.verdict import SHOWN, Verdict
 
 BITS = "validation.bits_per_byte"
@@ -794,3 +796,30 @@ def test_equal_variants_are_not_told_apart_by_what_went_wrong(trouble: str, tmp_
 def test_a_planted_difference_is_found_though_runs_diverge_or_fail(tmp_path: Path) -> None:
     for trouble in ("diverging", "vanishing", "unreached"):
         assert equal_variants.words(trouble, 0, 3.0, tmp_path / trouble) == "better"
+
+
+def test_how_often_is_validated_matters_where_it_decides_the_weights() -> None:
+    key = "train.validate_every"
+    for params, has_a_part in (
+        ({"train.keep": "last", "train.patience": 0}, False),
+        ({}, False),
+        ({"train.keep": "best", "train.patience": 0}, True),
+        ({"train.keep": "last", "train.patience": 2}, True),
+    ):
+        mattered = grouping.mattering(Run("one", {**params, key: 10}, {}))
+        assert (key in mattered) == has_a_part
+
+
+def test_the_start_is_known_by_its_recipe_and_not_by_its_commit() -> None:
+    runs = [
+        Run(f"{seed}", {"train.seed": seed, "start.commit": f"{seed}" * 40}, {}, start=recipe)
+        for seed, recipe in ((1, "plays:7:abc"), (2, "plays:7:abc"), (3, "plays:9:def"))
+    ]
+    runs.append(Run("4", {"train.seed": 1, "start.commit": ""}, {}))
+    variants, _ = grouping.group(runs)
+    assert [len(variant.runs) for variant in variants] == [2, 1, 1]
+    assert [variant.name for variant in variants] == [
+        "start=plays:7:abc",
+        "start=plays:9:def",
+        "start=scratch",
+    ]

@@ -178,6 +178,33 @@ def test_another_rule_or_optimizer_begins_anew_and_says_so(
     assert state("third")["position"]["windows"] == 7 * 4
 
 
+OTHER_VALUES: dict[type, Callable[[Any], Any]] = {
+    bool: lambda value: not value,
+    int: lambda value: value + 1,
+    float: lambda value: value * 0.5 or 0.25,
+}
+
+
+@pytest.mark.parametrize("name", registry.names("optimizers"))
+def test_every_option_of_an_optimizer_may_change(corpus: Corpus, name: str) -> None:
+    """Its state is taken over or begins anew; either way the run goes on."""
+    base: dict[str, Any] = {"optimizer": name, "learning_rate": 0.001, "steps": 2}
+    options = small.tree(**base)["optimizers"][name]
+    changes: list[dict[str, Any]] = [
+        {key: OTHER_VALUES[type(value)](value)}
+        for key, value in options.items()
+        if type(value) in OTHER_VALUES and key != "epsilon"  # which norms have as well
+    ]
+    assert changes
+    if "largest_side" in options:  # from no side in a basis of its own to all
+        base["largest_side"] = 1
+        changes.append({"largest_side": 1024})
+    train(corpus, "first", **base)
+    for number, change in enumerate(changes):
+        last = train(corpus, f"{number}", start_from("first"), **{**base, **change})
+        assert (last.steps, last.status) == (4, "finished")
+
+
 def test_the_learning_rate_is_the_new_run_s_and_the_moments_are_the_old_one_s(
     corpus: Corpus,
 ) -> None:

@@ -1,5 +1,6 @@
 """Going on from a finished run, as its users do: named, brought, trained on, compared."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -158,6 +159,12 @@ def test_what_cannot_be_gone_on_from_is_refused_before_any_work(constant: Any) -
         constant, "start", "lost"
     )
 
+    constant.set({"train.seed": 11})
+    constant.run("dvc", "repro", "train")
+    assert "holds a run that is not committed" in refused(constant, "start", ".")
+    constant.run("git", "checkout", "-q", ".")
+    constant.run("dvc", "checkout", "-q")
+
     lmlab(constant, "start", "HEAD")
     for changes, said in (
         ({"start.commit": "1234"}, "start.commit"),
@@ -176,3 +183,15 @@ def test_what_cannot_be_gone_on_from_is_refused_before_any_work(constant: Any) -
         line = refused(constant, "check")
         assert said in line, line
         constant.path("params.yaml").write_text(before)
+
+    constant.run("dvc", "repro", "start")
+    held = constant.path("data/start/tokenizer/tokenizer.json")
+    held.chmod(0o644)
+    held.write_text('{"tokenizer": 5')
+    lmlab(constant, "check")  # which reads the cache, then; the stage `start` mends the folder
+    state = constant.path("data/state/state.safetensors")
+    digest = hashlib.md5(state.read_bytes()).hexdigest()
+    object_ = constant.path(f".dvc/cache/files/md5/{digest[:2]}/{digest[2:]}")
+    object_.chmod(0o644)
+    object_.write_bytes(b"junk")
+    assert "in DVC's cache is damaged" in refused(constant, "start", "HEAD")

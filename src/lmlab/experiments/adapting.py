@@ -41,7 +41,7 @@ from lmlab.training.status import ADVICE, how_it_diverged
 from lmlab.training.step import TrainParams
 
 SCHEDULE = "constant"
-QUIET = {"sample_every": 0, "snapshots": 0}
+QUIET = {"sample_every": 0, "snapshots": 0, "patience": 0, "keep": "last"}
 
 
 class Change(NamedTuple):

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from lmlab.core import params
 from lmlab.core.errors import UserError
-from lmlab.core.files import whole_folder, write_json
+from lmlab.core.files import read_json, whole_folder, write_json
 from lmlab.core.registry import Choice
 from lmlab.data import start as starts
 from lmlab.data.start import MODEL, RECORD, STATE, TOKENIZER, EarlierRun, StartParams, StartRecord
@@ -52,14 +52,22 @@ def resolve(name: str, root: Path) -> StartParams:
     Raises UserError for a name that means none or several, and for a run to which nothing can be
     added.
     """
+    if not (root / "dvc.yaml").is_file():
+        raise UserError("there is no dvc.yaml here; run from the project's top folder")
     commit = _commit(name, root) or (_copied(Path(name), root) if Path(name).is_dir() else "")
     if not commit:
+        waiting = {task.name: task.state for task in Experiments(Repository(root)).unfinished()}
+        if name in waiting:
+            raise UserError(f"{name} has no run yet: it is {waiting[name]}")
         raise UserError(
             f"there is no run {name!r}: no experiment, branch, commit or folder;"
             f" {params.nearest(name, _names(root))}"
         )
     run = Made(root, commit)
     run.check_complete()
+    for out in OUTS:
+        for _ in run.contents(out):  # which raises where something is damaged
+            pass
     record = run.model_record()
     if diverged := how_it_diverged(record):
         raise UserError(f"{name} cannot be gone on from: its training {diverged}; {ADVICE}")
@@ -92,6 +100,11 @@ def _copied(folder: Path, root: Path) -> str:
     commit = Repository(folder).commit("HEAD")
     if commit is None or not (folder / "dvc.lock").is_file():
         raise UserError(f"{folder} is no clone of a project with a run; name one, or an experiment")
+    if Repository(folder).lines("status", "--porcelain", "--", "dvc.lock"):
+        raise UserError(
+            f"{folder} holds a run that is not committed (its dvc.lock has changed); commit it"
+            " there first, or name the commit that you mean"
+        )
     if folder.resolve() == root.resolve():
         return commit
     theirs = Made(folder, commit)
@@ -127,14 +140,14 @@ class Made:
 
     def check_complete(self) -> None:
         """Raise UserError where something is missing that cannot be fetched from DVC's remote."""
-        missing = self._missing()
-        if missing and self._fetch():
-            missing = self._missing()
-        if missing == ["data/state"] and "data/state" not in self.lock.decode():
+        if b"data/state" not in self.lock:
             raise UserError(
                 f"{self.commit[:SHORT]} was made by a version that kept no state to go on from;"
                 " run `dvc repro` with this one, commit, and name that"
             )
+        missing = self._missing()
+        if missing and self._fetch():
+            missing = self._missing()
         if missing:
             raise UserError(
                 f"DVC's cache lacks {', '.join(missing)} of {self.commit[:SHORT]}: `dvc remote add`"
@@ -159,6 +172,15 @@ class Made:
     def files(self, out: str) -> dict[str, Path]:
         """The files of a folder that a stage wrote, in the cache, by their names in it."""
         return dvc_cache.files(self.root, self.lock, out)
+
+    def contents(self, out: str) -> Iterator[tuple[str, bytes]]:
+        """Each file of a folder that a stage wrote, by its name in it. Raises UserError where one
+        is damaged.
+        """
+        for file in self.files(out):
+            content = self.read(f"{out}/{file}")
+            assert content is not None
+            yield file, content
 
     def objects(self) -> Iterator[tuple[Path, Path]]:
         """All that has to be copied for the run to be whole elsewhere: each file in the cache, and
@@ -206,18 +228,7 @@ def check(start: StartParams, model: Choice, tokenizer: Choice, root: Path, laid
             "params.yaml: start needs both its commit and its model, or neither; `lmlab start NAME`"
             " writes them"
         )
-    try:
-        here = starts.read(laid_out, start.commit)
-    except UserError:
-        here = None
-    if here:
-        saved = read_record(here.model)
-        name = json.loads(here.tokenizer_file.read_text(encoding="utf-8"))["tokenizer"]
-    else:
-        run = Made(root, start.commit)
-        run.check_complete()
-        saved = run.model_record()
-        name = json.loads(run.read("data/tokenizer/tokenizer.json") or b"{}").get("tokenizer")
+    saved, name = _laid_out(start, laid_out) or _in_cache(start, root)
     _check_same(start, saved)
     if diverged := how_it_diverged(saved):
         raise UserError(f"params.yaml: start.commit: its training {diverged}; take another start")
@@ -226,6 +237,28 @@ def check(start: StartParams, model: Choice, tokenizer: Choice, root: Path, laid
         raise UserError(
             f"params.yaml: tokenizer.name: {tokenizer.name} is not the start's, {name}; set it back"
         )
+
+
+def _laid_out(start: StartParams, folder: Path) -> tuple[ModelRecord, str] | None:
+    """The model's record and the tokenizer's name, where the stage `start` has brought them; None
+    where it has not, or where they are damaged, which that stage will mend.
+    """
+    try:
+        here = starts.read(folder, start.commit)
+        if here is None:
+            return None
+        tokenizer = read_json(here.tokenizer_file, made_by="start")
+        return read_record(here.model), str(tokenizer["tokenizer"])
+    except (UserError, LookupError, TypeError):
+        return None
+
+
+def _in_cache(start: StartParams, root: Path) -> tuple[ModelRecord, str]:
+    """The same from DVC's cache."""
+    run = Made(root, start.commit)
+    run.check_complete()
+    tokenizer = json.loads(run.read("data/tokenizer/tokenizer.json") or b"{}")
+    return run.model_record(), str(tokenizer.get("tokenizer"))
 
 
 def bring(start: StartParams, root: Path, folder: Path) -> StartRecord:
@@ -241,10 +274,10 @@ def bring(start: StartParams, root: Path, folder: Path) -> StartRecord:
     record = StartRecord(commit=start.commit, model=start.model, earlier=_ledger(run, saved))
     with whole_folder(folder) as partial:
         for out, name in OUTS.items():
-            for file, source in run.files(out).items():
+            for file, content in run.contents(out):
                 target = partial / name / file
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source, target)
+                target.write_bytes(content)
         write_json(partial / RECORD, record.record())
     return record
 

@@ -65,6 +65,7 @@ def write(
         "rule": rule.state_dict(),
         "optimizer": _by_name(model, rule, optimizer),
         "parts": {key: parts[key].name for key in (*RULE, "optimizer")},
+        "optimizer_options": parts["optimizer"].options.model_dump(),
         "position": vars(position),
     }
     with whole_folder(folder) as partial:
@@ -114,6 +115,8 @@ def take_over(
             f"the optimizer is {parts['optimizer'].name} where it was"
             f" {state['parts']['optimizer']}, so its state begins anew"
         )
+    elif reshaping := _reshaping(optimizer, parts["optimizer"], state["optimizer_options"]):
+        remarks.append(f"the optimizer's state begins anew, as {reshaping} decides its form")
     else:
         remarks += _put_back(model, rule, optimizer, state["optimizer"])
     windows = position.after(Position(**state["position"]))
@@ -176,6 +179,15 @@ def _put_back(
             optimizer.state[named[name]] = _moved(state, device)
     if homeless:
         yield f"the optimizer's state of {len(homeless)} parameters that are gone is dropped"
+
+
+def _reshaping(optimizer: torch.optim.Optimizer, choice: Choice, saved: Mapping[str, Any]) -> str:
+    """The first changed option that decides the form of the optimizer's state; empty for none."""
+    now = choice.options.model_dump()
+    for name in getattr(optimizer, "state_options", ()):
+        if now[name] != saved.get(name):
+            return f"optimizers.{choice.name}.{name}"
+    return ""
 
 
 def _moved(value: Any, device: torch.device) -> Any:

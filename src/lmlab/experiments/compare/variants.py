@@ -73,7 +73,7 @@ def mattering(run: Run) -> Values:
     mattered = {
         key: value
         for key, value in run.params.items()
-        if key.partition(".")[0] not in of_parts and not _inert(key)
+        if key.partition(".")[0] not in of_parts and not _inert(key, run.params)
     }
     mattered["start"] = run.start or FROM_SCRATCH
     pending = list(mattered.values())
@@ -118,7 +118,13 @@ def _blocks(params: Values) -> dict[str, Values]:
     return blocks
 
 
-def _inert(key: str) -> bool:
+def _inert(key: str, params: Values) -> bool:
+    """Whether a param has no part in results. How often is validated has one where that decides
+    when a run ends, or with which weights.
+    """
+    by_validation = params.get("train.keep") == "best" or bool(params.get("train.patience"))
+    if key == "train.validate_every" and by_validation:
+        return False
     return any(key == inert or key.startswith(f"{inert}.") for inert in INERT)
 
 

@@ -13,6 +13,8 @@ from `Optimizer`, and one of torch's own calls `add_decay` and `add_caution` its
 - All it remembers is in its `state`, in contiguous tensors and plain values: one that is saved and
   loaded takes the same steps to the last bit.
 - One that trains at other weights than it recommends has the method `averages` (`Averaging`).
+- Where options decide the form of its state, its attribute `state_options` names them: a run that
+  goes on with others begins with no state.
 """
 
 import weakref

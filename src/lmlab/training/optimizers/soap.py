@@ -52,6 +52,7 @@ class SOAP(Optimizer):
     """
 
     width_powers = ENTRYWISE
+    state_options = ("largest_side",)
 
     def __init__(self, options: Options, groups: Groups) -> None:
         super().__init__(options, param_groups(groups, options))
