@@ -22,6 +22,7 @@ from lmlab.core import registry
 from lmlab.core.errors import UserError
 from lmlab.core.params import section
 from lmlab.data.shards import Shards
+from lmlab.data.start import Start
 from lmlab.data.tokenizers.base import Tokenizer
 from lmlab.model import device
 from lmlab.model.layers.attention.base import Attention
@@ -286,7 +287,8 @@ def test_training_starts_from_given_weights(corpus: Corpus) -> None:
     chosen = registry.choices(tree, "train", params)
     train(corpus, "first")
     first, second = Path("first/model"), Path("second/model")
-    for start in (first, None):
+    trained = Start(first, Path("no tokenizer"), Path("first/state"), made_by="train")
+    for start in (trained, None):
         training.train(params, chosen, *corpus, RunFolders(second, Path("second/log")), start)
         one, other = (
             models.load(folder, torch.device("cpu"))[0].state_dict() for folder in (first, second)
