@@ -117,7 +117,9 @@ def tree(**changes: Any) -> dict[str, Any]:
         }
 
     wanted = {**LOWERED, **changes}
-    return {key: lowered(value) for key, value in _as_it_is().items()}
+    changed = {key: lowered(value) for key, value in _as_it_is().items()}
+    changed["start"]["model"] = ""  # a hash: whoever changes `model` means train.model
+    return changed
 
 
 def variants(kind: str, **changes: Any) -> list[Choice]:

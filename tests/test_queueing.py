@@ -102,8 +102,12 @@ def test_a_task_with_other_keys_is_not_guessed_at(repository: Path) -> None:
 def test_a_task_lives_while_a_process_names_it() -> None:
     revision = "5f" * 20
     assert not Task("some", "running", revision).lives
-    command = [sys.executable, "-c", "input()", f"--infofile={revision}.run"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+    waits = "print(flush=True); input()"
+    command = [sys.executable, "-c", waits, f"--infofile={revision}.run"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # before that its command line may not be there yet
         assert Task("some", "running", revision).lives
         process.communicate(b"\n")
     assert not Task("some", "running", revision).lives

@@ -66,9 +66,9 @@ OF_EVALUATE = {
 """What `evaluate` and the clock measure of every run, by the first word of its numbers' names."""
 OLDER = {
     "learning_curve": _about(
-        less="tokens_to.* flops_to.* mean",
-        across="flops_to* mean flops",
-        facts="tokens flops *_to_more_than.* *_to_at_most.*",
+        less="tokens_to.* bytes_to.* flops_to.* mean",
+        across="mean bytes bytes_to* flops flops_to*",
+        facts="tokens bytes flops *_to_more_than.* *_to_at_most.*",
         decided_by={"*": "train.validate_every", "mean": VALIDATED_AT},
     ),
     "prequential": _about(
