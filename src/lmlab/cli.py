@@ -126,11 +126,10 @@ def start(
     """Let the next run go on from a finished one: write its commit and its model into params.yaml;
     or for one experiment, `dvc exp run $(lmlab start NAME --options)`.
     """
-    from lmlab.data.start import StartParams
+    from lmlab.data.start import FROM_SCRATCH
     from lmlab.experiments import recipes, starting
 
-    found = starting.resolve(name, Path()) if name else StartParams(commit="", model="")
-    values = {"start.commit": found.commit, "start.model": found.model}
+    values = starting.resolve(name, Path()) if name else FROM_SCRATCH
     if options:
         for option in recipes.as_options(values):
             typer.echo(option)

@@ -2,15 +2,21 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field
 
 from lmlab.core.errors import UserError
 from lmlab.core.files import Record, read_record
 from lmlab.core.params import Params
+from lmlab.core.registry import Choice, OneOf
 
 RECORD, MODEL, TOKENIZER, STATE = "start.json", "model", "tokenizer", "state"
 """In the folder: the record, and the folders that the run had written."""
+STAYS = "identity"
+"""The migration of a run that has its start's tokenizer."""
+FROM_SCRATCH = {"start.commit": "", "start.model": "", "start.migration": STAYS}
+"""The params of a run that goes on from none."""
 
 
 class StartParams(Params):
@@ -20,6 +26,13 @@ class StartParams(Params):
     """The full name of the commit of a finished run; empty: from scratch."""
     model: str = Field(pattern=r"^([0-9a-f]{64})?$")
     """SHA-256 of its weights."""
+    migration: Annotated[str, OneOf("migrations")]
+    """How the rows of new tokens come about; STAYS: the start's tokenizer stays."""
+
+    @property
+    def has_another_tokenizer(self) -> bool:
+        """Whether the run has a tokenizer of its own and no start's."""
+        return not self.commit or self.migration != STAYS
 
 
 class EarlierRun(Record):
@@ -68,6 +81,8 @@ class Start:
     """That run after all before it; empty where what they cost does not count."""
     made_by: str = "start"
     """The stage that wrote the folders."""
+    migration: Choice | None = None
+    """How rows come about where the run has another tokenizer; None where it has the start's."""
 
     @property
     def tokenizer_file(self) -> Path:

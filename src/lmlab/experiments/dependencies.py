@@ -26,7 +26,7 @@ KINDS = {
     "shard": ("tokenizers",),
     "train": (
         *("tokenizers", "models", "learning_rules", "interventions"),
-        *("optimizers", "parametrisations", "schedules"),
+        *("optimizers", "parametrisations", "schedules", "migrations"),
     ),
     "evaluate": ("tokenizers", "models"),
     "probe": ("tokenizers", "models", "learning_rules", "interventions", "parametrisations"),
@@ -70,6 +70,7 @@ CHOOSERS = {
     "optimizers": ("train.optimizer",),
     "parametrisations": ("train.parametrisation",),
     "schedules": ("train.schedule",),
+    "migrations": ("start.migration",),
 }
 """The keys of sections that name a part of a kind; keys of parts are found in their Options."""
 

@@ -106,10 +106,10 @@ def _check_start(
 ) -> None:
     assert isinstance(section, StartParams)
     assert isinstance(tokenizer, TokenizerParams)
-    if section.commit and tokenizer.file:
+    if not section.has_another_tokenizer and tokenizer.file:
         raise UserError(
             "params.yaml: tokenizer.from: a run that goes on has the tokenizer of its start; set it"
-            f" to {tokenizers.FITTED}"
+            f" to {tokenizers.FITTED}, or start.migration to how rows of new tokens come about"
         )
     of_tokenizer, of_model = chosen["tokenizer"]["name"], chosen["train"]["model"]
     starting.check(section, of_model, of_tokenizer, starting.project(), Layout.below().start)

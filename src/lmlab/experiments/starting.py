@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from lmlab.core import params
+from lmlab.core import params, registry
 from lmlab.core.errors import UserError
 from lmlab.core.files import read_json, whole_folder, write_json
 from lmlab.core.registry import Choice
@@ -45,9 +45,9 @@ def project() -> Path:
     return Path(os.environ.get("DVC_ROOT", "."))
 
 
-def resolve(name: str, root: Path) -> StartParams:
-    """The commit and the model of a finished run: an experiment, a branch, a commit, or the folder
-    of another clone, whose run is copied into this project.
+def resolve(name: str, root: Path) -> dict[str, str]:
+    """The params that name a finished run by its commit and its model: an experiment, a branch, a
+    commit, or the folder of another clone, whose run is copied into this project.
 
     Raises UserError for a name that means none or several, and for a run to which nothing can be
     added.
@@ -72,7 +72,7 @@ def resolve(name: str, root: Path) -> StartParams:
     if diverged := how_it_diverged(record):
         raise UserError(f"{name} cannot be gone on from: its training {diverged}; {ADVICE}")
     git.output("update-ref", f"{REFS}/{commit}", commit, root=root)
-    return StartParams(commit=commit, model=record.weights_sha256)
+    return {"start.commit": commit, "start.model": record.weights_sha256}
 
 
 def _commit(name: str, root: Path) -> str:
@@ -222,6 +222,11 @@ def check(start: StartParams, model: Choice, tokenizer: Choice, root: Path, laid
     is read and not the cache.
     """
     if not start.commit and not start.model:
+        if start.migration != starts.STAYS:
+            raise UserError(
+                f"params.yaml: start.migration: {start.migration} needs a model that has another"
+                f" tokenizer; `lmlab start NAME` names one, or set it to {starts.STAYS}"
+            )
         return
     if not start.commit or not start.model:
         raise UserError(
@@ -233,9 +238,11 @@ def check(start: StartParams, model: Choice, tokenizer: Choice, root: Path, laid
     if diverged := how_it_diverged(saved):
         raise UserError(f"params.yaml: start.commit: its training {diverged}; take another start")
     check_parts(saved, model)
-    if name != tokenizer.name:
+    if name != tokenizer.name and not start.has_another_tokenizer:
         raise UserError(
-            f"params.yaml: tokenizer.name: {tokenizer.name} is not the start's, {name}; set it back"
+            f"params.yaml: tokenizer.name: {tokenizer.name} is not the start's, {name}; set it"
+            " back, or start.migration to how rows of new tokens come about"
+            f" ({', '.join(sorted({*registry.names('migrations')} - {starts.STAYS}))})"
         )
 
 

@@ -18,11 +18,17 @@ from torch import Tensor, nn
 from lmlab.core.errors import UserError
 from lmlab.core.files import checked, sha256, whole_folder
 from lmlab.core.registry import Choice
+from lmlab.data.shards import Shards
 from lmlab.data.start import Start
+from lmlab.data.tokenizers import base as tokenizers
+from lmlab.data.tokenizers.base import Tokenizer
+from lmlab.data.vocabularies import Vocabularies
+from lmlab.model.models.base import LanguageModel
 from lmlab.model.record import check_parts, read_record
 from lmlab.training import checkpoint
 from lmlab.training.interventions import base as interventions
 from lmlab.training.learning_rules.base import LearningRule
+from lmlab.training.migrating import migrated
 
 FILE = "state.safetensors"
 RULE = ["learning_rule", *interventions.KEYS]
@@ -84,26 +90,42 @@ class TakenOver:
 
 def take_over(
     start: Start,
-    model: nn.Module,
+    model: LanguageModel,
     rule: LearningRule,
     optimizer: torch.optim.Optimizer,
     parts: Mapping[str, Choice],
     position: Position,
+    tokenizer: Tokenizer,
+    shards: Shards,
 ) -> TakenOver:
     """Put weights and states of the start into a run before its first step.
 
-    `position` is that of the run itself, at its beginning. Raises UserError where the model's parts
-    are not the start's.
+    `position` is that of the run itself, at its beginning, and `shards` is its text in the ids of
+    `tokenizer`. Raises UserError where the model's parts are not the start's.
     """
-    check_parts(read_record(start.model), parts["model"])
+    saved = read_record(start.model)
+    check_parts(saved, parts["model"])
     state = _read(start)
+    remarks = []
+    if start.migration:
+        both = Vocabularies(tokenizers.load(start.tokenizer_file), tokenizer)
+        carried = migrated(
+            state, saved, model, rule, optimizer, parts, start.migration.build(), both, shards
+        )
+        new = both.new.vocabulary_size - len(both.kept)
+        remarks.append(
+            f"another tokenizer: {len(both.kept):,} of its {both.new.vocabulary_size:,} tokens keep"
+            f" their rows, {new:,} are new ({start.migration.name})"
+        )
+        if dropped := len(state["optimizer"]) - len(carried["optimizer"]):
+            remarks.append(f"the optimizer's state of {dropped} parameters begins anew")
+        state = carried
     if not _fits(model.state_dict(), state["model"]):
         raise UserError(
             "params.yaml: train.context or the vocabulary is not the start's, and the model's shape"
             " depends on it; set train.context back"
         )
     model.load_state_dict(state["model"])
-    remarks = []
     changed = [key for key in RULE if state["parts"][key] != parts[key].name]
     if changed or not _fits(rule.state_dict(), state["rule"]):
         if state["rule"]:

@@ -179,14 +179,15 @@ class Trainer:
         """
         device = use_device(params.device, params.threads)
         run = begin(params, parts, shards.vocabulary_size, device)
-        decisive = {
+        decisive: dict[str, Any] = {
             "params": run.params.model_dump(),
             "parts": _records(parts),
             "shards": shards.fingerprint,
         }
         if start:
             decisive["start"] = continuing.state_sha256(start)
-            _go_on(run, start, parts, shards)
+            decisive["migration"] = start.migration.record() if start.migration else None
+            _go_on(run, start, parts, shards, tokenizer)
         scratch = checkpoint.scratch_folder(checkpoint.run_key(decisive))
         return cls(run, parts, shards, tokenizer, folders, scratch)
 
@@ -423,19 +424,23 @@ class Trainer:
         )
 
 
-def _go_on(run: Run, start: Start, parts: dict[str, Choice], shards: Shards) -> None:
+def _go_on(
+    run: Run, start: Start, parts: dict[str, Choice], shards: Shards, tokenizer: Tokenizer
+) -> None:
     """Let a run that has been built from the seed go on from where another one ended.
 
     Raises UserError where it cannot.
     """
     saved = read_record(start.model)
-    if saved.tokenizer_sha256 != shards.manifest.tokenizer_sha256:
+    if not start.migration and saved.tokenizer_sha256 != shards.manifest.tokenizer_sha256:
         raise UserError(
             f"{start.model} was trained with another tokenizer than {shards.folder} was made with;"
             " run `dvc repro`"
         )
     position = position_of(run.params, shards, 0)
-    taken = continuing.take_over(start, run.model, run.rule, run.optimizer, parts, position)
+    taken = continuing.take_over(
+        start, run.model, run.rule, run.optimizer, parts, position, tokenizer, shards
+    )
     run.earlier = start.earlier
     run.step = run.first_step
     run.windows_read = taken.windows

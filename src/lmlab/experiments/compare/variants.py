@@ -14,6 +14,7 @@ from typing import Any
 
 from lmlab.core import registry
 from lmlab.core.params import Values
+from lmlab.data.start import STAYS
 from lmlab.experiments.compare.run import SEEDS, WORKSPACE, Run
 from lmlab.experiments.wording import few
 
@@ -29,7 +30,7 @@ INERT = (
     "evaluate.temperature",
     "evaluate.seed",
     "evaluate.measures",  # which of them were taken
-    "start",  # `Run.start` says it without seeds
+    "start",  # `Run.start` says without seeds which run it is; see MIGRATION
     "measures",
     "probe",
     "probes",
@@ -39,6 +40,7 @@ INERT = (
 """Params, or whole sections, that do not change how a model learns or what is measured of it."""
 
 FROM_SCRATCH = "scratch"
+MIGRATION = "start.migration"
 SHARDS = "data/shards"
 TEXT = ("download.", "corpora.")
 """How the params begin that decide the text."""
@@ -76,6 +78,8 @@ def mattering(run: Run) -> Values:
         if key.partition(".")[0] not in of_parts and not _inert(key, run.params)
     }
     mattered["start"] = run.start or FROM_SCRATCH
+    if run.start and run.params.get(MIGRATION, STAYS) != STAYS:
+        mattered[MIGRATION] = run.params[MIGRATION]
     pending = list(mattered.values())
     while pending:
         value = pending.pop()

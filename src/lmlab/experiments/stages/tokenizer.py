@@ -19,14 +19,15 @@ FEW_TOKENS = 4
 def tokenizer(tree: Tree, layout: Layout) -> None:
     """Write tokenizer.json and report.json into `layout.tokenizer`.
 
-    With a file in `tokenizer.from`, or a run to go on from, nothing is fitted: there is the
-    tokenizer.
+    With a file in `tokenizer.from`, or a run to go on from without a migration, nothing is fitted:
+    there is the tokenizer.
     """
     section = params.section(tree, "tokenizer", TokenizerParams)
     choice = registry.choices(tree, "tokenizer", section)["name"]
     train = layout.corpus / "train.parquet"
-    start = starting.read(layout.start, params.section(tree, "start", StartParams).commit)
-    if start:
+    of_start = params.section(tree, "start", StartParams)
+    start = starting.read(layout.start, of_start.commit)
+    if start and not of_start.has_another_tokenizer:
         section = section.taken_from(start.tokenizer_file)
     fitted = tokenizers.load_or_fit(section, choice, read_texts(train))
     fitted_with = choice.options if section.file is None else None

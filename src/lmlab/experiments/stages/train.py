@@ -1,5 +1,6 @@
 """Stage `train`: a model learns from the train split's shards."""
 
+from dataclasses import replace
 from typing import Any
 
 from lmlab.core import params, registry
@@ -23,5 +24,9 @@ def train(tree: Tree, layout: Layout) -> dict[str, Any]:
     shards = open_shards(layout.shards, layout.tokenizer_file)
     parts = registry.choices(tree, "train", section)
     folders = RunFolders(layout.model, layout.training, layout.snapshots, layout.state)
-    start = starting.read(layout.start, params.section(tree, "start", StartParams).commit)
+    of_start = params.section(tree, "start", StartParams)
+    start = starting.read(layout.start, of_start.commit)
+    if start and of_start.has_another_tokenizer:
+        migration = registry.choices(tree, "start", of_start)["migration"]
+        start = replace(start, migration=migration)
     return loop.train(section, parts, shards, tokenizer, folders, start).model_dump()

@@ -16,6 +16,7 @@ from pydantic import Field
 from lmlab.core import params
 from lmlab.core.errors import UserError
 from lmlab.core.params import Params, Tree, Values, changed
+from lmlab.data.start import FROM_SCRATCH
 
 LEAST_SWEEP_SEEDS = 2
 """With fewer, the best of a sweep is chosen by luck."""
@@ -129,7 +130,7 @@ class Study:
 
 def from_scratch() -> Tree:
     """params.yaml without the run that it may go on from: each run of a study begins anew."""
-    return changed(params.read(), {"start.commit": "", "start.model": ""})
+    return changed(params.read(), FROM_SCRATCH)
 
 
 def read(folder: Path, quick: bool = False) -> Study:

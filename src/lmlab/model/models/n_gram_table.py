@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lmlab.core.params import Params
 from lmlab.model.layers.cache import Cache
+from lmlab.model.layers.n_gram_tables import NGramTables
 from lmlab.model.models.base import LanguageModel, init_weights, with_past
 
 PRIME = 2**31 - 1
@@ -26,7 +27,7 @@ class Options(Params):
     buckets: int = Field(ge=1, lt=2**31)
 
 
-class Sum(nn.Module):
+class Sum(NGramTables):
     """The sum of one row of logits for every order.
 
     Order 1 has a single row, order n one for each bucket of the last n - 1 tokens. Where all
@@ -34,8 +35,11 @@ class Sum(nn.Module):
     one.
     """
 
+    token_table = "tables.0"
+
     def __init__(self, vocabulary_size: int, order: int, buckets: int) -> None:
         super().__init__()
+        self.nothing = vocabulary_size
         self.lookback = order - 2
         self.vocabulary_size, self.buckets = vocabulary_size, buckets
         # an older token may also be missing, before the beginning: hence the + 1
@@ -54,17 +58,41 @@ class Sum(nn.Module):
         # the number of the combination, whose digits are its tokens
         number_BT = tokens_BT1.squeeze(-1)
         logits_BTV = self.unigram(torch.zeros_like(number_BT))
-        pairs = zip(self.tables, self.combinations, strict=True)
-        for older, (table, combinations) in enumerate(pairs):
+        for older, table in enumerate(self.tables):
             if older:
                 start = self.lookback - older
-                digit_BT = seen_BS[:, start : start + time]
-                # the remainder changes only numbers that will be hashed
-                number_BT = (number_BT * (self.vocabulary_size + 1) + digit_BT) % PRIME
-            fits = combinations <= self.buckets
-            row_BT = number_BT if fits else _bucket(number_BT, self.buckets)
-            logits_BTV = logits_BTV + table(row_BT)
+                number_BT = self._with_digit(number_BT, seen_BS[:, start : start + time])
+            logits_BTV = logits_BTV + table(self._row(number_BT, older + 1))
         return logits_BTV
+
+    @property
+    def orders(self) -> list[int]:
+        return list(range(1, len(self.tables) + 1))
+
+    def is_exact(self, order: int) -> bool:
+        return self.combinations[order - 1] <= self.buckets
+
+    def rows_of(self, ids_NO: Tensor) -> Tensor:
+        latest_N, *older = ids_NO.flip(1).unbind(1)
+        number_N = latest_N
+        for id_N in older:
+            number_N = self._with_digit(number_N, (id_N + 1) % (self.nothing + 1))
+        return self._row(number_N, ids_NO.shape[1])
+
+    def beyond_token(self, ids_O: Tensor) -> Tensor:
+        rows = [
+            table(self.rows_of(ids_O[None, -order:]))[0]
+            for order, table in zip(self.orders, self.tables, strict=True)
+            if 2 <= order <= len(ids_O)
+        ]
+        return sum(rows, start=torch.zeros_like(self.unigram.weight[0]))
+
+    def _with_digit(self, number: Tensor, digit: Tensor) -> Tensor:
+        # the remainder changes only numbers that will be hashed
+        return (number * (self.vocabulary_size + 1) + digit) % PRIME
+
+    def _row(self, number: Tensor, order: int) -> Tensor:
+        return number if self.is_exact(order) else _bucket(number, self.buckets)
 
 
 def _bucket(number: Tensor, buckets: int) -> Tensor:

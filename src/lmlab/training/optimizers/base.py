@@ -14,7 +14,8 @@ from `Optimizer`, and one of torch's own calls `add_decay` and `add_caution` its
   loaded takes the same steps to the last bit.
 - One that trains at other weights than it recommends has the method `averages` (`Averaging`).
 - Where options decide the form of its state, its attribute `state_options` names them: a run that
-  goes on with others begins with no state.
+  goes on with others begins with no state. Where entries of a parameter's state are weights
+  themselves, `weights_in_state` names them: another vocabulary changes them like the weights.
 """
 
 import weakref

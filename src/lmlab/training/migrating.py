@@ -1,0 +1,418 @@
+"""Another tokenizer for a trained model: every row that stands for a token finds its new place.
+
+A token of the new vocabulary that has the bytes of an old one keeps its rows, to the last bit. All
+others get theirs from old rows, as a migration says; the optimizer's state follows by the same map.
+In tables of n-grams those of tokens that the old vocabulary had keep their rows, and others begin
+at zero.
+
+Which dimensions of a tensor go by the vocabulary is seen from its shape at two vocabulary sizes:
+nothing is listed by hand, so any model and any rule can be given another tokenizer.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lmlab.core.registry import Choice, recall
+from lmlab.data.shards import Shards
+from lmlab.data.vocabularies import Vocabularies
+from lmlab.model.layers.n_gram_tables import NGramTables
+from lmlab.model.models.base import LanguageModel, build
+from lmlab.model.record import ModelRecord
+from lmlab.training import row_maps
+from lmlab.training.interventions.base import build_rule
+from lmlab.training.learning_rules.base import LearningRule
+from lmlab.training.migrations.base import Migration
+from lmlab.training.row_maps import RowMap
+
+MOST_TOKENS = 4_000_000
+"""Of the training text, from which it is seen which tokens and n-grams it has, and how often."""
+CHUNK = 1 << 18
+"""N-grams that are looked up at a time."""
+
+Side = Literal["input", "output"]
+
+
+class TokenRows:
+    """How a migration fills rows of the vocabulary, by which tokens a text has."""
+
+    def __init__(self, migration: Migration, both: Vocabularies, text_N: Tensor) -> None:
+        self.migration, self.both = migration, both
+        self.new_tokens = [
+            token for token in range(both.new.vocabulary_size) if token not in both.kept
+        ]
+        self.spellings = {
+            token: spelling for token in self.new_tokens if (spelling := both.spelling(token))
+        }
+        self.present = set(torch.unique(text_N).tolist())
+        used = {both.kept[token] for token in self.present if token in both.kept}
+        used |= {
+            part for token in self.present & self.spellings.keys() for part in self.spellings[token]
+        }
+        self.used = sorted(used)
+        """The old tokens that spell the text."""
+
+    def of(self, side: Side) -> RowMap:
+        """The map of the rows at the model's input or output."""
+        of_spelling = (
+            self.migration.input_sources if side == "input" else self.migration.output_sources
+        )
+        sources = {
+            token: of_spelling(spelling, self.used) for token, spelling in self.spellings.items()
+        }
+        if side == "output":
+            sources |= self._never_predicted()
+        made = {token: old for token, old in sources.items() if old}
+        return row_maps.means(self.both.kept, made)
+
+    def _never_predicted(self) -> dict[int, list[int]]:
+        """For tokens that the text lacks the output of an old token that it lacks too, which has
+        learned not to be predicted.
+        """
+        old = self.both.old
+        lacked = set(range(old.vocabulary_size)) - set(self.used)
+        source = min(lacked - {old.bos}, default=old.bos)
+        return {token: [source] for token in self.new_tokens if token not in self.present}
+
+
+class Layer(NamedTuple):
+    """A layer with tables of n-grams, in the old model and in the new one."""
+
+    name: str
+    old: NGramTables
+    new: NGramTables
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether it finds rows by its tokens' keys."""
+        return hasattr(self.new, "keys")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of n-grams in the old model and in the new one."""
+
+    old: NGramTables
+    new: NGramTables
+    number: int
+    both: Vocabularies
+
+    @property
+    def order(self) -> int:
+        """How many tokens a row is looked up by."""
+        return self.new.orders[self.number]
+
+    def rows(self, text_N: Tensor) -> RowMap:
+        """The map of its rows, with zeros where nothing is said."""
+        every_row = torch.arange(_row_count(self.new, self.number)).expand(2, -1)
+        if self._rows_stay and self.both.has_only_grown:
+            return row_maps.copies(every_row)
+        if self.new.is_exact(self.order):
+            return row_maps.copies(self._enumerated())
+        return self._by_text(text_N)
+
+    @property
+    def _rows_stay(self) -> bool:
+        """Whether a hash gives n-grams of kept tokens the row that they had: one by their keys, or
+        one by ids that are all as they were.
+        """
+        exact = self.old.is_exact(self.order) or self.new.is_exact(self.order)
+        same_ids = self.both.has_only_grown and self.old.nothing == self.new.nothing
+        return not exact and (hasattr(self.new, "keys") or same_ids)
+
+    def _enumerated(self) -> Tensor:
+        """Pairs (new row, old row) of all n-grams of kept tokens."""
+        tokens = torch.tensor(sorted(self.both.kept))
+        earlier = torch.cat((tokens, torch.tensor([self.new.nothing])))
+        ids_NO = torch.cartesian_prod(*[earlier] * (self.order - 1), tokens).reshape(-1, self.order)
+        return torch.stack((self.new.rows_of(ids_NO), self.old.rows_of(self._old_ids[ids_NO])))
+
+    def _by_text(self, text_N: Tensor) -> RowMap:
+        """A row that several n-grams share becomes the mean of the rows that they had, by how often
+        they occur; those with a new token count as zero.
+        """
+        totals = torch.zeros(_row_count(self.new, self.number), dtype=torch.long)
+        pairs = []
+        windows_NO = text_N.unfold(0, self.order, 1) if len(text_N) >= self.order else text_N[:0]
+        for ids_NO in torch.split(windows_NO, CHUNK):
+            rows_N, old_ids_NO = self.new.rows_of(ids_NO), self._old_ids[ids_NO]
+            totals += rows_N.bincount(minlength=len(totals))
+            known_N = (old_ids_NO >= 0).all(dim=1)
+            old_rows_K = self.old.rows_of(old_ids_NO[known_N])
+            pairs.append(torch.stack((rows_N[known_N], old_rows_K), dim=1))
+        pairs_P2, counts_P = torch.unique(torch.cat(pairs), dim=0, return_counts=True)
+        shares_P = counts_P.double() / totals[pairs_P2[:, 0]]
+        alone_P = shares_P == 1
+        copied = pairs_P2[alone_P].T
+        if self._rows_stay:  # those that the text does not have stay as well
+            unseen = (totals == 0).nonzero().expand(-1, 2).T
+            copied = torch.cat((copied, unseen), dim=1)
+        return RowMap(copied, pairs_P2[~alone_P].T, shares_P[~alone_P])
+
+    @cached_property
+    def _old_ids(self) -> Tensor:
+        """The old id of each new one and of `nothing`; -1 where there is none."""
+        ids = torch.full((self.new.nothing + 1,), -1)
+        for token, old in self.both.kept.items():
+            ids[token] = old
+        ids[-1] = self.old.nothing
+        return ids
+
+
+def _row_count(tables: NGramTables, number: int) -> int:
+    table = tables.tables[number]
+    assert isinstance(table, nn.Embedding)
+    return table.num_embeddings
+
+
+class AxisMap(NamedTuple):
+    """What becomes of a tensor along an axis."""
+
+    axis: int
+    rows: RowMap
+    starts_at_zero: bool
+    """Whether rows that nothing is said of are zero; otherwise they are as drawn."""
+
+
+Maps = dict[str, list[AxisMap]]
+"""By the tensor's name in a module's state; tensors that do not go by the vocabulary are absent."""
+
+
+class Migrated:
+    """What a run hands on, for a new vocabulary."""
+
+    def __init__(
+        self,
+        old: LanguageModel,
+        new: LanguageModel,
+        rule: LearningRule,
+        parts: Mapping[str, Choice],
+        both: Vocabularies,
+        text_N: Tensor,
+        migration: Migration,
+    ) -> None:
+        self.old, self.new, self.migration = old, new, migration
+        self.drawn = {"model": new.state_dict(), "rule": rule.state_dict()}
+        self.tokens = TokenRows(migration, both, text_N)
+        self.outputs = self.tokens.of("output")
+        self.layers = list(_n_gram_layers(old, new))
+        self.keys = {
+            f"{layer.name}.keys": _keys(layer, both) for layer in self.layers if layer.has_keys
+        }
+        new.load_state_dict(self.keys, strict=False)
+        rule_axes = _axes(new, lambda model: build_rule(dict(parts), model))
+        self.maps = {"model": self._maps_of_model(both, text_N), "rule": self._on_output(rule_axes)}
+
+    def _maps_of_model(self, both: Vocabularies, text_N: Tensor) -> Maps:
+        axes = _axes(self.new, lambda model: model)
+        maps = self._on_output(axes)
+        inputs = self.tokens.of("input")
+        for name in _input_tables(self.new):
+            maps[name][0] = AxisMap(0, inputs, False)
+        for layer in self.layers:
+            for number, order in enumerate(layer.new.orders):
+                has_row_each = layer.old.is_exact(order) and layer.new.is_exact(order)
+                if order > 1 or not has_row_each:
+                    name = f"{layer.name}.tables.{number}.weight"
+                    rows = Table(layer.old, layer.new, number, both).rows(text_N)
+                    others = [each for each in maps.get(name, []) if each.axis]
+                    maps[name] = [AxisMap(0, rows, True), *others]
+        return maps
+
+    def _on_output(self, axes: Mapping[str, list[int]]) -> Maps:
+        return {
+            name: [AxisMap(axis, self.outputs, False) for axis in own] for name, own in axes.items()
+        }
+
+    def weights(self, old: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The model's state."""
+        new = {name: self._moved("model", name, tensor) for name, tensor in old.items()}
+        new |= self.keys
+        if self.migration.adds_inner_n_grams:
+            self._add_inner_n_grams(old, new)
+        return new
+
+    def rule(self, old: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The learning rule's state; where that is another rule's, as it was."""
+        known = old.keys() == self.drawn["rule"].keys()
+        return {
+            name: self._moved("rule", name, tensor) if known else tensor
+            for name, tensor in old.items()
+        }
+
+    def optimizer(
+        self,
+        old: Mapping[str, dict[str, Any]],
+        weights: Mapping[str, Tensor],
+        weights_within: Sequence[str],
+    ) -> dict[str, dict[str, Any]]:
+        """The optimizer's state by the parameter's name, but for what has another shape than its
+        parameter.
+
+        `weights` is the old model's state. Entries in `weights_within` are weights themselves.
+        """
+        as_weights = {
+            entry: self.weights({**weights, **dict(_entries(old, entry))})
+            for entry in weights_within
+        }
+        new = {}
+        for full_name, entries in old.items():
+            module, _, name = full_name.partition(".")
+            if name not in self.maps[module]:
+                new[full_name] = entries
+            elif _has_one_shape(entries):
+                moved = {
+                    key: self._moved(module, name, value, drawn=key in weights_within)
+                    for key, value in entries.items()
+                }
+                if module == "model":
+                    moved |= {key: whole[name] for key, whole in as_weights.items()}
+                new[full_name] = moved
+        return new
+
+    def _moved(self, module: str, name: str, old: Any, drawn: bool = True) -> Any:
+        """A tensor for the new vocabulary, axis by axis; a number stays."""
+        if not isinstance(old, Tensor) or not old.ndim or name not in self.maps[module]:
+            return old
+        like = self.drawn[module][name].cpu()
+        maps = self.maps[module][name]
+        tensor = old
+        for axis, rows, starts_at_zero in maps:
+            shape = list(tensor.shape)
+            shape[axis] = like.shape[axis]
+            is_whole = drawn and not starts_at_zero and shape == list(like.shape)
+            otherwise = like if is_whole else tensor.new_zeros(shape)
+            tensor = rows.apply(tensor, otherwise, axis)
+        return tensor
+
+    def _add_inner_n_grams(self, old: Mapping[str, Tensor], new: dict[str, Tensor]) -> None:
+        """Add to the input rows of new tokens what the n-grams within their spelling gave."""
+        self.old.load_state_dict(dict(old))
+        input_tables = _input_tables(self.new)
+        for layer in self.layers:
+            name = f"{layer.name}.{layer.new.token_table}.weight"
+            if name not in input_tables:  # tied to the output head
+                continue
+            for token, spelling in self.tokens.spellings.items():
+                added = layer.old.beyond_token(torch.tensor(spelling))
+                if len(added) != new[name].shape[1]:  # logits, which go by the vocabulary as well
+                    added = self.outputs.apply(added, added.new_zeros(new[name].shape[1]))
+                new[name][token] += added
+
+
+def _n_gram_layers(old: LanguageModel, new: LanguageModel) -> Iterator[Layer]:
+    """The layers with tables of n-grams of two models of the same parts."""
+    for name, module in new.named_modules():
+        if isinstance(module, NGramTables):
+            before = old.get_submodule(name)
+            assert isinstance(before, NGramTables)
+            yield Layer(name, before, module)
+
+
+def _keys(layer: Layer, both: Vocabularies) -> Tensor:
+    """The keys that kept tokens had; new ones get keys that no token has."""
+    old_keys, size = layer.old.keys, both.new.vocabulary_size
+    assert isinstance(old_keys, Tensor)
+    first = int(old_keys.max()) + 1
+    keys = torch.arange(first, first + size + 1)
+    for token, old in both.kept.items():
+        keys[token] = old_keys[old]
+    keys[-1] = old_keys[-1]
+    return keys
+
+
+def _axes(
+    model: LanguageModel, built_on: Callable[[LanguageModel], nn.Module]
+) -> dict[str, list[int]]:
+    """The axes, of each tensor of the module that is built on the model, that go by the vocabulary.
+
+    Seen from two drafts without storage, one of them with a token more.
+    """
+    size = model.vocabulary_size
+    with torch.device("meta"):
+        drafts = [build(model.choice, size + more, model.context) for more in (0, 1)]
+        before, after = (built_on(draft).state_dict() for draft in drafts)
+    axes = {
+        name: [
+            axis
+            for axis, sizes in enumerate(zip(tensor.shape, after[name].shape, strict=True))
+            if sizes == (size, size + 1)
+        ]
+        for name, tensor in before.items()
+    }
+    return {name: own for name, own in axes.items() if own}
+
+
+def _input_tables(model: LanguageModel) -> list[str]:
+    """The names of tables with a row for each token, but for one that is the output head's too."""
+    names = []
+    for name, module in model.named_modules():
+        is_tied = (
+            model.readout is not None and getattr(module, "weight", None) is model.readout.weight
+        )
+        has_rows = (
+            isinstance(module, nn.Embedding) and module.num_embeddings == model.vocabulary_size
+        )
+        if has_rows and not is_tied:
+            names.append(f"{name}.weight")
+    return names
+
+
+def _entries(state: Mapping[str, dict[str, Any]], entry: str) -> Iterator[tuple[str, Tensor]]:
+    """One entry of the optimizer's state by the name of the model's parameter."""
+    for name, entries in state.items():
+        module, _, own_name = name.partition(".")
+        if module == "model" and entry in entries:
+            yield own_name, entries[entry]
+
+
+def _has_one_shape(entries: Mapping[str, Any]) -> bool:
+    """Whether the optimizer's state of a parameter consists of numbers and tensors of one shape."""
+    if any(isinstance(value, dict | list) for value in entries.values()):
+        return False
+    tensors = [value for value in entries.values() if isinstance(value, Tensor) and value.ndim]
+    return len({tensor.shape for tensor in tensors}) <= 1
+
+
+def text_of(shards: Shards) -> Tensor:
+    """The ids of the train split, or its first MOST_TOKENS, shape (N,)."""
+    read: list[Tensor] = []
+    count = 0
+    for group in shards.row_groups("train"):
+        if count >= MOST_TOKENS:
+            break
+        ids = torch.from_numpy(shards.read(group).astype("int64"))
+        read.append(ids)
+        count += len(ids)
+    return torch.cat(read)[:MOST_TOKENS]
+
+
+def migrated(
+    state: Mapping[str, Any],
+    saved: ModelRecord,
+    model: LanguageModel,
+    rule: LearningRule,
+    optimizer: torch.optim.Optimizer,
+    parts: Mapping[str, Choice],
+    migration: Migration,
+    tokenizers: Vocabularies,
+    shards: Shards,
+) -> dict[str, Any]:
+    """What a run hands on (`continuing.write`), for the vocabulary of the model that takes it over,
+    which has been built as if from scratch.
+    """
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        old = build(recall("models", saved.model), saved.vocabulary_size, saved.context)
+        old.load_state_dict(state["model"])
+        new = Migrated(old, model, rule, parts, tokenizers, text_of(shards), migration)
+        weights_within = getattr(optimizer, "weights_in_state", ())
+        return {
+            **state,
+            "model": new.weights(state["model"]),
+            "rule": new.rule(state["rule"]),
+            "optimizer": new.optimizer(state["optimizer"], state["model"], weights_within),
+        }
