@@ -204,4 +204,5 @@ def test_a_folder_is_listed_only_where_the_stage_uses_all_of_it() -> None:
         "src/lmlab/evaluation/measures",
         "src/lmlab/evaluation/probes",
         "src/lmlab/experiments/report",
+        "src/lmlab/training/growths",
     }

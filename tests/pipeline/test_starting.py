@@ -142,6 +142,33 @@ def test_what_the_cache_lacks_is_fetched_from_the_remote(constant: Any, tmp_path
     assert clone.json("data/start/start.json")["commit"] == made
 
 
+def test_a_run_gets_another_tokenizer_and_one_that_has_grown(constant: Any) -> None:
+    """Only what the start affects runs again, and the loss before and at once is measured."""
+    first = constant.json("data/model/model.json")
+    lmlab(constant, "start", "main")
+    constant.set({"start.migration": "spelled_n_gram", "tokenizer.name": "bpe"})
+    affected = {"start", "tokenizer", "shard", "train", "evaluate", "probe", "report"}
+    assert constant.reruns() == affected
+    second = constant.json("data/model/model.json")
+    assert second["tokenizer_sha256"] != first["tokenizer_sha256"]
+    assert (second["steps"], second["tokens"]) == (2 * first["steps"], 2 * first["tokens"])
+    start = constant.json("results/measures.json")["start"]
+    assert start["bits_per_byte_at_once"] != start["bits_per_byte_before"]
+    assert constant.reruns() == set()
+    commit(constant)
+
+    grown = ["grow", "data/tokenizer/tokenizer.json", "texts", "--tokens", "5"]
+    lmlab(constant, *grown, "--out", "grown.json")
+    lmlab(constant, "start", "main")
+    constant.set({"tokenizer.from": "grown.json", "start.migration": "spelled"})
+    constant.run("dvc", "repro", "evaluate")
+    third = constant.json("data/model/model.json")
+    assert third["vocabulary_size"] == second["vocabulary_size"] + 5
+    assert len(third["earlier"]) == 2
+
+    assert "start.migration: spelled -> identity" in lmlab(constant, "start")
+
+
 def test_what_cannot_be_gone_on_from_is_refused_before_any_work(constant: Any) -> None:
     assert "no run 'mian': no experiment, branch, commit or folder; did you mean main?" in refused(
         constant, "start", "mian"
@@ -172,7 +199,16 @@ def test_what_cannot_be_gone_on_from_is_refused_before_any_work(constant: Any) -
         ({"start.commit": ""}, "start needs both its commit and its model"),
         ({"start.model": "1" * 64}, "start.model is not the model of"),
         ({"models.transformer.depth": 3}, "models.transformer.depth: 3 (the start's: 1)"),
-        ({"tokenizer.name": "byte"}, "tokenizer.name: byte is not the start's, character"),
+        (
+            {"tokenizer.name": "byte"},
+            "tokenizer.name: byte is not the start's, character; set it back, or start.migration to"
+            " how rows of new tokens come about (mean, random, spelled, spelled_n_gram)",
+        ),
+        ({"start.migration": "spelt"}, "there is no spelt in migrations"),
+        (
+            {"start.commit": "", "start.model": "", "start.migration": "mean"},
+            "start.migration: mean needs a model that has another tokenizer",
+        ),
         (
             {"tokenizer.from": "data/tokenizer/tokenizer.json"},
             "tokenizer.from: a run that goes on has the tokenizer of its start",

@@ -2,20 +2,25 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from lmlab.core.errors import UserError
 from lmlab.core.files import Record, read_record
-from lmlab.core.params import Params
+from lmlab.core.params import Names, Params, Values
 from lmlab.core.registry import Choice, OneOf
 
 RECORD, MODEL, TOKENIZER, STATE = "start.json", "model", "tokenizer", "state"
 """In the folder: the record, and the folders that the run had written."""
 STAYS = "identity"
 """The migration of a run that has its start's tokenizer."""
-FROM_SCRATCH = {"start.commit": "", "start.model": "", "start.migration": STAYS}
+FROM_SCRATCH: Values = {
+    "start.commit": "",
+    "start.model": "",
+    "start.migration": STAYS,
+    "start.growth": [],
+}
 """The params of a run that goes on from none."""
 
 
@@ -28,6 +33,14 @@ class StartParams(Params):
     """SHA-256 of its weights."""
     migration: Annotated[str, OneOf("migrations")]
     """How the rows of new tokens come about; STAYS: the start's tokenizer stays."""
+
+    growth: Names
+    """By which growths, in turn, the model becomes larger than the start's."""
+
+    @field_validator("growth", mode="before")
+    @classmethod
+    def _one_alone(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) and value else value
 
     @property
     def has_another_tokenizer(self) -> bool:
@@ -83,6 +96,8 @@ class Start:
     """The stage that wrote the folders."""
     migration: Choice | None = None
     """How rows come about where the run has another tokenizer; None where it has the start's."""
+    growths: tuple[Choice, ...] = ()
+    """By which, in turn, the model becomes larger."""
 
     @property
     def tokenizer_file(self) -> Path:

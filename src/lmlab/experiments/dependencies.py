@@ -34,18 +34,18 @@ KINDS = {
 """The kinds of parts that a stage builds, beside those that these are built from. A stage that is
 missing here builds none.
 """
-LISTS = {"evaluate": "measures", "probe": "probes"}
+LISTS = {"train": "growths", "evaluate": "measures", "probe": "probes"}
 """The kinds of which a param lists several by name: the stage depends on all of them."""
 SECTIONS = {
     "start": ("start",),
     "download": ("download",),
     "tokenizer": ("start", "tokenizer"),
     "shard": ("shard",),
-    "train": ("start", "train"),
+    "train": ("start", "train", "growths"),
     "evaluate": ("evaluate", "measures"),
     "probe": ("probe", "probes"),
     "report": (
-        *("start", "download", "tokenizer", "shard", "train"),
+        *("start", "download", "tokenizer", "shard", "train", "growths"),
         *("evaluate", "measures", "probe", "probes"),
     ),
 }

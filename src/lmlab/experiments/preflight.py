@@ -27,7 +27,9 @@ from lmlab.evaluation.probe import ProbeParams
 from lmlab.experiments import starting
 from lmlab.experiments.stages.layout import Layout
 from lmlab.model.models import base as models
-from lmlab.training import outline
+from lmlab.model.record import check_parts
+from lmlab.training import growing, outline
+from lmlab.training.growing import Shape
 from lmlab.training.step import TrainParams, chosen_rule
 
 SECTIONS: dict[str, type[Params]] = {
@@ -90,7 +92,7 @@ def check(tree: Tree, run: bool = True) -> None:
     ]:
         choice.build()
     check_metrics(evaluate)
-    _check_start(sections["start"], sections["tokenizer"], chosen)
+    _check_start(tree, sections["start"], sections["tokenizer"], chosen)
     if run:
         _check_run(train, chosen["train"])
     if evaluate.stride > train.context:
@@ -102,7 +104,7 @@ def check(tree: Tree, run: bool = True) -> None:
 
 
 def _check_start(
-    section: Params, tokenizer: Params, chosen: Mapping[str, Mapping[str, Choice]]
+    tree: Tree, section: Params, tokenizer: Params, chosen: Mapping[str, Mapping[str, Choice]]
 ) -> None:
     assert isinstance(section, StartParams)
     assert isinstance(tokenizer, TokenizerParams)
@@ -111,8 +113,13 @@ def _check_start(
             "params.yaml: tokenizer.from: a run that goes on has the tokenizer of its start; set it"
             f" to {tokenizers.FITTED}, or start.migration to how rows of new tokens come about"
         )
-    of_tokenizer, of_model = chosen["tokenizer"]["name"], chosen["train"]["model"]
-    starting.check(section, of_model, of_tokenizer, starting.project(), Layout.below().start)
+    of_tokenizer, model = chosen["tokenizer"]["name"], chosen["train"]["model"]
+    growths = growing.chosen(tree, section.growth)
+    saved = starting.check(section, of_tokenizer, starting.project(), Layout.below().start)
+    if saved and growths:
+        growing.check(registry.recall("models", saved.model), model, growths, Shape.of(saved))
+    elif saved:
+        check_parts(saved, model)
 
 
 def _check_base(choice: Choice) -> None:

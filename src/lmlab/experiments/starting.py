@@ -28,7 +28,7 @@ from lmlab.experiments.compare.lock import Lock
 from lmlab.experiments.compare.run import SEEDS, Run
 from lmlab.experiments.compare.variants import mattering
 from lmlab.experiments.git import Repository
-from lmlab.model.record import ModelRecord, check_parts, read_record
+from lmlab.model.record import ModelRecord, read_record
 from lmlab.training.status import ADVICE, how_it_diverged
 
 OUTS = {f"data/{name}": name for name in (MODEL, TOKENIZER, STATE)}
@@ -215,11 +215,12 @@ class Made:
         return True
 
 
-def check(start: StartParams, model: Choice, tokenizer: Choice, root: Path, laid_out: Path) -> None:
-    """Raise UserError where a run with these parts cannot go on from a start: before any work.
+def check(start: StartParams, tokenizer: Choice, root: Path, laid_out: Path) -> ModelRecord | None:
+    """The model of a start; None where there is none.
 
-    `laid_out` is the folder into which the stage `start` brings it; where it is there already, that
-    is read and not the cache.
+    Raises UserError where no run with this tokenizer can go on from it. `laid_out` is the folder
+    into which the stage `start` brings it; where it is there already, that is read and not the
+    cache.
     """
     if not start.commit and not start.model:
         if start.migration != starts.STAYS:
@@ -227,7 +228,12 @@ def check(start: StartParams, model: Choice, tokenizer: Choice, root: Path, laid
                 f"params.yaml: start.migration: {start.migration} needs a model that has another"
                 f" tokenizer; `lmlab start NAME` names one, or set it to {starts.STAYS}"
             )
-        return
+        if start.growth:
+            raise UserError(
+                f"params.yaml: start.growth: {', '.join(start.growth)} needs a smaller model;"
+                " `lmlab start NAME` names one, or set it to []"
+            )
+        return None
     if not start.commit or not start.model:
         raise UserError(
             "params.yaml: start needs both its commit and its model, or neither; `lmlab start NAME`"
@@ -237,13 +243,13 @@ def check(start: StartParams, model: Choice, tokenizer: Choice, root: Path, laid
     _check_same(start, saved)
     if diverged := how_it_diverged(saved):
         raise UserError(f"params.yaml: start.commit: its training {diverged}; take another start")
-    check_parts(saved, model)
     if name != tokenizer.name and not start.has_another_tokenizer:
         raise UserError(
             f"params.yaml: tokenizer.name: {tokenizer.name} is not the start's, {name}; set it"
             " back, or start.migration to how rows of new tokens come about"
             f" ({', '.join(sorted({*registry.names('migrations')} - {starts.STAYS}))})"
         )
+    return saved
 
 
 def _laid_out(start: StartParams, folder: Path) -> tuple[ModelRecord, str] | None:

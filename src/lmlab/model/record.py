@@ -137,11 +137,16 @@ def check_parts(saved: ModelRecord, choice: Choice) -> None:
     wanted = choice.record()
     if saved.model == wanted:
         return
-    different = list(_different(saved.model, wanted, f"models.{choice.name}"))
+    different = differences(saved.model, wanted, f"models.{choice.name}")
     raise UserError(
-        f"params.yaml: the start's model has other parts: {'; '.join(different[:MOST_LISTED])};"
-        " set them back, or take another start"
+        f"params.yaml: the start's model has other parts: {'; '.join(different)};"
+        " set them back, take another start, or let it grow (start.growth)"
     )
+
+
+def differences(saved: Any, wanted: Any, at: str) -> list[str]:
+    """The first params in which two records of a part differ, each with its value in both."""
+    return list(_different(saved, wanted, at))[:MOST_LISTED]
 
 
 def _different(saved: Any, wanted: Any, at: str) -> Iterator[str]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lmlab.core.errors import UserError
 from lmlab.core.files import checked, sha256, whole_folder
-from lmlab.core.registry import Choice
+from lmlab.core.registry import Choice, recall
 from lmlab.data.shards import Shards
 from lmlab.data.start import Start
 from lmlab.data.tokenizers import base as tokenizers
@@ -25,7 +25,8 @@ from lmlab.data.tokenizers.base import Tokenizer
 from lmlab.data.vocabularies import Vocabularies
 from lmlab.model.models.base import LanguageModel
 from lmlab.model.record import check_parts, read_record
-from lmlab.training import checkpoint
+from lmlab.training import checkpoint, growing
+from lmlab.training.growing import Shape
 from lmlab.training.interventions import base as interventions
 from lmlab.training.learning_rules.base import LearningRule
 from lmlab.training.migrating import migrated
@@ -104,12 +105,20 @@ def take_over(
     `tokenizer`. Raises UserError where the model's parts are not the start's.
     """
     saved = read_record(start.model)
-    check_parts(saved, parts["model"])
     state = _read(start)
+    before = state
     remarks = []
+    if start.growths:
+        old, shape = recall("models", saved.model), Shape.of(saved)
+        growing.check(old, parts["model"], start.growths, shape)
+        state = growing.grown(state, old, parts["model"], start.growths, shape, optimizer)
+        names = ", ".join(growth.name for growth in start.growths)
+        remarks.append(f"the model has grown from {saved.parameters:,} parameters ({names})")
+    else:
+        check_parts(saved, parts["model"])
     if start.migration:
         both = Vocabularies(tokenizers.load(start.tokenizer_file), tokenizer)
-        carried = migrated(
+        state = migrated(
             state, saved, model, rule, optimizer, parts, start.migration.build(), both, shards
         )
         new = both.new.vocabulary_size - len(both.kept)
@@ -117,9 +126,8 @@ def take_over(
             f"another tokenizer: {len(both.kept):,} of its {both.new.vocabulary_size:,} tokens keep"
             f" their rows, {new:,} are new ({start.migration.name})"
         )
-        if dropped := len(state["optimizer"]) - len(carried["optimizer"]):
-            remarks.append(f"the optimizer's state of {dropped} parameters begins anew")
-        state = carried
+    if dropped := len(before["optimizer"].keys() - state["optimizer"].keys()):
+        remarks.append(f"the optimizer's state of {dropped} parameters begins anew")
     if not _fits(model.state_dict(), state["model"]):
         raise UserError(
             "params.yaml: train.context or the vocabulary is not the start's, and the model's shape"
@@ -129,7 +137,8 @@ def take_over(
     changed = [key for key in RULE if state["parts"][key] != parts[key].name]
     if changed or not _fits(rule.state_dict(), state["rule"]):
         if state["rule"]:
-            remarks.append("the learning rule is another one, so its state begins anew")
+            why = "is another one" if changed else "has tensors of other shapes"
+            remarks.append(f"the learning rule {why}, so its state begins anew")
     else:
         rule.load_state_dict(state["rule"])
     if state["parts"]["optimizer"] != parts["optimizer"].name:

@@ -187,6 +187,7 @@ class Trainer:
         if start:
             decisive["start"] = continuing.state_sha256(start)
             decisive["migration"] = start.migration.record() if start.migration else None
+            decisive["growths"] = [growth.record() for growth in start.growths]
             _go_on(run, start, parts, shards, tokenizer)
         scratch = checkpoint.scratch_folder(checkpoint.run_key(decisive))
         return cls(run, parts, shards, tokenizer, folders, scratch)

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lmlab.core.registry import Choice, recall
+from lmlab.core.registry import Choice
 from lmlab.data.shards import Shards
 from lmlab.data.vocabularies import Vocabularies
 from lmlab.model.layers.n_gram_tables import NGramTables
@@ -108,7 +108,7 @@ class Table:
 
     def rows(self, text_N: Tensor) -> RowMap:
         """The map of its rows, with zeros where nothing is said."""
-        every_row = torch.arange(_row_count(self.new, self.number)).expand(2, -1)
+        every_row = torch.arange(self.new.row_count(self.number)).expand(2, -1)
         if self._rows_stay and self.both.has_only_grown:
             return row_maps.copies(every_row)
         if self.new.is_exact(self.order):
@@ -135,7 +135,7 @@ class Table:
         """A row that several n-grams share becomes the mean of the rows that they had, by how often
         they occur; those with a new token count as zero.
         """
-        totals = torch.zeros(_row_count(self.new, self.number), dtype=torch.long)
+        totals = torch.zeros(self.new.row_count(self.number), dtype=torch.long)
         pairs = []
         windows_NO = text_N.unfold(0, self.order, 1) if len(text_N) >= self.order else text_N[:0]
         for ids_NO in torch.split(windows_NO, CHUNK):
@@ -161,12 +161,6 @@ class Table:
             ids[token] = old
         ids[-1] = self.old.nothing
         return ids
-
-
-def _row_count(tables: NGramTables, number: int) -> int:
-    table = tables.tables[number]
-    assert isinstance(table, nn.Embedding)
-    return table.num_embeddings
 
 
 class AxisMap(NamedTuple):
@@ -406,7 +400,7 @@ def migrated(
     which has been built as if from scratch.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        old = build(recall("models", saved.model), saved.vocabulary_size, saved.context)
+        old = build(parts["model"], saved.vocabulary_size, saved.context)
         old.load_state_dict(state["model"])
         new = Migrated(old, model, rule, parts, tokenizers, text_of(shards), migration)
         weights_within = getattr(optimizer, "weights_in_state", ())

@@ -30,7 +30,7 @@ INERT = (
     "evaluate.temperature",
     "evaluate.seed",
     "evaluate.measures",  # which of them were taken
-    "start",  # `Run.start` says without seeds which run it is; see MIGRATION
+    "start",  # `Run.start` says without seeds which run it is; see NOT_CARRIED_OVER
     "measures",
     "probe",
     "probes",
@@ -40,7 +40,8 @@ INERT = (
 """Params, or whole sections, that do not change how a model learns or what is measured of it."""
 
 FROM_SCRATCH = "scratch"
-MIGRATION = "start.migration"
+NOT_CARRIED_OVER = {"start.migration": STAYS, "start.growth": []}
+"""Params of how a start is changed, with their value where it is not."""
 SHARDS = "data/shards"
 TEXT = ("download.", "corpora.")
 """How the params begin that decide the text."""
@@ -78,8 +79,9 @@ def mattering(run: Run) -> Values:
         if key.partition(".")[0] not in of_parts and not _inert(key, run.params)
     }
     mattered["start"] = run.start or FROM_SCRATCH
-    if run.start and run.params.get(MIGRATION, STAYS) != STAYS:
-        mattered[MIGRATION] = run.params[MIGRATION]
+    for key, nothing in NOT_CARRIED_OVER.items():
+        if run.start and run.params.get(key, nothing) != nothing:
+            mattered[key] = run.params[key]
     pending = list(mattered.values())
     while pending:
         value = pending.pop()

@@ -10,7 +10,7 @@ from lmlab.data.shards import open_shards
 from lmlab.data.start import StartParams
 from lmlab.data.tokenizers import base as tokenizers
 from lmlab.experiments.stages.layout import Layout
-from lmlab.training import loop
+from lmlab.training import growing, loop
 from lmlab.training.loop import RunFolders
 from lmlab.training.step import TrainParams
 
@@ -26,6 +26,9 @@ def train(tree: Tree, layout: Layout) -> dict[str, Any]:
     folders = RunFolders(layout.model, layout.training, layout.snapshots, layout.state)
     of_start = params.section(tree, "start", StartParams)
     start = starting.read(layout.start, of_start.commit)
+    if start:
+        growths = tuple(growing.chosen(tree, of_start.growth))
+        start = replace(start, growths=growths)
     if start and of_start.has_another_tokenizer:
         migration = registry.choices(tree, "start", of_start)["migration"]
         start = replace(start, migration=migration)

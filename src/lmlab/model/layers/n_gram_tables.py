@@ -31,6 +31,18 @@ class NGramTables(nn.Module, ABC):
     def rows_of(self, ids_NO: Tensor) -> Tensor:
         """The rows (N,) of n-grams of the order O in its table."""
 
+    def row_count(self, number: int) -> int:
+        """The rows of a table."""
+        table = self.tables[number]
+        assert isinstance(table, nn.Embedding)
+        return table.num_embeddings
+
+    @abstractmethod
+    def rows_among(self, rows_N: Tensor, buckets: int, fewer: int) -> Tensor:
+        """The rows that a hash would give with fewer buckets, where it gives these with more: a
+        multiple of them.
+        """
+
     @abstractmethod
     def beyond_token(self, ids_O: Tensor) -> Tensor:
         """What the n-grams that lie within these tokens and end at the last one add to that token's

@@ -45,6 +45,9 @@ class LanguageModel(nn.Module, ABC):
     - Under bfloat16 autocast it trains with finite gradients and without warnings of slow, mixed
       precisions. Dropout is `noise.Dropout` and acts in training only.
     - Saved and loaded again, it is the same to the last bit, and so are its files.
+    - A module whose map (or bare parameter) gives several things at once, one after the other, says
+      where each ends: `sections`, by the map's name, the sizes along its first dimension, and
+      `input_sections` along its second. By these a model grows.
     """
 
     vocabulary_size: int

@@ -35,6 +35,7 @@ class Block(nn.Module):
         self.lookback = (kernel - 1) * dilation
         self.norm = Norm(width)
         self.value_gate = nn.Conv1d(width, 2 * width, kernel, dilation=dilation)
+        self.sections = {"value_gate": (width, width)}
         self.units = Place()
 
     def forward(self, x_BTD: Tensor, cache: Cache | None = None) -> Tensor:

@@ -33,6 +33,7 @@ class Recurrence(nn.Module):
         # rows in the order input, forget, output, candidate: the first three share one sigmoid
         self.from_input = nn.Linear(width, 4 * width)
         self.from_last = nn.Linear(width, 4 * width, bias=False)
+        self.sections = dict.fromkeys(("from_input", "from_last"), (width,) * 4)
         self.state = Place()
 
     def forward(self, x_BTD: Tensor, cache: Cache | None) -> Tensor:

@@ -48,6 +48,7 @@ class Recurrence(nn.Module):
     def __init__(self, width: int, state: int) -> None:
         super().__init__()
         self.update_candidate = nn.Linear(width, 2 * state)
+        self.sections = {"update_candidate": (state, state)}
         self.state = Place()
         self.out = nn.Linear(state, width, bias=False)
 

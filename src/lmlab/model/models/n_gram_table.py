@@ -79,6 +79,9 @@ class Sum(NGramTables):
             number_N = self._with_digit(number_N, (id_N + 1) % (self.nothing + 1))
         return self._row(number_N, ids_NO.shape[1])
 
+    def rows_among(self, rows_N: Tensor, buckets: int, fewer: int) -> Tensor:
+        return rows_N * fewer // buckets
+
     def beyond_token(self, ids_O: Tensor) -> Tensor:
         rows = [
             table(self.rows_of(ids_O[None, -order:]))[0]

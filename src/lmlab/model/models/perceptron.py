@@ -32,6 +32,7 @@ class Block(nn.Module):
         self.lookback = lookback
         self.norm = Norm(width)
         self.up = nn.Linear((lookback + 1) * width, hidden)
+        self.input_sections = {"up": (width,) * (lookback + 1)}
         self.units = Place()
         self.out = nn.Linear(hidden, width, bias=False)
 

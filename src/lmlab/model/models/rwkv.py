@@ -70,6 +70,7 @@ class TokenShift(nn.Module):
         super().__init__()
         self.count = count
         self.share = nn.Parameter(torch.full((count * width,), 0.5))
+        self.sections = {"share": (width,) * count}
 
     def forward(self, x_BTD: Tensor, cache: Cache | None, name: str) -> list[Tensor]:
         before_BTD = with_past(x_BTD, cache, 1, name)[:, :-1]

@@ -77,6 +77,8 @@ class Mixer(nn.Module):
         self.split_sizes = (self.inner, convolved, self.heads)
         self.into = nn.Linear(options.width, sum(self.split_sizes), bias=False)
         self.convolution = nn.Conv1d(convolved, convolved, options.kernel, groups=convolved)
+        inputs = (self.inner, self.state, self.state)
+        self.sections = {"into": (self.inner, *inputs, self.heads), "convolution": inputs}
         self.step_bias = nn.Parameter(torch.empty(self.heads))
         self.log_decay = nn.Parameter(torch.empty(self.heads))
         self.skip = nn.Parameter(torch.empty(self.heads))

@@ -32,6 +32,7 @@ class AdamW(torch.optim.AdamW):
     """The standard choice, which others have to beat."""
 
     width_powers = ENTRYWISE
+    squares_in_state = ("exp_avg_sq",)
 
     def __init__(self, options: Options, groups: Groups) -> None:
         super().__init__(

@@ -14,8 +14,10 @@ from `Optimizer`, and one of torch's own calls `add_decay` and `add_caution` its
   loaded takes the same steps to the last bit.
 - One that trains at other weights than it recommends has the method `averages` (`Averaging`).
 - Where options decide the form of its state, its attribute `state_options` names them: a run that
-  goes on with others begins with no state. Where entries of a parameter's state are weights
-  themselves, `weights_in_state` names them: another vocabulary changes them like the weights.
+  goes on with others begins with no state. Of the entries of a parameter's state,
+  `weights_in_state` names those that are weights themselves and `squares_in_state` those that are
+  means of squared gradients: a model that grows, or gets another vocabulary, needs to know. Others
+  are means of gradients, or numbers.
 """
 
 import weakref
@@ -259,6 +261,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
 
     width_powers: dict[str, float]
     """By group, the power of the width with which its best learning rate goes (ENTRYWISE)."""
+    squares_in_state = ("square",)
 
     def __init__(self, options: OptimizerOptions, groups: list[dict[str, Any]]) -> None:
         super().__init__(groups, {})

@@ -41,6 +41,7 @@ class ScheduleFree(torch.optim.AdamW):
     """
 
     width_powers = ENTRYWISE
+    squares_in_state = ("exp_avg_sq",)
     weights_in_state = ("base", "average")
 
     def __init__(self, options: Options, groups: Groups) -> None:

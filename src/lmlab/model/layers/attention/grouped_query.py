@@ -46,6 +46,8 @@ class GroupedQuery(SoftmaxAttention):
         self.head_width = width // self.heads
         projected_heads = self.heads + 2 * self.groups
         self.queries_keys_values = nn.Linear(width, projected_heads * self.head_width, bias=False)
+        of_group = self.groups * self.head_width
+        self.sections = {"queries_keys_values": (width, of_group, of_group)}
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(

@@ -45,6 +45,7 @@ class Latent(SoftmaxAttention):
         self.queries = nn.Linear(width, self.heads * query_width, bias=False)
         self.down = nn.Linear(width, self.latent + self.position_width, bias=False)
         self.keys_values = nn.Linear(self.latent, 2 * width, bias=False)
+        self.sections = {"keys_values": (width, width)}
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(

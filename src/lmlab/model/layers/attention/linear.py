@@ -45,6 +45,7 @@ class Linear(Attention):
                 " or no_position"
             )
         self.queries_keys_values = nn.Linear(width, 3 * width, bias=False)
+        self.sections = {"queries_keys_values": (width, width, width)}
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(

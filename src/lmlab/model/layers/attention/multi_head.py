@@ -35,6 +35,7 @@ class MultiHead(SoftmaxAttention):
         self.receptive_field: int = context
         self.qk_norm, self.epsilon = options.qk_norm, options.epsilon
         self.queries_keys_values = nn.Linear(width, 3 * width, bias=False)
+        self.sections = {"queries_keys_values": (width, width, width)}
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(

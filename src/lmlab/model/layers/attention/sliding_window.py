@@ -38,6 +38,7 @@ class SlidingWindow(SoftmaxAttention):
         self.lookback = self.receptive_field - 1
         self.qk_norm, self.epsilon = options.qk_norm, options.epsilon
         self.queries_keys_values = nn.Linear(width, 3 * width, bias=False)
+        self.sections = {"queries_keys_values": (width, width, width)}
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(

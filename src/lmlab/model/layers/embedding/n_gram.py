@@ -99,6 +99,9 @@ class NGram(NGramTables, Embedding):
         keys = [self.keys[token_N] for token_N in latest_first]
         return self._hashed_rows(keys + padding, [order])[0]
 
+    def rows_among(self, rows_N: Tensor, buckets: int, fewer: int) -> Tensor:
+        return rows_N % fewer
+
     def beyond_token(self, ids_O: Tensor) -> Tensor:
         padded_S = nn.functional.pad(ids_O, (self.longest - 1, 0), value=self.nothing)
         vectors = []

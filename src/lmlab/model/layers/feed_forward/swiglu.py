@@ -24,6 +24,7 @@ class SwiGLU(FeedForward):
         super().__init__()
         hidden = max(1, round(options.expansion * width))
         self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
+        self.sections = {"gate_up": (hidden, hidden)}
         self.units = Place()
         self.out: nn.Linear = nn.Linear(hidden, width, bias=False)
 

@@ -38,6 +38,7 @@ class Hyper(Residual):
         self.mix = nn.Parameter(torch.eye(count).flatten())
         self.write = nn.Parameter(torch.ones(count))
         self.by_token = nn.Parameter(torch.zeros(count + 2, width)) if options.dynamic else None
+        self.input_sections = {"by_token": (width,)}
         if options.dynamic:
             # the first scales reading and mixing, the second writing
             self.strength = nn.Parameter(torch.full((2,), 0.01))
