@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import small
 
 from lmlab.core import registry
 from lmlab.core.errors import UserError
@@ -766,3 +767,30 @@ def test_grammar_seeds() -> None:
     assert texts(grammar()) == texts(grammar())
     assert texts(grammar(seed=1)) != texts(grammar())
     assert grammar(seed=1).entropy() == grammar().entropy()
+
+
+# ---------------------------------------------------------------- mixture
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.8])
+def test_a_mixture_has_the_share_of_either_text_and_counts_the_rest(share: float) -> None:
+    sizes = {"documents": 20, "characters": 100, "sentences": 3}
+    tree = small.tree(first="markov", second="grammar", share=share, **sizes)
+    mixed = registry.choose(tree, "corpora", "mixture").build()
+    found = list(texts(mixed).items())
+    assert list(texts(mixed).items()) == found
+    longest = max(len(text) for _, text in found)
+    read = {"markov": 0, "grammar": 0}
+    for name, text in found:
+        read[name.partition("/")[0]] += len(text)
+        assert abs(read["grammar"] - share * sum(read.values())) <= longest
+    whole = {name: texts(registry.choose(tree, "corpora", name).build()) for name in read}
+    for name, own in whole.items():
+        mixed_in = {full.partition("/")[2]: text for full, text in found if full.startswith(name)}
+        assert list(mixed_in.items()) == list(own.items())[: len(mixed_in)]
+    rest = {name: sum(map(len, own.values())) - read[name] for name, own in whole.items()}
+    (ended,) = [name for name, left in rest.items() if not left]
+    (other,) = set(read) - {ended}
+    facts = mixed.facts()
+    assert {name: facts["mixed"][name]["characters"] for name in read} == read
+    assert facts["left_out"] == {f"characters of {other} when {ended} had ended": rest[other]}

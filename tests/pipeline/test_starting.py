@@ -169,6 +169,32 @@ def test_a_run_gets_another_tokenizer_and_one_that_has_grown(constant: Any) -> N
     assert "start.migration: spelled -> identity" in lmlab(constant, "start")
 
 
+def test_a_run_grows_and_what_it_computes_stays(constant: Any) -> None:
+    first = constant.json("data/model/model.json")
+    lmlab(constant, "start", "main")
+    blocks, width = first["size"]["blocks"], first["size"]["width"]
+    bigger = {"models.transformer.depth": 2 * blocks, "models.transformer.width": width}
+    constant.set({"start.growth": "interleaved", **bigger})
+    affected = {"start", "tokenizer", "train", "evaluate", "probe", "report"}
+    assert constant.reruns() == affected
+    second = constant.json("data/model/model.json")
+    assert second["size"]["blocks"] == 2 * blocks
+    assert second["flops"] > 2 * first["flops"]
+    start = constant.json("results/measures.json")["start"]
+    assert start["bits_per_byte_at_once"] == start["bits_per_byte_before"]
+    for changes, said in (
+        ({"start.growth": "interleave"}, "there is no 'interleave' in growths"),
+        ({"start.growth": ["wider_layers"]}, "wider_layers has nothing to do"),
+        ({"models.transformer.width": 2 * width}, "cannot reach models.transformer.width"),
+        ({"start.commit": "", "start.model": ""}, "interleaved needs a smaller model"),
+    ):
+        before = constant.path("params.yaml").read_text()
+        constant.set(changes)
+        line = refused(constant, "check")
+        assert said in line, line
+        constant.path("params.yaml").write_text(before)
+
+
 def test_what_cannot_be_gone_on_from_is_refused_before_any_work(constant: Any) -> None:
     assert "no run 'mian': no experiment, branch, commit or folder; did you mean main?" in refused(
         constant, "start", "mian"
