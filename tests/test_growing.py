@@ -27,7 +27,10 @@ corpus = test_training.corpus  # the fixture
 SHAPE = Shape(vocabulary_size=20, context=8, seed=0)
 MODELS = small.variants("models", balance=0.0)
 """Without the mixture's penalty, which is no part of what a model computes."""
-GROWTHS = registry.names("growths")
+GROWTHS = [name for name in registry.names("growths") if name != "dropped"]
+
+
+TOKENS = torch.randint(20, (2, 9), generator=torch.Generator().manual_seed(1))
 
 
 def twice(value: float) -> float:
@@ -120,12 +123,11 @@ class Grown:
         }
         saved = {"model": dict(self.old.state_dict()), "optimizer": moments, "rule": {}}
         optimizer = Optimizer([torch.nn.Parameter(torch.zeros(1))])
-        self.state = growing.grown(saved, self.choice, self.target, self.growths, SHAPE, optimizer)
+        self.state = growing.grown(
+            saved, self.choice, self.target, self.growths, SHAPE, optimizer, TOKENS
+        )
         self.new = SHAPE.build(self.target).double()
         self.new.load_state_dict(self.state["model"])
-
-
-TOKENS = torch.randint(20, (2, 9), generator=torch.Generator().manual_seed(1))
 
 
 def logits(model: LanguageModel) -> Tensor:
@@ -285,6 +287,33 @@ def test_copies_stay_alike_unless_they_are_made_unequal(
     assert torch.allclose(first, second, atol=1e-9) != part
 
 
+def test_the_blocks_that_matter_least_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those without which the loss is lowest, one at a time."""
+    choice, target = model(depth=5), model(depth=2)
+    deep = Grown(model(depth=4), ("appended", choice)).new.eval()
+    with torch.no_grad():
+        for number, parameter in enumerate(deep.parameters()):
+            generator = torch.Generator().manual_seed(100 + number)
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+    losses = []
+    for block in deep.blocks:
+        with monkeypatch.context() as patched, torch.no_grad():
+            patched.setattr(block, "forward", lambda x_BTD, cache=None: x_BTD)
+            losses.append(float(next_token_loss(deep(TOKENS[:, :-1]), TOKENS[:, 1:])))
+    kept = sorted(sorted(range(5), key=lambda number: losses[number])[-2:])
+    saved = {"model": dict(deep.state_dict()), "optimizer": {}, "rule": {}}
+    optimizer, dropped = Optimizer([torch.nn.Parameter(torch.zeros(1))]), growth_of("dropped")
+    growing.check(choice, target, [dropped], SHAPE)
+    made = growing.grown(saved, choice, target, [dropped], SHAPE, optimizer, TOKENS)["model"]
+    for place, number in enumerate(kept):
+        for name in ("attention.out.weight", "feed_forward.up.weight"):
+            old = saved["model"][f"blocks.{number}.{name}"]
+            assert torch.equal(made[f"blocks.{place}.{name}"], old)
+    for name, depth in (("dropped", 6), ("interleaved", 2)):
+        with pytest.raises(UserError, match=r"not (deeper|shallower)"):
+            growing.check(choice, model(depth=depth), [growth_of(name)], SHAPE)
+
+
 # ---------------------------------------------------------------- what is refused
 
 
@@ -345,7 +374,7 @@ def test_a_run_goes_on_with_a_larger_model(
     names = ["duplicated", "wider_layers", "interleaved"]
     second = goes_on("second", names, corpus, **bigger)
     said = capsys.readouterr().out
-    assert f"grown from {first.parameters:,} parameters (duplicated, wider_layers, interl" in said
+    assert f"the model had {first.parameters:,} parameters (duplicated, wider_layers, int" in said
     assert second.parameters > 2 * first.parameters
     assert second.steps == 2 * first.steps
     assert second.flops > 2 * first.flops
@@ -356,6 +385,19 @@ def test_a_run_goes_on_with_a_larger_model(
         assert math.isclose(at_once, ended, rel_tol=1e-5)
     again = goes_on("again", names, corpus, **bigger)
     assert again.weights_sha256 == second.weights_sha256
+
+
+def test_a_run_goes_on_with_fewer_blocks(corpus: Corpus, shards_of: small.ShardsOf) -> None:
+    first = train(corpus, "first", depth=3)
+    second = goes_on("second", ["dropped"], corpus, depth=2)
+    assert second.parameters < first.parameters
+    start = replace(
+        start_from("first"),
+        growths=(growth_of("dropped"),),
+        migration=registry.choose(small.tree(), "migrations", "mean"),
+    )
+    with pytest.raises(UserError, match="do one after the other"):
+        train(corpus, "third", start, depth=2)
 
 
 def test_another_rule_s_tensors_begin_anew_where_they_do_not_fit(

@@ -29,9 +29,11 @@ from lmlab.training import checkpoint, growing
 from lmlab.training.growing import Shape
 from lmlab.training.interventions import base as interventions
 from lmlab.training.learning_rules.base import LearningRule
-from lmlab.training.migrating import migrated
+from lmlab.training.migrating import migrated, text_of
 
 FILE = "state.safetensors"
+LOOKED_AT = 32
+"""Windows of text for growths that look at the model at work."""
 RULE = ["learning_rule", *interventions.KEYS]
 """The keys of `train` whose parts must be the same for the rule's state to be taken over."""
 
@@ -104,30 +106,7 @@ def take_over(
     `position` is that of the run itself, at its beginning, and `shards` is its text in the ids of
     `tokenizer`. Raises UserError where the model's parts are not the start's.
     """
-    saved = read_record(start.model)
-    state = _read(start)
-    before = state
-    remarks = []
-    if start.growths:
-        old, shape = recall("models", saved.model), Shape.of(saved)
-        growing.check(old, parts["model"], start.growths, shape)
-        state = growing.grown(state, old, parts["model"], start.growths, shape, optimizer)
-        names = ", ".join(growth.name for growth in start.growths)
-        remarks.append(f"the model has grown from {saved.parameters:,} parameters ({names})")
-    else:
-        check_parts(saved, parts["model"])
-    if start.migration:
-        both = Vocabularies(tokenizers.load(start.tokenizer_file), tokenizer)
-        state = migrated(
-            state, saved, model, rule, optimizer, parts, start.migration.build(), both, shards
-        )
-        new = both.new.vocabulary_size - len(both.kept)
-        remarks.append(
-            f"another tokenizer: {len(both.kept):,} of its {both.new.vocabulary_size:,} tokens keep"
-            f" their rows, {new:,} are new ({start.migration.name})"
-        )
-    if dropped := len(before["optimizer"].keys() - state["optimizer"].keys()):
-        remarks.append(f"the optimizer's state of {dropped} parameters begins anew")
+    state, remarks = _reshaped(start, model, rule, optimizer, parts, tokenizer, shards)
     if not _fits(model.state_dict(), state["model"]):
         raise UserError(
             "params.yaml: train.context or the vocabulary is not the start's, and the model's shape"
@@ -154,6 +133,57 @@ def take_over(
     if not windows and state["position"]["windows"]:
         remarks.append("another text, order or train.context: it is read from its beginning")
     return TakenOver(windows, remarks)
+
+
+def _reshaped(
+    start: Start,
+    model: LanguageModel,
+    rule: LearningRule,
+    optimizer: torch.optim.Optimizer,
+    parts: Mapping[str, Choice],
+    tokenizer: Tokenizer,
+    shards: Shards,
+) -> tuple[dict[str, Any], list[str]]:
+    """The start's state, for the size and the vocabulary of the model, and what became of it."""
+    saved, state = read_record(start.model), _read(start)
+    before, remarks = state["optimizer"].keys(), []
+    if start.growths:
+        old, shape = recall("models", saved.model), Shape.of(saved)
+        growing.check(old, parts["model"], start.growths, shape)
+        text_BS = _text_to_look_at(start, shards, saved.context)
+        state = growing.grown(state, old, parts["model"], start.growths, shape, optimizer, text_BS)
+        names = ", ".join(growth.name for growth in start.growths)
+        remarks.append(f"the model had {saved.parameters:,} parameters ({names})")
+    else:
+        check_parts(saved, parts["model"])
+    if start.migration:
+        both = Vocabularies(tokenizers.load(start.tokenizer_file), tokenizer)
+        migration = start.migration.build()
+        state = migrated(state, saved, model, rule, optimizer, parts, migration, both, shards)
+        size, kept = both.new.vocabulary_size, len(both.kept)
+        remarks.append(
+            f"another tokenizer: {kept:,} of its {size:,} tokens keep their rows, {size - kept:,}"
+            f" are new ({start.migration.name})"
+        )
+    if dropped := len(before - state["optimizer"].keys()):
+        remarks.append(f"the optimizer's state of {dropped} parameters begins anew")
+    return state, remarks
+
+
+def _text_to_look_at(start: Start, shards: Shards, context: int) -> Tensor:
+    """The first LOOKED_AT windows of the train split, shape (B, context + 1), where a growth needs
+    them. Raises UserError where these are in another tokenizer.
+    """
+    looking = [growth.name for growth in start.growths if growth.part.shrinks]
+    if not looking:
+        return torch.zeros(0)
+    if start.migration:
+        raise UserError(
+            f"params.yaml: start.growth: {looking[0]} has to see the model read the text with the"
+            " tokenizer it has; set start.migration to identity and do one after the other"
+        )
+    ids = text_of(shards)[: LOOKED_AT * (context + 1)]
+    return ids.unfold(0, context + 1, context + 1) if len(ids) > context else ids[None]
 
 
 def state_sha256(start: Start) -> str:

@@ -64,15 +64,17 @@ def grown(
     growths: Sequence[Choice],
     shape: Shape,
     optimizer: torch.optim.Optimizer,
+    text_BS: Tensor,
 ) -> State:
-    """What a run hands on (`continuing.write`), for a model of the parts `target`.
+    """What a run hands on (`continuing.write`), for a model of the parts `target`. `text_BS` are
+    windows of training text for growths that look at the model at work.
 
     Raises UserError where the growths do not lead there, or one does not do what it is to do.
     """
     choice, made = explicit(start), _cast(state, torch.float64)
     for growth_choice in growths:
         larger = _towards(choice, explicit(target), growth_choice.part.keys)
-        made = _step(made, choice, larger, growth_choice, shape, optimizer)
+        made = _step(made, choice, larger, growth_choice, shape, optimizer, text_BS)
         choice = larger
     (dtype,) = {value.dtype for value in state["model"].values() if value.is_floating_point()}
     return _cast(made, dtype)
@@ -101,8 +103,9 @@ def check(start: Choice, target: Choice, growths: Sequence[Choice], shape: Shape
                 f"params.yaml: start.growth: {growth_choice.name} has nothing to do: it changes"
                 f" {keys}, and these are the start's; take it out, or set them"
             )
-        _check_larger(growth_choice.name, shape.draft(choice), shape.draft(larger))
-        _tensors(growth_choice, shape.draft(choice), shape.draft(larger))
+        growth: Growth = growth_choice.build()
+        _check_direction(growth_choice.name, growth, shape.draft(choice), shape.draft(larger))
+        _tensors(growth_choice, growth, shape.draft(choice), shape.draft(larger))
         choice = larger
     if rest := differences(choice.record(), explicit(target).record(), f"models.{target.name}"):
         names = ", ".join(each.name for each in growths) or "none"
@@ -135,7 +138,12 @@ def _towards(choice: Choice, target: Choice, keys: Sequence[str]) -> Choice:
     return Choice(choice.kind, choice.name, choice.options.model_copy(update=update), inner)
 
 
-def _check_larger(name: str, old: LanguageModel, new: LanguageModel) -> None:
+def _check_direction(name: str, growth: Growth, old: LanguageModel, new: LanguageModel) -> None:
+    """Raise UserError where a model that is to become larger would become smaller, or reversely."""
+    if growth.shrinks:
+        if len(new.blocks) > len(old.blocks):
+            raise UserError(f"params.yaml: start.growth: {name} makes models shallower, not deeper")
+        return
     before, after = old.state_dict(), new.state_dict()
     for tensor in before.keys() & after.keys():
         sizes = zip(before[tensor].shape, after[tensor].shape, strict=True)
@@ -145,9 +153,11 @@ def _check_larger(name: str, old: LanguageModel, new: LanguageModel) -> None:
         raise UserError(f"params.yaml: start.growth: {name} makes models deeper, not shallower")
 
 
-def _tensors(growth: Choice, old: LanguageModel, new: LanguageModel) -> dict[str, Grown]:
+def _tensors(
+    choice: Choice, growth: Growth, old: LanguageModel, new: LanguageModel
+) -> dict[str, Grown]:
     """What the growth says of each tensor, with the right shape. Raises UserError elsewhere."""
-    tensors: dict[str, Grown] = growth.build().tensors(old, new)
+    tensors = growth.tensors(old, new)
     before, after = old.state_dict(), new.state_dict()
     for name, tensor in after.items():
         grown = tensors.get(name, Grown(""))
@@ -155,7 +165,7 @@ def _tensors(growth: Choice, old: LanguageModel, new: LanguageModel) -> dict[str
         fits = source is not None and (grown.is_zero or _shape(grown, source) == tensor.shape)
         if not fits:
             raise UserError(
-                f"params.yaml: start.growth: {growth.name} cannot grow models.{new.choice.name}:"
+                f"params.yaml: start.growth: {choice.name} cannot grow models.{new.choice.name}:"
                 f" it has nothing for {name}"
             )
     return tensors
@@ -175,10 +185,13 @@ def _step(
     growth_choice: Choice,
     shape: Shape,
     optimizer: torch.optim.Optimizer,
+    text_BS: Tensor,
 ) -> State:
     growth: Growth = growth_choice.build()
-    old, new = shape.build(choice).double(), shape.build(larger).double()
-    tensors = _tensors(growth_choice, shape.draft(choice), shape.draft(larger))
+    old, new = shape.build(choice).double().eval(), shape.build(larger).double().eval()
+    old.load_state_dict(state["model"])
+    growth.look(old, text_BS)
+    tensors = _tensors(growth_choice, growth, shape.draft(choice), shape.draft(larger))
     drawn = {name: tensor.detach().clone() for name, tensor in new.state_dict().items()}
 
     def weights(saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -189,7 +202,6 @@ def _step(
         return made
 
     made = weights(state["model"])
-    old.load_state_dict(state["model"])
     new.load_state_dict(made)
     if growth.preserves:
         _check_preserved(growth_choice.name, old, new)

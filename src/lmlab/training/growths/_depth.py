@@ -55,14 +55,18 @@ def _blocks(model: LanguageModel) -> dict[int, dict[str, Size]]:
     return blocks
 
 
+def at_places(new: LanguageModel, sources: Mapping[int, int]) -> dict[str, Grown]:
+    """The new model with an old block at each place, with the optimizer's state."""
+    return {
+        name: Grown(_BLOCK.sub(lambda matched: f"blocks.{sources[int(matched[1])]}.", name))
+        for name in new.state_dict()
+    }
+
+
 def over_again(old: LanguageModel, new: LanguageModel) -> dict[str, Grown]:
     """The new model with the old blocks over and over, with the optimizer's state."""
     count = len(old.blocks)
-
-    def source(matched: re.Match[str]) -> str:
-        return f"blocks.{int(matched[1]) % count}."
-
-    return {name: Grown(_BLOCK.sub(source, name)) for name in new.state_dict()}
+    return at_places(new, {place: place % count for place in range(len(new.blocks))})
 
 
 def matches(old: LanguageModel, number: int, new: LanguageModel, place: int) -> bool:

@@ -92,8 +92,13 @@ class Growth(ABC):
 
     preserves: ClassVar[bool] = True
     """Whether the larger model computes what the smaller one does."""
+    shrinks: ClassVar[bool] = False
+    """Whether it makes models smaller, by what it sees in `look`."""
     keys: ClassVar[tuple[str, ...]]
     """The options, of any part of the model, that it sets to their new values."""
+
+    def look(self, old: LanguageModel, tokens_BS: Tensor) -> None:  # noqa: B027 (most need not)
+        """Look at the old model at work on windows of training text, before `tensors`."""
 
     @abstractmethod
     def tensors(self, old: LanguageModel, new: LanguageModel) -> dict[str, Grown]:
