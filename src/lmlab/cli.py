@@ -496,6 +496,34 @@ def adapt(
 
 @app.command()
 @errors.one_line
+def interpolate(
+    first: Annotated[str, typer.Argument(help="A run: an experiment, branch or commit.")],
+    second: Annotated[str, typer.Argument(help="Another one, of the same model and tokenizer.")],
+    points: Annotated[
+        int, typer.Option(min=2, max=1000, help="Places to look at, the two runs included.")
+    ] = 5,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write all that was found, as JSON.")
+    ] = None,
+) -> None:
+    """Score the weights between two runs on the validation text: their average may be better than
+    either, or a barrier may lie between them.
+    """
+    from lmlab.core import params
+    from lmlab.core.files import output, write_json
+    from lmlab.experiments import interpolating
+    from lmlab.experiments.stages.layout import Layout
+
+    target = output(out, ".json") if out else None
+    outcome = interpolating.interpolate(params.read(), Layout.below(), (first, second), points)
+    for line in interpolating.lines(outcome):
+        typer.echo(line)
+    if target:
+        write_json(target, outcome)
+
+
+@app.command()
+@errors.one_line
 def summary() -> None:
     """Show what the last run gave: corpus, model, measures beside references, speed, a sample."""
     from lmlab.experiments import summary as library

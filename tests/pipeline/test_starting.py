@@ -169,6 +169,26 @@ def test_a_run_gets_another_tokenizer_and_one_that_has_grown(constant: Any) -> N
     assert "start.migration: spelled -> identity" in lmlab(constant, "start")
 
 
+def test_the_weights_between_two_runs_are_scored(constant: Any) -> None:
+    constant.run("dvc", "exp", "run", "--temp", "-n", "other", "-S", "train.seed=3", "evaluate")
+    lmlab(constant, "interpolate", "main", "other", "--points", "3", "--out", "between.json")
+    found = constant.json("between.json")
+    assert found["share_of_the_second"] == [0.0, 0.5, 1.0]
+    first, middle, second = found["bits_per_byte"]
+    log = constant.path("data/training/log.jsonl").read_text().splitlines()
+    last = json.loads(log[-1])["validation_bits_per_byte"]
+    assert first == pytest.approx(last, rel=1e-6)
+    assert found["barrier"] == pytest.approx(max(0, middle - (first + second) / 2))
+    assert found["gain"] == pytest.approx(min(first, second) - min(first, middle, second))
+    same = lmlab(constant, "interpolate", "main", "main", "--points", "2")
+    assert "barrier above the straight line: 0.0000" in same
+    constant.run(
+        *("dvc", "exp", "run", "--temp", "-n", "wide", "-S", "models.transformer.width=24"),
+        *("-S", "layers.attention.multi_head.heads=2", "evaluate"),
+    )
+    assert "wide has other parts than main" in refused(constant, "interpolate", "main", "wide")
+
+
 def test_a_run_grows_and_what_it_computes_stays(constant: Any) -> None:
     first = constant.json("data/model/model.json")
     lmlab(constant, "start", "main")

@@ -32,9 +32,8 @@ from lmlab.experiments.stages.layout import Layout
 from lmlab.experiments.stages.shard import shard
 from lmlab.model.device import use_device
 from lmlab.model.models import base as models
-from lmlab.model.models.base import LanguageModel
 from lmlab.model.record import ModelRecord, read_record
-from lmlab.model.scoring import bits_per_byte, score
+from lmlab.model.scoring import validation_bits
 from lmlab.training import loop
 from lmlab.training.loop import RunFolders
 from lmlab.training.status import ADVICE, how_it_diverged
@@ -111,14 +110,14 @@ def adapt(
     model, record = models.load(layout.model, use_device(section.device, section.threads))
     shards = open_shards(layout.shards, layout.tokenizer_file)
     _check_goes_on(section, choices, record, shards, layout)
-    before = _bits(model, shards)
+    before = validation_bits(model, shards)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         if change.corpus:
             shards = _of_corpus(tree, change.corpus, layout, folder)
         else:
             shards = renamed(shards, change.seed)
-        at_once = _bits(model, shards)
+        at_once = validation_bits(model, shards)
 
         def course(name: str, start: Start | None) -> Course:
             run = replace(Layout.below(folder / name), tokenizer=layout.tokenizer)
@@ -171,14 +170,6 @@ def _of_corpus(tree: Tree, name: str, layout: Layout, folder: Path) -> Shards:
     download(tree, other)
     shard(tree, other)
     return open_shards(other.shards, other.tokenizer_file)
-
-
-def _bits(model: LanguageModel, shards: Shards) -> float:
-    try:
-        scored = score(model, shards.stream("validation"), shards.bos, model.context, model.context)
-    except FloatingPointError:  # on a text so strange to it that a logit is NaN
-        return math.inf
-    return bits_per_byte(scored.nats, shards.count("validation", "bytes"))
 
 
 def _course(

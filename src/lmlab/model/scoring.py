@@ -8,6 +8,7 @@ therefore gives targets more context. BOS tokens are read but never scored: the 
 the text alone, which `bits_per_byte` divides by the size of the raw text.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lmlab.core.progress import ProgressBar
+from lmlab.data.shards import Shards
 from lmlab.model.models.base import LanguageModel
 
 CALIBRATION_BINS = 15
@@ -196,6 +198,17 @@ def bits_per_byte(nats: float, size: int) -> float:
     It is comparable across tokenizers.
     """
     return float(nats / np.log(2) / size)
+
+
+def validation_bits(model: LanguageModel, shards: Shards) -> float:
+    """Bits per byte of the validation split in windows that do not overlap; infinite where a logit
+    is NaN.
+    """
+    try:
+        scored = score(model, shards.stream("validation"), shards.bos, model.context, model.context)
+    except FloatingPointError:
+        return math.inf
+    return bits_per_byte(scored.nats, shards.count("validation", "bytes"))
 
 
 def zero_loss_remark(bits: float) -> str:
