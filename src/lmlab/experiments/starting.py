@@ -28,7 +28,7 @@ from lmlab.experiments.compare.lock import Lock
 from lmlab.experiments.compare.run import SEEDS, Run
 from lmlab.experiments.compare.variants import mattering
 from lmlab.experiments.git import Repository
-from lmlab.model.record import ModelRecord, read_record
+from lmlab.model.record import ModelRecord, earlier_run, read_record
 from lmlab.training.status import ADVICE, how_it_diverged
 
 OUTS = {f"data/{name}": name for name in (MODEL, TOKENIZER, STATE)}
@@ -311,20 +311,8 @@ def _ledger(run: Made, saved: ModelRecord) -> list[EarlierRun]:
     mattered = mattering(Run("", made_with, {}, start=earlier))
     without_seeds = {key: repr(mattered[key]) for key in sorted(mattered) if key not in SEEDS}
     digest = hashlib.sha256(json.dumps(without_seeds).encode()).hexdigest()[:RECIPE_DIGITS]
-    this = EarlierRun(
-        commit=run.commit,
-        recipe=f"{corpus}:{saved.steps}:{digest}",
-        weights_sha256=saved.weights_sha256,
-        corpus=corpus,
-        tokenizer_sha256=saved.tokenizer_sha256,
-        learning_rule=str(made_with.get("train.learning_rule", "")),
-        optimizer=str(made_with.get("train.optimizer", "")),
-        steps=saved.steps,
-        tokens=saved.tokens,
-        bytes=saved.bytes,
-        flops=saved.flops,
-        bits_per_byte=_last_bits(run),
-    )
+    recipe = f"{corpus}:{saved.steps}:{digest}"
+    this = earlier_run(saved, run.commit, recipe, made_with, _last_bits(run))
     return [*saved.earlier, this]
 
 

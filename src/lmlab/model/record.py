@@ -1,6 +1,6 @@
 """`model.json` of a saved model as typed records: what it is built from and how it was trained."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -130,6 +130,30 @@ def read_record(folder: Path) -> ModelRecord:
         return ModelRecord.model_validate(values)
     except ValidationError as error:
         raise damaged(folder, error) from None
+
+
+def earlier_run(
+    saved: ModelRecord,
+    commit: str,
+    recipe: str,
+    made_with: Mapping[str, Any],
+    bits_per_byte: float | None,
+) -> EarlierRun:
+    """A run as the next one's ledger has it; `made_with` are its params by dotted key."""
+    return EarlierRun(
+        commit=commit,
+        recipe=recipe,
+        weights_sha256=saved.weights_sha256,
+        corpus=str(made_with.get("download.corpus", "")),
+        tokenizer_sha256=saved.tokenizer_sha256,
+        learning_rule=str(made_with.get("train.learning_rule", "")),
+        optimizer=str(made_with.get("train.optimizer", "")),
+        steps=saved.steps,
+        tokens=saved.tokens,
+        bytes=saved.bytes,
+        flops=saved.flops,
+        bits_per_byte=bits_per_byte,
+    )
 
 
 def check_parts(saved: ModelRecord, choice: Choice) -> None:

@@ -18,9 +18,11 @@ from lmlab.core import params, registry
 from lmlab.core.files import sha256
 from lmlab.core.params import Tree
 from lmlab.data.shard import ShardParams
+from lmlab.data.start import StartParams
 from lmlab.data.tokenizers.base import TokenizerParams
 from lmlab.experiments import dependencies
 from lmlab.experiments.studies.records import Making
+from lmlab.experiments.studies.study import FIRST
 from lmlab.training.step import TrainParams
 
 POINT = "lmlab.experiments.studies.point"
@@ -30,15 +32,28 @@ PROBES = ("lmlab.evaluation.probes.cost", "lmlab.evaluation.probes.gradient_angl
 SPLITS = ("train", "validation")
 VARYING = ("train.seed", "train.data_seed")
 """Keys in which the points of one arm differ beside what it sweeps."""
+WHICH = ("start.commit", "start.model")
+"""Keys that say which run a run goes on from, which here is said by that run's params."""
 NO_EFFECT = ("train.checkpoint_seconds", "shard.processes")
 """Keys that decide nothing about a result."""
 DIGITS = 12
 """Of a file's SHA-256 that are kept."""
 
 
-def making(tree: Tree, swept: set[str], flops: float, corpus: Path) -> Making:
-    """What points with these params are made with, here and now."""
-    used = {key: value for key, value in _used(tree) if key not in {*swept, *VARYING, *NO_EFFECT}}
+def making(
+    tree: Tree, swept: set[str], flops: float, corpus: Path, first: Tree | None = None
+) -> Making:
+    """What points with these params are made with, here and now; `first` are the params of the run
+    that they go on from.
+    """
+    left_out = {*swept, *VARYING, *NO_EFFECT}
+    used = {key: value for key, value in _used(tree) if key not in left_out}
+    code = _code(tree)
+    if first is not None:
+        start = params.section(tree, "start", StartParams)
+        used |= {key: value for key, value in _leaves(tree, "start", start) if key not in WHICH}
+        used |= {f"{FIRST}{key}": value for key, value in _used(first) if key not in left_out}
+        code |= _code(first)
     texts = {split: corpus / f"{split}.parquet" for split in SPLITS}
     given = params.section(tree, "tokenizer", TokenizerParams).file
     if given is not None:
@@ -47,7 +62,7 @@ def making(tree: Tree, swept: set[str], flops: float, corpus: Path) -> Making:
         params=dict(sorted(used.items())),
         flops=flops,
         corpus={name: sha256(path) for name, path in texts.items() if path.is_file()},
-        code=_code(tree),
+        code=dict(sorted(code.items())),
         versions=versions(),
         processor=processor(),
     )

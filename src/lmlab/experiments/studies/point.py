@@ -1,28 +1,32 @@
 """One run of a study: from the tokenizer to the evaluation, in a folder that does not stay."""
 
+import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
 
-from lmlab.core import params, registry
+from lmlab.core import files, params, registry
+from lmlab.core.errors import UserError
 from lmlab.core.params import Tree, changed
 from lmlab.data.shards import Shards, open_shards
+from lmlab.data.start import MODEL, RECORD, STATE, TOKENIZER, EarlierRun, StartRecord
 from lmlab.evaluation.probe import ProbeParams
 from lmlab.experiments.stages.layout import Layout
 from lmlab.experiments.stages.probe import probe
 from lmlab.experiments.stages.shard import shard
 from lmlab.experiments.stages.tokenizer import tokenizer
 from lmlab.experiments.stages.train import train
-from lmlab.model.record import read_record
-from lmlab.training import step
+from lmlab.model.record import ModelRecord, earlier_run, read_record
+from lmlab.training import checkpoint, step
 from lmlab.training.cost import forward_flops, training_flops
 from lmlab.training.status import how_it_diverged
 from lmlab.training.step import TrainParams
@@ -32,28 +36,49 @@ WINDOWS = 8
 MOST_ROWS = 25
 """Of a run's curve that are kept."""
 PROBES = ["cost", "gradient_angle"]
+BITS = "validation_bits_per_byte"
+"""A key of the log."""
 TIMES = ("training_seconds", "validation_seconds", "tokens_per_second")
 
 
-def run_quietly(tree: Tree, flops: float, corpus: Path) -> dict[str, Any]:
+class First(NamedTuple):
+    """A run that others go on from."""
+
+    tree: Tree
+    """Its params."""
+    key: str
+    """The name of its result, by all that decides it."""
+
+
+def run_quietly(
+    tree: Tree, flops: float, corpus: Path, first: First | None = None
+) -> dict[str, Any]:
     """`run` without a word."""
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-        return run(tree, flops, corpus)
+        return run(tree, flops, corpus, first)
 
 
-def run(tree: Tree, flops: float, corpus: Path) -> dict[str, Any]:
-    """What a run with these params measured, as plain values for JSON.
+def run(tree: Tree, flops: float, corpus: Path, first: First | None = None) -> dict[str, Any]:
+    """What a run with these params measured, as plain values for JSON. `first` is the run that it
+    goes on from, which is made where it has not been made yet.
 
-    With `flops` it takes as many steps as these pay for. Of a run that diverged, `diverged` says
-    at which step and why, and beside it is only the curve until there.
+    With `flops` it takes as many steps as these pay for, after the first run's. Of a run that
+    diverged, `diverged` says at which step and why, and beside it is only the curve until there.
     """
     with tempfile.TemporaryDirectory() as folder:
         layout = replace(Layout.below(Path(folder)), corpus=corpus)
+        before: EarlierRun | None = None
+        if first is not None:
+            layout = replace(layout, start=begun(first, corpus))
+            start = files.read_record(layout.start / RECORD, StartRecord, made_by="study")
+            before = start.earlier[-1]
+            tree = changed(tree, {"start.commit": start.commit, "start.model": start.model})
         tokenizer(tree, layout)
         shard(tree, layout)
         shards = open_shards(layout.shards, layout.tokenizer_file)
         if flops:
-            steps = _steps_within(tree, shards.vocabulary_size, flops)
+            left = flops - (before.flops if before else 0)
+            steps = _steps_within(tree, shards.vocabulary_size, left)
             tree = changed(tree, {"train.steps": steps})
         times = train(tree, layout)
         record = read_record(layout.model)
@@ -77,11 +102,60 @@ def run(tree: Tree, flops: float, corpus: Path) -> dict[str, Any]:
             "parameters": record.parameters,
             "steps": record.steps,
             "tokens": tokens,
-            "flops": training_flops(record.forward_flops_per_token, tokens),
+            "flops": record.flops,
+            **(_since(record, before) if before else {}),
             **{name: times[name] for name in TIMES},
             **(_look(tree, layout) if params.block(tree, "train")["snapshots"] else {}),
             **curves,
         }
+
+
+def begun(first: First, corpus: Path) -> Path:
+    """The folder of a run for others to go on from, as the stage `start` lays one out. It is made
+    once and kept; others that need it wait.
+    """
+    home = Path(os.environ.get("DVC_ROOT", ".")) / ".scratch" / "firsts" / first.key
+    with checkpoint.exclusive(home, on_wait=lambda: None):
+        if not (home / "run").exists():
+            with tempfile.TemporaryDirectory() as folder:
+                layout = replace(Layout.below(Path(folder)), corpus=corpus)
+                tokenizer(first.tree, layout)
+                shard(first.tree, layout)
+                train(first.tree, layout)
+                _lay_out(first, layout, home / "run")
+    return home / "run"
+
+
+def _lay_out(first: First, layout: Layout, folder: Path) -> None:
+    saved = read_record(layout.model)
+    if diverged := how_it_diverged(saved):
+        raise UserError(f"the run to go on from {diverged}; change `first` in the study")
+    train_params = params.block(first.tree, "train")
+    made_with = {
+        "download.corpus": params.block(first.tree, "download")["corpus"],
+        "train.learning_rule": train_params["learning_rule"],
+        "train.optimizer": train_params["optimizer"],
+    }
+    rows = [json.loads(line) for line in layout.log.read_text(encoding="utf-8").splitlines()]
+    bits = [row[BITS] for row in rows if BITS in row][-1]
+    commit = hashlib.sha1(first.key.encode(), usedforsecurity=False).hexdigest()
+    earlier = earlier_run(saved, commit, f"study:{first.key}", made_with, bits)
+    record = StartRecord(commit=commit, model=saved.weights_sha256, earlier=[earlier])
+    with files.whole_folder(folder) as partial:
+        shutil.copytree(layout.model, partial / MODEL)
+        shutil.copytree(layout.tokenizer, partial / TOKENIZER)
+        shutil.copytree(layout.state, partial / STATE)
+        files.write_json(partial / RECORD, record.record())
+
+
+def _since(record: ModelRecord, before: EarlierRun) -> dict[str, Any]:
+    """What a run that goes on from another one spent itself, and where it began."""
+    return {
+        "own_steps": record.steps - before.steps,
+        "own_bytes": record.bytes - before.bytes,
+        "own_flops": record.flops - before.flops,
+        "bits_per_byte_before": before.bits_per_byte,
+    }
 
 
 def _steps_within(tree: Tree, vocabulary_size: int, flops: float) -> int:

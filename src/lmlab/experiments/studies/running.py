@@ -21,11 +21,13 @@ from lmlab.core import lifeline, params
 from lmlab.core.errors import UserError
 from lmlab.core.files import read_json, seal, write_json
 from lmlab.core.params import Tree, Values, changed
+from lmlab.data.start import FROM_SCRATCH
 from lmlab.experiments import preflight
 from lmlab.experiments.stages.download import download
 from lmlab.experiments.stages.layout import Layout
 from lmlab.experiments.studies import point, records
 from lmlab.experiments.studies.making import differences, key, making
+from lmlab.experiments.studies.point import First
 from lmlab.experiments.studies.records import ArmRecord, Making, Point, Result
 from lmlab.experiments.studies.study import Arm, Study, from_scratch, resolved
 
@@ -44,6 +46,8 @@ class Planned:
     reported: bool
     """Whether it is one of those that the table is made of, or of the sweep."""
     tree: Tree
+    first: First | None
+    """The run that it goes on from."""
     flops: float
     corpus: Path
     kept: Path
@@ -88,7 +92,7 @@ def run_arm(study: Study, name: str, corpus: Path) -> ArmRecord:
     best of it by mean bits per byte on validation, and all reported seeds at the best.
     """
     arm, tree, target = study.arm(name), study.tree(name), study.points(name)
-    made = making(tree, _swept(arm), study.params.flops, corpus)
+    made = making(tree, _swept(arm), study.params.flops, corpus, study.first_tree(name))
     before = _still_valid(target, made)
     sweep = [(values, seed) for values in arm.grid for seed in arm.sweep_seeds] if arm.sweep else []
     plans = [_plan(study, arm, made, corpus, tree, *each, reported=False) for each in sweep]
@@ -116,7 +120,8 @@ def stale(study: Study, name: str, corpus: Path) -> list[str]:
     if record.made is None:
         return [NEVER_SAID]
     arm = study.arm(name)
-    now = making(study.tree(name), _swept(arm), study.params.flops, corpus)
+    first = study.first_tree(name)
+    now = making(study.tree(name), _swept(arm), study.params.flops, corpus, first)
     return [*differences(record.made, now), *_missing(study, arm, record)]
 
 
@@ -159,12 +164,18 @@ def _plan(
     reported: bool,
 ) -> Planned:
     seeds = {"train.seed": seed, "train.data_seed": seed}
-    run_tree = changed(tree, {**values, **seeds})
-    preflight.check(run_tree)
+    run_tree, first_tree = changed(tree, {**values, **seeds}), study.first_tree(arm.name)
+    preflight.check(changed(run_tree, FROM_SCRATCH))
+    first = None
+    if first_tree is not None:
+        first_tree = changed(first_tree, seeds)
+        preflight.check(first_tree)
+        first = First(first_tree, key(making(first_tree, set(), 0, corpus), {}, seed))
     at = resolved(tree, values)
     folder = Path(os.environ.get("DVC_ROOT", ".")) / ".scratch" / "points"
     kept = folder / f"{key(made, at, seed)}.json"
-    return Planned(arm.name, at, seed, reported, run_tree, study.params.flops, corpus, kept)
+    flops = study.params.flops
+    return Planned(arm.name, at, seed, reported, run_tree, first, flops, corpus, kept)
 
 
 def _results(study: Study, plans: list[Planned], before: ArmRecord | None) -> list[Result]:
@@ -225,7 +236,7 @@ def _side_by_side(plans: list[Planned], processes: int) -> Iterator[tuple[Planne
     """Each plan with its result, in order, some at a time in processes of their own."""
     if min(processes, len(plans)) <= 1:
         for plan in plans:
-            measured = point.run_quietly(plan.tree, plan.flops, plan.corpus)
+            measured = point.run_quietly(plan.tree, plan.flops, plan.corpus, plan.first)
             yield plan, Result.model_validate(measured)
         return
     context = multiprocessing.get_context("spawn")
@@ -233,7 +244,7 @@ def _side_by_side(plans: list[Planned], processes: int) -> Iterator[tuple[Planne
         # children inherit that Ctrl-C is ignored: the parent answers it, in one line
         answer = signal.signal(signal.SIGINT, signal.SIG_IGN)
         futures = [
-            (plan, pool.submit(point.run_quietly, plan.tree, plan.flops, plan.corpus))
+            (plan, pool.submit(point.run_quietly, plan.tree, plan.flops, plan.corpus, plan.first))
             for plan in plans
         ]
         signal.signal(signal.SIGINT, answer)

@@ -20,6 +20,8 @@ from lmlab.data.start import FROM_SCRATCH
 
 LEAST_SWEEP_SEEDS = 2
 """With fewer, the best of a sweep is chosen by luck."""
+FIRST = "first."
+"""Before the keys of params of a run that others go on from."""
 Sweep = dict[str, list[Any]]
 """Values to try for each dotted key, all combinations; `key*` holds factors."""
 
@@ -51,6 +53,10 @@ class ArmParams(Params):
     """A study's params.yaml: a block of `arms`, which may be empty."""
 
     changes: Values = {}
+    first: Values | None = None
+    """Changes to what all runs share in the run that this arm's go on from, with the same seed;
+    without it they begin from scratch.
+    """
     sweep: Sweep | None = None
     sweep_seeds: list[int] | None = None
 
@@ -62,6 +68,8 @@ class Arm:
     name: str
     changes: Values
     """What it changes beside what all runs share."""
+    first: Values | None
+    """What the run changes that it goes on from; None: from scratch."""
     sweep: Sweep
     sweep_seeds: list[int]
 
@@ -74,7 +82,8 @@ class Arm:
     @property
     def own_keys(self) -> set[str]:
         """The dotted keys in which it may differ from the other arms."""
-        return {key.removesuffix("*") for key in (*self.changes, *self.sweep)}
+        of_first = {f"{FIRST}{key}" for key in self.first or {}}
+        return of_first | {key.removesuffix("*") for key in (*self.changes, *self.sweep)}
 
 
 @dataclass(frozen=True)
@@ -106,11 +115,20 @@ class Study:
         sweep = self.params.sweep if block.sweep is None else block.sweep
         seeds = self.params.sweep_seeds if block.sweep_seeds is None else block.sweep_seeds
         self._check_seeds(name, sweep, seeds)
-        return Arm(name, {**by_name, **block.changes}, sweep, seeds)
+        return Arm(name, {**by_name, **block.changes}, block.first, sweep, seeds)
 
     def tree(self, name: str) -> Tree:
         """The project's params.yaml with what all runs share and what the arm changes."""
         return changed(changed(from_scratch(), self.params.changes), self.arm(name).changes)
+
+    def first_tree(self, name: str) -> Tree | None:
+        """The same for the run that the arm's runs go on from; None where they begin from
+        scratch.
+        """
+        first = self.arm(name).first
+        if first is None:
+            return None
+        return changed(changed(from_scratch(), self.params.changes), first)
 
     def _check_seeds(self, name: str, sweep: Sweep, seeds: list[int]) -> None:
         """Raise UserError where what is reported would be what was chosen."""
