@@ -1,6 +1,7 @@
 """Studies: what is run, what is kept, what is stale, and what goes into one table."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from lmlab import cli
 from lmlab.core import params
 from lmlab.core.errors import UserError
 from lmlab.core.files import read_json, seal
-from lmlab.experiments.studies import making, publish, records, running, study, table
+from lmlab.experiments.studies import levels, making, publish, records, running, study, table
 from lmlab.experiments.studies import point as points
 
 TEXT = "".join(f"{number} times {number} is {number * number}.\n" for number in range(120))
@@ -99,7 +100,9 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The seeds that were run, in order; what the runs give is made up and quick."""
     seeds: list[int] = []
 
-    def measured(tree: params.Tree, flops: float, corpus: Path) -> dict[str, Any]:
+    def measured(
+        tree: params.Tree, flops: float, corpus: Path, first: points.First | None = None
+    ) -> dict[str, Any]:
         seed = tree["train"]["seed"]
         seeds.append(seed)
         bits = 2.5 + seed / 1000
@@ -152,6 +155,122 @@ def test_an_arm_reports_other_seeds_than_it_sweeps_with_and_what_diverges_is_nev
     assert summary["seeds"] == 2
     reported_bits = [point["validation"]["bits_per_byte"] for point in final]
     assert summary["bits_per_byte"] == pytest.approx(sum(reported_bits) / 2)
+
+
+FIRST_ARMS = {
+    "plain": {},
+    "migrated": {
+        "first": {"train.steps": 6},
+        "changes": {"tokenizer.name": "byte", "start.migration": "spelled"},
+    },
+    "grown": {
+        "first": {"train.steps": 6},
+        "changes": {"start.growth": ["interleaved"], "models.transformer.depth": 2},
+    },
+}
+
+
+def test_an_arm_goes_on_from_a_run_that_is_made_once_for_each_seed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = []
+    real = points.train
+
+    def noted(tree: params.Tree, layout: Any) -> Any:
+        trained.append((tree["train"]["steps"], tree["train"]["seed"], tree["start"]["commit"]))
+        return real(tree, layout)
+
+    monkeypatch.setattr(points, "train", noted)
+    write(folder, arms=FIRST_ARMS)
+    plain = run(folder, "plain")["points"]
+    records_ = {name: run(folder, name) for name in ("migrated", "grown")}
+    from_scratch = [(steps, seed) for steps, seed, commit in trained if not commit]
+    assert from_scratch == [(4, 0), (4, 1), (6, 0), (6, 1)]
+    assert [(steps, seed) for steps, seed, commit in trained if commit] == [(4, 0), (4, 1)] * 2
+    for record in records_.values():
+        for point in record["points"]:
+            assert (point["steps"], point["own_steps"]) == (10, 4)
+            assert point["tokens"] == 10 * 4 * 8
+            assert point["flops"] > point["own_flops"] > 0
+            assert point["own_bytes"] > 0
+            assert [step for step, _ in point["curve"]] == [6, 8, 10]
+    assert records_["migrated"]["points"][0]["vocabulary_size"] == 257
+    grown = records_["grown"]["points"]
+    assert grown[0]["parameters"] > plain[0]["parameters"]
+    assert grown[0]["bits_per_byte_before"] != grown[1]["bits_per_byte_before"]
+    of_first = points.read_record(next(Path(".scratch/firsts").iterdir()) / "run" / "model")
+    assert of_first.steps == 6
+    found = table.rows({name: records.read(study.read(folder).points(name)) for name in FIRST_ARMS})
+    assert found["own_flops"].notna().sum() == 4
+    asked = study.read(folder)
+    table.check_alike(asked, table.read_arms(asked))
+    assert running.stale(asked, "grown", CORPUS) == []
+    write(
+        folder, arms={**FIRST_ARMS, "grown": {**FIRST_ARMS["grown"], "first": {"train.steps": 7}}}
+    )
+    (reason,) = running.stale(study.read(folder), "grown", CORPUS)
+    assert reason == "params: first.train.steps was 6, is 7"
+
+
+def result_of(curve: list[list[float]], **values: Any) -> records.Result:
+    """A run of 40 steps with a byte for each token, whose curve is in bits."""
+    nats = [[step, bits * math.log(2)] for step, bits in curve]
+    return records.Result(
+        curve=nats, steps=40, bytes=4000, flops=8000, bytes_per_token=1.0, **values
+    )
+
+
+@pytest.mark.parametrize(
+    ("level", "bytes_", "flops"),
+    [(5.0, 1000, 2000), (3.5, 1500, 3000), (2.0, 3000, 6000), (1.9, math.inf, math.inf)],
+)
+def test_what_a_run_spent_to_a_level_is_read_off_its_curve(
+    level: float, bytes_: float, flops: float
+) -> None:
+    curve = [[10, 4.0], [20, 3.0], [30, 2.0], [40, 2.5]]
+    assert levels.spent_to(result_of(curve), level) == pytest.approx((bytes_, flops))
+
+
+@pytest.mark.parametrize(
+    ("level", "bytes_", "flops"), [(6.0, 0, 6000), (3.5, 150, 6750), (2.9, math.inf, math.inf)]
+)
+def test_what_came_before_counts_among_flops_and_not_among_bytes(
+    level: float, bytes_: float, flops: float
+) -> None:
+    own = {"own_steps": 20, "own_bytes": 400, "own_flops": 2000}
+    going_on = result_of([[20, 4.0], [35, 3.0], [40, 3.1]], **own)
+    assert levels.spent_to(going_on, level) == pytest.approx((bytes_, flops))
+
+
+def test_the_table_says_what_each_arm_spent_to_the_level_of_the_first_runs(folder: Path) -> None:
+    """With a level that all reach at once, and one that nobody reaches."""
+    for within, reached in ((100.0, True), (1e-9, False)):
+        write(folder, arms=FIRST_ARMS, seeds=[0, 1, 2], within=within)
+        for name in FIRST_ARMS:
+            run(folder, name)
+        asked = study.read(folder)
+        found = table.rows(table.read_arms(asked), within)
+        of_first = found["bits_per_byte_before"].dropna().unique()
+        assert sorted(found["level"].unique()) == pytest.approx(sorted(of_first + within))
+        summary = table.write(asked)
+        at = summary.set_index("arm")
+        if reached:
+            assert at.loc["migrated", "bytes_to_level"] == 0
+            assert at.loc["plain", "bytes_to_level"] > 0
+            assert at.loc["migrated", "flops_to_level"] > 0
+        else:
+            assert at.loc["plain", "bytes_to_level"] == math.inf
+        assert {"bytes_to_level_verdict", "flops_to_level_verdict"} <= set(summary)
+
+
+def test_flops_that_an_arm_may_spend_are_those_of_both_its_runs(folder: Path) -> None:
+    write(folder, arms=FIRST_ARMS, seeds=[0])
+    spent = run(folder, "plain")["points"][0]["flops"]
+    write(folder, arms=FIRST_ARMS, seeds=[0], flops=5.0 * spent)
+    plain, grown = (run(folder, name)["points"][0] for name in ("plain", "grown"))
+    assert plain["steps"] == 20
+    assert grown["own_steps"] < 14
+    assert abs(grown["flops"] / plain["flops"] - 1) < 0.06
 
 
 @pytest.mark.parametrize(
@@ -437,7 +556,9 @@ def test_progress_names_the_arm_and_the_number(
 def test_each_row_of_the_summary_has_a_verdict_against_the_baseline(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def measured(tree: params.Tree, flops: float, corpus: Path) -> dict[str, Any]:
+    def measured(
+        tree: params.Tree, flops: float, corpus: Path, first: points.First | None = None
+    ) -> dict[str, Any]:
         worse = 0.3 if tree["tokenizer"]["name"] == "byte" else 0.0
         bits = 2.5 + worse + tree["train"]["seed"] / 1000 + worse * tree["train"]["seed"] / 100
         return {"validation": {"bits_per_byte": bits, "nats_per_token": bits}}

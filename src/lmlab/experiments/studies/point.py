@@ -102,6 +102,7 @@ def run(tree: Tree, flops: float, corpus: Path, first: First | None = None) -> d
             "parameters": record.parameters,
             "steps": record.steps,
             "tokens": tokens,
+            "bytes": record.bytes,
             "flops": record.flops,
             **(_since(record, before) if before else {}),
             **{name: times[name] for name in TIMES},

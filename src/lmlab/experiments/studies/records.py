@@ -41,9 +41,17 @@ class Result(BaseModel):
     parameters: int = 0
     steps: int = 0
     tokens: int = 0
-    """That it was trained on."""
+    """That it was trained on; all amounts include those of a run that it went on from."""
+    bytes: int | float = 0
+    """Of text, that those tokens stand for."""
     flops: int | float = 0
     """Spent on training."""
+    own_steps: int = 0
+    """Of a run that went on from another one: its own. So are `own_bytes` and `own_flops`."""
+    own_bytes: int | float = 0
+    own_flops: int | float = 0
+    bits_per_byte_before: float | None = None
+    """What the run ended with that it went on from."""
     training_seconds: float = 0.0
     validation_seconds: float = 0.0
     tokens_per_second: float = 0.0

@@ -45,6 +45,10 @@ class StudyParams(Params):
     """
     reference: str
     """The baseline: the arm whose cost is 1 and that verdicts are against; may be empty."""
+    within: float = Field(default=0, ge=0)
+    """Bits per byte above what a run ended with that others went on from, which still count as back
+    at its level; 0: it is not asked when runs are.
+    """
     processes: int = Field(ge=0)
     """Runs at a time; 0: one per core. Each should train on one thread."""
 

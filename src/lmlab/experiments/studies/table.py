@@ -16,7 +16,7 @@ from lmlab.core.files import whole_file
 from lmlab.core.params import Values
 from lmlab.experiments.compare.run import Run
 from lmlab.experiments.compare.verdicts import judge_all
-from lmlab.experiments.studies import records
+from lmlab.experiments.studies import levels, records
 from lmlab.experiments.studies.basin import Basin, basin
 from lmlab.experiments.studies.making import disagreements
 from lmlab.experiments.studies.records import ArmRecord, Result
@@ -29,6 +29,11 @@ BITS = "validation_bits_per_byte"
 """A column of results.csv."""
 MEASURE = "validation.bits_per_byte"
 """What verdicts are about."""
+TO_LEVEL = {
+    "bytes_to_level": "learning_curve.bytes_to.level",
+    "flops_to_level": "learning_curve.flops_to.level",
+}
+"""Columns of results.csv, and the measures that they are."""
 VERDICT = ["verdict", "difference", "difference_low", "difference_high"]
 """Columns of summary.csv."""
 Arms = dict[str, ArmRecord]
@@ -43,14 +48,15 @@ def write(study: Study, also: Collection[str] = ()) -> pd.DataFrame:
     """
     arms = read_arms(study, also)
     check_alike(study, arms)
-    results = rows(arms)
+    results = rows(arms, study.params.within)
     table = summary(results, study.params.reference)
     folder = study.output
     with whole_file(folder / "results.csv") as partial:
         results.to_csv(partial, index=False, lineterminator="\n")
     with whole_file(folder / "summary.csv") as partial:
         table.to_csv(partial, index=False, lineterminator="\n", float_format="%.6g")
-    order, numbers = table["arm"].tolist(), table.drop(columns=VERDICT)
+    words = [*VERDICT, *(f"{key}_verdict" for key in TO_LEVEL)]
+    order, numbers = table["arm"].tolist(), table.drop(columns=words, errors="ignore")
     (folder / "charts").mkdir(exist_ok=True)
     for name, chart in charts(numbers, curves(arms), readings(arms), order):
         with whole_file(folder / "charts" / f"{name}.svg") as partial:
@@ -96,11 +102,14 @@ def check_alike(study: Study, arms: Arms) -> None:
             )
 
 
-def rows(arms: Arms) -> pd.DataFrame:
+def rows(arms: Arms, within: float = 0) -> pd.DataFrame:
     """All runs, a row each: the arm, its swept values, the seed, and what was measured.
 
-    `reported` marks the runs with the reported seeds at the best of the swept values.
+    `reported` marks the runs with the reported seeds at the best of the swept values. With `within`
+    there is also what they had spent when they were back at the level of the run that some went on
+    from with the same seed (`levels`); infinite where they never were.
     """
+    level = levels.by_seed(arms, within) if within else {}
     table = pd.DataFrame(
         {
             "arm": name,
@@ -110,6 +119,7 @@ def rows(arms: Arms) -> pd.DataFrame:
             **_validation(point.result),
             "seed": point.seed,
             **_plain(point.result),
+            **(_to_level(point.result, level[point.seed]) if point.seed in level else {}),
         }
         for name, record in arms.items()
         for point in record.points
@@ -117,6 +127,13 @@ def rows(arms: Arms) -> pd.DataFrame:
     if BITS not in table:  # every run diverged
         table[BITS] = math.nan
     return table
+
+
+def _to_level(result: Result, level: float) -> Values:
+    spent = levels.Spent(math.inf, math.inf)
+    if not result.diverged:
+        spent = levels.spent_to(result, level)
+    return {"level": level, "bytes_to_level": spent.bytes, "flops_to_level": spent.flops}
 
 
 def _validation(result: Result) -> Values:
@@ -148,12 +165,21 @@ def summary(results: pd.DataFrame, reference: str) -> pd.DataFrame:
     mean difference and its interval beside it. Seconds and bytes are medians, and relative to the
     reference. `basin_octaves`, for an arm that swept one number, is how wide the values are that do
     nearly as well as the best, and `basin_is_least` says that the sweep ends within them.
+
+    Where it was asked when runs are back at a level, `bytes_to_level` and `flops_to_level` are
+    medians, with a verdict on either, corrected for the number of arms; runs that never were there
+    are tied last.
     """
     table = pd.DataFrame(
         _row(str(arm), runs, results[results["arm"] == arm])
         for arm, runs in reported(results).groupby("arm")
     ).sort_values("bits_per_byte", ignore_index=True)
     table = table.merge(_verdicts(reported(results), reference), on="arm", how="left")
+    for key, measure in TO_LEVEL.items():
+        if key in results:
+            verdicts = _verdicts(reported(results), reference, measure)[["arm", "verdict"]]
+            named = verdicts.rename(columns={"verdict": f"{key}_verdict"})
+            table = table.merge(named, on="arm", how="left")
     at = table["arm"] == reference
     for key, name in (("step_seconds", "relative_seconds"), ("step_bytes", "relative_bytes")):
         if key in table and at.any():
@@ -175,7 +201,10 @@ def _row(arm: str, runs: pd.DataFrame, with_sweep: pd.DataFrame) -> Values:
         row["diverged"] = diverged
     swept = [key for key in map(str, runs.columns) if "." in key and runs[key].notna().all()]
     row |= {key: runs[key].iloc[0] for key in swept}
-    medians = ("tokens", "training_seconds", "step_seconds", "step_bytes")
+    medians = (
+        *("tokens", "training_seconds", "step_seconds", "step_bytes"),
+        *("bytes_to_level", "flops_to_level"),
+    )
     row |= {key: runs[key].median() for key in medians if key in runs}
     if basin_found := sweep_basin(with_sweep[~with_sweep["reported"]]):
         row |= {
@@ -185,14 +214,14 @@ def _row(arm: str, runs: pd.DataFrame, with_sweep: pd.DataFrame) -> Values:
     return row
 
 
-def _verdicts(runs: pd.DataFrame, reference: str) -> pd.DataFrame:
+def _verdicts(runs: pd.DataFrame, reference: str, measure: str = MEASURE) -> pd.DataFrame:
     """For each arm but the reference, what its runs show against it; empty without a reference."""
     columns = ["arm", *VERDICT]
     by_arm = {str(arm): _as_runs(of_arm) for arm, of_arm in runs.groupby("arm")}
     baseline = by_arm.pop(reference, [])
     if not baseline or not by_arm:
         return pd.DataFrame(columns=columns).astype({"arm": str})
-    verdicts = judge_all(baseline, by_arm, [MEASURE], name=reference)
+    verdicts = judge_all(baseline, by_arm, [measure], name=reference)
     return pd.DataFrame(
         [
             [verdict.variant, verdict.words, verdict.difference, verdict.low, verdict.high]
@@ -208,9 +237,20 @@ def _as_runs(rows_of_arm: pd.DataFrame) -> list[Run]:
     for row in rows_of_arm.to_dict("records"):
         params = {"train.seed": row["seed"], "train.data_seed": row["seed"]}
         diverged = str(row["diverged"]) if isinstance(row.get("diverged"), str) else ""
-        measures = {} if diverged else {MEASURE: row[BITS]}
+        measures = {} if diverged else {MEASURE: row[BITS], **_levels_of(pd.Series(row))}
         runs.append(Run(f"{row['arm']}, seed {row['seed']}", params, measures, diverged=diverged))
     return runs
+
+
+def _levels_of(row: pd.Series) -> Values:
+    """What the run of a row spent to a level, as measures; one that never was there has a bound."""
+    measures: Values = {}
+    for key, measure in TO_LEVEL.items():
+        if key in row:
+            reached = math.isfinite(row[key])
+            bound = measure.replace("_to.", "_to_more_than.")
+            measures |= {measure: row[key]} if reached else {bound: 0.0}
+    return measures
 
 
 def _mean_and_half(bits: pd.Series) -> tuple[float, float]:
