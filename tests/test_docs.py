@@ -21,10 +21,13 @@ from ruamel.yaml import YAML
 from small import PROJECT
 
 from lmlab import cli
-from lmlab.core import params
+from lmlab.core import params, registry
 from lmlab.core.errors import UserError
 from lmlab.core.params import Tree
+from lmlab.data.start import FROM_SCRATCH, StartParams
 from lmlab.experiments import preflight, recipes
+from lmlab.training import growing
+from lmlab.training.growing import Shape
 
 ROOMS = ["core", "data", "model", "training", "evaluation", "export", "experiments"]
 README_BYTES = 9_000
@@ -219,10 +222,31 @@ def test_every_param_that_a_command_sets_exists_and_is_accepted(
             params.changed(tree, {key: yaml.load(value)})  # raises where there is no such key
             if not of_a_reader((key, value)):
                 changes[key] = yaml.load(value)
+        changed = params.changed(tree, changes)
         try:
-            preflight.check(params.changed(tree, changes))
+            if "$(lmlab start" in " ".join(words):
+                check_start(tree, changed)
+                changed = params.changed(changed, FROM_SCRATCH)
+            preflight.check(changed)
         except UserError as error:
             pytest.fail(f"{page}: {' '.join(words)}: {error}")
+
+
+def check_start(tree: Tree, changed: Tree) -> None:
+    """Raise UserError where a run with the changed params cannot go on from one with the default's:
+    by the steps that lead from one model to the other.
+    """
+    start = params.section(changed, "start", StartParams)
+    registry.choices(changed, "start", start)
+    names = [params.block(each, "train")["model"] for each in (tree, changed)]
+    old, new = (
+        registry.choose(each, "models", name)
+        for each, name in zip((tree, changed), names, strict=True)
+    )
+    if start.growth:
+        growing.check(old, new, growing.chosen(changed, start.growth), Shape(66, 128, 0))
+    else:
+        assert old.record() == new.record()
 
 
 @pytest.mark.parametrize("case", commands("dvc"), ids=titled)
