@@ -335,6 +335,23 @@ def test_rows_that_n_grams_share_are_means_by_how_often_they_occur() -> None:
             torch.testing.assert_close(new_table.weight[row, columns], expected[old_columns])
 
 
+def test_a_layer_whose_shape_goes_by_the_vocabulary_otherwise_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Such as a table of pairs that says nothing of its rows."""
+    from lmlab.model.layers.embedding.token import Token
+
+    real = Token.__init__
+
+    def with_pairs(self: Any, options: Any, vocabulary_size: int, width: int) -> None:
+        real(self, options, vocabulary_size, width)
+        self.pairs = nn.Embedding(vocabulary_size**2, width)
+
+    monkeypatch.setattr(Token, "__init__", with_pairs)
+    with pytest.raises(UserError, match=r"known how the shape of embedding\.pairs\.weight goes"):
+        Move(model(embedding="token"), CHARACTERS, BPE, "mean")
+
+
 # ---------------------------------------------------------------- states
 
 

@@ -9,6 +9,7 @@ Which dimensions of a tensor go by the vocabulary is seen from its shape at two 
 nothing is listed by hand, so any model and any rule can be given another tokenizer.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lmlab.core.errors import UserError
 from lmlab.core.registry import Choice
 from lmlab.data.shards import Shards
 from lmlab.data.vocabularies import Vocabularies
@@ -215,7 +217,19 @@ class Migrated:
                     rows = Table(layer.old, layer.new, number, both).rows(text_N)
                     others = [each for each in maps.get(name, []) if each.axis]
                     maps[name] = [AxisMap(0, rows, True), *others]
+        self._check_all_known(maps)
         return maps
+
+    def _check_all_known(self, maps: Maps) -> None:
+        """Raise UserError where it is not known how a shape goes by the vocabulary."""
+        before, after = self.old.state_dict(), self.new.state_dict()
+        for name, tensor in before.items():
+            if tensor.shape != after[name].shape and name not in {*maps, *self.keys}:
+                raise UserError(
+                    f"params.yaml: start.migration: models.{self.new.choice.name} cannot be given"
+                    f" another vocabulary: it is not known how the shape of {name} goes by it; give"
+                    " its layer the methods of NGramTables, or train from scratch"
+                )
 
     def _on_output(self, axes: Mapping[str, list[int]]) -> Maps:
         return {
@@ -402,7 +416,8 @@ def migrated(
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         old = build(parts["model"], saved.vocabulary_size, saved.context)
         old.load_state_dict(state["model"])
-        new = Migrated(old, model, rule, parts, tokenizers, text_of(shards), migration)
+        own = copy.deepcopy(model).cpu()
+        new = Migrated(old, own, rule, parts, tokenizers, text_of(shards), migration)
         weights_within = getattr(optimizer, "weights_in_state", ())
         return {
             **state,

@@ -1,6 +1,6 @@
 """A map from the rows of an old table to those of a new one."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ CHUNK = 1 << 18
 
 @dataclass(frozen=True)
 class RowMap:
-    """Rows of a new table from those of an old one: copies, to the last bit, and weighted sums."""
+    """Rows of a new table from those of an old one: copies, to the last bit, and sums of shares."""
 
     copies: Tensor
     """Pairs (new row, old row), shape (2, C)."""
@@ -20,6 +20,8 @@ class RowMap:
     """Pairs (new row, old row), shape (2, M); a new row is the sum of its terms."""
     shares: Tensor
     """What the old row of each term is multiplied by, shape (M,)."""
+    means: Sequence[tuple[Tensor, Tensor]] = ()
+    """New rows, and the old rows that each of them is the mean of."""
 
     def apply(self, old: Tensor, otherwise: Tensor, axis: int = 0) -> Tensor:
         """A table of the shape of `otherwise`, which has the rows that nothing is said of."""
@@ -31,21 +33,26 @@ class RowMap:
             shares = self.shares[start : start + CHUNK].to(source.dtype)
             shares = shares.reshape(-1, *[1] * (source.ndim - 1))
             new.index_add_(0, rows, source[old_rows] * shares)
+        for rows, old_rows in self.means:
+            new[rows] = source[old_rows].mean(dim=0)
         new[self.copies[0]] = source[self.copies[1]]
         return new.movedim(0, axis).contiguous()
 
 
-def means(copied: Mapping[int, int], sources: Mapping[int, Sequence[int]]) -> RowMap:
-    """Copies, and the mean of several old rows for each of other new ones."""
-    terms = [(row, old_row) for row, old_rows in sources.items() for old_row in old_rows]
-    shares = [1 / len(old_rows) for old_rows in sources.values() for _ in old_rows]
-    return RowMap(_pairs(copied.items()), _pairs(terms), torch.tensor(shares, dtype=torch.float64))
-
-
 def copies(pairs: Tensor) -> RowMap:
     """Copies alone, from pairs (new row, old row), shape (2, C)."""
-    return RowMap(pairs, _pairs([]), torch.zeros(0, dtype=torch.float64))
+    return RowMap(pairs, pairs[:, :0], torch.zeros(0, dtype=torch.float64))
 
 
-def _pairs(pairs: Iterable[tuple[int, int]]) -> Tensor:
-    return torch.tensor(list(pairs), dtype=torch.long).reshape(-1, 2).T
+def means(copied: Mapping[int, int], sources: Mapping[int, Sequence[int]]) -> RowMap:
+    """Copies, and for other new rows the mean of several old ones; where many new rows have one and
+    the same list of sources, it is computed once.
+    """
+    rows_of: dict[int, list[int]] = {}
+    for row, old_rows in sources.items():
+        rows_of.setdefault(id(old_rows), []).append(row)
+    pairs = torch.tensor(list(copied.items()), dtype=torch.long).reshape(-1, 2).T
+    groups = [
+        (torch.tensor(rows), torch.tensor(list(sources[rows[0]]))) for rows in rows_of.values()
+    ]
+    return RowMap(pairs, pairs[:, :0], torch.zeros(0, dtype=torch.float64), groups)
