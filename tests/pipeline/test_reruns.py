@@ -50,7 +50,7 @@ PARAMS: list[tuple[str, Any, set[str]]] = [
     ("probes.activations.dead_below", 0.1, {"probe"}),
     # options of parts that are not in use
     ("corpora.markov.order", 3, set()),
-    ("corpora.shakespeare.plays", "all", set()),
+    ("corpora.bible.translation", "world_english", set()),
     ("layers.feed_forward.swiglu.expansion", 3.0, set()),
     ("schedules.cosine.final", 0.2, set()),
     ("models.lstm.layers", 3, set()),

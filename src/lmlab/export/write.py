@@ -47,7 +47,8 @@ class Writer:
                 return ""
             docstring = _first_paragraph(node)
             body = [*([docstring] if docstring else []), *members]
-            bases = [base for each in node.bases for base in self._base(module, each)]
+            found = [base for each in node.bases for base in self._base(module, each)]
+            bases = list({ast.unparse(base): base for base in found}.values())
             node = copy(node)
             node.name, node.bases = self.names[piece.definition], bases
             node.body = body or [ast.Pass()]
