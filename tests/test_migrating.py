@@ -128,7 +128,7 @@ class Move:
         model = models.build(self.parts["model"], vocabulary_size, context=8).double()
         return model, build_rule(self.parts, model)
 
-    def logits(self, text: str, masked: bool = True) -> tuple[Tensor, Tensor]:
+    def logits(self, text: str) -> tuple[Tensor, Tensor]:
         """Of both models, of the kept tokens alone and in the order of the old ones, for a text in
         its old segmentation.
         """
@@ -197,8 +197,8 @@ def test_a_grown_vocabulary_reads_the_old_segmentation_as_before(
 
 
 def test_bpe_without_merges_is_the_byte_model() -> None:
-    before, after = Move(model(), BPE, BYTES, "mean").logits("", masked=False)
     move = Move(model(), BPE, BYTES, "mean")
+    before, after = move.logits("")
     assert len(move.both.kept) == 257
     for new, old in move.both.kept.items():
         assert torch.equal(move.new.readout.weight[new], move.old.readout.weight[old])
