@@ -1,6 +1,7 @@
 """A run that goes on from another: the same bytes as one that never stopped, and what it cost."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from test_training import BASE, VARIATIONS, Corpus, Stopped, stop_at
 
 from lmlab.core import registry
 from lmlab.core.errors import UserError
-from lmlab.core.files import read_json
-from lmlab.core.params import section
-from lmlab.data.start import EarlierRun, Start
+from lmlab.core.files import read_json, whole_folder
+from lmlab.core.params import changed, section
+from lmlab.data.start import EarlierRun, Start, StartParams
 from lmlab.model.models import base as models
 from lmlab.model.record import ModelRecord, read_record
 from lmlab.training import checkpoint, continuing
@@ -215,6 +216,43 @@ def test_the_learning_rate_is_the_new_run_s_and_the_moments_are_the_old_one_s(
     before, after = state("first")["optimizer"], state("second")["optimizer"]
     assert {float(each["step"]) for each in before.values()} == {7.0}
     assert {float(each["step"]) for each in after.values()} == {8.0}
+
+
+@pytest.mark.parametrize("name", registry.names("optimizers"))
+def test_an_optimizer_that_begins_anew_takes_the_steps_of_one_that_has_no_state(
+    corpus: Corpus, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"optimizer": name, "validate_every": 0}
+    train(corpus, "first", **changes)
+    start = start_from("first")
+    carried = train(corpus, "carried", start, **changes)
+    capsys.readouterr()
+    anew = train(corpus, "anew", replace(start, carries_optimizer_state=False), **changes)
+    assert "the optimizer's state begins anew (start.optimizer_state)" in capsys.readouterr().out
+    without = state("first")
+    without["optimizer"] = {}
+    with whole_folder(start.state) as partial:
+        checkpoint.write(partial / continuing.FILE, without)
+    assert anew.weights_sha256 == train(corpus, "without", start, **changes).weights_sha256
+    assert anew.weights_sha256 != carried.weights_sha256
+    assert carried.earlier == anew.earlier
+
+
+@pytest.mark.parametrize(
+    ("chosen", "migration", "carries"),
+    [
+        ("auto", "identity", True),
+        ("auto", "spelled", False),
+        ("carried", "spelled", True),
+        ("anew", "identity", False),
+    ],
+)
+def test_the_optimizer_s_state_is_carried_where_the_tokenizer_stays_or_where_asked(
+    chosen: str, migration: str, carries: bool
+) -> None:
+    values = {"start.commit": "0" * 40, "start.migration": migration}
+    tree = changed(small.tree(), {**values, "start.optimizer_state": chosen})
+    assert section(tree, "start", StartParams).carries_optimizer_state is carries
 
 
 def test_the_weights_taken_over_are_those_that_training_was_at(corpus: Corpus) -> None:

@@ -359,6 +359,9 @@ def test_the_width_of_a_default_model_is_the_one_it_had() -> None:
 # ---------------------------------------------------------------- in a run
 
 
+RUNS = ("first", "second", "scratch")
+
+
 def goes_on(folder: str, growths: list[str], corpus: Corpus, **changes: Any) -> Any:
     chosen = tuple(growth_of(name) for name in growths)
     return train(corpus, folder, replace(start_from("first"), growths=chosen), **changes)
@@ -385,6 +388,23 @@ def test_a_run_goes_on_with_a_larger_model(
         assert math.isclose(at_once, ended, rel_tol=1e-5)
     again = goes_on("again", names, corpus, **bigger)
     assert again.weights_sha256 == second.weights_sha256
+
+
+@pytest.mark.parametrize("parametrisation", registry.names("parametrisations"))
+def test_new_weights_are_drawn_as_the_larger_model_draws_them(
+    parametrisation: str, corpus: Corpus
+) -> None:
+    """A unit that nothing reads yet has the weights that a run from scratch gives it."""
+    of_width = {"parametrisation": parametrisation, "base_width": 4, "heads": 0}
+    train(corpus, "first", **of_width)
+    wider = {**of_width, "expansion": 8.0, "learning_rate": 1e-30, "steps": 1}
+    goes_on("second", ["wider_layers"], corpus, **wider)
+    train(corpus, "scratch", **wider)
+    name = "blocks.0.feed_forward.up.weight"
+    small_one, grown, drawn = (state(folder)["model"][name] for folder in RUNS)
+    known = len(small_one)
+    assert torch.equal(grown[:known], small_one)
+    torch.testing.assert_close(grown[known:], drawn[known:])
 
 
 def test_a_run_goes_on_with_fewer_blocks(corpus: Corpus, shards_of: small.ShardsOf) -> None:

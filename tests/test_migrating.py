@@ -412,13 +412,13 @@ def test_a_run_goes_on_as_if_its_ids_had_always_been_others(
 
 def test_a_state_of_another_shape_than_its_parameter_begins_anew() -> None:
     move = Move(model(), CHARACTERS, BPE, "spelled")
-    weights = dict(move.old.state_dict())
+    modules = {"model": dict(move.old.state_dict()), "rule": {}}
     readout, matrix = "model.readout.weight", "model.blocks.0.attention.out.weight"
     square = torch.eye(CHARACTERS.vocabulary_size)
     both = {readout: {"bases": [square]}, matrix: {"bases": [torch.eye(16)]}}
-    assert move.migrated.optimizer(both, weights, ()).keys() == {matrix}
-    moments = {readout: {"mean": torch.ones_like(weights["readout.weight"]), "step": 3}}
-    after = move.migrated.optimizer(moments, weights, ())[readout]
+    assert move.migrated.optimizer(both, modules, ()).keys() == {matrix}
+    moments = {readout: {"mean": torch.ones_like(move.old.readout.weight), "step": 3}}
+    after = move.migrated.optimizer(moments, modules, ())[readout]
     assert after["step"] == 3
     assert torch.equal(after["mean"], torch.ones(BPE.vocabulary_size, 16))
 

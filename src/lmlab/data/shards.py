@@ -101,6 +101,10 @@ class Shards:
         counts = self.manifest.splits[split]
         return {"tokens": counts.tokens, "bytes": counts.bytes, "documents": counts.documents}[unit]
 
+    def bytes_per_token(self, split: str) -> float:
+        """Of text, before it became tokens."""
+        return self.count(split, "bytes") / self.count(split, "tokens")
+
     def row_groups(self, split: str) -> list[RowGroup]:
         """The row groups of a split in order."""
         groups = []

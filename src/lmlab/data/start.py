@@ -1,8 +1,9 @@
 """A finished run that another one goes on from, as the stage `start` lays it out in a folder."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator
 
@@ -15,12 +16,13 @@ RECORD, MODEL, TOKENIZER, STATE = "start.json", "model", "tokenizer", "state"
 """In the folder: the record, and the folders that the run had written."""
 STAYS = "identity"
 """The migration of a run that has its start's tokenizer."""
-FROM_SCRATCH: Values = {
-    "start.commit": "",
-    "start.model": "",
+AS_IT_WAS: Values = {
     "start.migration": STAYS,
     "start.growth": [],
+    "start.optimizer_state": "auto",
 }
+"""The params of a run that changes nothing of the one it goes on from."""
+FROM_SCRATCH: Values = {"start.commit": "", "start.model": "", **AS_IT_WAS}
 """The params of a run that goes on from none."""
 
 
@@ -36,6 +38,8 @@ class StartParams(Params):
 
     growth: Names
     """By which growths, in turn, the model becomes larger than the start's."""
+    optimizer_state: Literal["auto", "carried", "anew"]
+    """Whether the optimizer's state is taken over; auto: unless there is another tokenizer."""
 
     @field_validator("growth", mode="before")
     @classmethod
@@ -46,6 +50,13 @@ class StartParams(Params):
     def has_another_tokenizer(self) -> bool:
         """Whether the run has a tokenizer of its own and no start's."""
         return not self.commit or self.migration != STAYS
+
+    @property
+    def carries_optimizer_state(self) -> bool:
+        """Whether the optimizer goes on with what it remembers."""
+        if self.optimizer_state == "auto":
+            return not self.has_another_tokenizer
+        return self.optimizer_state == "carried"
 
 
 class EarlierRun(Record):
@@ -69,6 +80,23 @@ class EarlierRun(Record):
     flops: int
     bits_per_byte: float | None
     """Of its own validation split, in windows that do not overlap; None where that was not read."""
+
+
+class Spent(NamedTuple):
+    """What runs have cost altogether."""
+
+    steps: int = 0
+    tokens: int = 0
+    bytes: int = 0
+    flops: int = 0
+
+
+def spent(earlier: Sequence[EarlierRun]) -> Spent:
+    """What a run and all before it have cost; zeros where there is none."""
+    if not earlier:
+        return Spent()
+    last = earlier[-1]
+    return Spent(last.steps, last.tokens, last.bytes, last.flops)
 
 
 class StartRecord(Record):
@@ -98,6 +126,7 @@ class Start:
     """How rows come about where the run has another tokenizer; None where it has the start's."""
     growths: tuple[Choice, ...] = ()
     """By which, in turn, the model becomes larger."""
+    carries_optimizer_state: bool = True
 
     @property
     def tokenizer_file(self) -> Path:

@@ -120,7 +120,9 @@ def take_over(
             remarks.append(f"the learning rule {why}, so its state begins anew")
     else:
         rule.load_state_dict(state["rule"])
-    if state["parts"]["optimizer"] != parts["optimizer"].name:
+    if not start.carries_optimizer_state:
+        remarks.append("the optimizer's state begins anew (start.optimizer_state)")
+    elif state["parts"]["optimizer"] != parts["optimizer"].name:
         remarks.append(
             f"the optimizer is {parts['optimizer'].name} where it was"
             f" {state['parts']['optimizer']}, so its state begins anew"
@@ -146,9 +148,11 @@ def _reshaped(
 ) -> tuple[dict[str, Any], list[str]]:
     """The start's state, for the size and the vocabulary of the model, and what became of it."""
     saved, state = read_record(start.model), _read(start)
+    if not start.carries_optimizer_state:
+        state["optimizer"] = {}
     before, remarks = state["optimizer"].keys(), []
     if start.growths:
-        old, shape = recall("models", saved.model), Shape.of(saved)
+        old, shape = recall("models", saved.model), Shape.of(saved, parts["parametrisation"])
         growing.check(old, parts["model"], start.growths, shape)
         text_BS = _text_to_look_at(start, shards, saved.context)
         state = growing.grown(state, old, parts["model"], start.growths, shape, optimizer, text_BS)

@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from lmlab.data.start import spent
 from lmlab.model import noise
 from lmlab.model.device import autocast, memory_bytes
 from lmlab.model.models.base import LanguageModel, next_token_loss
@@ -39,18 +40,16 @@ def training_flops(forward: float, tokens: float) -> float:
 
 def flops_at(saved: ModelRecord, tokens: float) -> float:
     """FLOPs that a run had spent at so many tokens, what earlier runs cost included."""
-    before = saved.earlier[-1] if saved.earlier else None
-    own = tokens - (before.tokens if before else 0)
-    return (before.flops if before else 0) + training_flops(saved.forward_flops_per_token, own)
+    before = spent(saved.earlier)
+    return before.flops + training_flops(saved.forward_flops_per_token, tokens - before.tokens)
 
 
 def bytes_at(saved: ModelRecord, tokens: float) -> float:
     """Bytes of text that a run had trained on at so many tokens, those of earlier runs included."""
-    tokens_before = saved.earlier[-1].tokens if saved.earlier else 0
-    bytes_before = saved.earlier[-1].bytes if saved.earlier else 0
-    own_tokens = saved.tokens - tokens_before
-    share = (tokens - tokens_before) / own_tokens if own_tokens else 0.0
-    return bytes_before + share * (saved.bytes - bytes_before)
+    before = spent(saved.earlier)
+    own_tokens = saved.tokens - before.tokens
+    share = (tokens - before.tokens) / own_tokens if own_tokens else 0.0
+    return before.bytes + share * (saved.bytes - before.bytes)
 
 
 class TooMuch(Exception):  # noqa: N818 (a bound that was asked for, not a fault)

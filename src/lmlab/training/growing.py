@@ -19,6 +19,8 @@ from lmlab.core.registry import Choice
 from lmlab.model.models.base import LanguageModel, build
 from lmlab.model.record import ModelRecord, differences
 from lmlab.training.growths.base import Grown, Growth
+from lmlab.training.optimizers.base import has_shape
+from lmlab.training.parametrisations.base import Parametrisation
 
 TOLERANCE = 1e-9
 """The largest relative difference of logits in double precision, for growths that preserve."""
@@ -29,22 +31,29 @@ State = dict[str, Any]
 
 @dataclass(frozen=True)
 class Shape:
-    """What a model is built with beside its parts, and the seed of its initial weights."""
+    """What a model is built with beside its parts, and what its initial weights are drawn by."""
 
     vocabulary_size: int
     context: int
     seed: int
+    parametrisation: Choice | None = None
+    """None: the standard one."""
 
     @classmethod
-    def of(cls, saved: ModelRecord) -> "Shape":
+    def of(cls, saved: ModelRecord, parametrisation: Choice | None = None) -> "Shape":
         """That of a saved model."""
-        return cls(saved.vocabulary_size, saved.context, saved.seed)
+        return cls(saved.vocabulary_size, saved.context, saved.seed, parametrisation)
 
     def build(self, choice: Choice) -> LanguageModel:
         """The model with initial weights; torch's generator stays as it was."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            return build(choice, self.vocabulary_size, self.context)
+            model = build(choice, self.vocabulary_size, self.context)
+        if self.parametrisation:
+            parametrisation: Parametrisation = self.parametrisation.build()
+            parametrisation.check(model)
+            parametrisation.scale_initialisation(model)
+        return model
 
     def draft(self, choice: Choice) -> LanguageModel:
         """The model without storage."""
@@ -238,7 +247,7 @@ def _optimizer(
             continue
         if not grown.axes and grown.gradient_share == 1:
             made[f"model.{name}"] = values
-        elif follows(values, shape):
+        elif has_shape(values, shape):
             moved = {key: _moved(grown, key, value, squares) for key, value in values.items()}
             made[f"model.{name}"] = moved | {key: entries[key][name] for key in entries}
     return made
@@ -248,15 +257,6 @@ def _moved(grown: Grown, key: str, value: Any, squares: Sequence[str]) -> Any:
     if not isinstance(value, Tensor) or not value.ndim:
         return value
     return grown.gradient(value, power=2 if key in squares else 1)
-
-
-def follows(values: Mapping[str, Any], shape: torch.Size) -> bool:
-    """Whether a parameter's state has nothing but numbers and tensors of the parameter's shape."""
-    return all(
-        not isinstance(value, dict | list)
-        and (not isinstance(value, Tensor) or not value.ndim or value.shape == shape)
-        for value in values.values()
-    )
 
 
 @torch.no_grad()

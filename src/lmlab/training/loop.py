@@ -30,7 +30,7 @@ from lmlab.core.progress import ProgressBar
 from lmlab.core.registry import Choice
 from lmlab.data.batches import Batches
 from lmlab.data.shards import Shards
-from lmlab.data.start import Start
+from lmlab.data.start import Start, spent
 from lmlab.data.tokenizers.base import Tokenizer
 from lmlab.model.compiling import compiler_errors
 from lmlab.model.device import has_bfloat16, use_device
@@ -188,6 +188,7 @@ class Trainer:
             decisive["start"] = continuing.state_sha256(start)
             decisive["migration"] = start.migration.record() if start.migration else None
             decisive["growths"] = [growth.record() for growth in start.growths]
+            decisive["carries_optimizer_state"] = start.carries_optimizer_state
             _go_on(run, start, parts, shards, tokenizer)
         scratch = checkpoint.scratch_folder(checkpoint.run_key(decisive))
         return cls(run, parts, shards, tokenizer, folders, scratch)
@@ -358,7 +359,7 @@ class Trainer:
     def _publish_state(self, folder: Path) -> None:
         run = self.run
         windows = run.windows_read + run.own_step * run.params.batch
-        position = position_of(run.params, self.shards, windows)
+        position = _position(run.params, self.shards, windows)
         continuing.write(folder, run.model, run.rule, run.optimizer, self.parts, position)
 
     def _facts(self) -> TrainingFacts:
@@ -387,14 +388,14 @@ class Trainer:
 
     def _bytes(self) -> int:
         """Of the text that this run and those before it have trained on."""
-        before = self.run.earlier[-1].bytes if self.run.earlier else 0
-        return before + round(self.run.own_tokens * bytes_per_token(self.shards))
+        own = round(self.run.own_tokens * self.shards.bytes_per_token("train"))
+        return spent(self.run.earlier).bytes + own
 
     def _flops(self) -> int:
         """That this run and those before it have spent."""
-        before = self.run.earlier[-1].flops if self.run.earlier else 0
         forward = self.size.forward_flops_per_token or 0
-        return before + round(sizing.training_flops(forward, self.run.own_tokens))
+        own = round(sizing.training_flops(forward, self.run.own_tokens))
+        return spent(self.run.earlier).flops + own
 
     def _publish_snapshots(self, folder: Path) -> None:
         """Publish the snapshots, except that of the step at which the run diverged."""
@@ -438,7 +439,7 @@ def _go_on(
             f"{start.model} was trained with another tokenizer than {shards.folder} was made with;"
             " run `dvc repro`"
         )
-    position = position_of(run.params, shards, 0)
+    position = _position(run.params, shards, 0)
     taken = continuing.take_over(
         start, run.model, run.rule, run.optimizer, parts, position, tokenizer, shards
     )
@@ -448,7 +449,7 @@ def _go_on(
     run.remarks = taken.remarks
 
 
-def position_of(params: TrainParams, shards: Shards, windows: int) -> Position:
+def _position(params: TrainParams, shards: Shards, windows: int) -> Position:
     """Where a run is that has read so many windows of these shards."""
     return Position(
         shards=shards.fingerprint,
@@ -457,11 +458,6 @@ def position_of(params: TrainParams, shards: Shards, windows: int) -> Position:
         pool_tokens=params.pool_tokens,
         windows=windows,
     )
-
-
-def bytes_per_token(shards: Shards) -> float:
-    """Of the train split."""
-    return shards.count("train", "bytes") / shards.count("train", "tokens")
 
 
 def _records(parts: dict[str, Choice]) -> dict[str, Any]:

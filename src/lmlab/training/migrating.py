@@ -11,8 +11,6 @@ nothing is listed by hand, so any model and any rule can be given another tokeni
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -22,19 +20,18 @@ from lmlab.core.errors import UserError
 from lmlab.core.registry import Choice
 from lmlab.data.shards import Shards
 from lmlab.data.vocabularies import Vocabularies
-from lmlab.model.layers.n_gram_tables import NGramTables
 from lmlab.model.models.base import LanguageModel, build
 from lmlab.model.record import ModelRecord
 from lmlab.training import row_maps
 from lmlab.training.interventions.base import build_rule
 from lmlab.training.learning_rules.base import LearningRule
 from lmlab.training.migrations.base import Migration
+from lmlab.training.n_gram_rows import Table, keys_of, n_gram_layers
+from lmlab.training.optimizers.base import has_shape
 from lmlab.training.row_maps import RowMap
 
 MOST_TOKENS = 4_000_000
 """Of the training text, from which it is seen which tokens and n-grams it has, and how often."""
-CHUNK = 1 << 18
-"""N-grams that are looked up at a time."""
 
 Side = Literal["input", "output"]
 
@@ -81,90 +78,6 @@ class TokenRows:
         return {token: [source] for token in self.new_tokens if token not in self.present}
 
 
-class Layer(NamedTuple):
-    """A layer with tables of n-grams, in the old model and in the new one."""
-
-    name: str
-    old: NGramTables
-    new: NGramTables
-
-    @property
-    def has_keys(self) -> bool:
-        """Whether it finds rows by its tokens' keys."""
-        return hasattr(self.new, "keys")
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of n-grams in the old model and in the new one."""
-
-    old: NGramTables
-    new: NGramTables
-    number: int
-    both: Vocabularies
-
-    @property
-    def order(self) -> int:
-        """How many tokens a row is looked up by."""
-        return self.new.orders[self.number]
-
-    def rows(self, text_N: Tensor) -> RowMap:
-        """The map of its rows, with zeros where nothing is said."""
-        every_row = torch.arange(self.new.row_count(self.number)).expand(2, -1)
-        if self._rows_stay and self.both.has_only_grown:
-            return row_maps.copies(every_row)
-        if self.new.is_exact(self.order):
-            return row_maps.copies(self._enumerated())
-        return self._by_text(text_N)
-
-    @property
-    def _rows_stay(self) -> bool:
-        """Whether a hash gives n-grams of kept tokens the row that they had: one by their keys, or
-        one by ids that are all as they were.
-        """
-        exact = self.old.is_exact(self.order) or self.new.is_exact(self.order)
-        same_ids = self.both.has_only_grown and self.old.nothing == self.new.nothing
-        return not exact and (hasattr(self.new, "keys") or same_ids)
-
-    def _enumerated(self) -> Tensor:
-        """Pairs (new row, old row) of all n-grams of kept tokens."""
-        tokens = torch.tensor(sorted(self.both.kept))
-        earlier = torch.cat((tokens, torch.tensor([self.new.nothing])))
-        ids_NO = torch.cartesian_prod(*[earlier] * (self.order - 1), tokens).reshape(-1, self.order)
-        return torch.stack((self.new.rows_of(ids_NO), self.old.rows_of(self._old_ids[ids_NO])))
-
-    def _by_text(self, text_N: Tensor) -> RowMap:
-        """A row that several n-grams share becomes the mean of the rows that they had, by how often
-        they occur; those with a new token count as zero.
-        """
-        totals = torch.zeros(self.new.row_count(self.number), dtype=torch.long)
-        pairs = []
-        windows_NO = text_N.unfold(0, self.order, 1) if len(text_N) >= self.order else text_N[:0]
-        for ids_NO in torch.split(windows_NO, CHUNK):
-            rows_N, old_ids_NO = self.new.rows_of(ids_NO), self._old_ids[ids_NO]
-            totals += rows_N.bincount(minlength=len(totals))
-            known_N = (old_ids_NO >= 0).all(dim=1)
-            old_rows_K = self.old.rows_of(old_ids_NO[known_N])
-            pairs.append(torch.stack((rows_N[known_N], old_rows_K), dim=1))
-        pairs_P2, counts_P = torch.unique(torch.cat(pairs), dim=0, return_counts=True)
-        shares_P = counts_P.double() / totals[pairs_P2[:, 0]]
-        alone_P = shares_P == 1
-        copied = pairs_P2[alone_P].T
-        if self._rows_stay:  # those that the text does not have stay as well
-            unseen = (totals == 0).nonzero().expand(-1, 2).T
-            copied = torch.cat((copied, unseen), dim=1)
-        return RowMap(copied, pairs_P2[~alone_P].T, shares_P[~alone_P])
-
-    @cached_property
-    def _old_ids(self) -> Tensor:
-        """The old id of each new one and of `nothing`; -1 where there is none."""
-        ids = torch.full((self.new.nothing + 1,), -1)
-        for token, old in self.both.kept.items():
-            ids[token] = old
-        ids[-1] = self.old.nothing
-        return ids
-
-
 class AxisMap(NamedTuple):
     """What becomes of a tensor along an axis."""
 
@@ -195,9 +108,9 @@ class Migrated:
         self.drawn = {"model": new.state_dict(), "rule": rule.state_dict()}
         self.tokens = TokenRows(migration, both, text_N)
         self.outputs = self.tokens.of("output")
-        self.layers = list(_n_gram_layers(old, new))
+        self.layers = list(n_gram_layers(old, new))
         self.keys = {
-            f"{layer.name}.keys": _keys(layer, both) for layer in self.layers if layer.has_keys
+            f"{layer.name}.keys": keys_of(layer, both) for layer in self.layers if layer.has_keys
         }
         new.load_state_dict(self.keys, strict=False)
         rule_axes = _axes(new, lambda model: build_rule(dict(parts), model))
@@ -255,16 +168,17 @@ class Migrated:
     def optimizer(
         self,
         old: Mapping[str, dict[str, Any]],
-        weights: Mapping[str, Tensor],
+        modules: Mapping[str, Mapping[str, Tensor]],
         weights_within: Sequence[str],
     ) -> dict[str, dict[str, Any]]:
         """The optimizer's state by the parameter's name, but for what has another shape than its
         parameter.
 
-        `weights` is the old model's state. Entries in `weights_within` are weights themselves.
+        `modules` are the old states of the model and the rule. Entries in `weights_within` are
+        weights themselves.
         """
         as_weights = {
-            entry: self.weights({**weights, **dict(_entries(old, entry))})
+            entry: self.weights({**modules["model"], **dict(_entries(old, entry))})
             for entry in weights_within
         }
         new = {}
@@ -272,7 +186,7 @@ class Migrated:
             module, _, name = full_name.partition(".")
             if name not in self.maps[module]:
                 new[full_name] = entries
-            elif _has_one_shape(entries):
+            elif has_shape(entries, modules[module][name].shape):
                 moved = {
                     key: self._moved(module, name, value, drawn=key in weights_within)
                     for key, value in entries.items()
@@ -310,27 +224,6 @@ class Migrated:
                 if len(added) != new[name].shape[1]:  # logits, which go by the vocabulary as well
                     added = self.outputs.apply(added, added.new_zeros(new[name].shape[1]))
                 new[name][token] += added
-
-
-def _n_gram_layers(old: LanguageModel, new: LanguageModel) -> Iterator[Layer]:
-    """The layers with tables of n-grams of two models of the same parts."""
-    for name, module in new.named_modules():
-        if isinstance(module, NGramTables):
-            before = old.get_submodule(name)
-            assert isinstance(before, NGramTables)
-            yield Layer(name, before, module)
-
-
-def _keys(layer: Layer, both: Vocabularies) -> Tensor:
-    """The keys that kept tokens had; new ones get keys that no token has."""
-    old_keys, size = layer.old.keys, both.new.vocabulary_size
-    assert isinstance(old_keys, Tensor)
-    first = int(old_keys.max()) + 1
-    keys = torch.arange(first, first + size + 1)
-    for token, old in both.kept.items():
-        keys[token] = old_keys[old]
-    keys[-1] = old_keys[-1]
-    return keys
 
 
 def _axes(
@@ -378,14 +271,6 @@ def _entries(state: Mapping[str, dict[str, Any]], entry: str) -> Iterator[tuple[
             yield own_name, entries[entry]
 
 
-def _has_one_shape(entries: Mapping[str, Any]) -> bool:
-    """Whether the optimizer's state of a parameter consists of numbers and tensors of one shape."""
-    if any(isinstance(value, dict | list) for value in entries.values()):
-        return False
-    tensors = [value for value in entries.values() if isinstance(value, Tensor) and value.ndim]
-    return len({tensor.shape for tensor in tensors}) <= 1
-
-
 def text_of(shards: Shards) -> Tensor:
     """The ids of the train split, or its first MOST_TOKENS, shape (N,)."""
     read: list[Tensor] = []
@@ -423,5 +308,5 @@ def migrated(
             **state,
             "model": new.weights(state["model"]),
             "rule": new.rule(state["rule"]),
-            "optimizer": new.optimizer(state["optimizer"], state["model"], weights_within),
+            "optimizer": new.optimizer(state["optimizer"], state, weights_within),
         }

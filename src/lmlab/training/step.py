@@ -27,7 +27,7 @@ from lmlab.core.errors import UserError
 from lmlab.core.params import Params
 from lmlab.core.registry import Choice, OneOf
 from lmlab.data.batches import Batches
-from lmlab.data.start import EarlierRun
+from lmlab.data.start import EarlierRun, spent
 from lmlab.model import noise
 from lmlab.model.compiling import Compiled
 from lmlab.model.device import autocast, trains_faster_in_bfloat16
@@ -178,7 +178,7 @@ class Run:
     @property
     def first_step(self) -> int:
         """How many steps earlier runs took."""
-        return self.earlier[-1].steps if self.earlier else 0
+        return spent(self.earlier).steps
 
     @property
     def last_step(self) -> int:
@@ -198,7 +198,7 @@ class Run:
     @property
     def tokens(self) -> int:
         """Tokens trained on so far, those of earlier runs and repetitions included."""
-        return (self.earlier[-1].tokens if self.earlier else 0) + self.own_tokens
+        return spent(self.earlier).tokens + self.own_tokens
 
     @property
     def device(self) -> torch.device:

@@ -14,7 +14,7 @@ from typing import Any
 
 from lmlab.core import registry
 from lmlab.core.params import Values
-from lmlab.data.start import STAYS
+from lmlab.data.start import AS_IT_WAS
 from lmlab.experiments.compare.run import SEEDS, WORKSPACE, Run
 from lmlab.experiments.wording import few
 
@@ -30,7 +30,7 @@ INERT = (
     "evaluate.temperature",
     "evaluate.seed",
     "evaluate.measures",  # which of them were taken
-    "start",  # `Run.start` says without seeds which run it is; see NOT_CARRIED_OVER
+    "start",  # `Run.start` says without seeds which run it is; see AS_IT_WAS
     "measures",
     "probe",
     "probes",
@@ -40,7 +40,6 @@ INERT = (
 """Params, or whole sections, that do not change how a model learns or what is measured of it."""
 
 FROM_SCRATCH = "scratch"
-NOT_CARRIED_OVER = {"start.migration": STAYS, "start.growth": []}
 """Params of how a start is changed, with their value where it is not."""
 SHARDS = "data/shards"
 TEXT = ("download.", "corpora.")
@@ -79,7 +78,7 @@ def mattering(run: Run) -> Values:
         if key.partition(".")[0] not in of_parts and not _inert(key, run.params)
     }
     mattered["start"] = run.start or FROM_SCRATCH
-    for key, nothing in NOT_CARRIED_OVER.items():
+    for key, nothing in AS_IT_WAS.items():
         if run.start and run.params.get(key, nothing) != nothing:
             mattered[key] = run.params[key]
     pending = list(mattered.values())

@@ -28,7 +28,8 @@ def train(tree: Tree, layout: Layout) -> dict[str, Any]:
     start = starting.read(layout.start, of_start.commit)
     if start:
         growths = tuple(growing.chosen(tree, of_start.growth))
-        start = replace(start, growths=growths)
+        carries = of_start.carries_optimizer_state
+        start = replace(start, growths=growths, carries_optimizer_state=carries)
     if start and of_start.has_another_tokenizer:
         migration = registry.choices(tree, "start", of_start)["migration"]
         start = replace(start, migration=migration)

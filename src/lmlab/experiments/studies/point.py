@@ -17,7 +17,7 @@ import torch
 from lmlab.core import files, params, registry
 from lmlab.core.errors import UserError
 from lmlab.core.params import Tree, changed
-from lmlab.data.shards import Shards, open_shards
+from lmlab.data.shards import open_shards
 from lmlab.data.start import MODEL, RECORD, STATE, TOKENIZER, EarlierRun, StartRecord
 from lmlab.evaluation.probe import ProbeParams
 from lmlab.experiments.stages.layout import Layout
@@ -98,7 +98,7 @@ def run(tree: Tree, flops: float, corpus: Path, first: First | None = None) -> d
                 "nats_per_token": last["validation_nats"],
             },
             "vocabulary_size": shards.vocabulary_size,
-            "bytes_per_token": _bytes_per_token(shards),
+            "bytes_per_token": shards.bytes_per_token("validation"),
             "parameters": record.parameters,
             "steps": record.steps,
             "tokens": tokens,
@@ -166,10 +166,6 @@ def _steps_within(tree: Tree, vocabulary_size: int, flops: float) -> int:
     begun = step.begin(section, choices, vocabulary_size, torch.device("cpu"))
     tokens_per_step = begun.params.batch * begun.params.context
     return max(1, round(flops / training_flops(forward_flops(begun.model), tokens_per_step)))
-
-
-def _bytes_per_token(shards: Shards) -> float:
-    return shards.count("validation", "bytes") / shards.count("validation", "tokens")
 
 
 def _look(tree: Tree, layout: Layout) -> dict[str, Any]:

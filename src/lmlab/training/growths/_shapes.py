@@ -60,6 +60,11 @@ def grown(
     }
 
 
+def over_again(before: int, after: int) -> Tensor:
+    """The old places of a section over and over, shape (after,)."""
+    return torch.arange(after, device="cpu") % before
+
+
 def _sections(model: LanguageModel, name: str, number: int) -> tuple[int, ...]:
     """The sizes that a module declares; empty where it declares none."""
     owner, _, own = name.rpartition(".")

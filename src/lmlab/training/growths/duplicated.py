@@ -8,14 +8,13 @@ random numbers that cancel where copies are equal.
 
 from collections.abc import Mapping
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from lmlab.core.errors import UserError
 from lmlab.core.params import Params
 from lmlab.model.models.base import LanguageModel
-from lmlab.training.growths._shapes import Growing, grown
+from lmlab.training.growths._shapes import Growing, grown, over_again
 from lmlab.training.growths.base import Axis, Grown, Growth, copies
 
 
@@ -55,14 +54,10 @@ class Duplicated(Growth):
 
 
 def _axis(growing: Growing) -> Axis:
-    sources = growing.sources(_over_again)
+    sources = growing.sources(over_again)
     if growing.is_input:
         return Axis(sources, share=1 / copies(sources))
     return Axis(sources, gradient=1 / copies(sources))
-
-
-def _over_again(before: int, after: int) -> Tensor:
-    return torch.arange(after, device="cpu") % before
 
 
 def _without_mean(drawn: Tensor, number: int, sources: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lmlab.core.params import Params
 from lmlab.model.models.base import LanguageModel
-from lmlab.training.growths._shapes import Growing, growing
+from lmlab.training.growths._shapes import Growing, growing, over_again
 from lmlab.training.growths.base import Axis, Grown, Growth, copies
 
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")
@@ -69,5 +69,5 @@ def _count(model: LanguageModel) -> int:
 
 
 def _axis(growing: Growing) -> Axis:
-    sources = growing.sources(lambda before, after: torch.arange(after, device="cpu") % before)
+    sources = growing.sources(over_again)
     return Axis(sources, gradient=1 / copies(sources))

@@ -1,7 +1,5 @@
 """No migration: the start's tokenizer stays, and so do all rows."""
 
-from collections.abc import Sequence
-
 from lmlab.core.params import Params
 from lmlab.training.migrations.base import Migration
 
@@ -15,9 +13,3 @@ class Identity(Migration):
 
     def __init__(self, options: Options) -> None:
         pass
-
-    def input_sources(self, spelling: Sequence[int], used: Sequence[int]) -> Sequence[int]:
-        return ()
-
-    def output_sources(self, spelling: Sequence[int], used: Sequence[int]) -> Sequence[int]:
-        return ()

@@ -1,7 +1,5 @@
 """Rows of new tokens as a model from scratch has them: the control for all other ways."""
 
-from collections.abc import Sequence
-
 from lmlab.core.params import Params
 from lmlab.training.migrations.base import Migration
 
@@ -15,9 +13,3 @@ class Random(Migration):
 
     def __init__(self, options: Options) -> None:
         pass
-
-    def input_sources(self, spelling: Sequence[int], used: Sequence[int]) -> Sequence[int]:
-        return ()
-
-    def output_sources(self, spelling: Sequence[int], used: Sequence[int]) -> Sequence[int]:
-        return ()

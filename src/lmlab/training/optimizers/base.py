@@ -75,6 +75,15 @@ def parameter_groups(model: LanguageModel) -> Groups:
     return by_fans(groups)
 
 
+def has_shape(state: Mapping[str, Any], shape: torch.Size) -> bool:
+    """Whether a parameter's state has nothing but numbers and tensors of the parameter's shape."""
+    return all(
+        not isinstance(value, dict | list)
+        and (not isinstance(value, Tensor) or not value.ndim or value.shape == shape)
+        for value in state.values()
+    )
+
+
 def joined(groups: Groups, more: Groups) -> Groups:
     """Two sets of groups as one, in which groups of the same name are one."""
     names = dict.fromkeys([*groups, *more])
