@@ -329,7 +329,8 @@ def model(name: str = "transformer", **changes: Any) -> Choice:
         (["wider_layers"], {"depth": 4}, "wider_layers has nothing to do"),
         (["interleaved"], {"depth": 1}, "makes models deeper, not shallower"),
         (["wider_layers"], {"expansion": 0.5}, "makes models larger, not smaller"),
-        (["duplicated"], {"width": 24}, "24 is none of 16|heads"),
+        (["duplicated"], {"width": 24}, "24 is none of 16"),
+        (["duplicated"], {"width": 32}, "they would be 16 wide where they were 8; set their numb"),
         (["duplicated"], {"depth": 4}, "duplicated has nothing to do"),
         (["interleaved"], {"depth": 4, "embedding": "n_gram"}, "cannot reach .*embedding: n_gram"),
     ],
@@ -349,7 +350,7 @@ def test_a_growth_that_does_not_exist_is_named_with_the_nearest() -> None:
 
 def test_the_width_of_a_default_model_is_the_one_it_had() -> None:
     """A width of 0 follows the depth, so depth alone does not reach a deeper default."""
-    before, after = model(width=0, depth=2), model(width=0, depth=4)
+    before, after = (model(width=0, heads=0, depth=depth) for depth in (2, 4))
     with pytest.raises(UserError, match=r"cannot reach models\.transformer\.width: 128"):
         growing.check(before, after, [growth_of("interleaved")], SHAPE)
     both = [growth_of("interleaved"), growth_of("duplicated")]

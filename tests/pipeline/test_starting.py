@@ -257,6 +257,10 @@ def test_what_cannot_be_gone_on_from_is_refused_before_any_work(constant: Any) -
             "start.migration: mean needs a model that has another tokenizer",
         ),
         (
+            {"start.commit": "", "start.model": "", "start.optimizer_state": "anew"},
+            "start.optimizer_state: anew needs a run to go on from",
+        ),
+        (
             {"tokenizer.from": "data/tokenizer/tokenizer.json"},
             "tokenizer.from: a run that goes on has the tokenizer of its start",
         ),

@@ -233,6 +233,11 @@ def check(start: StartParams, tokenizer: Choice, root: Path, laid_out: Path) -> 
                 f"params.yaml: start.growth: {', '.join(start.growth)} needs a smaller model;"
                 " `lmlab start NAME` names one, or set it to []"
             )
+        if start.optimizer_state != "auto":
+            raise UserError(
+                f"params.yaml: start.optimizer_state: {start.optimizer_state} needs a run to go on"
+                " from; `lmlab start NAME` names one, or set it to auto"
+            )
         return None
     if not start.commit or not start.model:
         raise UserError(

@@ -38,6 +38,7 @@ class Duplicated(Growth):
                 f"params.yaml: start.growth: duplicated makes the width a multiple, and {new.width}"
                 f" is none of {old.width}"
             )
+        _check_heads(old, new)
         return grown(old, new, _axis)
 
     def finish(
@@ -51,6 +52,22 @@ class Duplicated(Growth):
                 if axis.share is not None:
                     noise = _without_mean(drawn[name], number, axis.sources)
                     weights[name] = weights[name] + self.difference * noise
+
+
+def _check_heads(old: LanguageModel, new: LanguageModel) -> None:
+    """Raise UserError where heads would become wider, and not more."""
+    for name, module in new.named_modules():
+        if not hasattr(module, "heads"):
+            continue
+        before, width = (
+            model.width // getattr(model.get_submodule(name), "heads", 1) for model in (old, new)
+        )
+        if width != before:
+            raise UserError(
+                f"params.yaml: start.growth: duplicated gives a model more heads, and they would be"
+                f" {width} wide where they were {before}; set their number (heads, in"
+                " layers.attention), by which the width is divided"
+            )
 
 
 def _axis(growing: Growing) -> Axis:
