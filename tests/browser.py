@@ -25,9 +25,9 @@ FLAGS = (
 
 
 @contextmanager
-def opened(page: Path, profile: Path, width: int, dark: bool = False) -> Iterator[Any]:
-    """A page as somebody sees it who has no network, on a screen of this width; it has drawn its
-    charts.
+def opened(page: Path | str, profile: Path, width: int, dark: bool = False) -> Iterator[Any]:
+    """A page as somebody sees it who has no network, on a screen of this width; it has drawn what
+    it shows. An address must be one of this machine.
     """
     from selenium import webdriver
     from selenium.webdriver.chrome.options import Options
@@ -42,13 +42,18 @@ def opened(page: Path, profile: Path, width: int, dark: bool = False) -> Iterato
     browser = webdriver.Chrome(options=options, service=Service(DRIVER))
     try:
         browser.execute_cdp_cmd("Network.enable", {})
-        offline = {"offline": True, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+        offline = {
+            "offline": isinstance(page, Path),
+            "latency": 0,
+            "downloadThroughput": -1,
+            "uploadThroughput": -1,
+        }
         browser.execute_cdp_cmd("Network.emulateNetworkConditions", offline)
         screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
-        browser.get(page.resolve().as_uri())
+        browser.get(page.resolve().as_uri() if isinstance(page, Path) else page)
         WebDriverWait(browser, 120).until(
             lambda b: b.execute_script("return document.documentElement.dataset.drawn")
         )

@@ -7,6 +7,8 @@ import graphlib
 import re
 from pathlib import Path
 
+import pytest
+
 import lmlab
 
 SOURCES = Path(__file__).resolve().parents[1] / "src" / "lmlab"
@@ -48,7 +50,7 @@ def test_every_module_is_in_a_room() -> None:
 
 def test_there_is_one_list_of_rooms() -> None:
     """In lmlab's docstring, in those of the rooms, and in README's map."""
-    assert len(ROOMS) == 7
+    assert len(ROOMS) == 8
     readme = (SOURCES.parents[1] / "README.md").read_text()
     for name, holds in ROOMS.items():
         docstring = ast.get_docstring(ast.parse((SOURCES / name / "__init__.py").read_text()))
@@ -67,14 +69,15 @@ def test_imports_go_down_the_ladder() -> None:
     assert not upward
 
 
-def test_what_takes_a_run_away_is_known_to_no_other_room() -> None:
+@pytest.mark.parametrize("own", ["explorer", "export"])
+def test_what_looks_at_a_run_or_takes_it_away_is_known_to_no_other_room(own: str) -> None:
     users = {
         room(module)
         for module, path in modules().items()
         for other in imported(path)
-        if room(other) == "export"
+        if room(other) == own
     }
-    assert users == {"export", "cli"}
+    assert users == {own, "cli"}
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:

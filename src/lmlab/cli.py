@@ -123,8 +123,9 @@ def start(
         bool, typer.Option("--options", help="Print options for `dvc exp run`; write nothing.")
     ] = False,
 ) -> None:
-    """Let the next run go on from a finished one: write its commit and its model into params.yaml;
-    or for one experiment, `dvc exp run $(lmlab start NAME --options)`.
+    """Let the next run go on from a finished one: write its commit and its model into params.yaml,
+    and take out what was to change of another start; or for one experiment,
+    `dvc exp run $(lmlab start NAME --options)`.
     """
     from lmlab.data.start import FROM_SCRATCH
     from lmlab.experiments import recipes, starting
@@ -134,7 +135,8 @@ def start(
         for option in recipes.as_options(values):
             typer.echo(option)
         return
-    for line in recipes.write(values) or ["params.yaml names this start already"]:
+    as_asked = "names this start" if name else "begins from scratch"
+    for line in recipes.write(values) or [f"params.yaml {as_asked} already"]:
         typer.echo(line)
 
 
@@ -520,6 +522,48 @@ def interpolate(
         typer.echo(line)
     if target:
         write_json(target, outcome)
+
+
+@app.command()
+@errors.one_line
+def explore(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Runs to look at: experiments, branches or commits; none: the workspace's."
+        ),
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 0,
+    browser: Annotated[bool, typer.Option(help="Open the page.")] = True,
+) -> None:
+    """Watch a model read, reach into it and see what changes: a page in the browser, served to this
+    machine alone.
+    """
+    import tempfile
+
+    from lmlab.core import params
+    from lmlab.experiments import starting
+    from lmlab.experiments.stages.layout import Layout
+    from lmlab.explorer import held_out, server
+    from lmlab.explorer.subject import Folders, Subject
+    from lmlab.model.device import use_device
+    from lmlab.training.step import TrainParams
+
+    section = params.section(params.read(), "train", TrainParams)
+    use_device("cpu", section.threads)
+    own = Layout.below()
+    with tempfile.TemporaryDirectory() as scratch:
+        layouts = {} if runs else {"workspace": own}
+        for number, name in enumerate(runs or []):
+            layouts[name] = Layout.below(Path(scratch, str(number)))
+            run = starting.made(name, starting.project())
+            for out in ("data/model", "data/tokenizer", "data/snapshots"):
+                run.lay_out(out, layouts[name].model.parent)
+        subjects = [
+            Subject.open(name, Folders(layout.model, layout.tokenizer_file, layout.snapshots))
+            for name, layout in layouts.items()
+        ]
+        server.serve(subjects, held_out.pieces(own.corpus), port, browser)
 
 
 @app.command()

@@ -22,12 +22,12 @@ from lmlab.core.progress import ProgressBar
 from lmlab.data.shards import Shards, open_shards
 from lmlab.experiments import starting
 from lmlab.experiments.stages.layout import Layout
-from lmlab.experiments.starting import Made
 from lmlab.model.device import use_device
 from lmlab.model.models import base as models
 from lmlab.model.models.base import LanguageModel
 from lmlab.model.record import ModelRecord, differences
 from lmlab.model.scoring import validation_bits
+from lmlab.training.status import how_it_diverged
 from lmlab.training.step import TrainParams
 
 
@@ -69,16 +69,20 @@ def lines(outcome: dict[str, Any]) -> Iterator[str]:
     for share, bits in zip(outcome["share_of_the_second"], outcome["bits_per_byte"], strict=True):
         yield f"  {share:4.2f}  {bits:.4f} bits per byte"
     yield f"barrier above the straight line: {outcome['barrier']:.4f}"
-    yield f"the best point is {outcome['gain']:.4f} below the better run"
+    if outcome["gain"] > 0:
+        yield f"the best point is {outcome['gain']:.4f} below the better run"
+    else:
+        yield "no point between is below the better run"
 
 
 def _model(name: str, device: torch.device) -> tuple[LanguageModel, ModelRecord]:
     """The model of a run, from DVC's cache."""
-    run = Made(starting.project(), starting.resolve(name, Path())["start.commit"])
     with tempfile.TemporaryDirectory() as scratch:
-        for file, content in run.contents("data/model"):
-            Path(scratch, file).write_bytes(content)
-        return models.load(Path(scratch), device)
+        starting.made(name, starting.project()).lay_out("data/model", Path(scratch))
+        model, saved = models.load(Path(scratch, "model"), device)
+    if diverged := how_it_diverged(saved):
+        raise UserError(f"{name} has no weights to go between: its training {diverged}")
+    return model, saved
 
 
 def _check_alike(
@@ -87,8 +91,9 @@ def _check_alike(
     """Raise UserError where there is nothing between two models, or no text to score them on."""
     if different := differences(first.model, second.model, f"models.{first.model['name']}"):
         raise UserError(
-            f"{names[1]} has other parts than {names[0]}: {'; '.join(different)}; name two runs of"
-            " the same model"
+            f"{names[1]} has other parts than {names[0]}:"
+            f" {'; '.join(different).replace('the start', names[0])}; name two runs of the same"
+            " model"
         )
     for name, record in zip(names, (first, second), strict=True):
         if record.tokenizer_sha256 != shards.manifest.tokenizer_sha256:

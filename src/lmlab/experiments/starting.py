@@ -24,7 +24,7 @@ from lmlab.data.start import MODEL, RECORD, STATE, TOKENIZER, EarlierRun, StartP
 from lmlab.experiments import git
 from lmlab.experiments.compare import dvc_cache
 from lmlab.experiments.compare.experiments import Experiments
-from lmlab.experiments.compare.lock import Lock
+from lmlab.experiments.compare.lock import Lock, read_params, read_stages
 from lmlab.experiments.compare.run import SEEDS, Run
 from lmlab.experiments.compare.variants import mattering
 from lmlab.experiments.git import Repository
@@ -46,12 +46,25 @@ def project() -> Path:
 
 
 def resolve(name: str, root: Path) -> dict[str, str]:
-    """The params that name a finished run by its commit and its model: an experiment, a branch, a
-    commit, or the folder of another clone, whose run is copied into this project.
+    """The params that name a finished run by its commit and its model, and let nothing else change:
+    an experiment, a branch, a commit, or the folder of another clone, whose run is copied here.
 
     Raises UserError for a name that means none or several, and for a run to which nothing can be
     added.
     """
+    run = made(name, root)
+    for out in OUTS:
+        for _ in run.contents(out):  # which raises where something is damaged
+            pass
+    record = run.model_record()
+    if diverged := how_it_diverged(record):
+        raise UserError(f"{name} cannot be gone on from: its training {diverged}; {ADVICE}")
+    git.output("update-ref", f"{REFS}/{run.commit}", run.commit, root=root)
+    return {"start.commit": run.commit, "start.model": record.weights_sha256, **starts.AS_IT_WAS}
+
+
+def made(name: str, root: Path) -> "Made":
+    """The run that a name means (as `resolve`), complete in DVC's cache; it may have diverged."""
     if not (root / "dvc.yaml").is_file():
         raise UserError("there is no dvc.yaml here; run from the project's top folder")
     commit = _commit(name, root) or (_copied(Path(name), root) if Path(name).is_dir() else "")
@@ -65,14 +78,7 @@ def resolve(name: str, root: Path) -> dict[str, str]:
         )
     run = Made(root, commit)
     run.check_complete()
-    for out in OUTS:
-        for _ in run.contents(out):  # which raises where something is damaged
-            pass
-    record = run.model_record()
-    if diverged := how_it_diverged(record):
-        raise UserError(f"{name} cannot be gone on from: its training {diverged}; {ADVICE}")
-    git.output("update-ref", f"{REFS}/{commit}", commit, root=root)
-    return {"start.commit": commit, "start.model": record.weights_sha256}
+    return run
 
 
 def _commit(name: str, root: Path) -> str:
@@ -137,9 +143,20 @@ class Made:
         if lock is None:
             raise UserError(f"{commit[:SHORT]} holds no run: it has no dvc.lock; name another")
         self.lock = lock
+        self.params = repository.file(commit, "params.yaml") or b""
 
     def check_complete(self) -> None:
-        """Raise UserError where something is missing that cannot be fetched from DVC's remote."""
+        """Raise UserError where something is missing that cannot be fetched from DVC's remote, or
+        where the commit's params are not those of its run.
+        """
+        locked = read_stages(self.lock.decode()).get("train")
+        now = read_params(self.params)
+        for key, value in (locked.params if locked else {}).items():
+            if now.get(key, value) != value:
+                raise UserError(
+                    f"{self.commit[:SHORT]} has not been run with its params ({key}: {now[key]};"
+                    f" its run had {value}): run `dvc repro` there, commit, and name that"
+                )
         if b"data/state" not in self.lock:
             raise UserError(
                 f"{self.commit[:SHORT]} was made by a version that kept no state to go on from;"
@@ -181,6 +198,13 @@ class Made:
             content = self.read(f"{out}/{file}")
             assert content is not None
             yield file, content
+
+    def lay_out(self, out: str, folder: Path) -> None:
+        """Write a folder that a stage wrote, `data/<name>`, into another one, as `<name>`."""
+        target = folder / Path(out).name
+        target.mkdir(parents=True, exist_ok=True)
+        for file, content in self.contents(out):
+            (target / file).write_bytes(content)
 
     def objects(self) -> Iterator[tuple[Path, Path]]:
         """All that has to be copied for the run to be whole elsewhere: each file in the cache, and

@@ -1,0 +1,468 @@
+"use strict";
+
+const $ = (id) => document.getElementById(id);
+const LAST = -1, WORST = 8, SLOW = 400, PAUSE = 250;
+
+const state = { run: 0, beside: -1, moment: LAST, text: "", token: -1, changes: [], head: null };
+let about = null;
+let sides = []; // one of each run that is shown: its tokens, and what it predicted
+let asking = 0; // the number of the latest look; answers to earlier ones are dropped
+let stop = new AbortController();
+const branches = []; // texts before each draw
+
+// ------------------------------------------------------------------ small things
+
+function element(tag, options = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [key, value] of Object.entries(options)) {
+    if (key === "class") made.className = value;
+    else if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
+    else if (key in made) made[key] = value;
+    else made.setAttribute(key, value);
+  }
+  made.append(...children.filter((child) => child !== null));
+  return made;
+}
+
+const visible = (text) =>
+  text === "" ? "end" : text.replaceAll(" ", "␣").replaceAll("\n", "⏎").replaceAll("\t", "⇥");
+const token = (text) => element("span", { class: "token" }, visible(text));
+const percent = (p) => (p >= 0.0995 ? (100 * p).toFixed(0) : p >= 0.001 ? (100 * p).toFixed(1) : "<0.1") + " %";
+const bits = (nats) => nats / Math.LN2;
+const sum = (values) => values.reduce((total, value) => total + value, 0);
+const bytes = (text) => new TextEncoder().encode(text).length;
+
+function say(words, wrong = false) {
+  $("status").textContent = words;
+  $("status").classList.toggle("wrong", wrong);
+}
+
+async function ask(address, body, signal) {
+  const answer = await fetch(`/api/${address}`, {
+    method: body ? "POST" : "GET",
+    headers: body ? { "Content-Type": "application/json" } : {},
+    body: body ? JSON.stringify(body) : undefined,
+    signal,
+  });
+  const found = await answer.json().catch(() => ({ error: `the server answered ${answer.status}` }));
+  if (!answer.ok) throw new Error(found.error);
+  return found;
+}
+
+function failed(error) {
+  if (error.name === "AbortError") return;
+  const gone = error instanceof TypeError;
+  say(gone ? "The server no longer answers; start `lmlab explore` again." : error.message, true);
+}
+
+// ------------------------------------------------------------------ what is shown, as a link
+
+function keep() {
+  const { head, ...kept } = state;
+  history.replaceState(null, "", "#" + encodeURIComponent(JSON.stringify(kept)));
+}
+
+function restore() {
+  try {
+    const kept = JSON.parse(decodeURIComponent(location.hash.slice(1)));
+    for (const key of Object.keys(state)) if (key in kept && key !== "head") state[key] = kept[key];
+  } catch {
+    return false; // no link
+  }
+  state.run = Math.min(Math.max(0, state.run | 0), about.runs.length - 1);
+  state.beside = Math.min(Math.max(-1, state.beside | 0), about.runs.length - 1);
+  if (!Array.isArray(state.changes)) state.changes = [];
+  return typeof state.text === "string" && location.hash.length > 1;
+}
+
+// ------------------------------------------------------------------ looking
+
+function asked(side) {
+  return { run: side.run, moment: side.moment, text: side.text, changes: side.changes };
+}
+
+async function lookAgain() {
+  stop.abort();
+  stop = new AbortController();
+  const mine = ++asking, signal = stop.signal;
+  keep();
+  showChanges();
+  const first = { run: state.run, moment: state.moment, changes: [...state.changes] };
+  const both = state.beside < 0 ? [first] : [first, { run: state.beside, moment: LAST, changes: [] }];
+  const now = both.map((side) => ({ ...side, text: state.text, texts: [], ids: [], plain: [], changed: [], direct: [], whyNot: "" }));
+  const began = performance.now();
+  try {
+    for (const side of now) {
+      let count = 1;
+      for (let number = 0; number < count; number++) {
+        const found = await ask("window", { ...asked(side), window: number }, signal);
+        if (mine !== asking) return;
+        count = found.count;
+        if (number === 0) [side.texts, side.ids] = [found.texts, found.ids];
+        for (const name of ["plain", "changed"]) if (found[name]) side[name].push(...positions(found[name]));
+        if (found.direct?.nats) side.direct.push(...found.direct.nats);
+        side.whyNot = found.direct?.why_not ?? side.whyNot;
+        const shown = performance.now() - began > SLOW;
+        $("stop").hidden = !shown || number === count - 1;
+        if (shown) {
+          say(`${number + 1} of ${count} windows`);
+          sides = now;
+          showRows();
+        }
+      }
+    }
+    sides = now;
+    const size = sides[0].texts.length;
+    state.token = size ? Math.min(Math.max(state.token, 0), size - 1) : -1;
+    say(size ? `${size} tokens in ${Math.round(performance.now() - began)} ms` : "Type a text, or choose a piece of held-out text.");
+    showRows();
+    await Promise.all([showChosen(), showNext()]);
+    document.documentElement.dataset.drawn = mine; // for whoever waits for it
+  } catch (error) {
+    failed(error);
+  } finally {
+    if (mine === asking) $("stop").hidden = true;
+  }
+}
+
+function positions(told) {
+  return told.nats.map((nats, at) => ({
+    nats,
+    rank: told.rank[at],
+    guesses: told.guesses[at],
+    lens: told.lens.map((block) => ({ text: block.texts[at], p: block.p[at], nats: block.nats[at] })),
+  }));
+}
+
+// ------------------------------------------------------------------ rows of tokens
+
+function showRows() {
+  const rows = $("rows");
+  rows.replaceChildren();
+  sides.forEach((side, number) => {
+    const name = about.runs[side.run].name;
+    rows.append(rowOf(side, side.plain, number, sides.length > 1 || side.changed.length ? name : "", null));
+    if (side.changed.length) rows.append(rowOf(side, side.changed, number, "with the changes", side.plain));
+  });
+}
+
+function rowOf(side, told, number, name, beside) {
+  const size = bytes(side.texts.slice(0, told.length).join(""));
+  const total = bits(sum(told.map((one) => one.nats))) / Math.max(1, size);
+  const before = beside && bits(sum(beside.map((one) => one.nats))) / Math.max(1, size);
+  const direct = beside && side.direct.length === told.length && bits(sum(side.direct)) / Math.max(1, size);
+  const heading = element("p", { class: "row-name" },
+    name ? element("strong", {}, name) : null,
+    element("span", {}, `${total.toFixed(4)} bits per byte`),
+    beside ? element("span", { class: total > before ? "worse" : "better" }, `in all ${signed(total - before)}`) : null,
+    beside ? element("span", { class: "quiet" },
+      direct ? `directly ${signed(direct - before)}` : `direct effect: ${side.whyNot}`) : null,
+  );
+  const box = element("div", { class: `tokens${beside ? " changed" : ""}`, tabIndex: 0, role: "listbox", "aria-label": name || "tokens" });
+  side.texts.forEach((text, at) => {
+    const one = told[at];
+    const span = element("span", {
+      role: "option", title: one ? `${bits(one.nats).toFixed(2)} bits, rank ${one.rank + 1}` : "",
+      onclick: () => choose(number, at),
+    }, text.includes("\n") ? text.replaceAll("\n", "⏎\n") : text || "▯");
+    span.dataset.at = at;
+    if (one) {
+      const much = beside ? Math.abs(one.nats - beside[at].nats) / 2 : one.nats / WORST;
+      span.style.setProperty("--much", Math.min(1, much).toFixed(3));
+    }
+    box.append(span);
+  });
+  box.addEventListener("keydown", (event) => {
+    const move = { ArrowRight: 1, ArrowLeft: -1, Home: -1e9, End: 1e9 }[event.key];
+    if (move === undefined) return;
+    event.preventDefault();
+    choose(0, Math.min(Math.max(0, state.token + move), sides[0].texts.length - 1));
+  });
+  const row = element("div", {}, heading, box);
+  row.dataset.side = number;
+  mark(row, number);
+  return row;
+}
+
+const signed = (value) => (value >= 0 ? "+" : "−") + Math.abs(value).toFixed(4);
+
+// the token of a side that holds the character at which the chosen one begins
+function counterpart(number) {
+  if (number === 0) return state.token;
+  const begins = sides[0].texts.slice(0, state.token).join("").length;
+  let end = 0;
+  const found = sides[number].texts.findIndex((text) => (end += text.length) > begins);
+  return found;
+}
+
+function mark(row, number) {
+  const at = counterpart(number);
+  for (const span of row.querySelectorAll("span[data-at]")) {
+    const chosen = Number(span.dataset.at) === at;
+    span.classList.toggle("chosen", chosen);
+    span.setAttribute("aria-selected", chosen);
+  }
+}
+
+function choose(number, at) {
+  if (number > 0) { // the token of the first run that begins there
+    const begins = sides[number].texts.slice(0, at).join("").length;
+    let end = 0;
+    at = Math.max(0, sides[0].texts.findIndex((text) => (end += text.length) > begins));
+  }
+  state.token = at;
+  keep();
+  for (const row of $("rows").children) mark(row, Number(row.dataset.side));
+  document.querySelector(".tokens .chosen")?.scrollIntoView({ block: "nearest" });
+  showChosen().catch(failed);
+}
+
+// ------------------------------------------------------------------ at the chosen token
+
+async function showChosen() {
+  const cards = $("chosen");
+  if (state.token < 0 || !sides.length) {
+    cards.replaceChildren();
+    return;
+  }
+  const made = sides.map((side, number) => predictions(side, counterpart(number), number)).filter(Boolean);
+  const lens = lensOf(sides[0], state.token);
+  if (lens) made.push(lens);
+  cards.replaceChildren(...made);
+  const mine = asking, at = state.token;
+  if (at >= sides[0].texts.length) return;
+  const found = await ask("token", { ...asked(sides[0]), token: at });
+  if (mine !== asking || at !== state.token) return;
+  if (found.heads.length) cards.append(headsOf(found));
+  for (const layer of found.layers) cards.append(layerOf(layer));
+  shade();
+}
+
+function predictions(side, at, number) {
+  const plain = side.plain[at], changed = side.changed[at];
+  if (!plain) return null;
+  const names = changed ? ["token", "as trained", "changed"] : ["token", "probability"];
+  const later = new Map((changed?.guesses ?? []).map(([text, id, p]) => [id, [text, p]]));
+  const rows = plain.guesses.map(([text, id, p]) => [text, id, p, later.get(id)?.[1]]);
+  for (const [id, [text, p]] of later) if (!rows.some((row) => row[1] === id)) rows.push([text, id, undefined, p]);
+  const body = rows.map(([text, id, p, q]) => element("tr", { class: id === side.ids[at] ? "came" : "" },
+    element("td", {}, token(text)), bar(p), changed ? bar(q) : null));
+  const title = `${sides.length > 1 ? about.runs[side.run].name + ": " : ""}likeliest where ${visible(side.texts[at])} came`;
+  const cost = element("p", { class: "note" }, `${bits(plain.nats).toFixed(3)} bits, rank ${plain.rank + 1}`
+    + (changed ? `; changed: ${bits(changed.nats).toFixed(3)} bits, rank ${changed.rank + 1}` : ""));
+  return element("div", { class: "card" }, element("h3", {}, title), cost, tableOf(names, body));
+}
+
+function bar(p) {
+  if (p === undefined) return element("td", {}, "lower");
+  return element("td", { class: "number" }, element("meter", { min: 0, max: 1, value: p }), " ", percent(p));
+}
+
+function tableOf(names, rows) {
+  return element("table", {}, element("thead", {}, element("tr", {}, ...names.map((name) => element("th", {}, name)))),
+    element("tbody", {}, ...rows));
+}
+
+function lensOf(side, at) {
+  const one = (side.changed.length ? side.changed : side.plain)[at];
+  if (!one || !one.lens.length) return null;
+  const rows = one.lens.map((block, number) => element("tr", {},
+    element("td", {}, `block ${number}`), element("td", {}, token(block.text)), bar(block.p),
+    element("td", { class: "number" }, bits(block.nats).toFixed(2))));
+  return element("div", { class: "card" }, element("h3", {}, "Had it stopped behind a block (logit lens)"),
+    tableOf(["", "likeliest", "probability", "bits"], rows));
+}
+
+function headsOf(found) {
+  const rows = found.heads.map((head) => {
+    const where = head.weights.indexOf(Math.max(...head.weights));
+    const token_there = found.begin + where - 1;
+    const text = token_there < 0 ? "start" : sides[0].texts[token_there];
+    const block = head.place.split(".")[1];
+    const name = `block ${block}, head ${head.head}`;
+    const place = head.place.replace(/pattern$/, "head_outputs");
+    const seen = () => { state.head = { begin: found.begin, weights: head.weights }; shade(); };
+    return element("tr", {},
+      element("td", {}, element("button", { type: "button", title: "where it looked", onclick: seen, onmouseenter: seen }, name)),
+      element("td", {}, token_there < 0 ? "start" : token(text)),
+      element("td", { class: "number" }, percent(head.weights[where])),
+      element("td", {}, scaler(place, head.head)));
+  });
+  return element("div", { class: "card" }, element("h3", {}, "Where each head looked most"), tableOf(["", "at", "weight", "scale"], rows));
+}
+
+function layerOf(layer) {
+  const isTable = about.runs[state.run].tables.includes(layer.place);
+  const buttons = layer.top.map(([unit, value]) => element("button", {
+    type: "button", title: `${layer.place}, part ${unit}: ${value}`,
+    onclick: () => showUnit(layer.place, unit).catch(failed),
+  }, `${unit}: ${Number(value.toPrecision(3))}`));
+  return element("div", { class: "card" }, element("h3", {}, layer.place),
+    element("p", { class: "note" }, `length ${Number(layer.length.toPrecision(4))}, ${layer.active} of ${layer.size} active `, scaler(layer.place, null)),
+    isTable ? null : element("div", { class: "parts" }, ...buttons));
+}
+
+function scaler(place, unit) {
+  const found = state.changes.find((one) => one.kind === "scale" && one.place === place && one.unit === unit && one.at === null);
+  return element("input", {
+    type: "number", step: "any", value: found ? found.factor : 1, "aria-label": `factor of ${place}${unit === null ? "" : ` ${unit}`}`,
+    onchange: (event) => scale(place, unit, Number(event.target.value)),
+  });
+}
+
+function scale(place, unit, factor) {
+  if (!Number.isFinite(factor)) return;
+  state.changes = state.changes.filter((one) => !(one.kind === "scale" && one.place === place && one.unit === unit));
+  if (factor !== 1) state.changes.push({ kind: "scale", place, unit, at: null, factor });
+  lookAgain();
+}
+
+function shade() {
+  const row = $("rows").firstElementChild;
+  if (!row) return;
+  for (const span of row.querySelectorAll("span[data-at]")) {
+    const weight = state.head?.weights[Number(span.dataset.at) + 1 - state.head.begin];
+    span.classList.toggle("seen", weight !== undefined);
+    if (weight !== undefined) span.style.setProperty("--at", Math.min(1, weight * 1.5).toFixed(3));
+  }
+}
+
+async function showUnit(place, unit) {
+  const found = await ask("unit", { run: state.run, moment: state.moment, place, unit });
+  $("unit").hidden = false;
+  $("of-unit").replaceChildren(`${place}, part ${unit}: where it is most active in held-out text `, scaler(place, unit));
+  $("unit-texts").replaceChildren(...found.texts.map((one) => element("li", {},
+    one.before.slice(0, -1).join(""), element("b", {}, one.before.at(-1) ?? "start"), `  → ${visible(one.next)}  (${Number(one.value.toPrecision(3))})`)));
+  $("unit").scrollIntoView({ block: "nearest" });
+}
+
+// ------------------------------------------------------------------ changes
+
+function inWords(change) {
+  const where = change.kind === "pin" ? "" : change.place + (change.unit === null ? "" : `, part ${change.unit}`);
+  const at = change.at === null || change.at === undefined ? "" : ` at token ${change.at}`;
+  if (change.kind === "scale") return `${where} × ${change.factor}${at}`;
+  if (change.kind === "patch") return `${where} as at token ${change.of} of “${change.text}”${at}`;
+  if (change.kind === "add") return `${where} + ${change.strength} × (“${change.plus}” − “${change.minus}”)${at}`;
+  return `token ${change.at} is read as ${visible(change.shown ?? String(change.token))}`;
+}
+
+function showChanges() {
+  $("undo").hidden = !state.changes.length;
+  $("changes").replaceChildren(...state.changes.map((change, number) => element("li", {}, inWords(change), " ",
+    element("button", { type: "button", onclick: () => { state.changes.splice(number, 1); lookAgain(); } }, "remove"))));
+}
+
+function moreFields() {
+  const kind = $("more-kind").value;
+  for (const label of document.querySelectorAll("#more [data-for]")) label.hidden = !label.dataset.for.includes(kind);
+}
+
+function addMore(event) {
+  event.preventDefault();
+  const kind = $("more-kind").value, at = state.token;
+  const unit = $("more-unit").value.trim() === "" ? null : Number($("more-unit").value);
+  const here = $("more-here").checked ? at : null;
+  if (kind === "patch") state.changes.push({ kind, place: $("more-place").value, unit, at: here, text: $("more-text").value, of: Number($("more-of").value) });
+  if (kind === "add") state.changes.push({ kind, place: $("more-place").value, unit, at: here, plus: $("more-plus").value, minus: $("more-minus").value, strength: Number($("more-strength").value) });
+  if (kind === "pin") {
+    const id = sides[0]?.ids[sides[0].texts.indexOf($("more-token").value)];
+    if (id === undefined) return say("A pinned token has to stand somewhere in the text; write it there first.", true);
+    state.changes.push({ kind, at, token: id });
+  }
+  lookAgain();
+}
+
+// ------------------------------------------------------------------ generation
+
+async function showNext() {
+  const side = sides[0];
+  if (!side) return;
+  const found = await ask("next", {
+    ...asked(side), temperature: Number($("temperature").value), top_k: Number($("top-k").value),
+    top_p: Number($("top-p").value), min_p: Number($("min-p").value), seed: Number($("seed").value),
+  });
+  $("cut").textContent = `${found.kept} of ${found.of} tokens may be drawn; ${percent(found.cut_off)} of the probability is cut off.`;
+  const rows = found.tokens.slice(0, 16).map((one) => element("tr", { class: one.id === found.drawn ? "came" : "" },
+    element("td", {}, element("button", { type: "button", title: "go on with this one", disabled: one.ends, onclick: () => goOn(one) }, visible(one.ends ? "" : one.text))),
+    bar(one.plain), bar(one.heated), bar(one.p)));
+  $("distribution").replaceChildren(element("div", { class: "card" }, tableOf(["", "as believed", "at this temperature", "after the cuts"], rows)));
+  $("distribution").drawn = found.tokens.find((one) => one.id === found.drawn);
+}
+
+function goOn(one) {
+  if (!one || one.ends) return say("The model ends the document here.");
+  branches.push(state.text);
+  $("back").disabled = false;
+  setText(state.text + one.text);
+  $("seed").value = Number($("seed").value) + 1;
+  state.token = 1e9;
+  lookAgain();
+}
+
+function setText(text) {
+  state.text = text;
+  $("text").value = text;
+}
+
+// ------------------------------------------------------------------ the page
+
+function showRun() {
+  const run = about.runs[state.run];
+  const slider = $("moment");
+  slider.max = run.moments.length - 1;
+  if (state.moment >= run.moments.length) state.moment = LAST;
+  slider.value = state.moment < 0 ? run.moments.length - 1 : state.moment;
+  slider.disabled = run.moments.length < 2;
+  $("step").textContent = `${run.moments[slider.value].toLocaleString("en")}${slider.disabled ? " (no snapshots)" : ""}`;
+  $("about").textContent = `${run.model.name}, ${run.parameters.toLocaleString("en")} parameters, ${run.blocks} blocks, `
+    + `${run.tokenizer} with ${run.vocabulary_size.toLocaleString("en")} tokens, context ${run.context}`;
+  $("more-place").replaceChildren(...run.places.filter((place) => !/pattern$|logits$/.test(place)).map((place) => element("option", {}, place)));
+  const lines = [];
+  const walk = (part, name, depth) => {
+    const options = Object.entries(part.options).filter(([key]) => !(key in part.inner)).map(([key, value]) => `${key} ${value}`);
+    lines.push("  ".repeat(depth) + `${name}: ${part.name}${options.length ? ` (${options.join(", ")})` : ""}`);
+    for (const [key, inner] of Object.entries(part.inner)) walk(inner, key, depth + 1);
+  };
+  walk(run.model, "model", 0);
+  $("model").replaceChildren(element("pre", {}, lines.join("\n")), element("p", { class: "note" }, `Places: ${run.places.join(", ")}`));
+}
+
+async function begin() {
+  about = await ask("about");
+  const linked = restore();
+  $("run").replaceChildren(...about.runs.map((run, number) => element("option", { value: number }, run.name)));
+  $("beside").replaceChildren(element("option", { value: -1 }, "nothing"), ...about.runs.map((run, number) => element("option", { value: number }, run.name)));
+  $("run").value = state.run;
+  $("beside").value = state.beside;
+  $("held-out").replaceChildren(...about.held_out.map((piece) => element("button", {
+    type: "button", title: "a piece of held-out text", onclick: () => { setText(piece); state.token = 0; lookAgain(); },
+  }, visible(piece.slice(0, 24)) + "…")));
+  setText(linked ? state.text : about.held_out[0] ?? "");
+  showRun();
+  moreFields();
+
+  let typing = 0;
+  $("text").addEventListener("input", () => {
+    state.text = $("text").value;
+    clearTimeout(typing);
+    typing = setTimeout(lookAgain, PAUSE);
+  });
+  $("run").addEventListener("change", () => { state.run = Number($("run").value); state.moment = LAST; state.changes = []; state.head = null; showRun(); lookAgain(); });
+  $("beside").addEventListener("change", () => { state.beside = Number($("beside").value); lookAgain(); });
+  $("moment").addEventListener("input", () => { state.moment = Number($("moment").value); state.head = null; showRun(); lookAgain(); });
+  $("undo").addEventListener("click", () => { state.changes = []; lookAgain(); });
+  $("stop").addEventListener("click", () => { stop.abort(); asking++; $("stop").hidden = true; say("Stopped; what was read is shown."); });
+  $("more-kind").addEventListener("change", moreFields);
+  $("more").addEventListener("submit", addMore);
+  $("next").addEventListener("input", () => showNext().catch(failed));
+  $("next").addEventListener("submit", (event) => { event.preventDefault(); goOn($("distribution").drawn); });
+  $("back").addEventListener("click", () => { setText(branches.pop()); $("back").disabled = !branches.length; state.token = 1e9; lookAgain(); });
+  $("share").addEventListener("click", async () => {
+    try { await navigator.clipboard.writeText(location.href); say("The link is copied; it holds text and changes, not the model."); }
+    catch { say("Copy the address of this page: it holds text and changes, not the model."); }
+  });
+  await lookAgain();
+}
+
+begin().catch(failed);
