@@ -341,7 +341,8 @@ def test_a_run_that_ended_before_the_other_reached_a_target_ranks_neither(lab: L
     assert (one.words, one.pairs, one.left_out) == ("too few seeds", 0, 8)
     (line,) = found.left_out["optimizer=lion"]
     assert line.startswith(
-        f"8 pairs in which one run ended short of a target before the other reached it ({TARGET}):"
+        "8 pairs of which it is not known which run was first at a target, as one ended short of it"
+        f" or was there before its first validation ({TARGET}):"
         " a-0 and b-0,"
     )
     assert line.endswith("and 4 more")

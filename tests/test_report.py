@@ -278,7 +278,7 @@ def test_what_a_run_went_on_from_is_told(tmp_path: Path) -> None:
     assert section.count("goes on from a run of plays:7:abcdef") == 1
     assert "1,000 tokens and 1,500 bytes" in section
     assert "ended with 2.2500 bits per byte" in section
-    assert "begins with 3.1250" in section
+    assert "this one had 3.1250 before its first step" in section
 
 
 def test_held_out_text_is_whole_and_the_dearest_piece_has_the_strongest_colour(

@@ -355,6 +355,14 @@ def test_other_text_is_said_whether_params_tell_of_it_or_not() -> None:
             "tokens in an evaluation window: 64 against 32; that alone changes what is measured",
         ),
         ({"validation.bytes": 64.0}, "bytes of validation text: 64 against the baseline's 32"),
+        (
+            {"learning_curve.flops": 8e9},
+            "FLOPs spent on training: 8,000,000,000 against the baseline's 6,000,000,000",
+        ),
+        (  # those of a run before it are among them, in the tokens that that one had
+            {"learning_curve.bytes": 1500.0, "bytes_per_token": 2.5},
+            "bytes of text seen in training: 1,500 against the baseline's 1,000",
+        ),
     ],
 )
 def test_what_is_unfair_is_said(measures: dict[str, float], said: str) -> None:
@@ -368,6 +376,8 @@ def test_what_is_unfair_is_said(measures: dict[str, float], said: str) -> None:
             "stride": 32,
             "window": 32,
             "validation.bytes": 32,
+            "learning_curve.flops": 6e9,
+            "learning_curve.bytes": 1000,
         },
     )
     theirs = Run("b", base.params | {"train.optimizer": "lion"}, ours.measures | measures)

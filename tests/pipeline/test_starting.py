@@ -234,6 +234,10 @@ def test_what_cannot_be_gone_on_from_is_refused_before_any_work(constant: Any) -
     )
 
     constant.set({"train.seed": 11})
+    constant.run("git", "commit", "-qam", "params that were not run")
+    line = refused(constant, "start", "HEAD")
+    assert "has not been run with its params (train.seed: 11; its run had 0)" in line
+    constant.run("git", "reset", "-q", "--soft", "HEAD~1")
     constant.run("dvc", "repro", "train")
     assert "holds a run that is not committed" in refused(constant, "start", ".")
     constant.run("git", "checkout", "-q", ".")

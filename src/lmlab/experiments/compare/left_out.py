@@ -83,6 +83,7 @@ def _not_ranked(baseline: Variant, variant: Variant, measures: Sequence[str]) ->
     for names, of_names in measures_by_pairs.items():
         if names:
             yield (
-                f"{quantity(len(names), 'pair')} in which one run ended short of a target before"
-                f" the other reached it ({few(of_names, MOST_NAMED)}): {few(names, MOST_NAMED)}"
+                f"{quantity(len(names), 'pair')} of which it is not known which run was first at a"
+                " target, as one ended short of it or was there before its first validation"
+                f" ({few(of_names, MOST_NAMED)}): {few(names, MOST_NAMED)}"
             )

@@ -216,7 +216,7 @@ def unfair(baseline: Variant, variant: Variant) -> Iterator[str]:
     for key, name in (
         ("tokens_seen", "tokens seen in training"),
         ("parameters", "parameters"),
-        ("flops", "FLOPs spent on training"),
+        ("learning_curve.flops", "FLOPs spent on training"),
         ("training_bits", "bits of the numbers multiplied in training"),
         ("validation.bytes", "bytes of validation text"),
         ("test.bytes", "bytes of test text"),
@@ -234,23 +234,28 @@ def _values(runs: Sequence[Run], key: str) -> set[float]:
     return {value for value in values if math.isfinite(value)}
 
 
-def _unequal(name: str, ours: set[float], theirs: set[float], about: str = "") -> Iterator[str]:
+def _unequal(name: str, ours: set[float], theirs: set[float]) -> Iterator[str]:
     if ours and theirs and ours != theirs and max(ours | theirs) > LARGER * min(ours | theirs):
-        yield f"{name}: {about}{_range(theirs)} against the baseline's {_range(ours)}"
+        yield f"{name}: {_range(theirs)} against the baseline's {_range(ours)}"
 
 
 def _text_seen(ours: Sequence[Run], theirs: Sequence[Run]) -> Iterator[str]:
     """Bytes of training text, only where as many tokens are another amount of text."""
     if _values(ours, "tokens_seen") == _values(theirs, "tokens_seen"):
         yield from _unequal(
-            "bytes of text seen in training", _bytes_seen(ours), _bytes_seen(theirs), "about "
+            "bytes of text seen in training", _bytes_seen(ours), _bytes_seen(theirs)
         )
 
 
 def _bytes_seen(runs: Sequence[Run]) -> set[float]:
-    """Tokens seen, each taken to be as long as those of the validation text."""
+    """As the learning curve counts them; without one, tokens seen, each taken to be as long as
+    those of the validation text.
+    """
     seen = set()
     for run in runs:
+        if "learning_curve.bytes" in run.measures:
+            seen.add(run.measures["learning_curve.bytes"])
+            continue
         bytes_per_token = run.measures.get("bytes_per_token")
         tokens = run.measures.get("validation.tokens")
         if bytes_per_token is None and tokens:

@@ -83,7 +83,7 @@ def _verdict_row(verdict: Verdict, shown: Shown, reach: float) -> list[object]:
         signed(verdict.difference),
         interval if math.isfinite(verdict.low) else "-",
         verdict.pairs,
-        f"{verdict.corrected:.2g}",
+        f"{verdict.corrected:.2g}" if math.isfinite(verdict.corrected) else "-",
     ]
 
 

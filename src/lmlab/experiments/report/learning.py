@@ -65,8 +65,8 @@ def _starts(shown: Shown) -> Iterator[Note]:
         at_once = run.measures.get("start.bits_per_byte_at_once")
         if before is not None and at_once is not None:
             line += (
-                f" It ended with {before:.4f} bits per byte on its own validation text; on this one"
-                f" it begins with {at_once:.4f}."
+                f" In windows that do not overlap, that run ended with {before:.4f} bits per byte"
+                f" on its own validation text; this one had {at_once:.4f} before its first step."
             )
         yield Note(line)
 
