@@ -234,16 +234,20 @@ def _values(runs: Sequence[Run], key: str) -> set[float]:
     return {value for value in values if math.isfinite(value)}
 
 
-def _unequal(name: str, ours: set[float], theirs: set[float]) -> Iterator[str]:
+def _unequal(name: str, ours: set[float], theirs: set[float], about: str = "") -> Iterator[str]:
     if ours and theirs and ours != theirs and max(ours | theirs) > LARGER * min(ours | theirs):
-        yield f"{name}: {_range(theirs)} against the baseline's {_range(ours)}"
+        yield f"{name}: {about}{_range(theirs)} against the baseline's {_range(ours)}"
 
 
 def _text_seen(ours: Sequence[Run], theirs: Sequence[Run]) -> Iterator[str]:
     """Bytes of training text, only where as many tokens are another amount of text."""
     if _values(ours, "tokens_seen") == _values(theirs, "tokens_seen"):
+        known = all("learning_curve.bytes" in run.measures for run in (*ours, *theirs))
         yield from _unequal(
-            "bytes of text seen in training", _bytes_seen(ours), _bytes_seen(theirs)
+            "bytes of text seen in training",
+            _bytes_seen(ours),
+            _bytes_seen(theirs),
+            "" if known else "about ",
         )
 
 
