@@ -29,7 +29,7 @@ from lmlab.experiments import preflight, recipes
 from lmlab.training import growing
 from lmlab.training.growing import Shape
 
-ROOMS = ["core", "data", "model", "training", "evaluation", "export", "experiments"]
+ROOMS = ["core", "data", "model", "training", "evaluation", "explorer", "export", "experiments"]
 README_BYTES = 9_000
 TERMS = """
     NaN, diverged, FLOPs, KV cache, gradient accumulation, hyperparameter, initialisation,
@@ -174,7 +174,11 @@ def test_every_command_of_lmlab_and_its_options_exist(case: tuple[str, list[str]
     if name in PLACEHOLDERS or name == "--help":
         return
     assert name in known, f"{page}: lmlab {name}"
-    options = [spelling for param in known[name].params for spelling in param.opts]
+    options = [
+        spelling
+        for param in known[name].params
+        for spelling in (*param.opts, *param.secondary_opts)
+    ]
     for word in rest:
         if word.startswith("--"):
             assert word.partition("=")[0] in options, f"{page}: lmlab {name} {word}"
