@@ -13,6 +13,8 @@ from typing import Any
 from ruamel.yaml import YAML
 
 WHO = "test <test@example.org> 1700000000 +0000"
+IDENTITY = ("-c", "user.name=test", "-c", "user.email=test@example.org")
+"""Options of git, on a machine whose Git does not know who works there."""
 PARAMS = {
     "train": {
         "optimizer": "adamw",
@@ -125,7 +127,12 @@ class Laboratory:
     def git(self, *words: str, given: str | None = None) -> str:
         """What git prints."""
         return subprocess.run(
-            ["git", *words], cwd=self.root, input=given, capture_output=True, text=True, check=True
+            ["git", *IDENTITY, *words],
+            cwd=self.root,
+            input=given,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout.strip()
 
     def experiments(self, runs: Iterable[Pretended]) -> None:
@@ -148,9 +155,7 @@ class Laboratory:
         for run in runs:
             message = f"commit: dvc-exp:{self.head}:{self.head}:{run.name}"
             commit = self.git("rev-parse", f"refs/pretended/{run.name}")
-            identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
             self.git(
-                *identity,
                 "update-ref",
                 "--create-reflog",
                 "-m",

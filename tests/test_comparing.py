@@ -369,7 +369,7 @@ def test_where_there_is_one_variant_only_the_runs_of_other_commits_are_told(
     run = Pretended("after", 0, {}, bits(1.0))
     lab.workspace(run)
     lab.git("add", ".")
-    lab.git("-c", "user.name=test", "-c", "user.email=test@example.org", "commit", "-qm", "another")
+    lab.git("commit", "-qm", "another")
     with pytest.raises(
         UserError,
         match="5 experiments that began from other commits, not read; name them to have them",

@@ -95,8 +95,8 @@ def test_every_place_is_shown_and_can_be_scaled(choice: Choice) -> None:
     for place in listed:
         same = look.read_window(one, LAST, TEXT, 1, [off(place, factor=1.0)])
         assert same["changed"] == plain, place  # to the last bit
-        other = look.read_window(one, LAST, TEXT, 1, [off(place, factor=-1.5)])
-        assert other["changed"]["nats"] != plain["nats"], place
+        other = [off(place, factor=-1.5)]  # over all of the text, as an expert works on few tokens
+        assert nats(one, other) != nats(one, other, side="plain"), place
     assert same["plain"] == plain  # and nothing stays behind
 
 
@@ -141,7 +141,7 @@ def test_a_unit_s_texts_are_where_it_is_most_active() -> None:
     place, unit = "blocks.0.feed_forward.units", 3
     found = units.texts_of(one, LAST, place, unit, TEXT)
     ids = one.ids(TEXT)
-    with places.record(one.model, [place]) as states:
+    with torch.no_grad(), places.record(one.model, [place]) as states:
         one.model(torch.tensor([ids[:CONTEXT], ids[CONTEXT : 2 * CONTEXT]]))
     first = states[place][0, :, unit].abs().max()
     assert any(abs(each["value"]) == pytest.approx(float(first), rel=1e-4) for each in found)
@@ -332,7 +332,7 @@ def test_what_is_cut_off_is_what_the_definitions_cut_off(
 def test_the_next_token_is_drawn_by_the_seed_from_what_is_kept() -> None:
     one = subject()
     whole = generate.next_token(one, LAST, TEXT, [], 1.0, Truncation(), 0)
-    logits_V = one.model(torch.tensor([one.ids(TEXT)[-CONTEXT:]]))[0, -1].double()
+    logits_V = one.model(torch.tensor([one.ids(TEXT)[-CONTEXT:]]))[0, -1].double().detach()
     expected = logits_V.softmax(0)
     for token in whole["tokens"]:
         assert token["p"] == pytest.approx(float(expected[token["id"]]), rel=1e-4)
