@@ -4,7 +4,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -368,8 +368,21 @@ def test_the_slider_goes_over_the_snapshots(corpus: Corpus) -> None:
         Subject.open("run", Folders(folders.model, Path("other.json")))
 
 
-def test_pieces_of_held_out_text_are_text(corpus: Corpus, tmp_path: Path) -> None:
-    assert held_out.pieces(tmp_path) == []
+def test_changes_at_one_place_act_in_the_order_given() -> None:
+    one, place = subject(), "blocks.0.output"
+    patch = Patch(kind="patch", place=place, text="dab", of=2)
+    plain, twice = nats(one, [patch]), off(place, factor=2.0)
+    assert nats(one, [twice, patch]) == plain
+    assert nats(one, [patch, twice]) != plain
+
+
+def test_pieces_of_held_out_text_are_text(corpus_of: Callable[..., Path], tmp_path: Path) -> None:
+    text = "".join(f"SPEAKER {number}:\nsays so.\n\n" for number in range(400))
+    found = held_out.pieces(corpus_of("train", text, "test"))
+    assert len(found) == held_out.PIECES
+    assert all(piece in text and len(piece) == held_out.CHARACTERS for piece in found[:-1])
+    assert all(piece.startswith("SPEAKER") for piece in found)
+    assert held_out.pieces(tmp_path / "nothing") == []
 
 
 # ---------------------------------------------------------------- the server

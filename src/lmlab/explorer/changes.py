@@ -94,29 +94,19 @@ def applied(
 
     Raises UserError for a place or a part of it that the model does not have.
     """
-    by_place: dict[str, list[PlaceChange]] = {}
-    for change in changes:
-        if not isinstance(change, Pin):
-            by_place.setdefault(change.place, []).append(function_of(subject, model, change, begin))
     tables = subject.tables()
-    at_places = {name: _chained(own) for name, own in by_place.items() if name not in tables}
     with ExitStack() as stack:
-        stack.enter_context(places.changed(model, at_places))
-        for name, functions in by_place.items():
-            if name in tables:
-                hook = _hook(_chained(functions))
-                handle = model.get_submodule(name).register_forward_hook(hook)
+        for change in reversed(changes):  # of changes at one place the innermost acts first
+            if isinstance(change, Pin):
+                continue
+            function = function_of(subject, model, change, begin)
+            if change.place in tables:
+                table = model.get_submodule(change.place)
+                handle = table.register_forward_hook(_hook(function), prepend=True)
                 stack.callback(handle.remove)
+            else:
+                stack.enter_context(places.changed(model, {change.place: function}))
         yield
-
-
-def _chained(functions: Sequence[PlaceChange]) -> PlaceChange:
-    def one_by_one(x: Tensor) -> Tensor:
-        for function in functions:
-            x = function(x)
-        return x
-
-    return one_by_one
 
 
 def _hook(function: PlaceChange) -> Callable[[object, object, Tensor], Tensor]:

@@ -9,6 +9,7 @@ from lmlab.core.errors import UserError
 from lmlab.explorer.subject import Subject
 from lmlab.model import places
 from lmlab.model.models.base import LanguageModel
+from lmlab.model.scoring import windows
 
 MOST_WINDOWS = 64
 """Of text that are read for it."""
@@ -33,23 +34,23 @@ def texts_of(
     if len(ids) < 2:
         raise UserError("there is no text to look for it in")
     width = min(model.context, len(ids) - 1)
-    starts = list(range(0, len(ids) - width, width))
-    found: list[tuple[float, int]] = []
+    starts = [window.start for window in windows(len(ids) - 1, width, width)]
+    found: dict[int, float] = {}
     for first in range(0, len(starts), AT_ONCE):
         batch = starts[first : first + AT_ONCE]
         tokens_BT = torch.tensor([ids[start : start + width] for start in batch])
         value_BT = _values(model, tokens_BT, place, unit)
         for start, value_T in zip(batch, value_BT, strict=True):
             position = int(value_T.abs().argmax())
-            found.append((float(value_T[position]), start + position))
-    found.sort(key=lambda pair: -abs(pair[0]))
+            found[start + position] = float(value_T[position])
+    strongest = sorted(found, key=lambda at: -abs(found[at]))[:SHOWN]
     return [
         {
-            "value": float(f"{value:.6g}"),
+            "value": float(f"{found[at]:.6g}"),
             "before": subject.shown(ids[max(1, at + 1 - AROUND) : at + 1]),
             "next": subject.shown([ids[at + 1]])[0],
         }
-        for value, at in found[:SHOWN]
+        for at in strongest
     ]
 
 
