@@ -100,6 +100,32 @@ def test_sample_goes_on_from_the_prompt(project: Path) -> None:
     assert greedy[0] == greedy[1]
 
 
+def test_several_samples_are_those_of_the_seeds_that_they_name(project: Path) -> None:
+    words = ["sample", "When ", "--tokens", "20", "--top-p", "0.9", "--until", "e"]
+    both = run.invoke(cli.app, [*words, "--samples", "2", "--seed", "6"]).output
+    six, seven = (run.invoke(cli.app, [*words, "--seed", seed]).output for seed in "67")
+    assert both == f"--- seed 6\n{six}\n--- seed 7\n{seven}"
+    assert "e" not in six.removeprefix("When ")
+    narrow = ["sample", "When ", "--tokens", "20", "--top-k", "1"]
+    greedy = run.invoke(cli.app, ["sample", "When ", "--tokens", "20", "--temperature", "0"])
+    assert run.invoke(cli.app, narrow).output == greedy.output
+
+
+def test_a_conversation_is_read_as_one_text(project: Path) -> None:
+    words = ["sample", "--talk", "--tokens", "8", "--seed", "2", "Who? "]
+    result = run.invoke(cli.app, words, input="I.\nYou.\n")
+    assert result.exit_code == 0, result.output
+    first, second = result.output.splitlines()
+    alone = ["sample", "--tokens", "8", "--until", "\\n"]
+    said = f"Who? I.\n{first}\nYou.\n"
+    answers = [
+        run.invoke(cli.app, [*alone, "--seed", seed, text]).output.removeprefix(text)
+        for seed, text in (("2", "Who? I.\n"), ("3", said))
+    ]
+    assert [f"{first}\n", f"{second}\n"] == answers
+    assert "leave --samples out" in refusal("sample", "--talk", "--samples", "2")
+
+
 def test_sample_takes_a_prompt_that_is_no_text(project: Path) -> None:
     # bytes that are not UTF-8 reach Python as half surrogates, which no terminal can print
     result = run.invoke(cli.app, ["sample", "a\udcff", "--tokens", "3"])

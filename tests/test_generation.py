@@ -14,6 +14,7 @@ from lmlab.data.tokenizers.character import Character
 from lmlab.model import generation
 from lmlab.model.generation import sample_ids, sample_text
 from lmlab.model.models.base import LanguageModel
+from lmlab.model.truncation import Truncation
 
 
 @pytest.fixture
@@ -36,6 +37,51 @@ def test_ids_are_drawn_as_often_as_the_model_says(model: LanguageModel) -> None:
     drawn = [next(sample_ids(model, [3, 1], 1, 2.0, seed)) for seed in range(500)]
     shares = np.bincount(drawn, minlength=small.VOCABULARY) / len(drawn)
     assert np.abs(shares - expected).max() < 4 * 0.5 / np.sqrt(len(drawn))
+
+
+def test_ids_are_drawn_from_what_is_kept_and_as_often_as_its_share_says(
+    model: LanguageModel,
+) -> None:
+    plain = model(torch.tensor([[3, 1]]))[0, -1].detach().double().softmax(-1)
+    three = plain.topk(3).indices.tolist()
+    drawn = [
+        next(sample_ids(model, [3, 1], 1, 1.0, seed, Truncation(top_k=3))) for seed in range(500)
+    ]
+    assert set(drawn) <= set(three)
+    expected = plain[three] / plain[three].sum()
+    shares = torch.tensor([drawn.count(id_) / len(drawn) for id_ in three])
+    assert (shares - expected).abs().max() < 4 * 0.5 / np.sqrt(len(drawn))
+
+
+def test_a_truncation_that_keeps_all_draws_the_same(model: LanguageModel) -> None:
+    plain = list(sample_ids(model, [0], 30, 1.0, seed=1))
+    assert list(sample_ids(model, [0], 30, 1.0, seed=1, truncation=Truncation())) == plain
+
+
+@pytest.mark.parametrize(
+    ("pieces", "end", "text"),
+    [
+        (["ab", "c\n", "\nd"], "\n\n", "abc"),
+        (["abc"], "x", "abc"),
+        (["a", "a", "b", "a", "b"], "ab", "a"),
+        (["aab", "aac"], "aac", "aab"),
+        (["x"], "x", ""),
+        ([], "x", ""),
+        (["aa", "a"], "aab", "aaa"),
+    ],
+)
+def test_a_text_ends_where_its_end_first_occurs(pieces: list[str], end: str, text: str) -> None:
+    asked: list[str] = []
+
+    def growing() -> Iterator[str]:
+        for piece in pieces:
+            asked.append(piece)
+            yield piece
+
+    assert "".join(generation.up_to(growing(), end)) == text
+    if end in "".join(pieces):  # nothing is generated that is not needed
+        assert end not in "".join(asked[:-1])
+        assert end in "".join(asked)
 
 
 def test_the_seed_alone_decides(model: LanguageModel) -> None:
@@ -91,9 +137,7 @@ def test_a_model_that_has_diverged_is_not_sampled_from(
 def text_of(ids: list[int], tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is shown of a model that says `ids`, piece by piece."""
 
-    def says(
-        model: LanguageModel, prompt: list[int], count: int, temperature: float, seed: int
-    ) -> Iterator[int]:
+    def says(model: LanguageModel, prompt: list[int], count: int, *_: object) -> Iterator[int]:
         yield from ids[:count]
 
     monkeypatch.setattr(generation, "sample_ids", says)

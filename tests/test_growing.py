@@ -408,10 +408,13 @@ def test_new_weights_are_drawn_as_the_larger_model_draws_them(
     torch.testing.assert_close(grown[known:], drawn[known:])
 
 
-def test_a_run_goes_on_with_fewer_blocks(corpus: Corpus, shards_of: small.ShardsOf) -> None:
+def test_a_run_goes_on_with_fewer_blocks(
+    corpus: Corpus, shards_of: small.ShardsOf, capsys: pytest.CaptureFixture[str]
+) -> None:
     first = train(corpus, "first", depth=3)
     second = goes_on("second", ["dropped"], corpus, depth=2)
     assert second.parameters < first.parameters
+    assert "begins anew" not in capsys.readouterr().out  # each block that is left keeps its own
     start = replace(
         start_from("first"),
         growths=(growth_of("dropped"),),
@@ -419,6 +422,17 @@ def test_a_run_goes_on_with_fewer_blocks(corpus: Corpus, shards_of: small.Shards
     )
     with pytest.raises(UserError, match="do one after the other"):
         train(corpus, "third", start, depth=2)
+
+
+def test_the_parameters_whose_optimizer_s_state_begins_anew_are_counted(
+    corpus: Corpus, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(corpus, "first", optimizer="adamw", depth=2)
+    goes_on("second", ["appended"], corpus, optimizer="adamw", depth=3)
+    names = state("second")["model"].keys()
+    new = sum(name.startswith("blocks.2.") for name in names)
+    assert new
+    assert f"the optimizer's state of {new} parameters begins anew" in capsys.readouterr().out
 
 
 def test_another_rule_s_tensors_begin_anew_where_they_do_not_fit(
@@ -430,7 +444,7 @@ def test_another_rule_s_tensors_begin_anew_where_they_do_not_fit(
 
 
 def test_a_run_grows_and_gets_another_tokenizer_at_once(
-    corpus: Corpus, shards_of: small.ShardsOf
+    corpus: Corpus, shards_of: small.ShardsOf, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from lmlab.data.tokenizers import base as tokenizers
 
@@ -445,6 +459,9 @@ def test_a_run_grows_and_gets_another_tokenizer_at_once(
         migration=registry.choose(small.tree(), "migrations", "spelled"),
     )
     second = train(other, "second", start, depth=4)
+    assert "another tokenizer: the text is read from its beginning" in capsys.readouterr().out
+    with pytest.raises(UserError, match="spelled has nothing to do: the tokenizer is the start's"):
+        train(corpus, "third", start, depth=4)
     assert second.vocabulary_size == other[1].vocabulary_size
     assert second.steps == 2 * first.steps
     blocks = {name.split(".")[1] for name in state("second")["model"] if "blocks" in name}

@@ -395,8 +395,10 @@ def test_a_run_goes_on_as_if_its_ids_had_always_been_others(
         Renamed(shards.folder, shards.manifest, shards.ids_type, numbers)
         for numbers in (as_they_were, renumbered.numbers.astype(shards.ids_type))
     )
+    manifest = shards.manifest.model_copy(update={"tokenizer_sha256": "another"})
+    other = replace(other, manifest=manifest)
     train((same, tokenizer), "plain", start_from("first"), **{**changes, "steps": 2})
-    monkeypatch.setattr(tokenizers, "load", lambda path: tokenizer)
+    monkeypatch.setattr(tokenizers, "load", lambda *_: tokenizer)
     start = replace(
         start_from("first"), migration=registry.choose(small.tree(), "migrations", "mean")
     )

@@ -2,7 +2,6 @@
 `--help` is quick.
 """
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -595,6 +594,26 @@ def sample(
     temperature: Annotated[
         float, typer.Option(min=0, help="1: as the model believes; lower: safer; 0: the likeliest.")
     ] = 0.8,
+    top_k: Annotated[
+        int, typer.Option(min=0, max=LARGEST, help="Draw among the k likeliest; 0: among all.")
+    ] = 0,
+    top_p: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Draw among the fewest that have this probability."),
+    ] = 1.0,
+    min_p: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Draw among those this share as likely as the likeliest."),
+    ] = 0.0,
+    samples: Annotated[
+        int, typer.Option(min=1, max=LARGEST, help="How many, each with the next seed.")
+    ] = 1,
+    until: Annotated[
+        str, typer.Option(help=r"End before this text; \n is the end of a line.")
+    ] = "",
+    talk: Annotated[
+        bool, typer.Option("--talk", help="Answer each line that you type; Ctrl-D ends it.")
+    ] = False,
     seed: Annotated[
         int, typer.Option(min=0, max=LARGEST, help="Another seed draws another text.")
     ] = 0,
@@ -604,33 +623,21 @@ def sample(
     ),
 ) -> None:
     """Let the trained model go on from PROMPT, printing as it generates."""
-    import torch
+    from lmlab.experiments import sampling
+    from lmlab.model.truncation import Truncation
 
-    from lmlab.core.files import sha256
-    from lmlab.data.tokenizers import base as tokenizers
-    from lmlab.model import generation
-    from lmlab.model.models import base as models
-    from lmlab.training import status
-
-    fitted = tokenizers.load(tokenizer / "tokenizer.json")
-    trained, saved = models.load(model, torch.device("cpu"))
-    if diverged := status.how_it_diverged(saved):
-        raise errors.UserError(
-            f"{model} has nothing to say: its training {diverged}; {status.ADVICE}, then `dvc"
-            " repro`"
-        )
-    if saved.tokenizer_sha256 != sha256(tokenizer / "tokenizer.json"):
-        raise errors.UserError(
-            f"{model} was trained with another tokenizer than {tokenizer}; run `dvc repro`"
-        )
-    prompt = prompt.encode("utf-8", "replace").decode(
-        "utf-8"
-    )  # what was typed may be no text, and cannot be printed then
-    sys.stdout.write(prompt)
-    for text in generation.sample_text(trained, fitted, prompt, tokens, temperature, seed):
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    sys.stdout.write("\n")
+    if talk and samples > 1:
+        raise errors.UserError("--talk gives one answer at a time; leave --samples out")
+    voice = sampling.Voice.of(model, tokenizer)
+    end = sampling.printable(until).replace("\\n", "\n")
+    if talk and not end:
+        end = "\n"
+    wishes = sampling.Wishes(tokens, temperature, Truncation(top_k, top_p, min_p), end)
+    opening = sampling.printable(prompt)
+    if talk:
+        sampling.talk(voice, opening, wishes, seed)
+    else:
+        sampling.show(voice, opening, wishes, seed, samples)
 
 
 @app.command()

@@ -245,7 +245,10 @@ def test_what_cannot_be_gone_on_from_is_refused_before_any_work(constant: Any) -
 
     lmlab(constant, "start", "HEAD")
     for changes, said in (
-        ({"start.commit": "1234"}, "start.commit"),
+        (
+            {"start.commit": "main"},
+            "start.commit takes a hash in full, which `lmlab start NAME` writes",
+        ),
         ({"start.commit": "1" * 40}, "this repository has no commit 1111"),
         ({"start.commit": ""}, "start needs both its commit and its model"),
         ({"start.model": "1" * 64}, "start.model is not the model of"),

@@ -1,11 +1,12 @@
 """A finished run that another one goes on from, as the stage `start` lays it out in a folder."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, field_validator
+from pydantic import ValidationInfo, field_validator
 
 from lmlab.core.errors import UserError
 from lmlab.core.files import Record, read_record
@@ -16,6 +17,8 @@ RECORD, MODEL, TOKENIZER, STATE = "start.json", "model", "tokenizer", "state"
 """In the folder: the record, and the folders that the run had written."""
 STAYS = "identity"
 """The migration of a run that has its start's tokenizer."""
+HASHES = {"commit": r"([0-9a-f]{40})?", "model": r"([0-9a-f]{64})?"}
+"""What the names of a commit and of a model's weights look like, in full."""
 AS_IT_WAS: Values = {
     "start.migration": STAYS,
     "start.growth": [],
@@ -29,9 +32,9 @@ FROM_SCRATCH: Values = {"start.commit": "", "start.model": "", **AS_IT_WAS}
 class StartParams(Params):
     """The section `start`."""
 
-    commit: str = Field(pattern=r"^([0-9a-f]{40})?$")
+    commit: str
     """The full name of the commit of a finished run; empty: from scratch."""
-    model: str = Field(pattern=r"^([0-9a-f]{64})?$")
+    model: str
     """SHA-256 of its weights."""
     migration: Annotated[str, OneOf("migrations")]
     """How the rows of new tokens come about; STAYS: the start's tokenizer stays."""
@@ -40,6 +43,16 @@ class StartParams(Params):
     """By which growths, in turn, the model becomes larger than the start's."""
     optimizer_state: Literal["auto", "carried", "anew"]
     """Whether the optimizer's state is taken over; auto: unless there is another tokenizer."""
+
+    @field_validator("commit", "model")
+    @classmethod
+    def _written_in_full(cls, value: str, info: ValidationInfo) -> str:
+        if not re.fullmatch(HASHES[str(info.field_name)], value):
+            raise ValueError(
+                "takes a hash in full, which `lmlab start NAME` writes for an experiment, branch,"
+                " commit or folder; '' is from scratch"
+            )
+        return value
 
     @field_validator("growth", mode="before")
     @classmethod

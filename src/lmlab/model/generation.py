@@ -1,6 +1,9 @@
-"""Autoregressive generation: text from a model, one token at a time, with its KV cache or state."""
+"""Autoregressive generation: text from a model, one token at a time, with its KV cache or state.
 
-from collections.abc import Iterator
+The next id is drawn from softmax(logits / temperature), of which a `Truncation` may keep a part.
+"""
+
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -9,15 +12,21 @@ from torch import Tensor, nn
 from lmlab.data.tokenizers.base import Tokenizer
 from lmlab.model.layers.cache import Cache
 from lmlab.model.models.base import LanguageModel
+from lmlab.model.truncation import Truncation
 
 MAX_HELD_TOKENS = 24
 """A character may need several tokens; after this many, text is shown even if it is incomplete."""
 
 
 def sample_ids(
-    model: LanguageModel, prompt: list[int], count: int, temperature: float, seed: int
+    model: LanguageModel,
+    prompt: list[int],
+    count: int,
+    temperature: float,
+    seed: int,
+    truncation: Truncation | None = None,
 ) -> Iterator[int]:
-    """Yield `count` ids that continue the prompt: id ~ softmax(logits / temperature).
+    """Yield `count` ids that continue the prompt: id ~ softmax(logits / temperature), truncated.
 
     They are drawn with a generator seeded for this call. Temperature 0 takes the most likely token
     each time. Up to the model's context the distribution is that of the full forward pass; beyond
@@ -32,7 +41,7 @@ def sample_ids(
     try:
         tokens_BT = torch.tensor([prompt[-model.context :]], device=device)
         for _ in range(count):
-            sampled = int(_next_tokens(model, tokens_BT, cache, temperature, rng))
+            sampled = int(_next_tokens(model, tokens_BT, cache, temperature, rng, truncation))
             yield sampled
             tokens_BT = torch.tensor([[sampled]], device=device)
     finally:
@@ -69,6 +78,7 @@ def _next_tokens(
     cache: list[Cache],
     temperature: float,
     rng: torch.Generator,
+    truncation: Truncation | None = None,
 ) -> Tensor:
     """One sampled id for each row, of shape (B, 1), on the CPU; the cache advances by T tokens."""
     with torch.no_grad():
@@ -80,6 +90,8 @@ def _next_tokens(
     if temperature == 0:
         return shifted_BV.argmax(dim=-1, keepdim=True)
     probabilities_BV = nn.functional.softmax(shifted_BV / temperature, dim=-1)
+    if truncation:
+        probabilities_BV = truncation.of(probabilities_BV)
     return torch.multinomial(probabilities_BV, 1, generator=rng)
 
 
@@ -90,6 +102,7 @@ def sample_text(
     count: int,
     temperature: float,
     seed: int,
+    truncation: Truncation | None = None,
 ) -> Iterator[str]:
     """Yield the text that continues the prompt as it grows, whole characters at a time.
 
@@ -97,7 +110,7 @@ def sample_text(
     """
     prompt_ids = [tokenizer.bos, *tokenizer.encode(prompt).tolist()]
     held: list[int] = []
-    for sampled in sample_ids(model, prompt_ids, count, temperature, seed):
+    for sampled in sample_ids(model, prompt_ids, count, temperature, seed, truncation):
         if sampled == tokenizer.bos:
             break
         held.append(sampled)
@@ -108,6 +121,21 @@ def sample_text(
             held = []
     if held:
         yield _decode(tokenizer, held)
+
+
+def up_to(pieces: Iterable[str], end: str) -> Iterator[str]:
+    """A growing text up to where `end` occurs, without it; nothing more is asked for then."""
+    held = ""
+    for piece in pieces:
+        held += piece
+        before, found, _ = held.partition(end)
+        if found:
+            yield before
+            return
+        begun = next(size for size in range(len(end), -1, -1) if held.endswith(end[:size]))
+        yield held[: len(held) - begun]
+        held = held[len(held) - begun :]
+    yield held
 
 
 def _decode(tokenizer: Tokenizer, ids: list[int]) -> str:

@@ -114,22 +114,24 @@ class ModelRecord(TrainingFacts):
         return flops
 
 
-def damaged(folder: Path, error: Exception) -> UserError:
-    """The error to raise for a saved model that cannot be read."""
+def damaged(folder: Path, error: Exception, made_by: str = "train") -> UserError:
+    """The error to raise for a saved model, made by a stage, that cannot be read."""
     reason = " ".join(str(error).removeprefix("params.yaml: ").split())[:200]
     return UserError(
         f"{folder} is damaged or of another version of the model ({reason}); run `dvc repro"
-        " --force train` to make it again"
+        f" --force {made_by}` to make it again"
     )
 
 
-def read_record(folder: Path) -> ModelRecord:
-    """The record of the model in a folder. Raises UserError where it is missing or damaged."""
-    values = read_json(folder / FILE, made_by="train")
+def read_record(folder: Path, made_by: str = "train") -> ModelRecord:
+    """The record of the model in a folder, which a stage has made. Raises UserError where it is
+    missing or damaged.
+    """
+    values = read_json(folder / FILE, made_by=made_by)
     try:
         return ModelRecord.model_validate(values)
     except ValidationError as error:
-        raise damaged(folder, error) from None
+        raise damaged(folder, error, made_by) from None
 
 
 def earlier_run(
@@ -170,6 +172,8 @@ def check_parts(saved: ModelRecord, choice: Choice) -> None:
 
 def differences(saved: Any, wanted: Any, at: str) -> list[str]:
     """The first params in which two records of a part differ, each with its value in both."""
+    if saved.get("name") != wanted.get("name"):
+        at = "train.model"  # the key that chooses it
     return list(_different(saved, wanted, at))[:MOST_LISTED]
 
 

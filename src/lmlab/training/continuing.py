@@ -24,7 +24,7 @@ from lmlab.data.tokenizers import base as tokenizers
 from lmlab.data.tokenizers.base import Tokenizer
 from lmlab.data.vocabularies import Vocabularies
 from lmlab.model.models.base import LanguageModel
-from lmlab.model.record import check_parts, read_record
+from lmlab.model.record import ModelRecord, check_parts, read_record
 from lmlab.training import checkpoint, growing
 from lmlab.training.growing import Shape
 from lmlab.training.interventions import base as interventions
@@ -133,7 +133,8 @@ def take_over(
         remarks += _put_back(model, rule, optimizer, state["optimizer"])
     windows = position.after(Position(**state["position"]))
     if not windows and state["position"]["windows"]:
-        remarks.append("another text, order or train.context: it is read from its beginning")
+        other = "tokenizer" if start.migration else "text, order or train.context"
+        remarks.append(f"another {other}: the text is read from its beginning")
     return TakenOver(windows, remarks)
 
 
@@ -147,10 +148,11 @@ def _reshaped(
     shards: Shards,
 ) -> tuple[dict[str, Any], list[str]]:
     """The start's state, for the size and the vocabulary of the model, and what became of it."""
-    saved, state = read_record(start.model), _read(start)
+    saved, state = read_record(start.model, start.made_by), _read(start)
     if not start.carries_optimizer_state:
         state["optimizer"] = {}
-    before, remarks = state["optimizer"].keys(), []
+    without = state["model"].keys() - _of_model(state["optimizer"])
+    remarks = []
     if start.growths:
         old, shape = recall("models", saved.model), Shape.of(saved, parts["parametrisation"])
         growing.check(old, parts["model"], start.growths, shape)
@@ -161,7 +163,8 @@ def _reshaped(
     else:
         check_parts(saved, parts["model"])
     if start.migration:
-        both = Vocabularies(tokenizers.load(start.tokenizer_file), tokenizer)
+        _check_tokenizer(saved, shards, start.migration.name)
+        both = Vocabularies(tokenizers.load(start.tokenizer_file, start.made_by), tokenizer)
         migration = start.migration.build()
         state = migrated(state, saved, model, rule, optimizer, parts, migration, both, shards)
         size, kept = both.new.vocabulary_size, len(both.kept)
@@ -169,9 +172,26 @@ def _reshaped(
             f"another tokenizer: {kept:,} of its {size:,} tokens keep their rows, {size - kept:,}"
             f" are new ({start.migration.name})"
         )
-    if dropped := len(before - state["optimizer"].keys()):
-        remarks.append(f"the optimizer's state of {dropped} parameters begins anew")
+    parameters = dict(model.named_parameters())
+    anew = parameters.keys() - _of_model(state["optimizer"]) - without
+    if start.carries_optimizer_state and anew:
+        remarks.append(f"the optimizer's state of {len(anew)} parameters begins anew")
     return state, remarks
+
+
+def _check_tokenizer(saved: ModelRecord, shards: Shards, migration: str) -> None:
+    """Raise UserError where there is nothing to migrate to."""
+    if saved.tokenizer_sha256 == shards.manifest.tokenizer_sha256:
+        raise UserError(
+            f"params.yaml: start.migration: {migration} has nothing to do: the tokenizer is the"
+            " start's; set it to identity, or choose another tokenizer"
+        )
+
+
+def _of_model(state: Mapping[str, Any]) -> set[str]:
+    """The model's parameters of which an optimizer's state has something."""
+    prefix = "model."
+    return {name.removeprefix(prefix) for name in state if name.startswith(prefix)}
 
 
 def _text_to_look_at(start: Start, shards: Shards, context: int) -> Tensor:

@@ -433,7 +433,7 @@ def _go_on(
 
     Raises UserError where it cannot.
     """
-    saved = read_record(start.model)
+    saved = read_record(start.model, start.made_by)
     if not start.migration and saved.tokenizer_sha256 != shards.manifest.tokenizer_sha256:
         raise UserError(
             f"{start.model} was trained with another tokenizer than {shards.folder} was made with;"

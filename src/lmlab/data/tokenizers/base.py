@@ -225,11 +225,11 @@ def write(name: str, tokenizer: Tokenizer, path: Path) -> None:
     write_json(path, seal({**header, **tokenizer.state()}))
 
 
-def load(path: Path) -> Tokenizer:
-    """Read `tokenizer.json`. Raises UserError where it is missing, damaged or of a part that no
-    longer exists.
+def load(path: Path, made_by: str = "tokenizer") -> Tokenizer:
+    """Read `tokenizer.json`, which a stage has made. Raises UserError where it is missing, damaged
+    or of a part that no longer exists.
     """
-    saved = read_json(path, made_by="tokenizer")
+    saved = read_json(path, made_by=made_by)
     try:
         part, _ = find("tokenizers", saved["tokenizer"])
         tokenizer: Tokenizer = part.from_state(saved)
@@ -238,7 +238,7 @@ def load(path: Path) -> Tokenizer:
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         intact = False
     if not intact:
-        raise UserError(f"{path} is damaged; run `dvc repro --force tokenizer` to make it again")
+        raise UserError(f"{path} is damaged; run `dvc repro --force {made_by}` to make it again")
     return tokenizer
 
 

@@ -28,6 +28,7 @@ def tokenizer(tree: Tree, layout: Layout) -> None:
     of_start = params.section(tree, "start", StartParams)
     start = starting.read(layout.start, of_start.commit)
     if start and not of_start.has_another_tokenizer:
+        tokenizers.load(start.tokenizer_file, start.made_by)  # refused here, if it is damaged
         section = section.taken_from(start.tokenizer_file)
     fitted = tokenizers.load_or_fit(section, choice, read_texts(train))
     fitted_with = choice.options if section.file is None else None
