@@ -88,7 +88,12 @@ def covering() -> list[dict[str, str]]:
     assert chosen[0]["models.transformer.attention"] != "linear"
     chosen[0] |= {"evaluate.measures": EVERY_MEASURE, "measures.blimp.folder": "blimp"}
     models = registry.names("models")
-    for run, rule in enumerate(registry.names("learning_rules")):
+    rules = [
+        name
+        for name in registry.names("learning_rules")
+        if not registry.find("learning_rules", name)[0].needs_teacher
+    ]
+    for run, rule in enumerate(rules):
         small = {
             key: names[run % len(names)]
             for key, names in known.items()

@@ -115,6 +115,13 @@ def _check_start(
         )
     of_tokenizer, model = chosen["tokenizer"]["name"], chosen["train"]["model"]
     growths = growing.chosen(tree, section.growth)
+    rule = chosen["train"]["learning_rule"]
+    if not section.commit and rule.part.needs_teacher:
+        raise UserError(
+            f"params.yaml: train.learning_rule: {rule.name} learns from the model that training"
+            " goes on from, and there is none; `lmlab start NAME` names one, or choose another"
+            " rule"
+        )
     saved = starting.check(section, of_tokenizer, starting.project(), Layout.below().start)
     if saved and growths:
         growing.check(registry.recall("models", saved.model), model, growths, Shape.of(saved))

@@ -26,8 +26,10 @@ from lmlab.data.vocabularies import Vocabularies
 from lmlab.model.models.base import LanguageModel
 from lmlab.model.record import ModelRecord, check_parts, read_record
 from lmlab.training import checkpoint, growing
+from lmlab.training.distilling import Teacher
 from lmlab.training.growing import Shape
 from lmlab.training.interventions import base as interventions
+from lmlab.training.interventions.base import Intervention
 from lmlab.training.learning_rules.base import LearningRule
 from lmlab.training.migrating import migrated, text_of
 
@@ -131,6 +133,9 @@ def take_over(
         remarks.append(f"the optimizer's state begins anew, as {reshaping} decides its form")
     else:
         remarks += _put_back(model, rule, optimizer, state["optimizer"])
+    innermost = rule.innermost if isinstance(rule, Intervention) else rule
+    if innermost.needs_teacher:
+        innermost.teacher = Teacher.of(start, tokenizer, next(model.parameters()).device)
     windows = position.after(Position(**state["position"]))
     if not windows and state["position"]["windows"]:
         other = "tokenizer" if start.migration else "text, order or train.context"

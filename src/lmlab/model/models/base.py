@@ -214,12 +214,14 @@ def save(folder: Path, choice: Choice, model: LanguageModel, facts: TrainingFact
         write_json(partial / record.FILE, values)
 
 
-def load(folder: Path, device: torch.device) -> tuple[LanguageModel, ModelRecord]:
-    """The saved model in evaluation mode, and its record. Raises UserError when either file is
-    missing or damaged.
+def load(
+    folder: Path, device: torch.device, made_by: str = "train"
+) -> tuple[LanguageModel, ModelRecord]:
+    """The saved model in evaluation mode, and its record. Raises UserError when either file, which
+    a stage has made, is missing or damaged.
     """
-    saved = record.read_record(folder)
-    weights = checked(folder / WEIGHTS, made_by="train")
+    saved = record.read_record(folder, made_by)
+    weights = checked(folder / WEIGHTS, made_by)
     try:
         model = build(recall("models", saved.model), saved.vocabulary_size, saved.context)
         model.load_state_dict(load_file(weights))
@@ -232,5 +234,5 @@ def load(folder: Path, device: torch.device) -> tuple[LanguageModel, ModelRecord
         AttributeError,
         UserError,
     ) as error:
-        raise record.damaged(folder, error) from None
+        raise record.damaged(folder, error, made_by) from None
     return model.to(device).eval(), saved

@@ -62,6 +62,7 @@ from torch import Tensor, nn
 from lmlab.core.params import Params
 from lmlab.model import noise
 from lmlab.model.models.base import LanguageModel
+from lmlab.training.distilling import Teacher
 from lmlab.training.optimizers.base import Groups
 from lmlab.training.widths import by_fans, scale_initialisation
 
@@ -89,6 +90,10 @@ class LearningRule(nn.Module, ABC):
     """Whether the rule only ever calls the model as a whole, so that torch may compile it.
     `train.compile` needs it.
     """
+    needs_teacher: bool = False
+    """Whether it learns from the model that training goes on from, and so needs a start."""
+    teacher: Teacher | None = None
+    """That model; None where it is not known, as to probes. It is no part of the rule's state."""
     cannot_overfit: str = ""
     """Why the rule cannot learn one batch by heart in a few steps; empty if it can."""
 
