@@ -24,9 +24,10 @@ from lmlab.core import registry
 from lmlab.core.errors import UserError
 from lmlab.core.registry import Choice
 from lmlab.data.tokenizers import base as tokenizers
-from lmlab.explorer import generate, held_out, look, units
+from lmlab.explorer import generate, heads, held_out, history, look, units
 from lmlab.explorer.changes import Add, Change, Patch, Pin, Scale, applied
-from lmlab.explorer.server import HEADERS, Explorer
+from lmlab.explorer.microscope import Material
+from lmlab.explorer.server import FILES, HEADERS, Explorer
 from lmlab.explorer.subject import LAST, Folders, Moment, Subject
 from lmlab.model import places
 from lmlab.model.models import base as models
@@ -243,6 +244,27 @@ def test_a_direction_is_the_difference_of_two_texts() -> None:
     assert nats(one, [zero]) == nats(one, [], side="plain")
 
 
+def test_what_is_patched_in_comes_from_the_model_without_the_other_changes() -> None:
+    one, place = subject(), "blocks.0.feed_forward.units"
+    patch = Patch(kind="patch", place=place, text="cab", of=2)
+    first = off("blocks.0.attention.head_outputs", factor=3.0)
+    with places.record(one.model, [place]) as states, torch.no_grad():
+        one.model(torch.tensor([one.ids("cab")[:3]]))
+    expected = states[place][0, -1]
+    for changes, factor in (
+        ([patch, off(place, factor=2.0)], 2),
+        ([first, patch], 1),
+        ([patch, first], 1),
+    ):
+        with (
+            applied(one, one.model, changes, 0),
+            places.record(one.model, [place]) as states,
+            torch.no_grad(),
+        ):
+            one.model(torch.tensor([one.ids(TEXT)[:8]]))
+        torch.testing.assert_close(states[place][0, 5], factor * expected)
+
+
 def test_a_pinned_token_is_read_and_the_text_stays_what_is_predicted() -> None:
     one = subject()
     id_ = TOKENIZER.encode("z" if "z" in TEXT else "b").tolist()[0]
@@ -368,6 +390,68 @@ def test_the_slider_goes_over_the_snapshots(corpus: Corpus) -> None:
         Subject.open("run", Folders(folders.model, Path("other.json")))
 
 
+def test_a_token_is_followed_over_the_run(corpus: Corpus) -> None:
+    train(corpus, "run", snapshots=3, steps=7)
+    tokenizers.write("character", corpus[1], Path("tokenizer.json"))
+    folders = Folders(Path("run/model"), Path("tokenizer.json"), Path("run/snapshots"))
+    one = Subject.open("run", folders)
+    text, token = test_training.TEXT[:60], 41
+    change = off("blocks.0.feed_forward.units", factor=0.5)
+    for changes, side in (([], "plain"), ([change], "changed")):
+        found = history.over_training(one, text, token, changes)
+        assert [each["step"] for each in found] == [moment.step for moment in one.moments]
+        for moment, each in enumerate(found):
+            every = [
+                (nats, guesses[0])
+                for number in range(99)
+                if number < len(look.Text.of(one, text).windows)
+                for told in [look.read_window(one, moment, text, number, changes)[side]]
+                for nats, guesses in zip(told["nats"], told["guesses"], strict=True)
+            ]
+            nats_there, (guess, _, p) = every[token]
+            assert (each["nats"], each["guess"], each["p"]) == (nats_there, guess, p)
+
+
+def test_what_heads_do_as_a_rule_is_their_mean_weight() -> None:
+    one = subject(heads=2, depth=2)
+    found = heads.roles(one, LAST, TEXT)
+    assert found.keys() == {"blocks.0.attention.pattern", "blocks.1.attention.pattern"}
+    ids = torch.tensor(one.ids(TEXT))
+    rows = ids[: len(ids) // CONTEXT * CONTEXT].view(-1, CONTEXT)
+    with places.record(one.model, ["blocks.1.attention.pattern"]) as states, torch.no_grad():
+        one.model(rows)
+    weights = states["blocks.1.attention.pattern"].double()
+    before = [weights[:, 1, t, t - 1] for t in range(1, CONTEXT)]
+    itself = [weights[:, 1, t, t] for t in range(CONTEXT)]
+    first = [weights[:, 1, t, 0] for t in range(1, CONTEXT)]
+    for name, values in (("previous", before), ("itself", itself), ("first", first)):
+        mean = float(torch.stack(values).mean())
+        assert found["blocks.1.attention.pattern"][name][1] == pytest.approx(mean, rel=1e-3)
+    assert all(0 <= share <= 1 for share in found["blocks.0.attention.pattern"]["induction"])
+    assert heads.roles(subject(registry.choose(small.tree(), "models", "lstm")), LAST, TEXT) == {}
+
+
+def test_a_head_that_finds_what_came_next_is_told_from_one_that_looks_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Weights put there by hand: head 0 is a perfect induction head, head 1 looks one back."""
+    one = subject(heads=2, depth=1)
+    period = CONTEXT // 2
+
+    def patterns(model: object, tokens_BT: Tensor, of_heads: Callable[[Tensor], Tensor]) -> Any:
+        batch, time = tokens_BT.shape
+        weights = torch.zeros(batch, 2, time, time, dtype=torch.float64)
+        for t in range(time):
+            weights[:, 0, t, max(0, t + 1 - period)] = 1
+            weights[:, 1, t, max(0, t - 1)] = 1
+        return {"blocks.0.attention.pattern": of_heads(weights).tolist()}
+
+    monkeypatch.setattr(heads, "_by_place", patterns)
+    found = heads.roles(one, LAST, TEXT)["blocks.0.attention.pattern"]
+    assert found["induction"] == [1, 0]
+    assert found["previous"] == [pytest.approx(1 / (CONTEXT - 1)), 1]
+
+
 def test_changes_at_one_place_act_in_the_order_given() -> None:
     one, place = subject(), "blocks.0.output"
     patch = Patch(kind="patch", place=place, text="dab", of=2)
@@ -410,7 +494,8 @@ def serving(*subjects: Subject) -> Iterator[Served]:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port = listening.getsockname()[1]
-        app = Explorer(subjects, [TEXT]).app(port)
+        material = Material(TEXT, "a dab of ace, bad cab; " * 2)
+        app = Explorer(subjects, [TEXT], material, small.tree()).app(port)
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
@@ -425,7 +510,7 @@ def serving(*subjects: Subject) -> Iterator[Served]:
 
 def test_the_server_answers_its_own_page_alone() -> None:
     with serving(subject()) as served:
-        for path in ("/", "/page.js", "/page.css", "/api/about"):
+        for path in (*FILES, "/api/about"):
             answer = served.get(path)
             assert answer.status_code == 200
             assert answer.headers.items() >= HEADERS.items()
@@ -471,6 +556,24 @@ def test_a_wrong_request_is_answered_in_one_line(
         assert words in answer.json()["error"]
         assert "\n" not in answer.json()["error"]
         assert served.post("window", {"text": TEXT}).status_code == 200
+
+
+def test_long_work_tells_how_far_it_is_and_can_be_stopped() -> None:
+    asked = {"place": "blocks.0.output", "steps": 100_000, "text": TEXT}
+    with serving(subject()) as served:
+        answers: list[requests.Response] = []
+        work = threading.Thread(target=lambda: answers.append(served.post("features", asked)))
+        work.start()
+        until = time.monotonic() + 60
+        while served.get("/api/progress").json()["done"] < 3 and time.monotonic() < until:
+            time.sleep(0.01)
+        assert served.get("/api/progress").json()["of"] == 100_000
+        served.post("stop", {})
+        work.join(timeout=60)
+        assert answers[0].status_code == 400
+        assert answers[0].json()["error"] == "stopped; no features were kept"
+        wrong = served.post("feature", {"place": "blocks.0.output", "feature": 0})
+        assert "look for them first" in wrong.json()["error"]
 
 
 def test_the_page_gets_what_the_functions_give() -> None:

@@ -44,6 +44,7 @@ def test_every_part_may_be_chosen_and_dvc_is_told_of_those_it_names(
     if (key, name) == ("train.learning_rule", "distillation"):
         with pytest.raises(UserError, match="learns from the model that training goes on from"):
             preflight.check(chosen)
+        preflight.check(chosen, has_start=True)
     else:
         preflight.check(chosen)
 

@@ -534,6 +534,10 @@ def explore(
     ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 0,
     browser: Annotated[bool, typer.Option(help="Open the page.")] = True,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Serve nothing; write the page into this .html file, weights included."),
+    ] = None,
 ) -> None:
     """Watch a model read, reach into it and see what changes: a page in the browser, served to this
     machine alone.
@@ -543,12 +547,14 @@ def explore(
     from lmlab.core import params
     from lmlab.experiments import starting
     from lmlab.experiments.stages.layout import Layout
-    from lmlab.explorer import held_out, server
+    from lmlab.explorer import held_out, server, single_file
+    from lmlab.explorer.microscope import Material
     from lmlab.explorer.subject import Folders, Subject
     from lmlab.model.device import use_device
     from lmlab.training.step import TrainParams
 
-    section = params.section(params.read(), "train", TrainParams)
+    tree = params.read()
+    section = params.section(tree, "train", TrainParams)
     use_device("cpu", section.threads)
     own = Layout.below()
     with tempfile.TemporaryDirectory() as scratch:
@@ -556,13 +562,22 @@ def explore(
         for number, name in enumerate(runs or []):
             layouts[name] = Layout.below(Path(scratch, str(number)))
             run = starting.made(name, starting.project())
-            for out in ("data/model", "data/tokenizer", "data/snapshots"):
-                run.lay_out(out, layouts[name].model.parent)
+            for folder in ("data/model", "data/tokenizer", "data/snapshots"):
+                run.lay_out(folder, layouts[name].model.parent)
         subjects = [
             Subject.open(name, Folders(layout.model, layout.tokenizer_file, layout.snapshots))
             for name, layout in layouts.items()
         ]
-        server.serve(subjects, held_out.pieces(own.corpus), port, browser)
+        texts = held_out.pieces(own.corpus)
+        if out is not None:
+            scored = single_file.held_out_text(own.corpus)
+            typer.echo(single_file.write(subjects, texts, scored, out).line())
+            return
+        reading = held_out.pieces(own.corpus, "train", count=64)
+        training = held_out.pieces(own.corpus, "train")
+        material = Material("\n".join(training), "\n".join(texts), tuple(reading))
+        explorer = server.Explorer(subjects, texts, material, tree)
+        server.serve(explorer, port, browser)
 
 
 @app.command()

@@ -44,12 +44,13 @@ SECTIONS: dict[str, type[Params]] = {
 SOME_VOCABULARY = 256
 
 
-def check(tree: Tree, run: bool = True) -> None:
+def check(tree: Tree, run: bool = True, has_start: bool = False) -> None:
     """Raise UserError naming the first key that is wrong, or the first combination that is
     impossible.
 
     Without `run` that a model and its learning rule can be built together, and in this machine's
-    memory, is left out.
+    memory, is left out. With `has_start` there will be a run to go on from, also where the section
+    `start` names none.
     """
     kinds = registry.kinds()
     _check_names(tree, "", [*SECTIONS, *kinds])
@@ -92,7 +93,7 @@ def check(tree: Tree, run: bool = True) -> None:
     ]:
         choice.build()
     check_metrics(evaluate)
-    _check_start(tree, sections["start"], sections["tokenizer"], chosen)
+    _check_start(tree, sections["start"], sections["tokenizer"], chosen, has_start)
     if run:
         _check_run(train, chosen["train"])
     if evaluate.stride > train.context:
@@ -104,7 +105,11 @@ def check(tree: Tree, run: bool = True) -> None:
 
 
 def _check_start(
-    tree: Tree, section: Params, tokenizer: Params, chosen: Mapping[str, Mapping[str, Choice]]
+    tree: Tree,
+    section: Params,
+    tokenizer: Params,
+    chosen: Mapping[str, Mapping[str, Choice]],
+    has_start: bool,
 ) -> None:
     assert isinstance(section, StartParams)
     assert isinstance(tokenizer, TokenizerParams)
@@ -116,7 +121,7 @@ def _check_start(
     of_tokenizer, model = chosen["tokenizer"]["name"], chosen["train"]["model"]
     growths = growing.chosen(tree, section.growth)
     rule = chosen["train"]["learning_rule"]
-    if not section.commit and rule.part.needs_teacher:
+    if not (section.commit or has_start) and rule.part.needs_teacher:
         raise UserError(
             f"params.yaml: train.learning_rule: {rule.name} learns from the model that training"
             " goes on from, and there is none; `lmlab start NAME` names one, or choose another"

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from lmlab.core.errors import UserError
+from lmlab.explorer import features
 from lmlab.explorer.subject import Subject
 from lmlab.model import places
 from lmlab.model.models.base import LanguageModel
@@ -60,6 +61,17 @@ class Add(_AtPlace):
     strength: float = Field(ge=-1e6, le=1e6)
 
 
+class Feature(_Given):
+    """A feature that a sparse autoencoder has found, scaled: x -> x + (factor - 1) a(x) d."""
+
+    kind: Literal["feature"]
+    place: str
+    feature: int = Field(ge=0)
+    factor: float = Field(ge=-1e6, le=1e6)
+    at: int | None = Field(default=None, ge=0)
+    """The token whose prediction it acts on; None: all."""
+
+
 class Pin(_Given):
     """Another token in the text that is read; what is predicted stays the text."""
 
@@ -68,7 +80,7 @@ class Pin(_Given):
     token: int = Field(ge=0)
 
 
-Change = Annotated[Scale | Patch | Add | Pin, Field(discriminator="kind")]
+Change = Annotated[Scale | Patch | Add | Feature | Pin, Field(discriminator="kind")]
 
 
 def pinned(changes: Sequence[Change], ids: list[int], vocabulary_size: int) -> list[int]:
@@ -95,11 +107,13 @@ def applied(
     Raises UserError for a place or a part of it that the model does not have.
     """
     tables = subject.tables()
+    functions = [  # made of the model as it is, before any of them acts
+        (change, function_of(subject, model, change, begin))
+        for change in changes
+        if not isinstance(change, Pin)
+    ]
     with ExitStack() as stack:
-        for change in reversed(changes):  # of changes at one place the innermost acts first
-            if isinstance(change, Pin):
-                continue
-            function = function_of(subject, model, change, begin)
+        for change, function in reversed(functions):  # at one place the innermost acts first
             if change.place in tables:
                 table = model.get_submodule(change.place)
                 handle = table.register_forward_hook(_hook(function), prepend=True)
@@ -114,12 +128,15 @@ def _hook(function: PlaceChange) -> Callable[[object, object, Tensor], Tensor]:
 
 
 def function_of(
-    subject: Subject, model: LanguageModel, change: Scale | Patch | Add, begin: int
+    subject: Subject, model: LanguageModel, change: Scale | Patch | Add | Feature, begin: int
 ) -> PlaceChange:
     """What the change makes of what flows through its place.
 
     `begin` is the token that the model's first position predicts. Raises UserError as `applied`.
     """
+    if isinstance(change, Feature):
+        known = features.known(subject, subject.moment, change.place)
+        return features.change(known, change.feature, change.factor, change.at, begin)
     if isinstance(change, Scale):
         factor = change.factor
         return _within(change, begin, lambda x: factor * x)

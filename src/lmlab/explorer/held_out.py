@@ -1,4 +1,4 @@
-"""Pieces of held-out text for the page to begin with."""
+"""The corpus's text for the page: pieces to begin with, and to learn from."""
 
 from pathlib import Path
 
@@ -8,17 +8,22 @@ PIECES = 8
 CHARACTERS = 600
 
 
-def pieces(corpus: Path, split: str = "validation") -> list[str]:
-    """Up to PIECES pieces, evenly spaced over a split, each from the beginning of a line or of a
-    document; none where there is no corpus.
-    """
+def whole_text(corpus: Path, split: str) -> str:
+    """All of a split; empty where there is no corpus."""
     file = corpus / f"{split}.parquet"
     if not file.exists():
-        return []
-    text = "\n".join(pq.read_table(file, columns=["text"])["text"].to_pylist())
+        return ""
+    return "\n".join(pq.read_table(file, columns=["text"])["text"].to_pylist())
+
+
+def pieces(corpus: Path, split: str = "validation", count: int = PIECES) -> list[str]:
+    """Up to `count` pieces, evenly spaced over a split, each from the beginning of a line or of a
+    document; none where there is no corpus.
+    """
+    text = whole_text(corpus, split)
     found = []
-    for number in range(PIECES):
-        start = number * max(0, len(text) - CHARACTERS) // PIECES
+    for number in range(count):
+        start = number * max(0, len(text) - CHARACTERS) // count
         line = text.find("\n\n", start)
         start = line + 2 if 0 <= line - start < CHARACTERS else start
         found.append(text[start : start + CHARACTERS])

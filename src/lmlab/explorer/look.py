@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lmlab.core.errors import UserError
 from lmlab.evaluation.effects import effects
+from lmlab.explorer import features
 from lmlab.explorer.changes import Change, Pin, applied, function_of, pinned
 from lmlab.explorer.subject import Subject
 from lmlab.model import places
@@ -194,7 +195,8 @@ def look_at(
     subject: Subject, moment: int, text: str, token: int, changes: Sequence[Change]
 ) -> dict[str, Any]:
     """What the model computed where it predicted a token: where each head looked, which units were
-    most active, how long each vector is, and what tables of n-grams gave.
+    most active, how long each vector is, what tables of n-grams gave, and which features were
+    active, of places where these are known.
     """
     model, whole = subject.at(moment), Text.of(subject, text)
     window = whole.window(whole.window_of(token))
@@ -220,6 +222,12 @@ def look_at(
         elif state.shape[1] == position + 1:
             answer["layers"].append(_layer(name, state[0, -1]))
     answer["layers"] += [_layer(name, given[0, -1]) for name, given in tables.items()]
+    read = tokens_BT[0].tolist()
+    with applied(subject, model, changes, window.start):
+        answer["features"] = [
+            features.at(subject, features.known(subject, moment, place), read)
+            for place in features.known_places(subject, moment)
+        ]
     return answer
 
 

@@ -7,10 +7,12 @@ The model computes in one thread, request by request, as one set of weights serv
 
 import contextlib
 import json
+import math
 import socket
 import webbrowser
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +26,22 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from lmlab.core import registry
 from lmlab.core.errors import UserError
-from lmlab.explorer import generate, look, units
+from lmlab.core.params import Tree
+from lmlab.explorer import drawing, features, generate, heads, history, look, microscope, units
 from lmlab.explorer.changes import Change
+from lmlab.explorer.microscope import Material, Wish
 from lmlab.explorer.subject import LAST, Subject
 from lmlab.model.truncation import Truncation
 
 HOST = "127.0.0.1"
 PAGE = Path(__file__).with_name("page")
+SCRIPTS = ("learning", "features", "drawing", "page")
 FILES = {
     "/": ("page.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
+    **{f"/{name}.js": (f"{name}.js", "text/javascript") for name in SCRIPTS},
 }
 HEADERS = {
     "Content-Security-Policy": (
@@ -74,6 +80,26 @@ class _AskedToken(_Asked):
 class _AskedUnit(_Asked):
     place: str
     unit: int = Field(ge=0)
+
+
+class _AskedFeatures(_Asked):
+    place: str
+    multiple: int = Field(default=4, ge=1, le=64)
+    active: int = Field(default=8, ge=1, le=1024)
+    steps: int = Field(default=500, ge=1, le=100_000)
+
+
+class _AskedFeature(_Asked):
+    place: str
+    feature: int = Field(ge=0)
+
+
+class _AskedStep(_Asked):
+    rule: str = microscope.OWN
+    optimizer: str = microscope.OWN
+    rate: float = Field(default=1.0, ge=0, le=1e6)
+    typed: bool = False
+    """Whether the step is taken on `text` and not on training text."""
 
 
 class _AskedNext(_Asked):
@@ -115,8 +141,19 @@ class OwnOrigin:
 class Explorer:
     """What the page can ask for, by its address."""
 
-    def __init__(self, subjects: Sequence[Subject], held_out: Sequence[str]) -> None:
-        self.subjects, self.held_out = subjects, held_out
+    def __init__(
+        self,
+        subjects: Sequence[Subject],
+        held_out: Sequence[str],
+        material: Material,
+        tree: Tree,
+    ) -> None:
+        """`material` is what a step of learning is taken on, and `tree` is params.yaml."""
+        self.subjects, self.held_out, self.material = subjects, held_out, material
+        self.tree = tree
+        self.progress = (0, 0)
+        """Of long work: how much is done, of how much."""
+        self.is_stopped = False
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="model")
 
     def app(self, port: int) -> Starlette:
@@ -127,7 +164,16 @@ class Explorer:
             Route("/api/window", self._answer(_AskedWindow, self.window), methods=["POST"]),
             Route("/api/token", self._answer(_AskedToken, self.token), methods=["POST"]),
             Route("/api/unit", self._answer(_AskedUnit, self.unit), methods=["POST"]),
+            Route("/api/features", self._answer(_AskedFeatures, self.features), methods=["POST"]),
+            Route("/api/feature", self._answer(_AskedFeature, self.feature), methods=["POST"]),
+            Route("/api/progress", self._progress),
+            Route("/api/stop", self._stop, methods=["POST"]),
+            Route("/api/heads", self._answer(_Asked, self.heads), methods=["POST"]),
+            Route("/api/history", self._answer(_AskedToken, self.history), methods=["POST"]),
             Route("/api/next", self._answer(_AskedNext, self.next), methods=["POST"]),
+            Route("/api/step", self._answer(_AskedStep, self.step), methods=["POST"]),
+            Route("/api/drawing", self._answer(_Asked, self.drawing), methods=["POST"]),
+            Route("/api/weights", self._answer(_Asked, self.weights), methods=["POST"]),
         ]
         return Starlette(routes=routes, middleware=[Middleware(OwnOrigin, port=port)])
 
@@ -139,7 +185,21 @@ class Explorer:
 
     async def _about(self, request: Request) -> Response:
         runs = [subject.about() for subject in self.subjects]
-        return JSONResponse({"runs": runs, "held_out": list(self.held_out)}, headers=HEADERS)
+        about = {
+            "runs": runs,
+            "held_out": list(self.held_out),
+            "rules": microscope.rules(),
+            "optimizers": registry.names("optimizers"),
+        }
+        return JSONResponse(about, headers=HEADERS)
+
+    async def _progress(self, request: Request) -> Response:
+        done, whole = self.progress
+        return JSONResponse({"done": done, "of": whole}, headers=HEADERS)
+
+    async def _stop(self, request: Request) -> Response:
+        self.is_stopped = True
+        return JSONResponse({}, headers=HEADERS)
 
     def _answer(
         self, kind: type[Any], compute: Callable[[Any], Mapping[str, Any]]
@@ -164,7 +224,7 @@ class Explorer:
             except UserError as error:
                 return _error(str(error), 400)
             return Response(
-                json.dumps(found, separators=(",", ":")),
+                json.dumps(_known(found), separators=(",", ":"), allow_nan=False),
                 media_type="application/json",
                 headers=HEADERS,
             )
@@ -187,12 +247,58 @@ class Explorer:
         subject = self._of(asked)
         return look.look_at(subject, asked.moment, asked.text, asked.token, asked.changes)
 
+    def features(self, asked: _AskedFeatures) -> dict[str, Any]:
+        """What a sparse autoencoder finds at a place; it is trained where that is not known yet."""
+        self.is_stopped = False
+
+        def told(done: int, whole: int) -> None:
+            self.progress = done, whole
+            if self.is_stopped:
+                raise UserError("stopped; no features were kept")
+
+        subject, texts = self._of(asked), self.material.reading or (asked.text,)
+        wish = features.Wish(asked.multiple, asked.active, asked.steps)
+        found = features.trained(subject, asked.moment, asked.place, texts, wish, told)
+        return features.summary(found)
+
+    def feature(self, asked: _AskedFeature) -> dict[str, Any]:
+        """On which text a feature is most active."""
+        subject = self._of(asked)
+        known = features.known(subject, asked.moment, asked.place)
+        return {"texts": features.texts_of(subject, known, asked.feature)}
+
+    def heads(self, asked: _Asked) -> dict[str, Any]:
+        """What each head does as a rule, on held-out text."""
+        text = asked.text or "\n".join(self.held_out)
+        return heads.roles(self._of(asked), asked.moment, text)
+
+    def history(self, asked: _AskedToken) -> dict[str, Any]:
+        """One token over the run."""
+        found = history.over_training(self._of(asked), asked.text, asked.token, asked.changes)
+        return {"moments": found}
+
     def unit(self, asked: _AskedUnit) -> dict[str, Any]:
         """On which held-out text a unit is most active."""
         subject = self._of(asked)
         text = asked.text or "\n".join(self.held_out)
         found = units.texts_of(subject, asked.moment, asked.place, asked.unit, text)
         return {"texts": found}
+
+    def step(self, asked: _AskedStep) -> dict[str, Any]:
+        """One step of learning."""
+        material = self.material
+        if asked.typed:
+            material = replace(material, training=asked.text)
+        wish = Wish(asked.rule, asked.optimizer, asked.rate)
+        return microscope.one_step(self._of(asked), asked.moment, wish, material, self.tree)
+
+    def drawing(self, asked: _Asked) -> dict[str, Any]:
+        """The model as it is built."""
+        return drawing.structure(self._of(asked))
+
+    def weights(self, asked: _Asked) -> dict[str, Any]:
+        """How large the model's weights are at a moment, and how far they have gone."""
+        return drawing.weights(self._of(asked), asked.moment)
 
     def next(self, asked: _AskedNext) -> dict[str, Any]:
         """How the text may go on."""
@@ -208,11 +314,20 @@ class Explorer:
         )
 
 
+def _known(value: Any) -> Any:
+    """A tree of JSON in which numbers that are not finite, which JSON does not know, are null."""
+    if isinstance(value, dict):
+        return {key: _known(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_known(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _error(message: str, status: int) -> Response:
     return JSONResponse({"error": message}, status, HEADERS)
 
 
-def serve(subjects: Sequence[Subject], held_out: Sequence[str], port: int, opens: bool) -> None:
+def serve(explorer: Explorer, port: int, opens: bool) -> None:
     """Serve the page until it is interrupted. `port` 0 takes a free one.
 
     Raises UserError where the port is taken.
@@ -227,10 +342,11 @@ def serve(subjects: Sequence[Subject], held_out: Sequence[str], port: int, opens
                 f"port {port} is taken; choose another, or none for a free one"
             ) from None
         address = f"http://{HOST}:{listening.getsockname()[1]}/"
-        app = Explorer(subjects, held_out).app(listening.getsockname()[1])
+        app = explorer.app(listening.getsockname()[1])
         print(f"explore: {address} (Ctrl-C ends it)", flush=True)
         if opens:
             webbrowser.open(address)
         config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off")
         with contextlib.suppress(KeyboardInterrupt):  # how it is ended
             uvicorn.Server(config).run(sockets=[listening])
+        explorer.is_stopped = True

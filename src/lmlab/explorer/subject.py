@@ -1,6 +1,6 @@
 """A model to look at: at its end or at one of its snapshots, with its tokenizer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lmlab.core import registry
 from lmlab.core.errors import UserError
 from lmlab.core.files import checked, read_json
+from lmlab.core.registry import Choice
 from lmlab.data.tokenizers import base as tokenizers
 from lmlab.data.tokenizers.base import Tokenizer
 from lmlab.model import places
@@ -18,6 +20,7 @@ from lmlab.model.models import base as models
 from lmlab.model.models.base import LanguageModel
 from lmlab.model.record import ModelRecord
 from lmlab.training import checkpoint, snapshots
+from lmlab.training.step import TrainParams
 
 LAST = -1
 """The moment at which the run ended."""
@@ -54,10 +57,13 @@ class Subject:
         tokenizer: Tokenizer,
         moments: Sequence[Moment],
         folder: Path | None = None,
+        parts: Mapping[str, Choice] | None = None,
     ) -> None:
-        """`model` is at the last of its moments, in evaluation mode; `folder` has the others."""
+        """`model` is at the last of its moments, in evaluation mode; `folder` has the others.
+        `parts` are those that it was trained with, by the key of `train`; None: not known.
+        """
         self.name, self.model, self.tokenizer = name, model, tokenizer
-        self.moments, self.folder = moments, folder
+        self.moments, self.folder, self.parts = moments, folder, parts
         self._end = {name: value.clone() for name, value in model.state_dict().items()}
         self._at = len(moments) - 1
 
@@ -75,8 +81,15 @@ class Subject:
                 f" {folders.model} is a model of {model.vocabulary_size:,}, so they are of two"
                 " runs; run `dvc repro`"
             )
-        moments = [*_snapshots(folders.snapshots, saved), Moment(saved.steps, "", "")]
-        return cls(name, model, tokenizer, moments, folders.snapshots)
+        record = _snapshot_record(folders.snapshots, saved)
+        moments = [*_snapshots(record), Moment(saved.steps, "", "")]
+        parts = _recalled(record["parts"]) if record else None
+        return cls(name, model, tokenizer, moments, folders.snapshots, parts)
+
+    @property
+    def moment(self) -> int:
+        """The number of the moment whose weights the model has."""
+        return self._at
 
     def at(self, number: int) -> LanguageModel:
         """The model with the weights of a moment, counted from 0, or LAST. It is one object: what
@@ -91,14 +104,27 @@ class Subject:
     def _weights(self, moment: Moment) -> dict[str, Tensor]:
         if not moment.file:
             return self._end
-        assert self.folder is not None
-        state = checkpoint.read(checked(self.folder / moment.file, made_by="train"))
-        if state is None:
-            raise UserError(
-                f"{self.folder / moment.file} is damaged; run `dvc repro --force train`"
-            )
-        weights: dict[str, Tensor] = state[moment.key]
+        weights: dict[str, Tensor] = self._snapshot(moment.file)[moment.key]
         return weights
+
+    def _snapshot(self, file: str) -> dict[str, Any]:
+        assert self.folder is not None
+        state = checkpoint.read(checked(self.folder / file, made_by="train"))
+        if state is None:
+            raise UserError(f"{self.folder / file} is damaged; run `dvc repro --force train`")
+        return state
+
+    def rule_state(self, number: int) -> dict[str, Tensor] | None:
+        """What the run's learning rule had learned at a moment; None where it is not known.
+
+        It is that before the step of the moment's snapshot: at the run's end, of its last step.
+        """
+        until = range(len(self.moments))[number] + 1
+        files = [moment.file for moment in self.moments[:until] if moment.file]
+        if not files:
+            return None
+        state: dict[str, Tensor] = self._snapshot(files[-1])["rule"]
+        return state
 
     def ids(self, text: str) -> list[int]:
         """The ids of a text that begins a document, BOS first."""
@@ -128,23 +154,31 @@ class Subject:
             "context": self.model.context,
             "blocks": len(self.model.blocks),
             "moments": [moment.step for moment in self.moments],
+            "trained_with": {key: part.name for key, part in (self.parts or {}).items()},
             "places": places.names(self.model),
             "tables": self.tables(),
         }
 
 
-def _snapshots(folder: Path | None, saved: ModelRecord) -> list[Moment]:
-    """The moments of a model's snapshots; none where there are none of this model."""
+def _snapshot_record(folder: Path | None, saved: ModelRecord) -> dict[str, Any] | None:
+    """The record of a model's snapshots; None where there are none of this model."""
     if folder is None or not (folder / snapshots.RECORD).exists():
-        return []
-    record = read_json(folder / snapshots.RECORD, made_by="train")
-    if (record["vocabulary_size"], record["parts"]["model"]) != (
-        saved.vocabulary_size,
-        saved.model,
-    ):
-        return []
+        return None
+    record: dict[str, Any] = read_json(folder / snapshots.RECORD, made_by="train")
+    found = record["vocabulary_size"], record["parts"]["model"]
+    return record if found == (saved.vocabulary_size, saved.model) else None
+
+
+def _recalled(records: Mapping[str, Any]) -> dict[str, Choice]:
+    """The parts that a run was trained with, by the key of `train` that names them."""
+    kinds = dict(registry.marked(TrainParams))
+    return {key: registry.recall(kinds[key], record) for key, record in records.items()}
+
+
+def _snapshots(record: Mapping[str, Any] | None) -> list[Moment]:
+    """The moments of snapshots."""
     moments: list[Moment] = []
-    for file in record["snapshots"]:
+    for file in record["snapshots"] if record else []:
         step = int(file.removeprefix("step-").removesuffix(".safetensors"))
         moments += [Moment(step, file, "model")] if not moments else []
         moments.append(Moment(step + 1, file, "after"))

@@ -165,7 +165,7 @@ def _plan(
 ) -> Planned:
     seeds = {"train.seed": seed, "train.data_seed": seed}
     run_tree, first_tree = changed(tree, {**values, **seeds}), study.first_tree(arm.name)
-    preflight.check(changed(run_tree, FROM_SCRATCH))
+    preflight.check(changed(run_tree, FROM_SCRATCH), has_start=first_tree is not None)
     first = None
     if first_tree is not None:
         first_tree = changed(first_tree, seeds)

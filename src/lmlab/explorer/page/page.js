@@ -53,7 +53,7 @@ async function ask(address, body, signal) {
 
 function failed(error) {
   if (error.name === "AbortError") return;
-  const gone = error instanceof TypeError;
+  const gone = error instanceof TypeError && !globalThis.engine;
   say(gone ? "The server no longer answers; start `lmlab explore` again." : error.message, true);
 }
 
@@ -61,13 +61,29 @@ function failed(error) {
 
 function keep() {
   const { head, ...kept } = state;
+  kept.fields = Object.fromEntries(FIELDS.filter((id) => $(id).value !== usual.get(id)).map((id) => [id, $(id).value]));
   history.replaceState(null, "", "#" + encodeURIComponent(JSON.stringify(kept)));
+}
+
+// fields that belong to the link, where they are not as the page has them by itself
+const FIELDS = ["temperature", "top-k", "top-p", "min-p", "seed", "rule", "rule-beside", "optimizer", "rate"];
+const usual = new Map();
+let linked = {};
+
+function fill() {
+  for (const id of FIELDS) {
+    usual.set(id, $(id).value);
+    if (typeof linked[id] !== "string") continue;
+    $(id).value = linked[id];
+    if ($(id).value !== linked[id]) $(id).value = usual.get(id); // no such choice here
+  }
 }
 
 function restore() {
   try {
     const kept = JSON.parse(decodeURIComponent(location.hash.slice(1)));
     for (const key of Object.keys(state)) if (key in kept && key !== "head") state[key] = kept[key];
+    linked = kept.fields ?? {};
   } catch {
     return false; // no link
   }
@@ -89,6 +105,8 @@ async function lookAgain() {
   const mine = ++asking, signal = stop.signal;
   keep();
   showChanges();
+  const wrote = $("sample").childNodes.length > 0;
+  endWriting();
   const first = { run: state.run, moment: state.moment, changes: [...state.changes] };
   const both = state.beside < 0 ? [first] : [first, { run: state.beside, moment: LAST, changes: [] }];
   const now = both.map((side) => ({ ...side, text: state.text, texts: [], ids: [], plain: [], changed: [], direct: [], whyNot: "" }));
@@ -108,8 +126,11 @@ async function lookAgain() {
         $("stop").hidden = !shown || number === count - 1;
         if (shown) {
           say(`${number + 1} of ${count} windows`);
-          sides = now;
-          showRows();
+          if (sides === now && $("rows").children.length) for (const row of $("rows").children) row.paint();
+          else {
+            sides = now;
+            showRows();
+          }
         }
       }
     }
@@ -119,6 +140,7 @@ async function lookAgain() {
     say(size ? `${size} tokens in ${Math.round(performance.now() - began)} ms` : "Type a text, or choose a piece of held-out text.");
     showRows();
     await Promise.all([showChosen(), showNext()]);
+    if (wrote && mine === asking) writeOn().catch(failed); // what the slider or a change makes of it
     document.documentElement.dataset.drawn = mine; // for whoever waits for it
   } catch (error) {
     failed(error);
@@ -149,31 +171,15 @@ function showRows() {
 }
 
 function rowOf(side, told, number, name, beside) {
-  const size = bytes(side.texts.slice(0, told.length).join(""));
-  const total = bits(sum(told.map((one) => one.nats))) / Math.max(1, size);
-  const before = beside && bits(sum(beside.map((one) => one.nats))) / Math.max(1, size);
-  const direct = beside && side.direct.length === told.length && bits(sum(side.direct)) / Math.max(1, size);
-  const heading = element("p", { class: "row-name" },
-    name ? element("strong", {}, name) : null,
-    element("span", {}, `${total.toFixed(4)} bits per byte`),
-    beside ? element("span", { class: total > before ? "worse" : "better" }, `in all ${signed(total - before)}`) : null,
-    beside ? element("span", { class: "quiet" },
-      direct ? `directly ${signed(direct - before)}` : `direct effect: ${side.whyNot}`) : null,
-  );
+  const total = element("span"), inAll = element("span"), direct = element("span", { class: "quiet" });
+  const heading = element("p", { class: "row-name" }, name ? element("strong", {}, name) : null, total, beside ? inAll : null, beside ? direct : null);
   const box = element("div", { class: `tokens${beside ? " changed" : ""}`, tabIndex: 0, role: "listbox", "aria-label": name || "tokens" });
-  side.texts.forEach((text, at) => {
-    const one = told[at];
-    const span = element("span", {
-      role: "option", title: one ? `${bits(one.nats).toFixed(2)} bits, rank ${one.rank + 1}` : "",
-      onclick: () => choose(number, at),
-    }, text.includes("\n") ? text.replaceAll("\n", "⏎\n") : text || "▯");
+  const spans = side.texts.map((text, at) => {
+    const span = element("span", { role: "option", onclick: () => choose(number, at) }, text.includes("\n") ? text.replaceAll("\n", "⏎\n") : text || "▯");
     span.dataset.at = at;
-    if (one) {
-      const much = beside ? Math.abs(one.nats - beside[at].nats) / 2 : one.nats / WORST;
-      span.style.setProperty("--much", Math.min(1, much).toFixed(3));
-    }
-    box.append(span);
+    return span;
   });
+  box.append(...spans);
   box.addEventListener("keydown", (event) => {
     const move = { ArrowRight: 1, ArrowLeft: -1, Home: -1e9, End: 1e9 }[event.key];
     if (move === undefined) return;
@@ -181,7 +187,26 @@ function rowOf(side, told, number, name, beside) {
     choose(0, Math.min(Math.max(0, state.token + move), sides[0].texts.length - 1));
   });
   const row = element("div", {}, heading, box);
+  let painted = 0;
+  row.spans = spans;
+  row.paint = () => { // what has been told since the last time
+    for (; painted < told.length; painted++) {
+      const one = told[painted], span = spans[painted];
+      const much = beside ? Math.abs(one.nats - beside[painted].nats) / 2 : one.nats / WORST;
+      span.title = `${bits(one.nats).toFixed(2)} bits, rank ${one.rank + 1}`;
+      span.style.setProperty("--much", Math.min(1, much).toFixed(3));
+    }
+    const perByte = (nats) => bits(sum(nats)) / Math.max(1, bytes(side.texts.slice(0, told.length).join("")));
+    const own = perByte(told.map((one) => one.nats));
+    total.textContent = `${own.toFixed(4)} bits per byte`;
+    if (!beside) return;
+    const before = perByte(beside.map((one) => one.nats));
+    inAll.textContent = `in all ${signed(own - before)}`;
+    inAll.className = own > before ? "worse" : "better";
+    direct.textContent = side.direct.length === told.length ? `directly ${signed(perByte(side.direct) - before)}` : `direct effect: ${side.whyNot}`;
+  };
   row.dataset.side = number;
+  row.paint();
   mark(row, number);
   return row;
 }
@@ -198,12 +223,12 @@ function counterpart(number) {
 }
 
 function mark(row, number) {
-  const at = counterpart(number);
-  for (const span of row.querySelectorAll("span[data-at]")) {
-    const chosen = Number(span.dataset.at) === at;
-    span.classList.toggle("chosen", chosen);
-    span.setAttribute("aria-selected", chosen);
+  const before = row.chosen, now = row.spans[counterpart(number)];
+  for (const [span, chosen] of [[before, false], [now, true]]) {
+    span?.classList.toggle("chosen", chosen);
+    span?.setAttribute("aria-selected", chosen);
   }
+  row.chosen = now;
 }
 
 function choose(number, at) {
@@ -221,6 +246,8 @@ function choose(number, at) {
 
 // ------------------------------------------------------------------ at the chosen token
 
+let chosenStop = new AbortController();
+
 async function showChosen() {
   const cards = $("chosen");
   if (state.token < 0 || !sides.length) {
@@ -233,10 +260,14 @@ async function showChosen() {
   cards.replaceChildren(...made);
   const mine = asking, at = state.token;
   if (at >= sides[0].texts.length) return;
-  const found = await ask("token", { ...asked(sides[0]), token: at });
+  chosenStop.abort(); // an answer for another token is not waited for
+  chosenStop = new AbortController();
+  const found = await ask("token", { ...asked(sides[0]), token: at }, chosenStop.signal);
   if (mine !== asking || at !== state.token) return;
   if (found.heads.length) cards.append(headsOf(found));
-  for (const layer of found.layers) cards.append(layerOf(layer));
+  const knowsAll = !state.changes.some((change) => change.kind === "feature"); // these are found at one moment alone
+  if (about.runs[state.run].moments.length > 1 && knowsAll) showHistory(mine, at).catch(failed);
+  cards.append(...(found.features ?? []).map(featuresAt), ...byBlock(found.layers));
   shade();
 }
 
@@ -284,14 +315,73 @@ function headsOf(found) {
     const name = `block ${block}, head ${head.head}`;
     const place = head.place.replace(/pattern$/, "head_outputs");
     const seen = () => { state.head = { begin: found.begin, weights: head.weights }; shade(); };
-    return element("tr", {},
+    return element("tr", { "data-head": `${head.place} ${head.head}` },
       element("td", {}, element("button", { type: "button", title: "where it looked", onclick: seen, onmouseenter: seen }, name)),
       element("td", {}, token_there < 0 ? "start" : token(text)),
       element("td", { class: "number" }, percent(head.weights[where])),
-      element("td", {}, scaler(place, head.head)));
+      element("td", {}, scaler(place, head.head)), element("td", { class: "role note" }));
   });
-  return element("div", { class: "card" }, element("h3", {}, "Where each head looked most"), tableOf(["", "at", "weight", "scale"], rows));
+  const card = element("div", { class: "card" }, element("h3", {}, "Where each head looked most"), tableOf(["", "at", "weight", "scale", "as a rule"], rows));
+  showRoles(card).catch(failed);
+  return card;
 }
+
+// what each head does on held-out text, and on random text read twice
+const ROLES = { previous: "the token before", itself: "the token itself", first: "the first token", induction: "what came next the last time" };
+const roles = new Map(); // by run and moment
+
+async function showRoles(card) {
+  const key = `${state.run} ${state.moment}`;
+  if (!roles.has(key)) roles.set(key, ask("heads", { run: state.run, moment: state.moment }));
+  const found = await roles.get(key);
+  for (const row of card.querySelectorAll("[data-head]")) {
+    const [place, head] = row.dataset.head.split(" ");
+    const shares = Object.entries(found[place] ?? {}).map(([role, values]) => [role, values[head]]).sort((one, other) => other[1] - one[1]);
+    if (!shares.length) continue;
+    const cell = row.querySelector(".role");
+    cell.textContent = `${shares[0][0]} ${shares[0][1].toFixed(2)}`;
+    cell.title = shares.map(([role, share]) => `weight on ${ROLES[role]}: ${share.toFixed(3)}`).join("\n");
+  }
+}
+
+// the chosen token at each moment of the run
+async function showHistory(mine, at) {
+  const found = await ask("history", { ...asked(sides[0]), token: at });
+  if (mine !== asking || at !== state.token) return;
+  const shown = [state.moment < 0 ? found.moments.length - 1 : state.moment];
+  const rows = found.moments.map((moment, number) => element("tr", { class: shown.includes(number) ? "came" : "" },
+    element("td", {}, element("button", { type: "button", title: "show this moment", onclick: () => goTo(number) }, `step ${moment.step.toLocaleString("en")}`)),
+    element("td", { class: "number" }, bits(moment.nats).toFixed(2)), bar(Math.exp(-moment.nats)), element("td", {}, token(moment.guess))));
+  const card = element("div", { class: "card history" }, element("h3", {}, `Over training: ${visible(sides[0].texts[at])}`), tableOf(["", "bits", "probability", "likeliest"], rows));
+  const group = $("chosen").querySelector(".group");
+  $("chosen").querySelector(".history")?.remove();
+  $("chosen").insertBefore(card, group);
+}
+
+function goTo(moment) {
+  state.moment = moment;
+  state.changes = state.changes.filter((change) => change.kind !== "feature"); // each moment has its own
+  state.head = null;
+  showRun();
+  lookAgain();
+}
+
+// the places of a block under one heading, which a narrow screen has closed
+function byBlock(layers) {
+  const groups = new Map();
+  for (const layer of layers) {
+    const block = /^blocks\.\d+/.exec(layer.place)?.[0] ?? "around the blocks";
+    if (!groups.has(block)) groups.set(block, []);
+    groups.get(block).push(layerOf(layer));
+  }
+  return [...groups].map(([block, made]) => {
+    const group = element("details", { class: "group", open: shut.get(block) ?? matchMedia("(min-width: 34rem)").matches },
+      element("summary", {}, block.replace("blocks.", "block ")), element("div", { class: "cards" }, ...made));
+    group.addEventListener("toggle", () => shut.set(block, group.open));
+    return group;
+  });
+}
+const shut = new Map(); // which of these somebody has closed or opened
 
 function layerOf(layer) {
   const isTable = about.runs[state.run].tables.includes(layer.place);
@@ -299,7 +389,7 @@ function layerOf(layer) {
     type: "button", title: `${layer.place}, part ${unit}: ${value}`,
     onclick: () => showUnit(layer.place, unit).catch(failed),
   }, `${unit}: ${Number(value.toPrecision(3))}`));
-  return element("div", { class: "card" }, element("h3", {}, layer.place),
+  return element("div", { class: "card", "data-place": layer.place }, element("h3", {}, layer.place),
     element("p", { class: "note" }, `length ${Number(layer.length.toPrecision(4))}, ${layer.active} of ${layer.size} active `, scaler(layer.place, null)),
     isTable ? null : element("div", { class: "parts" }, ...buttons));
 }
@@ -321,18 +411,25 @@ function scale(place, unit, factor) {
 
 function shade() {
   const row = $("rows").firstElementChild;
-  if (!row) return;
-  for (const span of row.querySelectorAll("span[data-at]")) {
-    const weight = state.head?.weights[Number(span.dataset.at) + 1 - state.head.begin];
-    span.classList.toggle("seen", weight !== undefined);
-    if (weight !== undefined) span.style.setProperty("--at", Math.min(1, weight * 1.5).toFixed(3));
-  }
+  for (const span of row?.shaded ?? []) span.classList.remove("seen");
+  if (!row || !state.head) return;
+  const first = state.head.begin - 1; // its first weight is on BOS, or on the token before the window
+  row.shaded = state.head.weights.map((weight, number) => {
+    const span = row.spans[first + number];
+    span?.classList.add("seen");
+    span?.style.setProperty("--at", Math.min(1, weight * 1.5).toFixed(3));
+    return span;
+  }).filter(Boolean);
 }
 
 async function showUnit(place, unit) {
   const found = await ask("unit", { run: state.run, moment: state.moment, place, unit });
+  showTexts(`${place}, part ${unit}: where it is most active in held-out text `, scaler(place, unit), found);
+}
+
+function showTexts(title, scale, found) {
   $("unit").hidden = false;
-  $("of-unit").replaceChildren(`${place}, part ${unit}: where it is most active in held-out text `, scaler(place, unit));
+  $("of-unit").replaceChildren(title, scale);
   $("unit-texts").replaceChildren(...found.texts.map((one) => element("li", {},
     one.before.slice(0, -1).join(""), element("b", {}, one.before.at(-1) ?? "start"), `  → ${visible(one.next)}  (${Number(one.value.toPrecision(3))})`)));
   $("unit").scrollIntoView({ block: "nearest" });
@@ -341,8 +438,9 @@ async function showUnit(place, unit) {
 // ------------------------------------------------------------------ changes
 
 function inWords(change) {
-  const where = change.kind === "pin" ? "" : change.place + (change.unit === null ? "" : `, part ${change.unit}`);
+  const where = change.kind === "pin" ? "" : change.place + ((change.unit ?? null) === null ? "" : `, part ${change.unit}`);
   const at = change.at === null || change.at === undefined ? "" : ` at token ${change.at}`;
+  if (change.kind === "feature") return `${change.place}, feature ${change.feature} × ${change.factor}${at}`;
   if (change.kind === "scale") return `${where} × ${change.factor}${at}`;
   if (change.kind === "patch") return `${where} as at token ${change.of} of “${change.text}”${at}`;
   if (change.kind === "add") return `${where} + ${change.strength} × (“${change.plus}” − “${change.minus}”)${at}`;
@@ -380,10 +478,7 @@ function addMore(event) {
 async function showNext() {
   const side = sides[0];
   if (!side) return;
-  const found = await ask("next", {
-    ...asked(side), temperature: Number($("temperature").value), top_k: Number($("top-k").value),
-    top_p: Number($("top-p").value), min_p: Number($("min-p").value), seed: Number($("seed").value),
-  });
+  const found = await ask("next", { ...asked(side), ...drawnBy(0) });
   $("cut").textContent = `${found.kept} of ${found.of} tokens may be drawn; ${percent(found.cut_off)} of the probability is cut off.`;
   const rows = found.tokens.slice(0, 16).map((one) => element("tr", { class: one.id === found.drawn ? "came" : "" },
     element("td", {}, element("button", { type: "button", title: "go on with this one", disabled: one.ends, onclick: () => goOn(one) }, visible(one.ends ? "" : one.text))),
@@ -394,6 +489,7 @@ async function showNext() {
 
 function goOn(one) {
   if (!one || one.ends) return say("The model ends the document here.");
+  if (one.text.includes("\ufffd")) return say("That token is a part of a character and cannot be typed by itself; take another one.", true);
   branches.push(state.text);
   $("back").disabled = false;
   setText(state.text + one.text);
@@ -401,6 +497,38 @@ function goOn(one) {
   state.token = 1e9;
   lookAgain();
 }
+
+// a longer text, drawn token by token; it stays apart from the text that is read
+async function writeOn() {
+  const mine = ++writing;
+  $("writing").textContent = "stop";
+  let text = "";
+  const show = () => $("sample").replaceChildren(state.text.slice(-80), element("b", {}, text));
+  try {
+    for (let number = 0; number < MOST_WRITTEN && mine === writing; number++) {
+      const found = await ask("next", { ...asked(sides[0]), text: state.text + text, ...drawnBy(number) });
+      if (mine !== writing) return;
+      const one = found.tokens.find((each) => each.id === found.drawn);
+      if (one.ends || one.text.includes("\ufffd")) break;
+      text += one.text;
+      show();
+    }
+  } finally {
+    if (mine === writing) endWriting();
+  }
+}
+let writing = 0;
+const MOST_WRITTEN = 200;
+
+function endWriting() {
+  writing++;
+  $("writing").textContent = `write ${MOST_WRITTEN} tokens`;
+}
+
+const drawnBy = (more) => ({
+  temperature: Number($("temperature").value), top_k: Number($("top-k").value), top_p: Number($("top-p").value),
+  min_p: Number($("min-p").value), seed: Number($("seed").value) + more,
+});
 
 function setText(text) {
   state.text = text;
@@ -418,16 +546,15 @@ function showRun() {
   slider.disabled = run.moments.length < 2;
   $("step").textContent = `${run.moments[slider.value].toLocaleString("en")}${slider.disabled ? " (no snapshots)" : ""}`;
   $("about").textContent = `${run.model.name}, ${run.parameters.toLocaleString("en")} parameters, ${run.blocks} blocks, `
-    + `${run.tokenizer} with ${run.vocabulary_size.toLocaleString("en")} tokens, context ${run.context}`;
+    + `${run.tokenizer} with ${run.vocabulary_size.toLocaleString("en")} tokens, context ${run.context}`
+    + (run.rounding ? `; weights rounded to 16 bits: ${run.rounding.bits_per_byte.toFixed(4)} bits per byte of held-out text became ${run.rounding.rounded.toFixed(4)}` : "");
+  slider.parentElement.hidden = Boolean(globalThis.engine) && slider.disabled;
   $("more-place").replaceChildren(...run.places.filter((place) => !/pattern$|logits$/.test(place)).map((place) => element("option", {}, place)));
-  const lines = [];
-  const walk = (part, name, depth) => {
-    const options = Object.entries(part.options).filter(([key]) => !(key in part.inner)).map(([key, value]) => `${key} ${value}`);
-    lines.push("  ".repeat(depth) + `${name}: ${part.name}${options.length ? ` (${options.join(", ")})` : ""}`);
-    for (const [key, inner] of Object.entries(part.inner)) walk(inner, key, depth + 1);
-  };
-  walk(run.model, "model", 0);
-  $("model").replaceChildren(element("pre", {}, lines.join("\n")), element("p", { class: "note" }, `Places: ${run.places.join(", ")}`));
+  $("learning").hidden = $("features").hidden = !about.rules; // a file of its own has no training text
+  if (about.rules) offerSteps();
+  offerPlaces();
+  if (Number($("model").dataset.drawn) !== state.run) showDrawing().catch(failed);
+  else showWeights().catch(failed);
 }
 
 async function begin() {
@@ -442,6 +569,7 @@ async function begin() {
   }, visible(piece.slice(0, 24)) + "…")));
   setText(linked ? state.text : about.held_out[0] ?? "");
   showRun();
+  fill();
   moreFields();
 
   let typing = 0;
@@ -452,14 +580,20 @@ async function begin() {
   });
   $("run").addEventListener("change", () => { state.run = Number($("run").value); state.moment = LAST; state.changes = []; state.head = null; showRun(); lookAgain(); });
   $("beside").addEventListener("change", () => { state.beside = Number($("beside").value); lookAgain(); });
-  $("moment").addEventListener("input", () => { state.moment = Number($("moment").value); state.head = null; showRun(); lookAgain(); });
+  $("moment").addEventListener("input", () => goTo(Number($("moment").value)));
   $("undo").addEventListener("click", () => { state.changes = []; lookAgain(); });
   $("stop").addEventListener("click", () => { stop.abort(); asking++; $("stop").hidden = true; say("Stopped; what was read is shown."); });
   $("more-kind").addEventListener("change", moreFields);
   $("more").addEventListener("submit", addMore);
-  $("next").addEventListener("input", () => showNext().catch(failed));
+  $("next").addEventListener("input", () => { keep(); showNext().catch(failed); });
+  $("microscope").addEventListener("input", keep);
   $("next").addEventListener("submit", (event) => { event.preventDefault(); goOn($("distribution").drawn); });
   $("back").addEventListener("click", () => { setText(branches.pop()); $("back").disabled = !branches.length; state.token = 1e9; lookAgain(); });
+  endWriting();
+  $("writing").addEventListener("click", () => ($("writing").textContent === "stop" ? endWriting() : writeOn().catch(failed)));
+  $("autoencoder").addEventListener("submit", (event) => { event.preventDefault(); findFeatures().catch(failed); });
+  $("stop-features").addEventListener("click", () => ask("stop", {}).catch(failed));
+  $("microscope").addEventListener("submit", (event) => { event.preventDefault(); takeStep().catch(failed); });
   $("share").addEventListener("click", async () => {
     try { await navigator.clipboard.writeText(location.href); say("The link is copied; it holds text and changes, not the model."); }
     catch { say("Copy the address of this page: it holds text and changes, not the model."); }
