@@ -350,13 +350,16 @@ async function showHistory(mine, at) {
   if (mine !== asking || at !== state.token) return;
   const shown = [state.moment < 0 ? found.moments.length - 1 : state.moment];
   const rows = found.moments.map((moment, number) => element("tr", { class: shown.includes(number) ? "came" : "" },
-    element("td", {}, element("button", { type: "button", title: "show this moment", onclick: () => goTo(number) }, `step ${moment.step.toLocaleString("en")}`)),
+    element("td", {}, element("button", { type: "button", title: "show this moment", onclick: () => goTo(number) }, `step ${nameOf(about.runs[state.run], number)}`.replace("step the", "the"))),
     element("td", { class: "number" }, bits(moment.nats).toFixed(2)), bar(Math.exp(-moment.nats)), element("td", {}, token(moment.guess))));
   const card = element("div", { class: "card history" }, element("h3", {}, `Over training: ${visible(sides[0].texts[at])}`), tableOf(["", "bits", "probability", "likeliest"], rows));
   const group = $("chosen").querySelector(".group");
   $("chosen").querySelector(".history")?.remove();
   $("chosen").insertBefore(card, group);
 }
+
+// the run's end is not its last snapshot where an optimizer recommends other weights than it trains
+const nameOf = (run, moment) => (moment === run.moments.length - 1 ? "the end" : run.moments[moment].toLocaleString("en"));
 
 function goTo(moment) {
   state.moment = moment;
@@ -544,7 +547,7 @@ function showRun() {
   if (state.moment >= run.moments.length) state.moment = LAST;
   slider.value = state.moment < 0 ? run.moments.length - 1 : state.moment;
   slider.disabled = run.moments.length < 2;
-  $("step").textContent = `${run.moments[slider.value].toLocaleString("en")}${slider.disabled ? " (no snapshots)" : ""}`;
+  $("step").textContent = slider.disabled ? `${run.moments[0].toLocaleString("en")} (no snapshots)` : nameOf(run, Number(slider.value));
   $("about").textContent = `${run.model.name}, ${run.parameters.toLocaleString("en")} parameters, ${run.blocks} blocks, `
     + `${run.tokenizer} with ${run.vocabulary_size.toLocaleString("en")} tokens, context ${run.context}`
     + (run.rounding ? `; weights rounded to 16 bits: ${run.rounding.bits_per_byte.toFixed(4)} bits per byte of held-out text became ${run.rounding.rounded.toFixed(4)}` : "");
