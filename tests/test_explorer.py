@@ -305,7 +305,12 @@ def test_what_cannot_be_changed_is_said(change: Change, words: str) -> None:
 
 def test_no_text_has_no_windows_and_a_long_one_is_refused() -> None:
     one = subject()
-    assert look.read_window(one, LAST, "", 0, []) == {"count": 0, "texts": [], "ids": []}
+    assert look.read_window(one, LAST, "", 0, []) == {
+        "count": 0,
+        "texts": [],
+        "sizes": [],
+        "ids": [],
+    }
     with pytest.raises(UserError, match="at most 200,000"):
         look.read_window(one, LAST, "a" * 200_001, 0, [])
     with pytest.raises(UserError, match="there is no 99"):
@@ -556,6 +561,65 @@ def test_a_wrong_request_is_answered_in_one_line(
         assert words in answer.json()["error"]
         assert "\n" not in answer.json()["error"]
         assert served.post("window", {"text": TEXT}).status_code == 200
+
+
+def test_who_goes_away_is_not_worked_for() -> None:
+    """A question that nobody waits for any more is given up, and the next one is answered."""
+    asked = {"place": "blocks.0.output", "steps": 100_000, "text": TEXT}
+    with serving(subject()) as served:
+        with pytest.raises(requests.exceptions.ReadTimeout):
+            requests.post(f"http://127.0.0.1:{served.port}/api/features", json=asked, timeout=0.5)
+        assert served.post("window", {"text": TEXT}).status_code == 200
+
+
+def test_a_model_that_has_diverged_shows_no_numbers() -> None:
+    one = subject()
+    with torch.no_grad():
+        next(one.model.parameters()).fill_(torch.nan)
+    with serving(one) as served:
+        for what, body in (
+            ("window", {"text": TEXT}),
+            ("next", {"text": TEXT}),
+            ("step", {"rule": "backprop", "optimizer": "sgd"}),
+            ("features", {"place": "blocks.0.output", "text": TEXT}),
+        ):
+            answer = served.post(what, body)
+            assert answer.status_code == 400, what
+            assert "diverged" in answer.json()["error"] or "NaN" in answer.json()["error"], what
+        past = served.post("history", {"text": TEXT, "token": 3}).json()["moments"]
+        assert past == [{"step": 0, "nats": None, "rank": None, "guess": None, "p": None}]
+    with serving(subject()) as served:
+        change = {"kind": "scale", "place": "embedding", "unit": None, "at": None, "factor": 1e6}
+        twice = {"text": TEXT, "changes": [change] * 8}
+        assert "with these changes" in served.post("window", twice).json()["error"]
+
+
+@pytest.mark.parametrize("name", registry.names("tokenizers"))
+def test_every_byte_of_a_text_belongs_to_one_token(name: str) -> None:
+    """Also of characters that the tokenizer spells: each belongs to its last token."""
+    choice = registry.choose(small.tree(vocabulary_size=280), "tokenizers", name)
+    tokenizer = tokenizers.fit(choice, [TEXT])
+    model = small.model(small.some_model(), vocabulary_size=tokenizer.vocabulary_size)
+    one = Subject("drawn", model, tokenizer, [Moment(0, "", "")])
+    for text in (
+        TEXT,
+        "hi \U0001f600 é end",
+        "<script>a</script>",
+        "",
+        "\n\n",
+        "né" * 40,
+    ):
+        ids = one.ids(text)[1:]
+        pieces = one.pieces(text, ids)
+        assert len(pieces) == len(ids)
+        assert b"".join(pieces) == text.encode("utf-8", "surrogatepass")
+        told = look.read_window(one, LAST, text, 0, [])
+        assert told["sizes"] == [len(piece) for piece in pieces]
+    if name == "character":
+        known, unknown = one.pieces("aé", one.ids("aé")[1:])[0], one.pieces("aé", one.ids("aé")[1:])
+        assert known == b"a"
+        assert unknown[-1] == "é".encode()
+        assert set(unknown[1:-1]) == {b""}
 
 
 def test_long_work_tells_how_far_it_is_and_can_be_stopped() -> None:

@@ -167,6 +167,12 @@ def test_two_runs_are_written_into_one_file_that_needs_nothing(
         look.wait("document.querySelectorAll('#rows .tokens').length === 2")
         one, other = (row.text for row in look.every(".row-name"))
         assert one.removeprefix("main") != other.removeprefix("again")
+        # a long text is painted while it is read, both rows of it
+        look.put(page.find_element("css selector", "#text"), "the cat sat. " * 500, "input")
+        look.wait("document.getElementById('status').textContent.startsWith('6500 tokens in')")
+        for row in look.every("#rows .tokens"):
+            assert len(row.find_elements("css selector", "span[title]")) == 6500
+        assert all("0.0000" not in row.text for row in look.every(".row-name"))
         hidden = "return document.getElementById('learning').hidden"
         assert page.execute_script(hidden)
         assert browser.complaints(page) == []

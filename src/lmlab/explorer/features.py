@@ -133,6 +133,10 @@ def _train(
     starts = _starts(len(ids), width)
     rows_WT = torch.tensor([ids[start : start + width + 1] for start in starts])
     x_ND = library.vectors(model, place, rows_WT[:, :-1])
+    if not x_ND.isfinite().all():
+        raise UserError(
+            f"{place} gives no numbers at this moment: training diverged; choose an earlier one"
+        )
     recipe = _recipe(place, wish, x_ND.shape[1])
     is_held_out = _is_held_out(len(starts))
     learned_ND = x_ND.view(len(starts), width, -1)[~is_held_out].flatten(0, 1)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from lmlab.core.errors import UserError
 from lmlab.explorer.changes import Change
 from lmlab.explorer.look import Text, read_window
 from lmlab.explorer.subject import Subject
@@ -15,13 +16,18 @@ def over_training(
     subject: Subject, text: str, token: int, changes: Sequence[Change]
 ) -> list[dict[str, Any]]:
     """At every moment of a run: the step, and of one token its nats, its rank and the likeliest
-    token there with its probability, each with the changes if there are any.
+    token there with its probability, each with the changes if there are any; None for all but the
+    step where the model gave no numbers.
     """
     whole = Text.of(subject, text)
     number = whole.window_of(token)
-    found = []
+    found: list[dict[str, Any]] = []
     for moment, (step, _, _) in enumerate(subject.moments):
-        told = read_window(subject, moment, text, number, changes)
+        try:
+            told = read_window(subject, moment, text, number, changes)
+        except UserError:  # it had diverged
+            found.append({"step": step, "nats": None, "rank": None, "guess": None, "p": None})
+            continue
         side = told["changed"] if changes else told["plain"]
         at = token - told["first"]
         guess, _, p = side["guesses"][at][0]

@@ -78,7 +78,9 @@ def read_window(
     model, whole = subject.at(moment), Text.of(subject, text)
     answer: dict[str, Any] = {"count": len(whole.windows)}
     if number == 0:
-        answer["texts"] = subject.shown(whole.ids[1:])
+        pieces = subject.pieces(text, whole.ids[1:])
+        answer["texts"] = [piece.decode("utf-8", "replace") for piece in pieces]
+        answer["sizes"] = [len(piece) for piece in pieces]
         answer["ids"] = whole.ids[1:]
     if not whole.windows:
         return answer
@@ -86,6 +88,11 @@ def read_window(
     tokens_BT, targets_T, first = _inputs(whole, window, whole.ids)
     with places.record(model, _lens_places(model)) as states:
         logits_TV = model(tokens_BT)[0]
+    if logits_TV.isnan().any():
+        raise UserError(
+            f"{subject.name} gives no numbers at this moment (NaN): its training diverged; choose"
+            " an earlier moment or another run"
+        )
     answer["first"] = window.first_unscored
     answer["plain"] = _told(subject, model, logits_TV, targets_T, states, first)
     if changes:
@@ -96,6 +103,8 @@ def read_window(
             places.record(model, _lens_places(model)) as states,
         ):
             changed_TV = model(tokens_BT)[0]
+        if changed_TV.isnan().any():
+            raise UserError("with these changes the model gives no numbers (NaN); take one back")
         answer["changed"] = _told(subject, model, changed_TV, targets_T, states, first)
         answer["direct"] = _direct(subject, model, tokens_BT, targets_T, changes, window, first)
     return answer
@@ -166,21 +175,31 @@ def _direct(
     """The nats of each token where later blocks add what they added before; or why not."""
     if any(isinstance(change, Pin) for change in changes):
         return {"why_not": "a pinned token has no direct effect: it changes what is read"}
-    functions = {}
+    functions: dict[str, list[places.Change]] = {}
     for change in changes:
         assert not isinstance(change, Pin)
         if change.place in subject.tables():
             return {"why_not": "a table of n-grams is no place in the stream"}
-        if change.place in functions:
-            return {"why_not": "there are several changes at one place"}
-        functions[change.place] = function_of(subject, model, change, window.start)
+        function = function_of(subject, model, change, window.start)
+        functions.setdefault(change.place, []).append(function)
     try:
-        seen = effects(model, tokens_BT, functions)
+        seen = effects(model, tokens_BT, {place: _all(each) for place, each in functions.items()})
     except UserError as error:
         return {"why_not": str(error)}
     logits_TV = (model(tokens_BT) + seen.direct)[0, first:].double()
     own_T = logits_TV.log_softmax(-1).gather(1, targets_T[first:, None])[:, 0]
     return {"nats": _rounded(-own_T)}
+
+
+def _all(functions: Sequence[places.Change]) -> places.Change:
+    """The first function, then the second of what it made, and so on."""
+
+    def change(x: Tensor) -> Tensor:
+        for function in functions:
+            x = function(x)
+        return x
+
+    return change
 
 
 def _rounded(values: Tensor) -> Any:

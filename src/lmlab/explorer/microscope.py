@@ -81,6 +81,10 @@ def one_step(
         for name, parameter in model.named_parameters()
     }
     before = [_nats(model, *each) for each in (batch, held_out)]
+    if not before[0].isfinite().all():
+        raise UserError(
+            "the loss is no number at these weights: training diverged; choose an earlier moment"
+        )
     moved = _taken(run, wish.rate)
     after = [_nats(model, *each) for each in (batch, held_out)]
     predicted = _product(true, moved)
@@ -150,6 +154,10 @@ def _parts(subject: Subject, wish: Wish, tree: Tree) -> tuple[dict[str, Choice],
         parts = registry.choices(tree, "train", section)
     else:
         parts = dict(subject.parts)
+    if wish.rule not in (OWN, *rules()):
+        raise UserError(
+            f"{wish.rule or 'the rule'} cannot be tried here; choose one of {', '.join(rules())}"
+        )
     parts["model"] = subject.model.choice
     for key, kind, name in (
         ("learning_rule", "learning_rules", wish.rule),

@@ -5,6 +5,7 @@ have its own name lead here: DNS rebinding), and so is one that says it comes fr
 The model computes in one thread, request by request, as one set of weights serves all.
 """
 
+import asyncio
 import contextlib
 import json
 import math
@@ -14,9 +15,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-import anyio
 import uvicorn
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
@@ -54,6 +55,8 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
 }
+PATIENCE = 0.25
+"""Seconds between two looks whether an answer is still waited for."""
 MOST_BYTES = 2_000_000
 """Of a request."""
 
@@ -153,7 +156,7 @@ class Explorer:
         self.tree = tree
         self.progress = (0, 0)
         """Of long work: how much is done, of how much."""
-        self.is_stopped = False
+        self.is_stopped = self.is_closing = False
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="model")
 
     def app(self, port: int) -> Starlette:
@@ -214,9 +217,9 @@ class Explorer:
                 asked = kind.model_validate_json(body)
                 if asked.run >= len(self.subjects):
                     raise UserError(f"there is no run {asked.run}")
-                found = await anyio.to_thread.run_sync(
-                    lambda: self.thread.submit(compute, asked).result()
-                )
+                if compute == self.features:
+                    self.is_stopped = False
+                found = await self._computed(request, compute, asked)
             except ValidationError as error:
                 first = error.errors()[0]
                 where = ".".join(str(part) for part in first["loc"])
@@ -230,6 +233,19 @@ class Explorer:
             )
 
         return answer
+
+    async def _computed(self, request: Request, compute: Callable[[Any], Any], asked: Any) -> Any:
+        """What is computed in the model's thread. Where nobody waits for it any more it is not
+        begun, and long work is stopped.
+        """
+        future = self.thread.submit(compute, asked)
+        waiting = asyncio.wrap_future(future)
+        while not (await asyncio.wait({waiting}, timeout=PATIENCE))[0]:
+            if await request.is_disconnected():
+                future.cancel()
+                self.is_stopped = self.is_stopped or compute == self.features
+                raise UserError("nobody waits for the answer")
+        return waiting.result()
 
     def _of(self, asked: _Asked) -> Subject:
         subject = self.subjects[asked.run]
@@ -249,11 +265,10 @@ class Explorer:
 
     def features(self, asked: _AskedFeatures) -> dict[str, Any]:
         """What a sparse autoencoder finds at a place; it is trained where that is not known yet."""
-        self.is_stopped = False
 
         def told(done: int, whole: int) -> None:
             self.progress = done, whole
-            if self.is_stopped:
+            if self.is_stopped or self.is_closing:
                 raise UserError("stopped; no features were kept")
 
         subject, texts = self._of(asked), self.material.reading or (asked.text,)
@@ -327,6 +342,18 @@ def _error(message: str, status: int) -> Response:
     return JSONResponse({"error": message}, status, HEADERS)
 
 
+class _Server(uvicorn.Server):
+    """A server that lets long work end as it is told to end itself."""
+
+    def __init__(self, config: uvicorn.Config, explorer: Explorer) -> None:
+        super().__init__(config)
+        self.explorer = explorer
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.explorer.is_closing = True
+        super().handle_exit(sig, frame)
+
+
 def serve(explorer: Explorer, port: int, opens: bool) -> None:
     """Serve the page until it is interrupted. `port` 0 takes a free one.
 
@@ -348,5 +375,4 @@ def serve(explorer: Explorer, port: int, opens: bool) -> None:
             webbrowser.open(address)
         config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off")
         with contextlib.suppress(KeyboardInterrupt):  # how it is ended
-            uvicorn.Server(config).run(sockets=[listening])
-        explorer.is_stopped = True
+            _Server(config, explorer).run(sockets=[listening])

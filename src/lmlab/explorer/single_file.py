@@ -112,6 +112,7 @@ def write(
     check_path(path)
     for subject in subjects:
         check(subject)
+        _check_numbers(subject)
     ended = [_at_its_end(subject) for subject in subjects]
     roundings = [rounding(subject, validation_text[:MOST_CHARACTERS]) for subject in ended]
     abouts = [
@@ -140,6 +141,17 @@ def check(subject: Subject) -> None:
         _check_part(f"models.transformer.{key}", choice.inner[key].name, computed, subject)
     of_tokenizer = tokenizers.part_name(subject.tokenizer)
     _check_part("tokenizer.name", of_tokenizer, TOKENIZERS, subject)
+
+
+@torch.no_grad()
+def _check_numbers(subject: Subject) -> None:
+    """Raise UserError where a run has diverged."""
+    tokens_BT = torch.tensor([[subject.tokenizer.bos]])
+    if subject.at(LAST)(tokens_BT).isnan().any():
+        raise UserError(
+            f"{subject.name} has nothing to show: its training diverged; look at its earlier"
+            " moments with `lmlab explore`, without --out"
+        )
 
 
 def _check_part(key: str, name: str, computed: Sequence[str], subject: Subject) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +23,8 @@ from lmlab.model.record import ModelRecord
 from lmlab.training import checkpoint, snapshots
 from lmlab.training.step import TrainParams
 
+LONGEST = 32
+"""Ids that spell one character at most."""
 LAST = -1
 """The moment at which the run ended."""
 
@@ -133,6 +136,45 @@ class Subject:
     def shown(self, ids: Sequence[int]) -> list[str]:
         """Each id as text; the BOS token and an id that is no text on its own as nothing."""
         return [self.tokenizer.token_bytes[id_].decode("utf-8", "replace") for id_ in ids]
+
+    def pieces(self, text: str, ids: Sequence[int]) -> list[bytes]:
+        """The bytes of a text that each of its ids stands for, BOS not among them. A character that
+        several ids spell belongs to the last of these.
+        """
+        # half a surrogate pair is no character and is read as U+FFFD
+        whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+        plain = [self.tokenizer.token_bytes[id_] for id_ in ids]
+        if b"".join(plain) == whole:
+            return plain
+        found: list[bytes] = []
+        at = 0
+        while len(found) < len(ids):
+            first = len(found)
+            piece = plain[first]
+            if not (piece and whole.startswith(piece, at)):
+                spelled = self._spelled(ids[first : first + LONGEST], whole, at)
+                if not spelled:
+                    return plain  # no bytes of the text can be told to belong to it
+                found += spelled[:-1]
+                piece = spelled[-1]
+            found.append(piece)
+            at += len(piece)
+        return found
+
+    def _spelled(self, ids: Sequence[int], whole: bytes, at: int) -> list[bytes]:
+        """What a beginning of ids decodes to, where that stands there; empty for none.
+
+        It is as short as can be but for ids that add nothing, such as the last zeros of a number.
+        """
+        found: list[bytes] = []
+        for count in range(1, len(ids) + 1):
+            decoded = self.tokenizer.decode(np.array(ids[:count], dtype=np.uint32))
+            piece = decoded.encode("utf-8", "replace")
+            if found and piece != found[-1]:
+                break
+            if piece and whole.startswith(piece, at):
+                found = [b""] * (count - 1) + [piece]
+        return found
 
     def tables(self) -> list[str]:
         """The tables of n-grams by the names of their modules."""

@@ -123,7 +123,15 @@
   // bytes stand in the file as the characters of their numbers (Latin-1)
   function tokenizerOf(saved) {
     const texts = saved.bytes.map((piece) => decoder.decode(Uint8Array.from(piece, (one) => one.charCodeAt(0))));
-    return { bos: saved.bos, texts, encode: ENCODERS[saved.name](saved) };
+    return { bos: saved.bos, texts, encode: ENCODERS[saved.name](saved), spells: saved.name === "character", sizes: saved.bytes.map((piece) => piece.length) };
+  }
+
+  // the text and the bytes that each id stands for; a character that several ids spell belongs to the last of these
+  function piecesOf(run, text, ids) {
+    const { texts, sizes, spells, encode } = run.tokenizer;
+    if (!spells) return { texts: ids.map((id) => texts[id]), sizes: ids.map((id) => sizes[id]), ids };
+    const pieces = [...text.toWellFormed()].flatMap((character) => [...Array(encode(character).length - 1).fill(""), character]);
+    return { texts: pieces, sizes: pieces.map((piece) => (piece ? utf8(piece).length : 0)), ids };
   }
 
   const ENCODERS = {
@@ -740,7 +748,7 @@
   async function window({ run, text, changes }, { window: number }, signal) {
     const whole = textOf(run, text);
     const answer = { count: whole.windows.length };
-    if (number === 0) Object.assign(answer, { texts: shown(run, whole.ids.slice(1)), ids: whole.ids.slice(1) });
+    if (number === 0) Object.assign(answer, piecesOf(run, text, whole.ids.slice(1)));
     if (!whole.windows.length) return answer;
     if (number >= whole.windows.length) throw new Error(`the text is read in ${whole.windows.length} windows; there is no ${number}`);
     const { start, unscored } = whole.windows[number], end = start + whole.width;
@@ -748,9 +756,11 @@
     const how = { keeps: isStream, skipped: unscored - start, signal };
     const plain = await pass(run, whole.ids.slice(start, end), start, [], how);
     answer.first = unscored;
+    if (plain.logits.data.some(Number.isNaN)) throw new Error(`${run.name} gives no numbers at this moment (NaN): its training diverged; choose an earlier moment or another run`);
     answer.plain = await told(run, plain, targets, how);
     if (!changes.length) return answer;
     const changed = await pass(run, pinned(run, changes, whole.ids).slice(start, end), start, changes, how);
+    if (changed.logits.data.some(Number.isNaN)) throw new Error("with these changes the model gives no numbers (NaN); take one back");
     answer.changed = await told(run, changed, targets, how);
     answer.direct = await direct(run, plain, changed, changes, targets, how);
     return answer;
@@ -819,9 +829,8 @@
   function whyNotDirect(run, changes) {
     if (changes.some(isPin)) return "a pinned token has no direct effect: it changes what is read";
     const places = changes.map((change) => change.place);
-    for (const [number, place] of places.entries()) {
+    for (const place of places) {
       if (run.tables.includes(place)) return "a table of n-grams is no place in the stream";
-      if (places.indexOf(place) < number) return "there are several changes at one place";
     }
     if (run.residual !== "plain") {
       return "direct effects need a model whose blocks add to one residual stream and that ends in an output head; this one has none";

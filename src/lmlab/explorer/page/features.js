@@ -13,9 +13,10 @@ function offerPlaces() {
 
 async function findFeatures() {
   $("stop-features").hidden = false;
+  let isOver = false;
   const watch = setInterval(async () => {
     const { done, of } = await ask("progress").catch(() => ({}));
-    if (of) $("feature-status").textContent = `training the autoencoder: ${done} of ${of} steps`;
+    if (of && !isOver) $("feature-status").textContent = `training the autoencoder: ${done} of ${of} steps`;
   }, ASK_EVERY);
   try {
     const found = await ask("features", {
@@ -23,11 +24,14 @@ async function findFeatures() {
       multiple: Number($("feature-multiple").value), active: Number($("feature-active").value),
     });
     $("found").replaceChildren(measuresOf(found), listOf(found));
+    isOver = true;
     $("feature-status").textContent = "";
     await showChosen();
   } catch (error) {
+    isOver = true;
     $("feature-status").textContent = error.message;
   } finally {
+    isOver = true;
     clearInterval(watch);
     $("stop-features").hidden = true;
   }
@@ -74,7 +78,7 @@ async function showFeature(place, feature) {
   const now = state.changes.find((one) => one.kind === "feature" && one.place === place && one.feature === feature);
   const scale = element("input", {
     type: "number", step: "any", value: now ? now.factor : 1, "aria-label": `factor of feature ${feature} of ${place}`,
-    onchange: (event) => scaleFeature(place, feature, Number(event.target.value)),
+    onchange: (event) => scaleFeature(place, feature, event.target.value === "" ? 1 : event.target.valueAsNumber),
   });
   showTexts(`${place}, feature ${feature}: where it is most active `, scale, found);
 }

@@ -19,6 +19,7 @@ function offerSteps() {
 }
 
 async function takeStep() {
+  if (!Number.isFinite($("rate").valueAsNumber)) return say("A step needs a rate, such as 0.1 of the peak.", true);
   const wished = [$("rule").value, $("rule-beside").value].filter((name) => name !== NOTHING);
   const common = {
     run: state.run, moment: state.moment, text: state.text, typed: $("typed").checked,
@@ -60,7 +61,7 @@ function stepOf(found) {
     ...movedOf("held-out text", found.beyond));
 }
 
-const digits = (value, count = 4) => (value === null ? "–" : Number(value.toPrecision(count)).toString());
+const digits = (value, count = 4) => (Number.isFinite(value) ? Number(value.toPrecision(count)).toString() : "–");
 const signedBits = (nats) => (nats === null ? "not a number" : `${nats <= 0 ? "−" : "+"}${Math.abs(bits(nats)).toPrecision(3)}`);
 const percentOf = (part, whole) => (part === null || whole === null ? "–" : `${Math.round((100 * part) / whole)} %`);
 
@@ -107,15 +108,17 @@ function cosine(value) {
   return cell;
 }
 
+const changeOf = (row, at) => (row.after[at] === null ? Infinity : row.after[at] - row.before[at]);
+
 // tokens in the colour of what the step made of them
 function movedOf(what, rows) {
-  const changes = rows.flatMap((row) => row.texts.map((_, at) => row.after[at] - row.before[at]));
+  const changes = rows.flatMap((row) => row.texts.map((_, at) => changeOf(row, at)));
   const better = changes.filter((change) => change < 0).length;
   const most = Math.max(1e-9, ...changes.map(Math.abs).filter(Number.isFinite));
   const lines = rows.map((row) => element("p", {}, ...row.texts.map((text, at) => {
-    const change = row.after[at] - row.before[at];
+    const change = changeOf(row, at);
     const span = element("span", {
-      title: `${bits(row.before[at]).toFixed(3)} → ${bits(row.after[at]).toFixed(3)} bits`, class: change < 0 ? "gained" : "lost",
+      title: `${fixed(bits(row.before[at]), 3)} → ${fixed(bits(row.after[at]), 3)} bits`, class: change < 0 ? "gained" : "lost",
     }, text.includes("\n") ? "⏎" + text : text || "▯");
     span.style.setProperty("--much", Math.min(1, Math.sqrt(Math.abs(change) / most)).toFixed(3));
     return span;

@@ -27,10 +27,10 @@ function element(tag, options = {}, ...children) {
 const visible = (text) =>
   text === "" ? "end" : text.replaceAll(" ", "␣").replaceAll("\n", "⏎").replaceAll("\t", "⇥");
 const token = (text) => element("span", { class: "token" }, visible(text));
-const percent = (p) => (p >= 0.0995 ? (100 * p).toFixed(0) : p >= 0.001 ? (100 * p).toFixed(1) : "<0.1") + " %";
-const bits = (nats) => nats / Math.LN2;
+const percent = (p) => (p < 0 ? "−" + percent(-p) : (p === 0 ? "0" : p >= 0.0995 ? (100 * p).toFixed(0) : p >= 0.001 ? (100 * p).toFixed(1) : "<0.1") + " %");
+const bits = (nats) => (nats === null ? NaN : nats / Math.LN2); // null: no number that JSON has
+const fixed = (value, count) => (Number.isFinite(value) ? value.toFixed(count) : "∞"); // an event of probability 0
 const sum = (values) => values.reduce((total, value) => total + value, 0);
-const bytes = (text) => new TextEncoder().encode(text).length;
 
 function say(words, wrong = false) {
   $("status").textContent = words;
@@ -45,6 +45,9 @@ async function ask(address, body, signal) {
     headers: body ? { "Content-Type": "application/json" } : {},
     body: body ? JSON.stringify(body) : undefined,
     signal,
+  }).catch((error) => {
+    if (error.name === "AbortError") throw error;
+    throw new Error("The server no longer answers; start `lmlab explore` again.");
   });
   const found = await answer.json().catch(() => ({ error: `the server answered ${answer.status}` }));
   if (!answer.ok) throw new Error(found.error);
@@ -52,9 +55,7 @@ async function ask(address, body, signal) {
 }
 
 function failed(error) {
-  if (error.name === "AbortError") return;
-  const gone = error instanceof TypeError && !globalThis.engine;
-  say(gone ? "The server no longer answers; start `lmlab explore` again." : error.message, true);
+  if (error.name !== "AbortError") say(error.message, true);
 }
 
 // ------------------------------------------------------------------ what is shown, as a link
@@ -62,15 +63,17 @@ function failed(error) {
 function keep() {
   const { head, ...kept } = state;
   kept.fields = Object.fromEntries(FIELDS.filter((id) => $(id).value !== usual.get(id)).map((id) => [id, $(id).value]));
+  if ($("typed").checked) kept.fields.typed = "on";
   history.replaceState(null, "", "#" + encodeURIComponent(JSON.stringify(kept)));
 }
 
 // fields that belong to the link, where they are not as the page has them by itself
-const FIELDS = ["temperature", "top-k", "top-p", "min-p", "seed", "rule", "rule-beside", "optimizer", "rate"];
+const FIELDS = ["temperature", "top-k", "top-p", "min-p", "seed", "rule", "rule-beside", "optimizer", "rate", "feature-place", "feature-multiple", "feature-active"];
 const usual = new Map();
 let linked = {};
 
 function fill() {
+  $("typed").checked = linked.typed === "on";
   for (const id of FIELDS) {
     usual.set(id, $(id).value);
     if (typeof linked[id] !== "string") continue;
@@ -90,6 +93,7 @@ function restore() {
   state.run = Math.min(Math.max(0, state.run | 0), about.runs.length - 1);
   state.beside = Math.min(Math.max(-1, state.beside | 0), about.runs.length - 1);
   if (!Array.isArray(state.changes)) state.changes = [];
+  state.changes = state.changes.filter((change) => typeof change?.kind === "string");
   return typeof state.text === "string" && location.hash.length > 1;
 }
 
@@ -105,11 +109,11 @@ async function lookAgain() {
   const mine = ++asking, signal = stop.signal;
   keep();
   showChanges();
-  const wrote = $("sample").childNodes.length > 0;
+  state.head = null; // what it looked at may have changed
   endWriting();
   const first = { run: state.run, moment: state.moment, changes: [...state.changes] };
   const both = state.beside < 0 ? [first] : [first, { run: state.beside, moment: LAST, changes: [] }];
-  const now = both.map((side) => ({ ...side, text: state.text, texts: [], ids: [], plain: [], changed: [], direct: [], whyNot: "" }));
+  const now = both.map((side) => ({ ...side, text: state.text, texts: [], sizes: [], ids: [], plain: [], changed: [], direct: [], whyNot: "" }));
   const began = performance.now();
   try {
     for (const side of now) {
@@ -118,7 +122,7 @@ async function lookAgain() {
         const found = await ask("window", { ...asked(side), window: number }, signal);
         if (mine !== asking) return;
         count = found.count;
-        if (number === 0) [side.texts, side.ids] = [found.texts, found.ids];
+        if (number === 0) [side.texts, side.sizes, side.ids] = [found.texts, found.sizes, found.ids];
         for (const name of ["plain", "changed"]) if (found[name]) side[name].push(...positions(found[name]));
         if (found.direct?.nats) side.direct.push(...found.direct.nats);
         side.whyNot = found.direct?.why_not ?? side.whyNot;
@@ -126,7 +130,7 @@ async function lookAgain() {
         $("stop").hidden = !shown || number === count - 1;
         if (shown) {
           say(`${number + 1} of ${count} windows`);
-          if (sides === now && $("rows").children.length) for (const row of $("rows").children) row.paint();
+          if (sides === now && rowsFit(now)) for (const row of $("rows").children) row.paint();
           else {
             sides = now;
             showRows();
@@ -137,16 +141,32 @@ async function lookAgain() {
     sides = now;
     const size = sides[0].texts.length;
     state.token = size ? Math.min(Math.max(state.token, 0), size - 1) : -1;
-    say(size ? `${size} tokens in ${Math.round(performance.now() - began)} ms` : "Type a text, or choose a piece of held-out text.");
+    say(size ? `${size} token${size === 1 ? "" : "s"} in ${Math.round(performance.now() - began)} ms` : "Type a text, or choose a piece of held-out text.");
     showRows();
     await Promise.all([showChosen(), showNext()]);
-    if (wrote && mine === asking) writeOn().catch(failed); // what the slider or a change makes of it
+    if (keepsWriting && mine === asking) writeOn().catch(failed); // what the slider or a change makes of it
     document.documentElement.dataset.drawn = mine; // for whoever waits for it
+    return true;
   } catch (error) {
     failed(error);
+    if (mine === asking && error.name !== "AbortError") clearAll();
+    return false;
   } finally {
     if (mine === asking) $("stop").hidden = true;
   }
+}
+
+// nothing of what was shown before is left to be taken for what is asked now
+function clearAll() {
+  sides = [];
+  for (const id of ["rows", "chosen", "distribution", "cut"]) $(id).replaceChildren();
+}
+
+// whether there is a row for each side, and for its changes, with all of its tokens
+function rowsFit(now) {
+  const wanted = now.flatMap((side) => (side.changed.length ? [side, side] : [side]));
+  const rows = [...$("rows").children];
+  return rows.length === wanted.length && rows.every((row, number) => row.spans.length === wanted[number].texts.length);
 }
 
 function positions(told) {
@@ -193,12 +213,12 @@ function rowOf(side, told, number, name, beside) {
     for (; painted < told.length; painted++) {
       const one = told[painted], span = spans[painted];
       const much = beside ? Math.abs(one.nats - beside[painted].nats) / 2 : one.nats / WORST;
-      span.title = `${bits(one.nats).toFixed(2)} bits, rank ${one.rank + 1}`;
+      span.title = `${fixed(bits(one.nats), 2)} bits, rank ${one.rank + 1}`;
       span.style.setProperty("--much", Math.min(1, much).toFixed(3));
     }
-    const perByte = (nats) => bits(sum(nats)) / Math.max(1, bytes(side.texts.slice(0, told.length).join("")));
+    const perByte = (nats) => bits(nats.includes(null) ? Infinity : sum(nats)) / Math.max(1, sum(side.sizes.slice(0, told.length)));
     const own = perByte(told.map((one) => one.nats));
-    total.textContent = `${own.toFixed(4)} bits per byte`;
+    total.textContent = `${fixed(own, 4)} bits per byte`;
     if (!beside) return;
     const before = perByte(beside.map((one) => one.nats));
     inAll.textContent = `in all ${signed(own - before)}`;
@@ -211,15 +231,17 @@ function rowOf(side, told, number, name, beside) {
   return row;
 }
 
-const signed = (value) => (value >= 0 ? "+" : "−") + Math.abs(value).toFixed(4);
+const signed = (value) => (value >= 0 ? "+" : "−") + fixed(Math.abs(value), 4);
 
-// the token of a side that holds the character at which the chosen one begins
-function counterpart(number) {
-  if (number === 0) return state.token;
-  const begins = sides[0].texts.slice(0, state.token).join("").length;
+// the token of a side that holds a byte of the text
+function holding(side, byte) {
   let end = 0;
-  const found = sides[number].texts.findIndex((text) => (end += text.length) > begins);
-  return found;
+  return side.sizes.findIndex((size) => (end += size) > byte);
+}
+
+// the token of a side that holds the byte at which the chosen one begins
+function counterpart(number) {
+  return number === 0 ? state.token : holding(sides[number], sum(sides[0].sizes.slice(0, state.token)));
 }
 
 function mark(row, number) {
@@ -233,11 +255,10 @@ function mark(row, number) {
 
 function choose(number, at) {
   if (number > 0) { // the token of the first run that begins there
-    const begins = sides[number].texts.slice(0, at).join("").length;
-    let end = 0;
-    at = Math.max(0, sides[0].texts.findIndex((text) => (end += text.length) > begins));
+    at = Math.max(0, holding(sides[0], sum(sides[number].sizes.slice(0, at))));
   }
   state.token = at;
+  state.head = null;
   keep();
   for (const row of $("rows").children) mark(row, Number(row.dataset.side));
   document.querySelector(".tokens .chosen")?.scrollIntoView({ block: "nearest" });
@@ -281,8 +302,8 @@ function predictions(side, at, number) {
   const body = rows.map(([text, id, p, q]) => element("tr", { class: id === side.ids[at] ? "came" : "" },
     element("td", {}, token(text)), bar(p), changed ? bar(q) : null));
   const title = `${sides.length > 1 ? about.runs[side.run].name + ": " : ""}likeliest where ${visible(side.texts[at])} came`;
-  const cost = element("p", { class: "note" }, `${bits(plain.nats).toFixed(3)} bits, rank ${plain.rank + 1}`
-    + (changed ? `; changed: ${bits(changed.nats).toFixed(3)} bits, rank ${changed.rank + 1}` : ""));
+  const cost = element("p", { class: "note" }, `${fixed(bits(plain.nats), 3)} bits, rank ${plain.rank + 1}`
+    + (changed ? `; changed: ${fixed(bits(changed.nats), 3)} bits, rank ${changed.rank + 1}` : ""));
   return element("div", { class: "card" }, element("h3", {}, title), cost, tableOf(names, body));
 }
 
@@ -301,7 +322,7 @@ function lensOf(side, at) {
   if (!one || !one.lens.length) return null;
   const rows = one.lens.map((block, number) => element("tr", {},
     element("td", {}, `block ${number}`), element("td", {}, token(block.text)), bar(block.p),
-    element("td", { class: "number" }, bits(block.nats).toFixed(2))));
+    element("td", { class: "number" }, fixed(bits(block.nats), 2))));
   return element("div", { class: "card" }, element("h3", {}, "Had it stopped behind a block (logit lens)"),
     tableOf(["", "likeliest", "probability", "bits"], rows));
 }
@@ -321,7 +342,7 @@ function headsOf(found) {
       element("td", { class: "number" }, percent(head.weights[where])),
       element("td", {}, scaler(place, head.head)), element("td", { class: "role note" }));
   });
-  const card = element("div", { class: "card" }, element("h3", {}, "Where each head looked most"), tableOf(["", "at", "weight", "scale", "as a rule"], rows));
+  const card = element("div", { class: "card heads" }, element("h3", {}, "Where each head looked most"), tableOf(["", "at", "weight", "scale", "as a rule"], rows));
   showRoles(card).catch(failed);
   return card;
 }
@@ -351,7 +372,8 @@ async function showHistory(mine, at) {
   const shown = [state.moment < 0 ? found.moments.length - 1 : state.moment];
   const rows = found.moments.map((moment, number) => element("tr", { class: shown.includes(number) ? "came" : "" },
     element("td", {}, element("button", { type: "button", title: "show this moment", onclick: () => goTo(number) }, `step ${nameOf(about.runs[state.run], number)}`.replace("step the", "the"))),
-    element("td", { class: "number" }, bits(moment.nats).toFixed(2)), bar(Math.exp(-moment.nats)), element("td", {}, token(moment.guess))));
+    ...(moment.guess === null ? [element("td", { colSpan: 3 }, "it had diverged")]
+      : [element("td", { class: "number" }, fixed(bits(moment.nats), 2)), bar(moment.nats === null ? 0 : Math.exp(-moment.nats)), element("td", {}, token(moment.guess))])));
   const card = element("div", { class: "card history" }, element("h3", {}, `Over training: ${visible(sides[0].texts[at])}`), tableOf(["", "bits", "probability", "likeliest"], rows));
   const group = $("chosen").querySelector(".group");
   $("chosen").querySelector(".history")?.remove();
@@ -361,9 +383,17 @@ async function showHistory(mine, at) {
 // the run's end is not its last snapshot where an optimizer recommends other weights than it trains
 const nameOf = (run, moment) => (moment === run.moments.length - 1 ? "the end" : run.moments[moment].toLocaleString("en"));
 
+// what was found of another run or moment
+function forget() {
+  $("steps").replaceChildren();
+  $("found").replaceChildren();
+  $("unit").hidden = true;
+}
+
 function goTo(moment) {
   state.moment = moment;
   state.changes = state.changes.filter((change) => change.kind !== "feature"); // each moment has its own
+  forget();
   state.head = null;
   showRun();
   lookAgain();
@@ -401,7 +431,10 @@ function scaler(place, unit) {
   const found = state.changes.find((one) => one.kind === "scale" && one.place === place && one.unit === unit && one.at === null);
   return element("input", {
     type: "number", step: "any", value: found ? found.factor : 1, "aria-label": `factor of ${place}${unit === null ? "" : ` ${unit}`}`,
-    onchange: (event) => scale(place, unit, Number(event.target.value)),
+    onchange: (event) => {
+      if (event.target.value === "") event.target.value = 1; // an empty field is no factor
+      scale(place, unit, event.target.valueAsNumber);
+    },
   });
 }
 
@@ -432,6 +465,7 @@ async function showUnit(place, unit) {
 
 function showTexts(title, scale, found) {
   $("unit").hidden = false;
+  $("unit").made = state.changes.length;
   $("of-unit").replaceChildren(title, scale);
   $("unit-texts").replaceChildren(...found.texts.map((one) => element("li", {},
     one.before.slice(0, -1).join(""), element("b", {}, one.before.at(-1) ?? "start"), `  → ${visible(one.next)}  (${Number(one.value.toPrecision(3))})`)));
@@ -447,10 +481,13 @@ function inWords(change) {
   if (change.kind === "scale") return `${where} × ${change.factor}${at}`;
   if (change.kind === "patch") return `${where} as at token ${change.of} of “${change.text}”${at}`;
   if (change.kind === "add") return `${where} + ${change.strength} × (“${change.plus}” − “${change.minus}”)${at}`;
-  return `token ${change.at} is read as ${visible(change.shown ?? String(change.token))}`;
+  const known = sides[0]?.ids.indexOf(change.token) ?? -1;
+  return `token ${change.at} is read as ${known < 0 ? `the token of id ${change.token}` : visible(sides[0].texts[known])}`;
 }
 
 function showChanges() {
+  if ($("unit").made > state.changes.length) $("unit").hidden = true; // its field shows a factor that is gone
+  $("unit").made = state.changes.length;
   $("undo").hidden = !state.changes.length;
   $("changes").replaceChildren(...state.changes.map((change, number) => element("li", {}, inWords(change), " ",
     element("button", { type: "button", onclick: () => { state.changes.splice(number, 1); lookAgain(); } }, "remove"))));
@@ -461,19 +498,26 @@ function moreFields() {
   for (const label of document.querySelectorAll("#more [data-for]")) label.hidden = !label.dataset.for.includes(kind);
 }
 
-function addMore(event) {
+async function addMore(event) {
   event.preventDefault();
-  const kind = $("more-kind").value, at = state.token;
+  const kind = $("more-kind").value, at = state.token, before = [...state.changes];
+  if (kind !== "pin" && !/^\s*\d*\s*$/.test($("more-unit").value)) return say("A part is a number, or empty for all of them.", true);
+  if (kind === "add" && !Number.isFinite($("more-strength").valueAsNumber)) return say("A direction needs a strength, such as 1.", true);
   const unit = $("more-unit").value.trim() === "" ? null : Number($("more-unit").value);
   const here = $("more-here").checked ? at : null;
   if (kind === "patch") state.changes.push({ kind, place: $("more-place").value, unit, at: here, text: $("more-text").value, of: Number($("more-of").value) });
   if (kind === "add") state.changes.push({ kind, place: $("more-place").value, unit, at: here, plus: $("more-plus").value, minus: $("more-minus").value, strength: Number($("more-strength").value) });
   if (kind === "pin") {
-    const id = sides[0]?.ids[sides[0].texts.indexOf($("more-token").value)];
+    const typed = $("more-token").value.replaceAll("␣", " ").replaceAll("⏎", "\n").replaceAll("⇥", "\t");
+    const id = sides[0]?.ids[sides[0].texts.indexOf(typed)];
     if (id === undefined) return say("A pinned token has to stand somewhere in the text; write it there first.", true);
     state.changes.push({ kind, at, token: id });
   }
-  lookAgain();
+  if (await lookAgain()) return;
+  const why = $("status").textContent;
+  state.changes = before; // what cannot be done is not kept
+  await lookAgain();
+  say(why, true);
 }
 
 // ------------------------------------------------------------------ generation
@@ -481,7 +525,20 @@ function addMore(event) {
 async function showNext() {
   const side = sides[0];
   if (!side) return;
-  const found = await ask("next", { ...asked(side), ...drawnBy(0) });
+  const mine = ++nexts;
+  let found;
+  try {
+    found = await ask("next", { ...asked(side), ...drawnBy(0) });
+  } catch (error) {
+    if (mine !== nexts) return;
+    $("distribution").replaceChildren();
+    $("distribution").drawn = null;
+    $("cut").textContent = error.message;
+    $("cut").classList.add("wrong");
+    return;
+  }
+  if (mine !== nexts) return;
+  $("cut").classList.remove("wrong");
   $("cut").textContent = `${found.kept} of ${found.of} tokens may be drawn; ${percent(found.cut_off)} of the probability is cut off.`;
   const rows = found.tokens.slice(0, 16).map((one) => element("tr", { class: one.id === found.drawn ? "came" : "" },
     element("td", {}, element("button", { type: "button", title: "go on with this one", disabled: one.ends, onclick: () => goOn(one) }, visible(one.ends ? "" : one.text))),
@@ -490,7 +547,10 @@ async function showNext() {
   $("distribution").drawn = found.tokens.find((one) => one.id === found.drawn);
 }
 
+let nexts = 0; // the number of the latest question; answers to earlier ones are dropped
+
 function goOn(one) {
+  keepsWriting = false;
   if (!one || one.ends) return say("The model ends the document here.");
   if (one.text.includes("\ufffd")) return say("That token is a part of a character and cannot be typed by itself; take another one.", true);
   branches.push(state.text);
@@ -504,6 +564,7 @@ function goOn(one) {
 // a longer text, drawn token by token; it stays apart from the text that is read
 async function writeOn() {
   const mine = ++writing;
+  keepsWriting = true;
   $("writing").textContent = "stop";
   let text = "";
   const show = () => $("sample").replaceChildren(state.text.slice(-80), element("b", {}, text));
@@ -520,12 +581,17 @@ async function writeOn() {
     if (mine === writing) endWriting();
   }
 }
-let writing = 0;
+let writing = 0, keepsWriting = false; // whether it writes again after a change or at another moment
 const MOST_WRITTEN = 200;
 
 function endWriting() {
   writing++;
   $("writing").textContent = `write ${MOST_WRITTEN} tokens`;
+}
+
+function stopWriting() {
+  keepsWriting = false;
+  endWriting();
 }
 
 const drawnBy = (more) => ({
@@ -579,9 +645,10 @@ async function begin() {
   $("text").addEventListener("input", () => {
     state.text = $("text").value;
     clearTimeout(typing);
+    keepsWriting = false;
     typing = setTimeout(lookAgain, PAUSE);
   });
-  $("run").addEventListener("change", () => { state.run = Number($("run").value); state.moment = LAST; state.changes = []; state.head = null; showRun(); lookAgain(); });
+  $("run").addEventListener("change", () => { state.run = Number($("run").value); state.moment = LAST; state.changes = []; forget(); showRun(); lookAgain(); });
   $("beside").addEventListener("change", () => { state.beside = Number($("beside").value); lookAgain(); });
   $("moment").addEventListener("input", () => goTo(Number($("moment").value)));
   $("undo").addEventListener("click", () => { state.changes = []; lookAgain(); });
@@ -589,11 +656,11 @@ async function begin() {
   $("more-kind").addEventListener("change", moreFields);
   $("more").addEventListener("submit", addMore);
   $("next").addEventListener("input", () => { keep(); showNext().catch(failed); });
-  $("microscope").addEventListener("input", keep);
+  for (const id of ["microscope", "autoencoder"]) $(id).addEventListener("input", keep);
   $("next").addEventListener("submit", (event) => { event.preventDefault(); goOn($("distribution").drawn); });
   $("back").addEventListener("click", () => { setText(branches.pop()); $("back").disabled = !branches.length; state.token = 1e9; lookAgain(); });
   endWriting();
-  $("writing").addEventListener("click", () => ($("writing").textContent === "stop" ? endWriting() : writeOn().catch(failed)));
+  $("writing").addEventListener("click", () => ($("writing").textContent === "stop" ? stopWriting() : writeOn().catch(failed)));
   $("autoencoder").addEventListener("submit", (event) => { event.preventDefault(); findFeatures().catch(failed); });
   $("stop-features").addEventListener("click", () => ask("stop", {}).catch(failed));
   $("microscope").addEventListener("submit", (event) => { event.preventDefault(); takeStep().catch(failed); });
