@@ -2,6 +2,7 @@
 own stages.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -22,6 +23,10 @@ from lmlab.data.tokenizers.base import Tokenizer
 # a machine is slow
 settings.register_profile("lmlab", max_examples=50, derandomize=True, database=None, deadline=None)
 settings.load_profile("lmlab")
+
+# torch keeps what it compiles by the code alone: two builds of it that share a folder run each
+# other's kernels, which then read the wrong memory
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(PROJECT / ".scratch" / "compiled")
 
 Texts = str | Sequence[str]
 

@@ -247,7 +247,7 @@ def test_what_cannot_be_gone_on_from_is_refused_before_any_work(constant: Any) -
     for changes, said in (
         (
             {"start.commit": "main"},
-            "start.commit takes a hash in full, which `lmlab start NAME` writes",
+            "start.commit: takes a hash in full, which `lmlab start NAME` writes",
         ),
         ({"start.commit": "1" * 40}, "this repository has no commit 1111"),
         ({"start.commit": ""}, "start needs both its commit and its model"),
