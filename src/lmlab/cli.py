@@ -542,42 +542,9 @@ def explore(
     """Watch a model read, reach into it and see what changes: a page in the browser, served to this
     machine alone.
     """
-    import tempfile
+    from lmlab.experiments import exploring
 
-    from lmlab.core import params
-    from lmlab.experiments import starting
-    from lmlab.experiments.stages.layout import Layout
-    from lmlab.explorer import held_out, server, single_file
-    from lmlab.explorer.microscope import Material
-    from lmlab.explorer.subject import Folders, Subject
-    from lmlab.model.device import use_device
-    from lmlab.training.step import TrainParams
-
-    tree = params.read()
-    section = params.section(tree, "train", TrainParams)
-    use_device("cpu", section.threads)
-    own = Layout.below()
-    with tempfile.TemporaryDirectory() as scratch:
-        layouts = {} if runs else {"workspace": own}
-        for number, name in enumerate(runs or []):
-            layouts[name] = Layout.below(Path(scratch, str(number)))
-            run = starting.made(name, starting.project())
-            for folder in ("data/model", "data/tokenizer", "data/snapshots"):
-                run.lay_out(folder, layouts[name].model.parent)
-        subjects = [
-            Subject.open(name, Folders(layout.model, layout.tokenizer_file, layout.snapshots))
-            for name, layout in layouts.items()
-        ]
-        texts = held_out.pieces(own.corpus)
-        if out is not None:
-            scored = single_file.held_out_text(own.corpus)
-            typer.echo(single_file.write(subjects, texts, scored, out).line())
-            return
-        reading = held_out.pieces(own.corpus, "train", count=64)
-        training = held_out.pieces(own.corpus, "train")
-        material = Material("\n".join(training), "\n".join(texts), tuple(reading))
-        explorer = server.Explorer(subjects, texts, material, tree)
-        server.serve(explorer, port, browser)
+    exploring.explore(runs or [], port, browser, out)
 
 
 @app.command()

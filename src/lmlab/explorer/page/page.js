@@ -103,6 +103,7 @@ function asked(side) {
   return { run: side.run, moment: side.moment, text: side.text, changes: side.changes };
 }
 
+// false where what is asked for cannot be shown
 async function lookAgain() {
   stop.abort();
   stop = new AbortController();
@@ -148,8 +149,9 @@ async function lookAgain() {
     document.documentElement.dataset.drawn = mine; // for whoever waits for it
     return true;
   } catch (error) {
+    if (mine !== asking || error.name === "AbortError") return; // another look has taken its place, or it was stopped
     failed(error);
-    if (mine === asking && error.name !== "AbortError") clearAll();
+    clearAll();
     return false;
   } finally {
     if (mine === asking) $("stop").hidden = true;
@@ -513,7 +515,7 @@ async function addMore(event) {
     if (id === undefined) return say("A pinned token has to stand somewhere in the text; write it there first.", true);
     state.changes.push({ kind, at, token: id });
   }
-  if (await lookAgain()) return;
+  if ((await lookAgain()) !== false) return;
   const why = $("status").textContent;
   state.changes = before; // what cannot be done is not kept
   await lookAgain();
@@ -563,6 +565,7 @@ function goOn(one) {
 
 // a longer text, drawn token by token; it stays apart from the text that is read
 async function writeOn() {
+  if (!sides.length) return;
   const mine = ++writing;
   keepsWriting = true;
   $("writing").textContent = "stop";
