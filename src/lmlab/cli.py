@@ -542,9 +542,26 @@ def explore(
     """Watch a model read, reach into it and see what changes: a page in the browser, served to this
     machine alone.
     """
-    from lmlab.experiments import exploring
+    from lmlab.core import params
+    from lmlab.experiments.named_runs import laid_out
+    from lmlab.experiments.stages.layout import Layout
+    from lmlab.explorer import opening
+    from lmlab.explorer.subject import Folders
+    from lmlab.model.device import use_device
+    from lmlab.training.step import TrainParams
 
-    exploring.explore(runs or [], port, browser, out)
+    tree = params.read()
+    use_device("cpu", params.section(tree, "train", TrainParams).threads)
+    corpus = Layout.below().corpus
+    with laid_out(runs or [], opening.OUTS) as layouts:
+        folders = {
+            name: Folders(layout.model, layout.tokenizer_file, layout.snapshots)
+            for name, layout in layouts.items()
+        }
+        if out is None:
+            opening.serve(folders, corpus, tree, port, browser)
+        else:
+            typer.echo(opening.write(folders, corpus, out))
 
 
 @app.command()
