@@ -20,10 +20,10 @@ from typer.testing import CliRunner
 from lmlab import cli
 from lmlab.core import params, registry
 from lmlab.core.errors import UserError
-from lmlab.export.comments import note_comments, unparsed
-from lmlab.export.eject import eject
-from lmlab.export.reads import reads_in
-from lmlab.export.tidy import drop_unread_attributes, in_use
+from lmlab.export.eject.comments import note_comments, unparsed
+from lmlab.export.eject.eject import eject
+from lmlab.export.eject.reads import reads_in
+from lmlab.export.eject.tidy import drop_unread_attributes, in_use
 from lmlab.training import step as stepping
 
 corpus = test_training.corpus  # the fixture

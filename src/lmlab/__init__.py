@@ -9,7 +9,7 @@ rooms before it in this list, never from those after it:
     training/     what changes weights: learning rules, interventions, optimizers, schedules, loop
     evaluation/   one run judged and looked into: measures and probes
     explorer/     what looks at a run and reaches into it: a page, served by the model's own code
-    export/       what takes a run away: a configuration as one plain file of Python
+    export/       what takes a run away: to other tools, or as one plain file of Python
     experiments/  many runs: stages as functions, comparing, searching, studies, the report
 
 cli.py, the command `lmlab`, stands on top of them.

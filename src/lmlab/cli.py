@@ -404,7 +404,7 @@ def eject(
     from lmlab.data.shards import open_shards
     from lmlab.data.tokenizers import base as tokenizers
     from lmlab.experiments import preflight
-    from lmlab.export import eject as library
+    from lmlab.export.eject import eject as library
 
     tree = params.read()
     preflight.check(tree, run=False)

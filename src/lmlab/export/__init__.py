@@ -1,1 +1,1 @@
-"""What takes a run away: a configuration as one plain file of Python."""
+"""What takes a run away: to other tools, or as one plain file of Python."""

@@ -8,8 +8,13 @@ import ast
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 
-from lmlab.export.comments import comments_of, hand_on
-from lmlab.export.parameters import Substitute, has_no_effect, replace_names, settle_parameters
+from lmlab.export.eject.comments import comments_of, hand_on
+from lmlab.export.eject.parameters import (
+    Substitute,
+    has_no_effect,
+    replace_names,
+    settle_parameters,
+)
 
 
 def tidy(statements: Iterable[ast.stmt], asked_for: Collection[str]) -> None:

@@ -8,9 +8,9 @@ from collections.abc import Collection, Mapping
 from copy import deepcopy
 from typing import Protocol, TypeVar
 
-from lmlab.export.names import local_names
-from lmlab.export.parameters import Substitute, defaults_of, given, has_no_effect
-from lmlab.export.source import Definition, meaning, qualified
+from lmlab.export.eject.names import local_names
+from lmlab.export.eject.parameters import Substitute, defaults_of, given, has_no_effect
+from lmlab.export.eject.source import Definition, meaning, qualified
 
 Node = TypeVar("Node", bound=ast.AST)
 

@@ -22,10 +22,10 @@ from lmlab.core.registry import Choice
 from lmlab.data.shards import Shards
 from lmlab.data.start import StartParams
 from lmlab.data.tokenizers.base import Tokenizer
-from lmlab.export.gather import Facts, Gathering
-from lmlab.export.source import Definition
-from lmlab.export.text import content, encoder, windows
-from lmlab.export.write import (
+from lmlab.export.eject.gather import Facts, Gathering
+from lmlab.export.eject.source import Definition
+from lmlab.export.eject.text import content, encoder, windows
+from lmlab.export.eject.write import (
     Writer,
     definition_of,
     formatted,

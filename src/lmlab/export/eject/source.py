@@ -7,7 +7,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from lmlab.export.comments import note_comments
+from lmlab.export.eject.comments import note_comments
 
 PACKAGE = "lmlab"
 DOT = "\u00b7"

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmlab.export.simplify import Known, Simplify
-from lmlab.export.source import plain_name
+from lmlab.export.eject.simplify import Known, Simplify
+from lmlab.export.eject.source import plain_name
 
 WITHOUT_EFFECT = {"width_powers", "getattr", "get", "_shrinkage"}
 """Functions and methods whose call can go where its result is not used."""

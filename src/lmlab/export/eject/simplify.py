@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lmlab.export.comments import comments_of, hand_on
+from lmlab.export.eject.comments import comments_of, hand_on
 
 
 def _cached(call: ast.Call) -> ast.expr:

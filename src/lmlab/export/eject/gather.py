@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from lmlab.export.merge import call_directly, merge
-from lmlab.export.names import local_names
-from lmlab.export.reads import Reads, reads_in
-from lmlab.export.simplify import Known, Simplify
-from lmlab.export.source import Definition, Outside, WholeModule, meaning, source
-from lmlab.export.tidy import drop_unread_attributes, in_use, tidy
+from lmlab.export.eject.merge import call_directly, merge
+from lmlab.export.eject.names import local_names
+from lmlab.export.eject.reads import Reads, reads_in
+from lmlab.export.eject.simplify import Known, Simplify
+from lmlab.export.eject.source import Definition, Outside, WholeModule, meaning, source
+from lmlab.export.eject.tidy import drop_unread_attributes, in_use, tidy
 from lmlab.model.noise import Dropout
 from lmlab.model.places import Place
 from lmlab.training.interventions.base import Intervention

@@ -13,10 +13,10 @@ from typing import Any
 
 from lmlab.core.params import Params
 from lmlab.core.registry import Choice
-from lmlab.export.comments import COLUMNS, unparsed
-from lmlab.export.gather import Gathering, Piece
-from lmlab.export.names import Rename, Renaming, local_names
-from lmlab.export.source import Definition, Outside, WholeModule, meaning, plain_name, source
+from lmlab.export.eject.comments import COLUMNS, unparsed
+from lmlab.export.eject.gather import Gathering, Piece
+from lmlab.export.eject.names import Rename, Renaming, local_names
+from lmlab.export.eject.source import Definition, Outside, WholeModule, meaning, plain_name, source
 
 ALREADY_IMPORTED = (
     "import torch",

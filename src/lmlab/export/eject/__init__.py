@@ -1,0 +1,1 @@
+"""A configuration as one plain file of Python, made of the lab's own source."""
