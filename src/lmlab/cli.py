@@ -3,6 +3,7 @@
 """
 
 from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -415,6 +416,69 @@ def eject(
     typer.echo(f"{code}: {lines:,} lines; it reads {text.name} beside it: `python {code}`")
 
 
+class ExportFormat(StrEnum):
+    """What `lmlab export` writes."""
+
+    huggingface = "huggingface"
+    gguf = "gguf"
+    onnx = "onnx"
+
+
+@app.command()
+@errors.one_line
+def export(
+    format: Annotated[
+        ExportFormat,
+        typer.Argument(
+            help="huggingface: for transformers; gguf: for llama.cpp; onnx: for ONNX Runtime."
+        ),
+    ],
+    run: Annotated[
+        str,
+        typer.Argument(help="Experiment, branch, commit or clone; empty: the workspace's run."),
+    ] = "",
+    out: Annotated[
+        Path | None, typer.Option(help="The folder to write.", show_default="exports/FORMAT")
+    ] = None,
+    types: Annotated[
+        str, typer.Option(help="gguf: number types, a file each.")
+    ] = "f32,f16,q8_0,q4_0",
+    nearest_tokenizer: Annotated[
+        bool,
+        typer.Option(
+            "--nearest-tokenizer",
+            help="gguf: where llama.cpp splits text otherwise, write what is nearest and count.",
+        ),
+    ] = False,
+) -> None:
+    """Write a trained model as a folder for the tools that others use. What was written is loaded
+    with those tools and compared with the lab's model first.
+    """
+    from lmlab.experiments.named_runs import laid_out
+    from lmlab.export import taking
+
+    folder = out or Path("exports", format.value)
+    with laid_out([run] if run else [], taking.OUTS, taking.WHERE_KEPT) as named:
+        ((name, made),) = named.items()
+        folders = taking.Folders(
+            model=made.layout.model,
+            tokenizer_file=made.layout.tokenizer_file,
+            corpus=made.layout.corpus if made.layout.corpus.is_dir() else None,
+            made_with=made.made_with,
+            measures=made.measures,
+            commit=made.commit,
+        )
+        opened = taking.Run.open(name, folders)
+        if format is ExportFormat.gguf:
+            lines = taking.gguf(opened, folder, types.split(","), nearest_tokenizer)
+        elif format is ExportFormat.onnx:
+            lines = taking.onnx(opened, folder)
+        else:
+            lines = taking.huggingface(opened, folder)
+        for line in [*lines, *made.changes_since()]:
+            typer.echo(line)
+
+
 @app.command()
 @errors.one_line
 def size(
@@ -553,7 +617,8 @@ def explore(
     tree = params.read()
     use_device("cpu", params.section(tree, "train", TrainParams).threads)
     corpus = Layout.below().corpus
-    with laid_out(runs or [], opening.OUTS) as layouts:
+    with laid_out(runs or [], opening.OUTS) as named:
+        layouts = {name: run.layout for name, run in named.items()}
         folders = {
             name: Folders(layout.model, layout.tokenizer_file, layout.snapshots)
             for name, layout in layouts.items()

@@ -215,12 +215,13 @@ class Made:
             for path in dvc_cache.objects(self.root, self.lock, out):
                 yield path, path.relative_to(cache)
 
+    def is_kept(self, out: str) -> bool:
+        """Whether DVC's cache has all of a folder that a stage wrote."""
+        files = self.files(out)
+        return bool(files) and all(path.exists() for path in files.values())
+
     def _missing(self) -> list[str]:
-        return [
-            out
-            for out in OUTS
-            if not (files := self.files(out)) or not all(path.exists() for path in files.values())
-        ]
+        return [out for out in OUTS if not self.is_kept(out)]
 
     def _fetch(self) -> bool:
         """Fetch it from DVC's remote; whether there is one."""

@@ -209,12 +209,12 @@ def _gathered(config: Config) -> tuple[Gathering, dict[str, list[Definition]]]:
     run, parts = config.run, config.parts
     sections = {
         "NOISE": [],
-        "MODEL": [*_definitions(parts["model"]), definition_of(type(run.model))],
+        "MODEL": [*definitions(parts["model"]), definition_of(type(run.model))],
         "LOSS": [Definition("lmlab.model.models.base", "next_token_loss")],
         "RULE": [
             root
             for each in _rules(parts)
-            for root in [*_definitions(each), definition_of(each.part)]
+            for root in [*definitions(each), definition_of(each.part)]
         ],
         "GROUPS": [Definition(OPTIMIZERS, "parameter_groups")],
         "OPTIMIZER": [*options_class(parts["optimizer"]), definition_of(type(run.optimizer))],
@@ -309,7 +309,7 @@ def _facts(config: Config) -> Facts:
     options = {
         choice.part.__module__: option_values(choice.options)
         for part in parts.values()
-        for choice in _all_choices(part)
+        for choice in all_choices(part)
     }
     of_optimizer = options[config.parts["optimizer"].part.__module__]
     residuals = [module for module in options if ".layers.residual." in module]
@@ -334,15 +334,16 @@ def _facts(config: Config) -> Facts:
     return Facts(options, absent, left_out, give_nothing, forward_mode)
 
 
-def _all_choices(choice: Choice) -> Iterator[Choice]:
+def all_choices(choice: Choice) -> Iterator[Choice]:
+    """A part and all that it is built from."""
     yield choice
     for inner in choice.inner.values():
-        yield from _all_choices(inner)
+        yield from all_choices(inner)
 
 
-def _definitions(choice: Choice) -> list[Definition]:
+def definitions(choice: Choice) -> list[Definition]:
     """The classes of the parts that a part is built from, innermost first."""
     found = []
     for inner in choice.inner.values():
-        found += [*_definitions(inner), definition_of(inner.part)]
+        found += [*definitions(inner), definition_of(inner.part)]
     return found
