@@ -12,6 +12,7 @@ import typer
 from lmlab.core import errors
 
 if TYPE_CHECKING:
+    from lmlab.core.params import Values
     from lmlab.data.corpora.base import Corpus
 
 LARGEST = 2**63 - 1
@@ -116,7 +117,8 @@ def start(
     name: Annotated[
         str,
         typer.Argument(
-            help="An experiment, branch, commit, or another clone's folder; none: from scratch."
+            help="An experiment, branch, commit, another clone's folder, or a folder for"
+            " transformers; none: from scratch."
         ),
     ] = "",
     options: Annotated[
@@ -130,7 +132,9 @@ def start(
     from lmlab.data.start import FROM_SCRATCH
     from lmlab.experiments import recipes, starting
 
-    values = starting.resolve(name, Path()) if name else FROM_SCRATCH
+    values = _start_from_elsewhere(Path(name)) if _is_export(name) else {}
+    if not values:
+        values = starting.resolve(name, Path()) if name else FROM_SCRATCH
     if options:
         for option in recipes.as_options(values):
             typer.echo(option)
@@ -138,6 +142,29 @@ def start(
     as_asked = "names this start" if name else "begins from scratch"
     for line in recipes.write(values) or [f"params.yaml {as_asked} already"]:
         typer.echo(line)
+
+
+def _is_export(name: str) -> bool:
+    """Whether it is a folder for transformers."""
+    return bool(name) and Path(name, "config.json").is_file()
+
+
+def _start_from_elsewhere(folder: Path) -> "Values":
+    """The params that begin with a model in a folder for transformers, which becomes a commit."""
+    import tempfile
+
+    from lmlab.core import params
+    from lmlab.experiments import adopting, starting
+    from lmlab.export.huggingface import read
+
+    with tempfile.TemporaryDirectory() as scratch:
+        brought = read.bring(folder, Path(scratch), params.read())
+        message = f"A model from {folder.resolve().name}"
+        commit = adopting.adopt(Path(scratch), brought.made_with, message, Path())
+    for line in brought.lines:
+        typer.echo(line, err=True)
+    anew = {"start.optimizer_state": "anew"}
+    return {**brought.choice, **starting.resolve(commit, Path()), **anew}
 
 
 @app.command()

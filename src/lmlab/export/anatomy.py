@@ -116,18 +116,15 @@ SECTIONS = {
 """What the maps of `sections` give, in turn."""
 
 
-def whole(apart: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `weights`: a state for `load_state_dict`, but for what is neither a map nor
-    an embedding, which has the same name in both.
-    """
-    state: dict[str, Tensor] = {}
-    done: set[str] = set()
-    for name, value in apart.items():
-        owner, _, last = name.rpartition(".")
-        joined = next((key for key, names in SECTIONS.items() if last in names), None)
-        if joined is None or (joined == "gate_up" and f"{owner}.gate" not in apart):
-            state[name] = value
-        elif joined not in done:
-            pieces = [apart[f"{owner}.{section}"] for section in SECTIONS[joined]]
-            state[f"{owner}.{joined}"] = torch.cat(pieces)
+def whole(model: LanguageModel, apart: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `weights`: a state for the model's `load_state_dict`, in its order."""
+    state = {}
+    for name in model.state_dict():
+        owner, _, last = name.removesuffix(".weight").rpartition(".")
+        sections = getattr(model.get_submodule(owner), "sections", {}) if owner else {}
+        if last in SECTIONS and last in sections:
+            pieces = [apart[f"{owner}.{section}"] for section in SECTIONS[last]]
+            state[name] = torch.cat(pieces)
+        else:
+            state[name] = apart[name.removesuffix(".weight")]
     return state

@@ -43,7 +43,7 @@ def files(root: Path, lock: bytes, out: str) -> dict[str, Path]:
 def objects(root: Path, lock: bytes, out: str) -> list[Path]:
     """All that the cache holds of a folder that a stage wrote: its listing and its files."""
     md5 = _hash_of(lock, out)
-    listing = [_place(cache_folder(root.resolve()), md5)] if md5 else []
+    listing = [place(root, md5)] if md5 else []
     return [*listing, *files(root, lock, out).values()]
 
 
@@ -54,12 +54,17 @@ def _hash_of(lock: bytes, out: str) -> str | None:
     return None
 
 
+def place(root: Path, md5: str) -> Path:
+    """Where the cache keeps what has this hash."""
+    return _place(cache_folder(root.resolve()), md5)
+
+
 def _place(cache: Path, md5: str) -> Path:
     return cache / md5[:2] / md5[2:]
 
 
 def _read_object(root: Path, md5: str) -> bytes | None:
-    file = _place(cache_folder(root.resolve()), md5)
+    file = place(root, md5)
     content = file.read_bytes() if file.is_file() else None
     if content is not None and md5_of(content) != md5.removesuffix(".dir"):
         raise UserError(

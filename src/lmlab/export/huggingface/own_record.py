@@ -12,13 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lmlab.core.files import write_json
 from lmlab.export import anatomy
 from lmlab.export.anatomy import Anatomy, Weights
 from lmlab.export.architecture import Architecture
 from lmlab.export.run import Run
 
 FOLDER = "lmlab"
-MODEL, TOKENIZER, FOLDED = "model.json", "tokenizer.json", "folded.safetensors"
+MODEL, TOKENIZER = "model.json", "tokenizer.json"
+MADE_WITH, FOLDED = "made_with.json", "folded.safetensors"
 FIRST = 2
 """Numbers begin here, since an architecture's own constants are 0 or 1."""
 
@@ -28,6 +30,7 @@ def write(folder: Path, run: Run, architecture: Architecture | None, tensors: We
     folder.mkdir()
     shutil.copyfile(run.folders.model / MODEL, folder / MODEL)
     shutil.copyfile(run.folders.tokenizer_file, folder / TOKENIZER)
+    write_json(folder / MADE_WITH, dict(run.folders.made_with))
     if architecture is None:
         return
     own = anatomy.weights(run.model)
@@ -76,4 +79,6 @@ def taken_back(
         places = place[numbers.long()]
         if (places >= 0).all():
             back[name] = values[places].contiguous()
+    if parts.tied and "embedding.tokens" in back:
+        back["readout"] = back["embedding.tokens"]
     return back
