@@ -211,11 +211,11 @@ def _check_config(
     with quiet():
         theirs = AutoConfig.from_pretrained(folder).to_dict()
         ours = AutoConfig.for_model(config["model_type"], **architecture.config(parts)).to_dict()
-    for key in sorted(theirs.keys() - HARMLESS):
-        if not _says_the_same(theirs[key], ours.get(key)):
+    for key in sorted((theirs.keys() & ours.keys()) - HARMLESS):
+        if not _says_the_same(theirs[key], ours[key]):
             raise UserError(
                 f"config.json: {key}: {theirs[key]} is something that the lab has not; its parts"
-                f" would come to {ours.get(key)}"
+                f" would come to {ours[key]}"
             )
 
 
