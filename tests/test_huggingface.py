@@ -101,7 +101,7 @@ def test_an_architecture_computes_what_it_carries(
     out = tmp_path / "out"
     (line,) = write.write(run, out)
     assert f"{each.name}," in line
-    assert not list(out.glob("*.py"))
+    assert not (out / "modeling_lmlab.py").exists()
     own, other = read_by_both(run, out)
     assert own.abs().max() > 1.0
     assert differ(own, other) < 5e-6
@@ -122,8 +122,8 @@ def test_every_other_model_has_code_of_its_own(choice: Choice, tmp_path: Path) -
     out = tmp_path / "out"
     lines = write.write(run, out)
     known = write.architecture_of(run)
-    files = [path.name for path in out.glob("*.py")]
-    assert files == ([] if known else ["modeling_lmlab.py"])
+    files = {path.name for path in out.glob("*.py")}
+    assert files - {"spelling_lmlab.py"} == (set() if known else {"modeling_lmlab.py"})
     assert bool(known) == ("trust_remote_code" not in " ".join(lines))
     own, other = read_by_both(run, out, custom=not known)
     assert differ(own, other) < 5e-6
@@ -261,6 +261,25 @@ def test_an_unknown_character_is_one_unseen_token(libraries: Callable[..., Any])
     assert "Ж" not in own.characters
     ids = library.encode("aЖa").ids
     assert ids == [own.bos, *own.encode("a").tolist(), own.unseen, *own.encode("a").tolist()]
+
+
+def test_code_beside_it_spells_unknown_characters(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    run = exported.run(tmp_path, transformer({}))
+    write.write(run, tmp_path / "out")
+    with verify.quiet():
+        auto: Any = AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    own = run.tokenizer
+
+    def check(text: str) -> None:
+        ids = [own.bos, *own.encode(text).tolist()]
+        assert auto(text)["input_ids"] == ids
+        assert auto.decode(ids, skip_special_tokens=True) == text
+
+    settings(max_examples=100, deadline=None)(given(hostile.texts)(check))()
+    for text in ["Ж", "<|document|>", "<|unseen|> a", "\U0010ffff"]:
+        check(text)
 
 
 # ---------------------------------------------------------------- what goes wrong

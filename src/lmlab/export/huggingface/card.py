@@ -66,8 +66,8 @@ def _limits(run: Run, agreement: Agreement, trusts: bool) -> str:
         limits.append("Its code has no cache, so each token costs a pass over the text before it.")
     if agreement.unknown or hasattr(run.tokenizer, "unseen"):
         limits.append(
-            "A character that is not in the vocabulary becomes the one token `<|unseen|>`; the"
-            " laboratory spells it out."
+            "A character that is not in the vocabulary becomes the one token `<|unseen|>`; with"
+            " `trust_remote_code=True` the tokenizer spells it out, as the laboratory does."
         )
     return " ".join(limits)
 

@@ -7,6 +7,7 @@ is no added token in tokenizer.json, and tokenizer_config.json has `split_specia
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lmlab.core.errors import UserError
@@ -16,6 +17,9 @@ from lmlab.data.tokenizers.bpe import SEPARATOR
 
 BOS = "<|document|>"
 UNSEEN = "<|unseen|>"
+SPELLING = "spelling_lmlab"
+"""The module beside tokenizer.json that spells unknown characters, which that file cannot."""
+SPELLING_CODE = Path(__file__).with_name("spelling.py.txt")
 
 
 def _byte_characters() -> list[str]:
@@ -80,7 +84,9 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
 def tokenizer_config(tokenizer: Tokenizer, context: int) -> dict[str, Any]:
     """The content of tokenizer_config.json."""
     bos = names(tokenizer)[tokenizer.bos]
+    spells = {"auto_map": {"AutoTokenizer": [f"{SPELLING}.SpellingTokenizer", None]}}
     return {
+        **(spells if part_name(tokenizer) == "character" else {}),
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": bos,
         "eos_token": bos,

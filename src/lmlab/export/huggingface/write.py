@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
 import torch
@@ -13,7 +14,12 @@ from lmlab.export.anatomy import Weights
 from lmlab.export.architecture import Architecture, fitting
 from lmlab.export.extras import needed
 from lmlab.export.huggingface import architectures, card, custom_code, own_record
-from lmlab.export.huggingface.tokenizer import tokenizer_config, tokenizer_json
+from lmlab.export.huggingface.tokenizer import (
+    SPELLING,
+    SPELLING_CODE,
+    tokenizer_config,
+    tokenizer_json,
+)
 from lmlab.export.huggingface.verify import verify
 from lmlab.export.run import Run
 from lmlab.model.models.transformer import Transformer
@@ -57,7 +63,8 @@ def write(run: Run, out: Path) -> list[str]:
     if agreement.unknown:
         lines.append(
             f"{agreement.unknown:,} characters of the corpus are not in the vocabulary:"
-            " tokenizer.json gives each the id `unseen`, and the lab's tokenizer spells them out"
+            " tokenizer.json gives each the id `unseen`; with trust_remote_code=True the tokenizer"
+            " spells them out, as the lab's does"
         )
     return lines
 
@@ -82,6 +89,8 @@ def _write_tokenizer(folder: Path, run: Run, tokenizer: dict[str, Any]) -> None:
     (folder / "tokenizer.json").write_text(content, encoding="utf-8", newline="\n")
     config = tokenizer_config(run.tokenizer, run.model.context)
     write_json(folder / "tokenizer_config.json", config)
+    if "auto_map" in config:
+        copyfile(SPELLING_CODE, folder / f"{SPELLING}.py")
     token = run.tokenizer.bos
     generation = {
         "bos_token_id": token,
