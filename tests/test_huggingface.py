@@ -147,6 +147,25 @@ def test_what_no_architecture_has_is_named() -> None:
     assert "qk_norm" in why or "layer_norm" in why
 
 
+def test_code_of_its_own_reads_padding_behind_a_text_alone(tmp_path: Path) -> None:
+    run = exported.run(tmp_path, registry.choose(small.tree(), "models", "lstm"))
+    write.write(run, tmp_path / "out")
+    with verify.quiet():
+        auto, model = verify.loaded(tmp_path / "out", custom=True)
+    texts = ["a bad cab", "dab"]
+    padded = auto(texts, return_tensors="pt", padding=True)
+    with torch.no_grad():
+        logits_BTV = model(**padded).logits
+        for row, text in enumerate(texts):
+            alone = model(**auto(text, return_tensors="pt")).logits[0]
+            assert torch.allclose(logits_BTV[row, : len(alone)], alone, atol=1e-6)
+    before = auto(texts, return_tensors="pt", padding=True, padding_side="left")
+    with pytest.raises(ValueError, match="no padding before a text"):
+        model(**before)
+    with pytest.raises(ValueError, match="no padding before a text"):
+        model.generate(**padded, max_new_tokens=3)
+
+
 def test_dropout_is_left_out(tmp_path: Path) -> None:
     run = exported.run(tmp_path, transformer({"residual": "value"}, dropout=0.5))
     write.write(run, tmp_path / "out")
@@ -264,12 +283,13 @@ def test_an_unknown_character_is_one_unseen_token(libraries: Callable[..., Any])
 
 
 def test_code_beside_it_spells_unknown_characters(tmp_path: Path) -> None:
-    from transformers import AutoTokenizer
-
     run = exported.run(tmp_path, transformer({}))
-    write.write(run, tmp_path / "out")
+    out = tmp_path / "out"
+    write.write(run, out)
+    module: dict[str, Any] = {"__name__": "spelling_lmlab"}
+    exec((out / "spelling_lmlab.py").read_text(), module)
     with verify.quiet():
-        auto: Any = AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=True)
+        auto = module["SpellingTokenizer"].from_pretrained(out)
     own = run.tokenizer
 
     def check(text: str) -> None:

@@ -66,8 +66,9 @@ def _limits(run: Run, agreement: Agreement, trusts: bool) -> str:
         limits.append("Its code has no cache, so each token costs a pass over the text before it.")
     if agreement.unknown or hasattr(run.tokenizer, "unseen"):
         limits.append(
-            "A character that is not in the vocabulary becomes the one token `<|unseen|>`; with"
-            " `trust_remote_code=True` the tokenizer spells it out, as the laboratory does."
+            "A character that is not in the vocabulary becomes the one token `<|unseen|>`;"
+            " `spelling_lmlab.SpellingTokenizer` in this folder spells it out, as the laboratory"
+            " does."
         )
     return " ".join(limits)
 

@@ -17,7 +17,7 @@ from lmlab.data.tokenizers.bpe import SEPARATOR
 
 BOS = "<|document|>"
 UNSEEN = "<|unseen|>"
-SPELLING = "spelling_lmlab"
+SPELLING = "spelling_lmlab.py"
 """The module beside tokenizer.json that spells unknown characters, which that file cannot."""
 SPELLING_CODE = Path(__file__).with_name("spelling.py.txt")
 
@@ -81,12 +81,12 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def tokenizer_config(tokenizer: Tokenizer, context: int) -> dict[str, Any]:
+def tokenizer_config(
+    tokenizer: Tokenizer, context: int, padding_side: str = "left"
+) -> dict[str, Any]:
     """The content of tokenizer_config.json."""
     bos = names(tokenizer)[tokenizer.bos]
-    spells = {"auto_map": {"AutoTokenizer": [f"{SPELLING}.SpellingTokenizer", None]}}
     return {
-        **(spells if part_name(tokenizer) == "character" else {}),
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": bos,
         "eos_token": bos,
@@ -94,7 +94,7 @@ def tokenizer_config(tokenizer: Tokenizer, context: int) -> dict[str, Any]:
         "split_special_tokens": True,
         "clean_up_tokenization_spaces": False,
         "model_max_length": context,
-        "padding_side": "left",
+        "padding_side": padding_side,
     }
 
 

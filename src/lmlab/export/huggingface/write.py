@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from lmlab.core.files import write_json, write_sums
+from lmlab.data.tokenizers.character import Character
 from lmlab.export import anatomy, place
 from lmlab.export.anatomy import Weights
 from lmlab.export.architecture import Architecture, fitting
@@ -46,7 +47,7 @@ def write(run: Run, out: Path) -> list[str]:
         "weights_sha256": run.record.weights_sha256,
     }
     with place.export_folder(out, record) as folder:
-        _write_tokenizer(folder, run, tokenizer)
+        _write_tokenizer(folder, run, tokenizer, "right" if architecture is None else "left")
         if architecture is None:
             tensors = _write_custom(folder, run)
         else:
@@ -63,8 +64,8 @@ def write(run: Run, out: Path) -> list[str]:
     if agreement.unknown:
         lines.append(
             f"{agreement.unknown:,} characters of the corpus are not in the vocabulary:"
-            " tokenizer.json gives each the id `unseen`; with trust_remote_code=True the tokenizer"
-            " spells them out, as the lab's does"
+            f" tokenizer.json gives each the id `unseen`; {SPELLING} beside it spells them out, as"
+            " the lab does"
         )
     return lines
 
@@ -84,13 +85,13 @@ def _why_custom(run: Run) -> str:
     return f"{reason}, so the folder has code of its own: load it with trust_remote_code=True"
 
 
-def _write_tokenizer(folder: Path, run: Run, tokenizer: dict[str, Any]) -> None:
+def _write_tokenizer(folder: Path, run: Run, tokenizer: dict[str, Any], padding_side: str) -> None:
     content = json.dumps(tokenizer, ensure_ascii=False, indent=1)
     (folder / "tokenizer.json").write_text(content, encoding="utf-8", newline="\n")
-    config = tokenizer_config(run.tokenizer, run.model.context)
+    config = tokenizer_config(run.tokenizer, run.model.context, padding_side)
     write_json(folder / "tokenizer_config.json", config)
-    if "auto_map" in config:
-        copyfile(SPELLING_CODE, folder / f"{SPELLING}.py")
+    if isinstance(run.tokenizer, Character):
+        copyfile(SPELLING_CODE, folder / SPELLING)
     token = run.tokenizer.bos
     generation = {
         "bos_token_id": token,
