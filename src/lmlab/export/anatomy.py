@@ -47,6 +47,10 @@ class Anatomy:
     """0: no mixture of experts."""
     active: int
     """Experts that a token goes through."""
+    latent: int
+    """Numbers from which keys and values are computed; 0: they are not."""
+    position_width: int
+    """Of those that carry the position beside a latent."""
 
     @property
     def head_width(self) -> int:
@@ -87,6 +91,8 @@ def of(model: LanguageModel) -> Anatomy:
         tied=model.readout.weight is model.embedding.tokens.weight,
         experts=len(experts) if experts is not None else 0,
         active=block.feed_forward.active if experts is not None else 0,
+        latent=of_attention.get("latent", 0),
+        position_width=of_attention.get("position_width", 0),
     )
 
 
@@ -111,6 +117,7 @@ def weights(model: LanguageModel) -> Weights:
 
 SECTIONS = {
     "queries_keys_values": ("queries", "keys", "values"),
+    "keys_values": ("keys", "values"),
     "gate_up": ("gate", "up"),
 }
 """What the maps of `sections` give, in turn."""

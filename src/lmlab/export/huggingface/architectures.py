@@ -30,6 +30,8 @@ GATED = {"relu_squared": "relu", "swiglu": "silu"}
 ROTARY = ("rotary", "no_position")
 HEADS = ("multi_head", "grouped_query")
 SEEING = (*HEADS, "sliding_window")
+LATENT_EPSILON = 1e-6
+"""Of the norm of latents in transformers, whatever the config says."""
 UNITS_AT_ONCE = 8
 """What the units of an expert have to be a multiple of."""
 Layer = Callable[[Anatomy, Weights, str], Weights]
@@ -142,6 +144,19 @@ def _mistral(anatomy: Anatomy) -> dict[str, Any]:
     }
 
 
+def _deepseek_v3(anatomy: Anatomy) -> dict[str, Any]:
+    return {
+        **_llama(anatomy),
+        "q_lora_rank": None,
+        "kv_lora_rank": anatomy.latent,
+        "qk_rope_head_dim": anatomy.position_width,
+        "qk_nope_head_dim": anatomy.head_width,
+        "v_head_dim": anatomy.head_width,
+        "rope_interleave": False,
+        "first_k_dense_replace": anatomy.depth,  # no layer is a mixture of experts
+    }
+
+
 def _starcoder2(anatomy: Anatomy) -> dict[str, Any]:
     return {
         **_sizes(anatomy),
@@ -202,7 +217,7 @@ def _gpt2(anatomy: Anatomy) -> dict[str, Any]:
 
 def _model(norms: tuple[str, ...], *layers: Layer) -> Callable[[Anatomy, Weights], Weights]:
     """The tensors of an architecture with Llama's names. `norms` are a block's, in the order of
-    `_norms`; each of `layers` gives more of a block's tensors.
+    `_norms`; each of `layers` gives some of a block's tensors.
     """
 
     def tensors(anatomy: Anatomy, weights: Weights) -> Weights:
@@ -212,7 +227,7 @@ def _model(norms: tuple[str, ...], *layers: Layer) -> Callable[[Anatomy, Weights
             named["lm_head.weight"] = weights["readout"]
         for number in range(anatomy.depth):
             within: Weights = {}
-            for layer in (_attention, *layers):
+            for layer in layers:
                 within |= layer(anatomy, weights, f"blocks.{number}")
             for name, own in zip(norms, _norms(anatomy, f"blocks.{number}"), strict=True):
                 within |= _norm(name, weights, own)
@@ -249,6 +264,25 @@ def _attention(anatomy: Anatomy, weights: Weights, block: str) -> Weights:
         "self_attn.q_proj.weight": _times(weights[f"{block}.attention.queries"], scale),
         "self_attn.k_proj.weight": _times(weights[f"{block}.attention.keys"], scale),
         "self_attn.v_proj.weight": weights[f"{block}.attention.values"],
+        "self_attn.o_proj.weight": weights[f"{block}.attention.out"],
+    }
+
+
+def _latent_attention(anatomy: Anatomy, weights: Weights, block: str) -> Weights:
+    """Latents are multiplied so that their norm has the epsilon that transformers give it; each
+    head's keys and values stand side by side.
+    """
+    down = weights[f"{block}.attention.down"]
+    scale = sqrt(LATENT_EPSILON / anatomy.qk_epsilon)
+    latents, positions = down[: anatomy.latent], down[anatomy.latent :]
+    by_head = (anatomy.heads, anatomy.head_width, anatomy.latent)
+    keys = weights[f"{block}.attention.keys"].view(by_head)
+    values = weights[f"{block}.attention.values"].view(by_head)
+    return {
+        "self_attn.q_proj.weight": weights[f"{block}.attention.queries"],
+        "self_attn.kv_a_proj_with_mqa.weight": torch.cat((_times(latents, scale), positions)),
+        "self_attn.kv_a_layernorm.weight": torch.ones(anatomy.latent),
+        "self_attn.kv_b_proj.weight": torch.cat((keys, values), dim=1).flatten(0, 1),
         "self_attn.o_proj.weight": weights[f"{block}.attention.out"],
     }
 
@@ -372,6 +406,7 @@ ARCHITECTURES = (
         config=_apertus,
         tensors=_model(
             ("attention_layernorm", "feedforward_layernorm"),
+            _attention,
             _qk_gains,
             _plain("up_proj", "down_proj"),
         ),
@@ -381,28 +416,28 @@ ARCHITECTURES = (
         _carries(UNGATED),
         qk_norm=(False,),
         config=_apertus,
-        tensors=_model(LLAMAS, _plain("up_proj", "down_proj")),
+        tensors=_model(LLAMAS, _attention, _plain("up_proj", "down_proj")),
     ),
     Architecture(
         "Llama",
         _carries(("swiglu",)),
         qk_norm=(False,),
         config=_llama,
-        tensors=_model(LLAMAS, _gated),
+        tensors=_model(LLAMAS, _attention, _gated),
     ),
     Architecture(
         "Qwen3",
         _carries(GATES, attention=SEEING),
         qk_norm=(True,),
         config=_qwen3,
-        tensors=_model(LLAMAS, _qk_gains, _gated),
+        tensors=_model(LLAMAS, _attention, _qk_gains, _gated),
     ),
     Architecture(
         "Mistral",
         _carries(GATES, attention=SEEING),
         qk_norm=(False,),
         config=_mistral,
-        tensors=_model(LLAMAS, _gated),
+        tensors=_model(LLAMAS, _attention, _gated),
     ),
     Architecture(
         "GPT2",
@@ -418,14 +453,14 @@ ARCHITECTURES = (
         _carries(UNGATED, "layer_norm", attention=SEEING),
         qk_norm=(False,),
         config=_starcoder2,
-        tensors=_model(LLAMAS, _plain("c_fc", "c_proj")),
+        tensors=_model(LLAMAS, _attention, _plain("c_fc", "c_proj")),
     ),
     Architecture(
         "StableLm",
         _carries(GATES, "layer_norm"),
         qk_norm=(False,),
         config=_stablelm,
-        tensors=_model(LLAMAS, _gated),
+        tensors=_model(LLAMAS, _attention, _gated),
     ),
     Architecture(
         "Gemma2",
@@ -433,7 +468,7 @@ ARCHITECTURES = (
         qk_norm=(False,),
         soft_cap=True,
         config=_gemma2,
-        tensors=_gemma(_gated),
+        tensors=_gemma(_attention, _gated),
     ),
     Architecture(
         "Gemma3",
@@ -441,7 +476,14 @@ ARCHITECTURES = (
         qk_norm=(True,),
         soft_cap=True,
         config=_gemma3,
-        tensors=_gemma(_qk_gains, _gated),
+        tensors=_gemma(_attention, _qk_gains, _gated),
+    ),
+    Architecture(
+        "DeepseekV3",
+        _carries(GATES, attention=("latent",)),
+        qk_norm=(False,),
+        config=_deepseek_v3,
+        tensors=_model(LLAMAS, _latent_attention, _gated),
     ),
     Architecture(
         "Qwen3Moe",
@@ -449,11 +491,16 @@ ARCHITECTURES = (
         qk_norm=(True,),
         experts=True,
         config=_qwen3_moe,
-        tensors=_model(LLAMAS, _qk_gains, _experts),
+        tensors=_model(LLAMAS, _attention, _qk_gains, _experts),
     ),
 )
 """In the order in which they are tried."""
-MODEL_TYPES = {"Gemma3": "gemma3_text", "StableLm": "stablelm", "Qwen3Moe": "qwen3_moe"}
+MODEL_TYPES = {
+    "Gemma3": "gemma3_text",
+    "StableLm": "stablelm",
+    "Qwen3Moe": "qwen3_moe",
+    "DeepseekV3": "deepseek_v3",
+}
 """What config.json calls an architecture, where that is not its name in small letters."""
 
 
