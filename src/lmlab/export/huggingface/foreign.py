@@ -24,10 +24,10 @@ from lmlab.data.tokenizers.bpe import BPE
 from lmlab.export import anatomy
 from lmlab.export.anatomy import Anatomy, Weights
 from lmlab.export.architecture import Architecture
+from lmlab.export.byte_level import spelled, unspelled
 from lmlab.export.extras import needed
 from lmlab.export.huggingface import own_record
 from lmlab.export.huggingface.architectures import ACTIVATIONS, ARCHITECTURES, GATED, model_type
-from lmlab.export.huggingface.tokenizer import unspelled
 from lmlab.export.huggingface.verify import TOLERANCE, quiet
 from lmlab.model.models import base as models
 from lmlab.model.models.base import LanguageModel
@@ -326,8 +326,6 @@ def _tokenizer(folder: Path) -> tuple[BPE, list[int], list[str]]:
 
 
 def _name(piece: bytes, vocabulary: Mapping[str, int]) -> str:
-    from lmlab.export.huggingface.tokenizer import spelled
-
     name = spelled(piece)
     if name not in vocabulary:
         raise KeyError(name)

@@ -14,34 +14,13 @@ from lmlab.core.errors import UserError
 from lmlab.data import pretokens
 from lmlab.data.tokenizers.base import Tokenizer, from_readable, part_name
 from lmlab.data.tokenizers.bpe import SEPARATOR
+from lmlab.export.byte_level import spelled
 
 BOS = "<|document|>"
 UNSEEN = "<|unseen|>"
 SPELLING = "spelling_lmlab.py"
 """The module beside tokenizer.json that spells unknown characters, which that file cannot."""
 SPELLING_CODE = Path(__file__).with_name("spelling.py.txt")
-
-
-def _byte_characters() -> list[str]:
-    """The character of each byte: itself where it is printable, otherwise one from U+0100 on."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [value for value in range(256) if value not in printable]
-    shifted = {value: chr(0x100 + number) for number, value in enumerate(others)}
-    return [shifted.get(value, chr(value)) for value in range(256)]
-
-
-BYTE_CHARACTERS = _byte_characters()
-_BYTES = {character: value for value, character in enumerate(BYTE_CHARACTERS)}
-
-
-def spelled(piece: bytes) -> str:
-    """Bytes as a string of BYTE_CHARACTERS."""
-    return "".join(BYTE_CHARACTERS[value] for value in piece)
-
-
-def unspelled(name: str) -> bytes:
-    """The inverse of `spelled`. Raises KeyError for a string that it never gives."""
-    return bytes(_BYTES[character] for character in name)
 
 
 def names(tokenizer: Tokenizer) -> list[str]:

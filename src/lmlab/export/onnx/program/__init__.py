@@ -1,0 +1,1 @@
+"""What an export's own programs are made of; none of it needs the lab."""
