@@ -28,7 +28,7 @@ from lmlab.core.registry import Choice
 from lmlab.data.tokenizers import base as tokenizers
 from lmlab.data.tokenizers.base import Tokenizer
 from lmlab.export import anatomy, extras
-from lmlab.export.architecture import KEYS, Architecture
+from lmlab.export.architecture import KEYS, Architecture, table
 from lmlab.export.gguf import check, vocabulary, write
 from lmlab.export.gguf.architectures import ARCHITECTURES
 from lmlab.export.gguf.engine import Engine, engine
@@ -522,3 +522,8 @@ def test_engines_may_be_closed_at_once(tmp_path: Path) -> None:
     for _ in range(5):
         with loaded(run, tmp_path):
             pass
+
+
+def test_the_page_shows_the_table_that_the_code_reads() -> None:
+    page = (PROJECT / "docs" / "export.md").read_text()
+    assert table(ARCHITECTURES) in page

@@ -41,7 +41,8 @@ class Agreement:
     def line(self) -> str:
         """What to tell of it."""
         parts = [
-            f"logits within {self.largest_difference:.1e} of the lab's on {self.tokens:,} tokens"
+            f"logits (up to {self.largest_logit:.0f}) within {self.largest_difference:.1e} of the"
+            f" lab's on {self.tokens:,} tokens"
         ]
         if self.bits_per_byte:
             lab, exported = self.bits_per_byte
