@@ -1,5 +1,6 @@
 """What transformers compute of an exported model, and what the lab does."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -28,10 +29,11 @@ from lmlab.core import registry
 from lmlab.core.errors import UserError
 from lmlab.core.files import write_sums
 from lmlab.core.registry import Choice
+from lmlab.data.start import EarlierRun
 from lmlab.data.tokenizers import base as tokenizers
 from lmlab.export import anatomy, architecture, extras
 from lmlab.export.architecture import KEYS, Architecture
-from lmlab.export.huggingface import architectures, own_record, tokenizer, verify, write
+from lmlab.export.huggingface import architectures, foreign, own_record, tokenizer, verify, write
 from lmlab.export.huggingface.architectures import ARCHITECTURES
 from lmlab.export.run import Run
 from lmlab.model.generation import sample_ids
@@ -397,6 +399,30 @@ def test_a_run_that_diverged_is_refused(run: Run) -> None:
     write_sums(run.folders.model)
     with pytest.raises(UserError, match="its training diverged"):
         Run.open("made_up", run.folders)
+
+
+def test_a_card_says_what_began_elsewhere(run: Run, tmp_path: Path) -> None:
+    write.write(run, tmp_path / "out")
+    assert "trained from scratch" in (tmp_path / "out" / "README.md").read_text()
+    earlier = EarlierRun(
+        commit="0" * 40,
+        recipe="pretrained:0:000000",
+        weights_sha256="",
+        corpus=foreign.CORPUS,
+        tokenizer_sha256="",
+        learning_rule="",
+        optimizer="",
+        steps=0,
+        tokens=0,
+        bytes=0,
+        flops=0,
+        bits_per_byte=None,
+    )
+    record = run.record.model_copy(update={"earlier": [earlier]})
+    write.write(dataclasses.replace(run, record=record), tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "pretrained elsewhere" in card
+    assert "from scratch" not in card
 
 
 # ---------------------------------------------------------------- the command and its page

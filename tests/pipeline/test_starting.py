@@ -131,6 +131,30 @@ def test_a_run_comes_from_another_clone_and_stays_when_that_is_gone(
     assert [each["commit"] for each in clone.json("data/model/model.json")["earlier"]] == [made]
 
 
+def test_a_run_goes_on_from_a_folder_for_transformers(constant: Any) -> None:
+    """The same bytes begin; the optimizer anew; what the first run cost is counted."""
+    first = constant.json("data/model/model.json")
+    begun = {
+        name: (constant.folder / name).read_bytes()
+        for name in ("data/model/model.json", WEIGHTS, "data/tokenizer/tokenizer.json")
+    }
+    lmlab(constant, "export", "huggingface", "--out", "taken")
+    said = lmlab(constant, "start", "taken")
+    assert f'start.model: "" -> {first["weights_sha256"]}' in said
+    assert "start.optimizer_state: auto -> anew" in said
+    constant.run("dvc", "repro", "evaluate")
+    for name, content in begun.items():
+        brought = constant.folder / "data" / "start" / Path(name).relative_to("data")
+        assert brought.read_bytes() == content
+    second = constant.json("data/model/model.json")
+    assert second["tokens"] == 2 * first["tokens"]
+    assert [each["flops"] for each in second["earlier"]] == [first["flops"]]
+    assert lmlab(constant, "start", "taken") == "params.yaml names this start already\n"
+
+    (constant.folder / "taken" / "config.json").unlink()
+    assert "no clone of a project with a run" in refused(constant, "start", "taken")
+
+
 def test_what_the_cache_lacks_is_fetched_from_the_remote(constant: Any, tmp_path: Path) -> None:
     constant.run("dvc", "remote", "add", "-d", "shelf", str(tmp_path / "shelf"))
     made = commit(constant)

@@ -10,6 +10,7 @@ from typing import Any
 from lmlab.core.errors import UserError
 from lmlab.data.corpus_manifest import CorpusManifest
 from lmlab.export.huggingface import custom_code
+from lmlab.export.huggingface.foreign import CORPUS
 from lmlab.export.huggingface.verify import Agreement
 from lmlab.export.run import Run
 
@@ -39,9 +40,14 @@ def _front_matter() -> str:
 def _what_it_is(run: Run, architecture: str) -> str:
     record = run.record
     read = f"{record.tokens:,} tokens ({record.bytes:,} bytes of text)"
+    corpora = [earlier.corpus for earlier in record.earlier]
+    if CORPUS in corpora:
+        begun = "trained with lmlab from weights that were pretrained elsewhere"
+    else:
+        begun = "trained from scratch with lmlab"
     return (
-        f"A language model of {record.parameters:,} parameters, trained from scratch with lmlab in"
-        f" {record.steps:,} steps on {read}. It computes what `{architecture}` does; the folder"
+        f"A language model of {record.parameters:,} parameters, {begun}, in {record.steps:,} steps"
+        f" on {read}. It computes what `{architecture}` does; the folder"
         " `lmlab` holds the laboratory's own record of it."
     )
 
