@@ -117,56 +117,85 @@ def _first(config: Mapping[str, Any], *keys: str, otherwise: Any = None) -> Any:
 
 def _built(config: Mapping[str, Any], architecture: Architecture, tree: Tree) -> LanguageModel:
     """A model of the lab with the sizes and options of a config."""
-    heads = _first(config, "num_attention_heads", "n_head", otherwise=1)
-    width = _first(config, "hidden_size", "n_embd", otherwise=1)
-    groups = config.get("num_key_value_heads", heads)
-    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
-    attention = "sliding_window" if window else "grouped_query" if groups != heads else "multi_head"
-    if window and groups != heads:
-        raise UserError(
-            f"config.json: sliding_window: {window} with num_key_value_heads: {groups} is an"
-            " attention that the lab has not"
-        )
-    feed_forward = _feed_forward(config, architecture)
-    normalisation = architecture.carries["normalisation"][0]
-    is_learned = "learned" in architecture.carries["position"]
-    position = "learned" if is_learned else "rotary"
-    epsilon = _first(
-        config,
-        "rms_norm_eps",
-        "norm_epsilon",
-        "layer_norm_eps",
-        "layer_norm_epsilon",
-        otherwise=1e-5,
-    )
     own_context = tree["train"]["context"]
     longest = _first(config, "max_position_embeddings", "n_positions", otherwise=own_context)
-    of_attention = {"heads": heads, "qk_norm": True in architecture.qk_norm, "epsilon": epsilon}
-    of_attention |= {"groups": groups} if attention == "grouped_query" else {}
-    of_attention |= {"window": window} if window else {}
-    hidden = _first(config, "n_inner", "intermediate_size", otherwise=4 * width)
-    values: Values = {
-        "models.transformer.depth": _first(config, "num_hidden_layers", "n_layer", otherwise=1),
-        "models.transformer.width": width,
-        "models.transformer.embedding": "token",
-        "models.transformer.position": position,
-        "models.transformer.attention": attention,
-        "models.transformer.feed_forward": feed_forward,
-        "models.transformer.normalisation": normalisation,
-        "models.transformer.placement": architecture.carries["placement"][0],
-        "models.transformer.residual": "plain",
-        "models.transformer.dropout": 0.0,
-        "models.transformer.logit_soft_cap": config.get("final_logit_softcapping") or 0.0,
-        "models.transformer.tied": _tied(config),
-        f"layers.normalisation.{normalisation}.epsilon": epsilon,
-        f"layers.feed_forward.{feed_forward}.expansion": hidden / width,
-        **{f"layers.attention.{attention}.{key}": value for key, value in of_attention.items()},
-    }
-    if not is_learned:
-        values["layers.position.rotary.base"] = _rope_base(config)
+    is_learned = "learned" in architecture.carries["position"]
+    values = _model_params(config, architecture) | _layer_params(config, architecture)
     choice = registry.choose(params.changed(tree, values), "models", "transformer")
     context = longest if is_learned else min(longest, own_context)
     return models.build(choice, config["vocab_size"], context)
+
+
+def _model_params(config: Mapping[str, Any], architecture: Architecture) -> Values:
+    """The params of the model itself: its size, and which parts it is built of."""
+    carries = architecture.carries
+    own = {
+        "depth": _first(config, "num_hidden_layers", "n_layer", otherwise=1),
+        "width": _width(config),
+        "embedding": "token",
+        "position": "learned" if "learned" in carries["position"] else "rotary",
+        "attention": _attention(config),
+        "feed_forward": _feed_forward(config, architecture),
+        "normalisation": carries["normalisation"][0],
+        "placement": carries["placement"][0],
+        "residual": "plain",
+        "dropout": 0.0,
+        "logit_soft_cap": config.get("final_logit_softcapping") or 0.0,
+        "tied": _tied(config),
+    }
+    return {f"models.transformer.{key}": value for key, value in own.items()}
+
+
+def _layer_params(config: Mapping[str, Any], architecture: Architecture) -> Values:
+    """The params of those parts."""
+    keys = ("rms_norm_eps", "norm_epsilon", "layer_norm_eps", "layer_norm_epsilon")
+    epsilon = _first(config, *keys, otherwise=1e-5)
+    hidden = _first(config, "n_inner", "intermediate_size", otherwise=4 * _width(config))
+    heads, groups, attention = _heads(config), _groups(config), _attention(config)
+    of_attention = {"heads": heads, "qk_norm": True in architecture.qk_norm, "epsilon": epsilon}
+    if attention == "grouped_query":
+        of_attention["groups"] = groups
+    if attention == "sliding_window":
+        of_attention["window"] = _window(config)
+    normalisation = architecture.carries["normalisation"][0]
+    return {
+        f"layers.normalisation.{normalisation}.epsilon": epsilon,
+        f"layers.feed_forward.{_feed_forward(config, architecture)}.expansion": hidden
+        / _width(config),
+        "layers.position.rotary.base": _rope_base(config),
+        **{f"layers.attention.{attention}.{key}": value for key, value in of_attention.items()},
+    }
+
+
+def _width(config: Mapping[str, Any]) -> int:
+    return int(_first(config, "hidden_size", "n_embd", otherwise=1))
+
+
+def _heads(config: Mapping[str, Any]) -> int:
+    return int(_first(config, "num_attention_heads", "n_head", otherwise=1))
+
+
+def _groups(config: Mapping[str, Any]) -> int:
+    return int(_first(config, "num_key_value_heads", otherwise=_heads(config)))
+
+
+def _window(config: Mapping[str, Any]) -> int | None:
+    """How many tokens each layer sees; None: all."""
+    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    return None if window is None else int(window)
+
+
+def _attention(config: Mapping[str, Any]) -> str:
+    """The attention of a config. Raises UserError for one that the lab has not."""
+    groups = _groups(config)
+    if _window(config) is None:
+        return "multi_head" if groups == _heads(config) else "grouped_query"
+    if groups != _heads(config):
+        raise UserError(
+            f"config.json: sliding_window: {_window(config)} with num_key_value_heads: {groups} is"
+            " an attention that the lab has not"
+        )
+    return "sliding_window"
 
 
 def _feed_forward(config: Mapping[str, Any], architecture: Architecture) -> str:
