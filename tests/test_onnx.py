@@ -234,8 +234,10 @@ def test_large_weights_lie_in_a_second_file(
     runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(graphs, "MOST_BYTES", 1000)
-    (line,) = write(runs["unigram"][0], tmp_path / "large")
+    line, bits = write(runs["unigram"][0], tmp_path / "large")
     assert "generate.html" not in line
+    of_graph, of_lab = re.findall(r"\d+\.\d+", bits)
+    assert of_graph == of_lab
     assert (tmp_path / "large" / "model.onnx.data").stat().st_size > 1000
     assert not (tmp_path / "large" / "generate.html").exists()
 

@@ -13,10 +13,14 @@ from torch import Tensor
 from lmlab.core.errors import UserError
 from lmlab.export.onnx.graph import LOGITS, TOKENS, Graph
 from lmlab.export.onnx.states import BATCH, PAST
+from lmlab.export.run import Run
+from lmlab.export.scored import scored
 from lmlab.model.models.base import LanguageModel
 
 TOLERANCE = 1e-4
 """The largest difference allowed, as a share of the largest logit, or of 1 where that is less."""
+MOST_TOKENS = 5_000
+"""Of validation text for bits per byte; a graph that loops is slow at long texts."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,20 @@ def verify(model: LanguageModel, file: Path, graph: Graph) -> Agreement:
             f"train.model: {model.choice.name} cannot be exported to ONNX: ONNX Runtime does not"
             f" compute it: {error}"
         ) from None
+
+
+@torch.no_grad()
+def bits_per_byte(run: Run, file: Path, graph: Graph) -> tuple[float, float] | None:
+    """Of the lab's model and of the graph on the same validation text; None where there is none."""
+    text = scored(run, MOST_TOKENS)
+    if not text.is_text:
+        return None
+    own_nats = graph_nats = 0.0
+    for inputs_BT, targets_BT in text.batches():
+        session = Session(file, graph, len(inputs_BT))
+        own_nats += text.nats(run.model(inputs_BT), targets_BT)
+        graph_nats += text.nats(session.read(inputs_BT), targets_BT)
+    return text.bits_per_byte(own_nats), text.bits_per_byte(graph_nats)
 
 
 def _compared(

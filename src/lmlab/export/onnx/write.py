@@ -15,7 +15,7 @@ from lmlab.export.extras import needed
 from lmlab.export.onnx.graph import LOGITS, TIME, TOKENS, Graph, graph_of
 from lmlab.export.onnx.program import spelling
 from lmlab.export.onnx.states import BATCH, find_states
-from lmlab.export.onnx.verify import Agreement, verify
+from lmlab.export.onnx.verify import Agreement, bits_per_byte, verify
 from lmlab.export.run import Run
 
 FORMAT = "onnx"
@@ -54,13 +54,17 @@ def write(run: Run, out: Path) -> list[str]:
         size = sum(file.stat().st_size for file in folder.iterdir())
         agreement = verify(run.model, folder / MODEL, graph)
         _check(agreement, run, out)
+        bits = bits_per_byte(run, folder / MODEL, graph)
         shutil.copyfile(run.folders.tokenizer_file, folder / TOKENIZER)
         write_json(folder / RECORD, record(run, graph))
         programs = _programs(tokenizers.part_name(run.tokenizer), with_page=not in_two)
         for name, text in programs.items():
             (folder / name).write_text(text, encoding="utf-8")
     names = ", ".join((MODEL, RECORD, TOKENIZER, *programs))
-    return [f"{out}: {names}; {size / 1e6:.1f} MB; {agreement.line()}"]
+    lines = [f"{out}: {names}; {size / 1e6:.1f} MB; {agreement.line()}"]
+    if bits:
+        lines.append(f"{bits[1]:.5f} bits per byte of validation text (the lab: {bits[0]:.5f})")
+    return lines
 
 
 def record(run: Run, graph: Graph) -> dict[str, Any]:
