@@ -15,7 +15,16 @@ from lmlab import cli
 from lmlab.core import params
 from lmlab.core.errors import UserError
 from lmlab.core.files import read_json, seal
-from lmlab.experiments.studies import levels, making, publish, records, running, study, table
+from lmlab.experiments.studies import (
+    levels,
+    making,
+    publish,
+    records,
+    running,
+    study,
+    table,
+    workers,
+)
 from lmlab.experiments.studies import point as points
 
 TEXT = "".join(f"{number} times {number} is {number * number}.\n" for number in range(120))
@@ -86,7 +95,8 @@ STUDIES = sorted(path.parent.name for path in small.PROJECT.glob("studies/*/para
 
 def run(folder: Path, arm: str, quick: bool = False) -> dict[str, Any]:
     asked = study.read(folder, quick)
-    record = running.run_arm(asked, arm, CORPUS).as_json()
+    with workers.here(1) as made:
+        record = running.run_arm(asked, arm, CORPUS, made).as_json()
     assert read_json(asked.points(arm), made_by="study") == record
     return record
 
@@ -613,7 +623,8 @@ def test_a_study_may_have_a_corpus_of_its_own_which_is_made_when_it_is_asked_for
     before = (corpus / "manifest.json").stat().st_mtime_ns
     assert running.make_corpus(asked) == corpus
     assert (corpus / "manifest.json").stat().st_mtime_ns == before
-    (own_point, *_) = running.run_arm(asked, "plain", corpus).points
+    with workers.here(1) as made:
+        (own_point, *_) = running.run_arm(asked, "plain", corpus, made).points
     assert own_point.result.values()["validation"] != on_the_project["validation"]
     write(folder, changes={**SHARED, **own, "corpora.grammar.documents": 9})
     running.make_corpus(study.read(folder))

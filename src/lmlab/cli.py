@@ -185,6 +185,9 @@ def study(
     fit: Annotated[
         bool, typer.Option("--fit", help="Fit the study's scaling law to its points.")
     ] = False,
+    cluster: Annotated[
+        str, typer.Option(help="Address of a Dask scheduler whose workers make the runs.")
+    ] = "",
 ) -> None:
     """Run what a study lacks, or what its points are no longer true of; write its table and
     charts.
@@ -203,7 +206,7 @@ def study(
     if fit:
         lines = publish.fit_lines(folder, quick)
     else:
-        publish.run(folder, arm or [], quick)
+        publish.run(folder, arm or [], quick, cluster)
         lines = publish.table_lines(folder, arm or [], quick)
     for line in lines:
         typer.echo(line)

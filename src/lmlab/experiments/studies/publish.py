@@ -1,11 +1,12 @@
 """`lmlab study`: run a study, write its table, and say what of it is stale."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from lmlab.core import params
 from lmlab.core.errors import UserError
-from lmlab.experiments.studies import running, scaling_findings, study, table
+from lmlab.experiments.studies import running, scaling_findings, study, table, workers
 
 STUDIES = Path("studies")
 TEMPLATE = "template"
@@ -26,16 +27,20 @@ def names() -> list[str]:
     return sorted(folder.name for folder in folders if folder.name != TEMPLATE)
 
 
-def run(folder: Path, arms: list[str], quick: bool) -> None:
-    """Run all arms, or some, as far as their points are missing or stale."""
+def run(folder: Path, arms: list[str], quick: bool, cluster: str = "") -> None:
+    """Run all arms, or some, as far as their points are missing or stale: on this machine, or by
+    the workers of the cluster at an address.
+    """
     asked = study.read(folder, quick)
     wanted = arms or list(asked.arms)
     for name in wanted:
         asked.arm(name)  # raises UserError for a typo before anything runs
     corpus = running.make_corpus(asked)
-    for number, name in enumerate(wanted, 1):
-        print(f"{asked.name}: arm {number} of {len(wanted)}: {name}", flush=True)
-        running.run_arm(asked, name, corpus)
+    processes = asked.params.processes or os.cpu_count() or 1
+    with workers.at(cluster) if cluster else workers.here(processes) as made:
+        for number, name in enumerate(wanted, 1):
+            print(f"{asked.name}: arm {number} of {len(wanted)}: {name}", flush=True)
+            running.run_arm(asked, name, corpus, made)
 
 
 def table_lines(folder: Path, arms: list[str], quick: bool) -> Iterator[str]:

@@ -7,17 +7,14 @@ arm that was stopped goes on where it was.
 
 import json
 import math
-import multiprocessing
 import os
-import signal
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from lmlab.core import lifeline, params
+from lmlab.core import params
 from lmlab.core.errors import UserError
 from lmlab.core.files import read_json, seal, write_json
 from lmlab.core.params import Tree, Values, changed
@@ -25,11 +22,12 @@ from lmlab.data.start import FROM_SCRATCH
 from lmlab.experiments import preflight
 from lmlab.experiments.stages.download import download
 from lmlab.experiments.stages.layout import Layout
-from lmlab.experiments.studies import point, records
+from lmlab.experiments.studies import records, workers
 from lmlab.experiments.studies.making import differences, key, making
 from lmlab.experiments.studies.point import First
 from lmlab.experiments.studies.records import ArmRecord, Making, Point, Result
 from lmlab.experiments.studies.study import Arm, Study, from_scratch, resolved
+from lmlab.experiments.studies.workers import Task
 
 PROJECT_CORPUS = Path("data/corpus")
 NEVER_SAID = "its points do not say what they were made with: they are older than that"
@@ -52,6 +50,10 @@ class Planned:
     corpus: Path
     kept: Path
     """Where its result stays until the arm's file is written, and after."""
+
+    @property
+    def task(self) -> Task:
+        return Task(self.tree, self.flops, self.corpus, self.first)
 
     def point(self, result: Result) -> Point:
         """The run with what it measured."""
@@ -87,7 +89,7 @@ def make_corpus(study: Study) -> Path:
     return corpus
 
 
-def run_arm(study: Study, name: str, corpus: Path) -> ArmRecord:
+def run_arm(study: Study, name: str, corpus: Path, run: workers.Run) -> ArmRecord:
     """Run what an arm lacks, write its file of points, and return what stands in it: its sweep, the
     best of it by mean bits per byte on validation, and all reported seeds at the best.
     """
@@ -96,13 +98,13 @@ def run_arm(study: Study, name: str, corpus: Path) -> ArmRecord:
     before = _still_valid(target, made)
     sweep = [(values, seed) for values in arm.grid for seed in arm.sweep_seeds] if arm.sweep else []
     plans = [_plan(study, arm, made, corpus, tree, *each, reported=False) for each in sweep]
-    swept = _results(study, plans, before)
+    swept = _results(study, plans, before, run)
     best = _best(arm, swept)
     final = [
         _plan(study, arm, made, corpus, tree, best, seed, reported=True)
         for seed in study.params.seeds
     ]
-    results = swept + _results(study, final, before)
+    results = swept + _results(study, final, before, run)
     points = [plan.point(result) for plan, result in zip(plans + final, results, strict=True)]
     record = ArmRecord(arm=name, best=resolved(tree, best), made=made, points=points)
     if before != record:
@@ -178,7 +180,9 @@ def _plan(
     return Planned(arm.name, at, seed, reported, run_tree, first, flops, corpus, kept)
 
 
-def _results(study: Study, plans: list[Planned], before: ArmRecord | None) -> list[Result]:
+def _results(
+    study: Study, plans: list[Planned], before: ArmRecord | None, run: workers.Run
+) -> list[Result]:
     """What the planned runs measured: from the arm's file, from what is kept, or by running."""
     kept_points = before.points if before else []
     known = {_name(each.at, each.seed): each.result for each in kept_points}
@@ -190,8 +194,10 @@ def _results(study: Study, plans: list[Planned], before: ArmRecord | None) -> li
             missing[plan.kept] = plan
         else:
             results[plan.kept] = result
-    processes = study.params.processes or os.cpu_count() or 1
-    for number, (plan, result) in enumerate(_side_by_side(list(missing.values()), processes), 1):
+    plans_left = list(missing.values())
+    measurements = run([plan.task for plan in plans_left])
+    for number, (plan, values) in enumerate(zip(plans_left, measurements, strict=True), 1):
+        result = Result.model_validate(values)
         plan.kept.parent.mkdir(parents=True, exist_ok=True)
         write_json(plan.kept, seal(result.values()))
         results[plan.kept] = result
@@ -230,28 +236,3 @@ def _read_kept(path: Path) -> Result | None:
         return Result.model_validate(read_json(path, made_by="study"))
     except (UserError, ValidationError):
         return None
-
-
-def _side_by_side(plans: list[Planned], processes: int) -> Iterator[tuple[Planned, Result]]:
-    """Each plan with its result, in order, some at a time in processes of their own."""
-    if min(processes, len(plans)) <= 1:
-        for plan in plans:
-            measured = point.run_quietly(plan.tree, plan.flops, plan.corpus, plan.first)
-            yield plan, Result.model_validate(measured)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, initializer=lifeline.stop_with_parent) as pool:
-        # children inherit that Ctrl-C is ignored: the parent answers it, in one line
-        answer = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        futures = [
-            (plan, pool.submit(point.run_quietly, plan.tree, plan.flops, plan.corpus, plan.first))
-            for plan in plans
-        ]
-        signal.signal(signal.SIGINT, answer)
-        try:
-            for plan, future in futures:
-                yield plan, Result.model_validate(future.result())
-        except BaseException:
-            for worker in multiprocessing.active_children():
-                worker.terminate()
-            raise

@@ -1,0 +1,132 @@
+"""A study by the workers of a cluster: the same points as here, whatever happens to a worker."""
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_studies import CORPUS, folder, write  # noqa: F401 (a fixture)
+
+from lmlab.core.errors import UserError
+from lmlab.experiments.studies import running, study, workers
+
+pytestmark = pytest.mark.pipeline
+
+
+@pytest.fixture
+def cluster(folder: Path) -> Iterator[Any]:  # noqa: F811
+    """Two workers in the folder of a study, and their scheduler, on this machine alone."""
+    from distributed import LocalCluster
+
+    settings = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    with LocalCluster(host="127.0.0.1", **settings, silence_logs=50) as made:
+        yield made
+
+
+def points_of(folder: Path, arm: str, run: workers.Run) -> list[Any]:  # noqa: F811
+    record = running.run_arm(study.read(folder, False), arm, CORPUS, run)
+    without = [point.model_dump() for point in record.points]
+    for point in without:
+        for key in ("training_seconds", "validation_seconds", "tokens_per_second"):
+            point["result"].pop(key, None)
+    return without
+
+
+def forget(folder: Path) -> None:  # noqa: F811
+    """Nothing is left of what was run."""
+    for path in [*(folder / "points").glob("*.json"), *Path(".scratch").rglob("*.json")]:
+        path.unlink()
+
+
+def processes(cluster: Any) -> list[int]:
+    return [worker.process.pid for worker in cluster.workers.values()]
+
+
+def test_a_cluster_gives_the_points_of_this_machine(
+    folder: Path,  # noqa: F811
+    cluster: Any,
+) -> None:
+    with workers.here(1) as run:
+        own = points_of(folder, "swept", run)
+    forget(folder)
+    with workers.at(cluster.scheduler_address) as run:
+        assert points_of(folder, "swept", run) == own
+    assert len(own) > 2
+
+
+def test_a_lost_worker_loses_its_run_alone(folder: Path, cluster: Any) -> None:  # noqa: F811
+    write(folder, seeds=[0, 1, 2, 3])
+    with workers.here(1) as run:
+        own = points_of(folder, "plain", run)
+    forget(folder)
+
+    def kill_one() -> None:
+        time.sleep(1.0)
+        os.kill(processes(cluster)[0], signal.SIGKILL)
+
+    with workers.at(cluster.scheduler_address) as run, ThreadPoolExecutor(1) as thread:
+        killed = thread.submit(kill_one)
+        assert points_of(folder, "plain", run) == own
+        killed.result()
+
+
+def test_a_worker_that_is_not_like_this_project_is_refused(
+    folder: Path,  # noqa: F811
+    cluster: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As if the caller had edited a file since the workers began."""
+    made = workers._made
+
+    def edited(task: workers.Task) -> Any:
+        real = made(task)
+        path = next(path for path in real.code if path.endswith("training/loop.py"))
+        return real.model_copy(update={"code": {**real.code, path: "0" * 12}})
+
+    monkeypatch.setattr(workers, "_made", edited)
+    refused = pytest.raises(UserError, match=r"not like this project: code: .*training/loop\.py")
+    with workers.at(cluster.scheduler_address) as run, refused:
+        points_of(folder, "plain", run)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def at(address: str) -> None:
+    with workers.at(address):
+        pass
+
+
+def test_nobody_at_an_address_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "SECONDS_TO_ANSWER", 0.5)
+    for address, message in [
+        (f"tcp://127.0.0.1:{free_port()}", "no scheduler answers at"),
+        ("127.0.0.1", "is no address of a scheduler"),
+        ("tcp://127.0.0.1:nothing", "no scheduler answers at"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            at(address)
+
+
+def test_without_workers_there_is_a_line() -> None:
+    from distributed import LocalCluster
+
+    settings = {"n_workers": 0, "dashboard_address": None, "silence_logs": 50}
+    with LocalCluster(host="127.0.0.1", **settings) as empty:
+        address = empty.scheduler_address
+        with pytest.raises(UserError, match="no worker waits at"):
+            at(address)
+
+
+def test_without_dask_a_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'lmlab\[cluster\]'"):
+        at("tcp://127.0.0.1:1")
