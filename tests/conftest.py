@@ -26,6 +26,7 @@ settings.load_profile("lmlab")
 
 # torch keeps what it compiles by the code alone: two builds of it that share a folder run each
 # other's kernels, which then read the wrong memory
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # ONNX Runtime writes into the home folder otherwise
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(PROJECT / ".scratch" / "compiled")
 
 Texts = str | Sequence[str]

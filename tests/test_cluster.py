@@ -130,3 +130,40 @@ def test_without_dask_a_line_says_what_to_install(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(workers, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'lmlab\[cluster\]'"):
         at("tcp://127.0.0.1:1")
+
+
+def slow(expected: Any, *task: Any) -> dict[str, Any]:
+    """In place of a run: it takes longer than anybody waits."""
+    time.sleep(60)
+    return {}
+
+
+@pytest.mark.parametrize("leaves", ["workers", "scheduler"])
+def test_a_study_ends_when_nobody_is_left(
+    leaves: str,
+    folder: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from distributed import LocalCluster
+
+    monkeypatch.setattr(workers, "SECONDS_ALONE", 1.0)
+    monkeypatch.setattr(workers, "run_if_alike", slow)
+    settings = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None}
+    with LocalCluster(host="127.0.0.1", **settings, silence_logs=50) as made:
+
+        def leave() -> None:
+            time.sleep(1.0)
+            if leaves == "scheduler":
+                made.close()
+            else:
+                made.scale(0)
+
+        def run_all() -> None:
+            with workers.at(made.scheduler_address) as run:
+                thread.submit(leave)
+                points_of(folder, "plain", run)
+
+        # a cluster that is closed ends its workers first
+        nobody = pytest.raises(UserError, match=r"no worker is left|is gone")
+        with ThreadPoolExecutor(1) as thread, nobody:
+            run_all()

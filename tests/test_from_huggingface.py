@@ -202,6 +202,63 @@ def test_a_tokenizer_that_merges_no_bytes_is_refused(tmp_path: Path) -> None:
         read.bring(folder, tmp_path / "into", TREE)
 
 
+def test_a_tokenizer_that_changes_text_is_refused(tmp_path: Path) -> None:
+    folder = elsewhere(tmp_path / "theirs", "llama")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["normalizer"] = {"type": "Lowercase"}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"its normalizer \(Lowercase\)"):
+        read.bring(folder, tmp_path / "into", TREE)
+
+
+def test_weights_in_several_files_are_refused_with_what_helps(tmp_path: Path) -> None:
+    folder = elsewhere(tmp_path / "theirs", "llama")
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    with pytest.raises(UserError, match="max_shard_size"):
+        read.bring(folder, tmp_path / "into", TREE)
+
+
+def test_numbers_that_are_none_are_refused(tmp_path: Path) -> None:
+    folder = elsewhere(tmp_path / "theirs", "llama")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"][0, 0] = torch.nan
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"lm_head\.weight holds numbers that are not finite"):
+        read.bring(folder, tmp_path / "into", TREE)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"vocab_size": None},
+        {"hidden_size": "32"},
+        {"max_position_embeddings": 0},
+        {"num_attention_heads": 0},
+        {"bos_token_id": "first"},
+    ],
+    ids=str,
+)
+def test_a_config_that_nobody_writes_is_one_line(change: dict[str, Any], tmp_path: Path) -> None:
+    folder = elsewhere(tmp_path / "theirs", "llama")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(UserError):
+        read.bring(folder, tmp_path / "into", TREE)
+
+
+def test_a_window_as_long_as_the_context_is_none(tmp_path: Path) -> None:
+    settings = {"sliding_window": 64, "num_key_value_heads": 2}
+    folder = elsewhere(tmp_path / "theirs", "mistral", **settings)
+    brought = read.bring(folder, tmp_path / "into", TREE)
+    assert brought.choice["models.transformer.attention"] == "grouped_query"
+
+
+def test_an_export_for_another_tool_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "lmlab.json").write_text('{"format": "onnx", "run": "", "weights_sha256": ""}')
+    with pytest.raises(UserError, match=r"an export for another tool \(onnx\)"):
+        read.bring(tmp_path, tmp_path / "into", TREE)
+
+
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_a_damaged_file_is_one_line(file: str, tmp_path: Path) -> None:
     folder = elsewhere(tmp_path / "theirs", "llama")

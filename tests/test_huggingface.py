@@ -362,9 +362,48 @@ def test_a_folder_of_something_else_is_left_alone(run: Run, tmp_path: Path) -> N
     out = tmp_path / "mine"
     out.mkdir()
     (out / "letter.txt").write_text("dear")
-    with pytest.raises(UserError, match="holds something else"):
+    with pytest.raises(UserError, match=r"holds what no export wrote \(letter\.txt\)"):
         write.write(run, out)
     assert (out / "letter.txt").read_text() == "dear"
+
+
+def test_what_its_owner_puts_into_an_export_is_not_lost(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write.write(run, out)
+    note = out / "node_modules" / "mine.txt"
+    note.parent.mkdir()
+    note.write_text("mine")
+    with pytest.raises(UserError, match=r"node_modules/mine\.txt"):
+        write.write(run, out)
+    assert note.read_text() == "mine"
+    note.unlink()
+    note.parent.rmdir()
+    write.write(run, out)
+
+
+def test_a_link_to_a_folder_stays_one(run: Run, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "out")
+    write.write(run, link)
+    write.write(run, link)
+    assert link.is_symlink()
+    assert (tmp_path / "out" / "config.json").is_file()
+
+
+def test_a_damaged_corpus_is_one_line(run: Run, tmp_path: Path) -> None:
+    assert run.folders.corpus is not None
+    (run.folders.corpus / "validation.parquet").write_bytes(b"")
+    with pytest.raises(UserError, match=r"validation\.parquet is damaged"):
+        write.write(run, tmp_path / "out")
+
+
+def test_a_cache_of_one_token_has_code_of_its_own(tmp_path: Path) -> None:
+    """transformers keep none of a window of 1, so what they generate would be another text."""
+    run = exported.run(tmp_path, transformer({"attention": "sliding_window"}, window=1))
+    lines = write.write(run, tmp_path / "out")
+    assert "layers.attention.sliding_window.window: 1 has no counterpart" in " ".join(lines)
+    wider = exported.run(tmp_path / "two", transformer({"attention": "sliding_window"}, window=2))
+    assert write.architecture_of(wider)
 
 
 def test_without_the_packages_one_line_says_what_to_install(

@@ -6,6 +6,7 @@ import functools
 import http.server
 import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -26,10 +27,10 @@ import torch
 from hostile import texts
 from hypothesis import given
 from hypothesis import strategies as st
-from small import CONTEXT, VOCABULARY
+from small import CONTEXT, PROJECT, VOCABULARY
 from torch import Tensor
 
-from lmlab.core import registry
+from lmlab.core import params, registry
 from lmlab.core.errors import UserError
 from lmlab.core.registry import Choice
 from lmlab.data.tokenizers import base as tokenizers
@@ -496,3 +497,29 @@ def test_the_page_says_how_to_get_what_it_lacks(
         assert hosts == {site[0].removeprefix("http://")}
     with browser.opened(runs["byte"][1] / "generate.html", tmp_path / "profile", 800) as window:
         assert "python -m http.server" in window.execute_script(status)
+
+
+def test_alibi_without_qk_norm_is_exported_at_the_default_width(tmp_path: Path) -> None:
+    """Its cache gives the same sums in another order."""
+    tree = params.changed(
+        params.read(PROJECT / "params.yaml"),
+        {
+            "models.transformer.position": "alibi",
+            "models.transformer.depth": 2,
+            "models.transformer.width": 128,
+            "layers.attention.multi_head.qk_norm": False,
+        },
+    )
+    run = exported.run(tmp_path, registry.choose(tree, "models", "transformer"))
+    assert write(run, tmp_path / "out")
+
+
+def test_nothing_is_told_of_this_machine(runs: Runs, tmp_path: Path) -> None:
+    """ONNX Runtime's telemetry writes into the home folder unless it is off when imported."""
+    write(runs["byte"][0], tmp_path / "out")
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {"HOME": str(home), "PATH": os.environ["PATH"], "TMPDIR": str(home)}
+    command = [sys.executable, "-I", str(tmp_path / "out" / "generate.py"), "a", "--tokens", "3"]
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    assert list(home.rglob("*")) == []

@@ -145,8 +145,9 @@ def start(
 
 
 def _is_export(name: str) -> bool:
-    """Whether it is a folder for transformers."""
-    return bool(name) and Path(name, "config.json").is_file()
+    """Whether it is a folder that an export wrote, or one for transformers."""
+    files = ("config.json", "lmlab.json")
+    return bool(name) and any(Path(name, file).is_file() for file in files)
 
 
 def _start_from_elsewhere(folder: Path) -> "Values":
@@ -500,7 +501,7 @@ def export(
         )
         opened = taking.Run.open(name, folders)
         if format is ExportFormat.gguf:
-            lines = taking.gguf(opened, folder, types.split(","), nearest_tokenizer)
+            lines = taking.gguf(opened, folder, types, nearest_tokenizer)
         elif format is ExportFormat.onnx:
             lines = taking.onnx(opened, folder)
         else:

@@ -92,7 +92,7 @@ def laid_out(
     with tempfile.TemporaryDirectory() as scratch:
         runs = {}
         for number, name in enumerate(names):
-            made = starting.made(name, root)
+            made = starting.made(name, root, outs)
             layout = Layout.below(Path(scratch, str(number)))
             for out in (*outs, *filter(made.is_kept, where_kept)):
                 made.lay_out(out, layout.model.parent)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -63,8 +63,10 @@ def resolve(name: str, root: Path) -> dict[str, str]:
     return {"start.commit": run.commit, "start.model": record.weights_sha256, **starts.AS_IT_WAS}
 
 
-def made(name: str, root: Path) -> "Made":
-    """The run that a name means (as `resolve`), complete in DVC's cache; it may have diverged."""
+def made(name: str, root: Path, outs: Sequence[str] = tuple(OUTS)) -> "Made":
+    """The run that a name means (as `resolve`), with these folders in DVC's cache; it may have
+    diverged.
+    """
     if not (root / "dvc.yaml").is_file():
         raise UserError("there is no dvc.yaml here; run from the project's top folder")
     commit = _commit(name, root) or (_copied(Path(name), root) if Path(name).is_dir() else "")
@@ -77,7 +79,7 @@ def made(name: str, root: Path) -> "Made":
             f" {params.nearest(name, _names(root))}"
         )
     run = Made(root, commit)
-    run.check_complete()
+    run.check_complete(outs)
     return run
 
 
@@ -145,9 +147,9 @@ class Made:
         self.lock = lock
         self.params = repository.file(commit, "params.yaml") or b""
 
-    def check_complete(self) -> None:
-        """Raise UserError where something is missing that cannot be fetched from DVC's remote, or
-        where the commit's params are not those of its run.
+    def check_complete(self, outs: Sequence[str] = tuple(OUTS)) -> None:
+        """Raise UserError where something of `outs` is missing that cannot be fetched from DVC's
+        remote, or where the commit's params are not those of its run.
         """
         locked = read_stages(self.lock.decode()).get("train")
         now = read_params(self.params)
@@ -157,14 +159,14 @@ class Made:
                     f"{self.commit[:SHORT]} has not been run with its params ({key}: {now[key]};"
                     f" its run had {value}): run `dvc repro` there, commit, and name that"
                 )
-        if b"data/state" not in self.lock:
+        if "data/state" in outs and b"data/state" not in self.lock:
             raise UserError(
                 f"{self.commit[:SHORT]} was made by a version that kept no state to go on from;"
                 " run `dvc repro` with this one, commit, and name that"
             )
-        missing = self._missing()
-        if missing and self._fetch():
-            missing = self._missing()
+        missing = self._missing(outs)
+        if missing and self._fetch(outs):
+            missing = self._missing(outs)
         if missing:
             raise UserError(
                 f"DVC's cache lacks {', '.join(missing)} of {self.commit[:SHORT]}: `dvc remote add`"
@@ -220,10 +222,10 @@ class Made:
         files = self.files(out)
         return bool(files) and all(path.exists() for path in files.values())
 
-    def _missing(self) -> list[str]:
-        return [out for out in OUTS if not self.is_kept(out)]
+    def _missing(self, outs: Sequence[str]) -> list[str]:
+        return [out for out in outs if not self.is_kept(out)]
 
-    def _fetch(self) -> bool:
+    def _fetch(self, outs: Sequence[str]) -> bool:
         """Fetch it from DVC's remote; whether there is one."""
         from dvc.exceptions import DvcException
         from dvc.repo import Repo
@@ -232,7 +234,7 @@ class Made:
             if not repository.config["core"].get("remote"):
                 return False
             try:
-                repository.fetch(targets=[*OUTS, "data/training"], revs=[self.commit])
+                repository.fetch(targets=[*outs, "data/training"], revs=[self.commit])
             except DvcException as error:
                 raise UserError(
                     f"dvc fetch of {self.commit[:SHORT]} failed: {' '.join(str(error).split())}"

@@ -55,6 +55,8 @@ class Architecture:
             lacking.append(f"layers.attention.{names['attention']}.qk_norm: {state}")
         if anatomy.soft_cap and not self.soft_cap:
             lacking.append(f"models.transformer.logit_soft_cap: {anatomy.soft_cap:g}")
+        if anatomy.window == 1:  # a KV cache that keeps no token is none in other tools
+            lacking.append(f"layers.attention.{names['attention']}.window: 1")
         if bool(anatomy.experts) != self.experts:
             kind = "mixture_of_experts" if anatomy.experts else names["feed_forward"]
             lacking.append(f"models.transformer.feed_forward: {kind}")

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
@@ -65,11 +66,19 @@ class Run:
         return cls(name, model, tokenizer, record, folders)
 
     def text(self, split: str) -> list[str]:
-        """The texts of a split's documents; none where the corpus is not to be had."""
+        """The texts of a split's documents; none where the corpus is not to be had.
+
+        Raises UserError where it is damaged.
+        """
         if self.folders.corpus is None:
             return []
         file = self.folders.corpus / f"{split}.parquet"
         if not file.is_file():
             return []
-        texts: list[str] = pq.read_table(file, columns=["text"])["text"].to_pylist()
+        try:
+            texts: list[str] = pq.read_table(file, columns=["text"])["text"].to_pylist()
+        except (pa.ArrowException, LookupError):
+            raise UserError(
+                f"{file} is damaged; run `dvc repro --force download` to make it again"
+            ) from None
         return texts

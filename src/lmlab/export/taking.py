@@ -2,7 +2,6 @@
 it is asked for.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from lmlab.export.run import Folders as Folders
@@ -23,11 +22,13 @@ def huggingface(run: Run, out: Path) -> list[str]:
     return write(run, out)
 
 
-def gguf(run: Run, out: Path, types: Sequence[str], nearest_tokenizer: bool) -> list[str]:
-    """Write a folder with a file of each type for llama.cpp, as `huggingface`."""
-    from lmlab.export.gguf.write import write
+def gguf(run: Run, out: Path, types: str, nearest_tokenizer: bool) -> list[str]:
+    """Write a folder with a file of each type, in a list with commas, for llama.cpp, as
+    `huggingface`.
+    """
+    from lmlab.export.gguf.write import named, write
 
-    return write(run, out, types, nearest_tokenizer=nearest_tokenizer)
+    return write(run, out, named(types), nearest_tokenizer=nearest_tokenizer)
 
 
 def onnx(run: Run, out: Path) -> list[str]:

@@ -7,8 +7,9 @@ run only if its code, its versions and its text are the caller's.
 
 import multiprocessing
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import CancelledError, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,7 +25,11 @@ from lmlab.experiments.studies.records import Making
 
 SECONDS_TO_ANSWER = 10
 """Within which a scheduler has to answer."""
+SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_ALONE = 30.0
+"""Without any worker, until a study ends: one that is restarted may come back."""
 SCHEMES = ("tcp://", "tls://")
+KEPT = "what is finished is kept, so run the same command again once that is mended"
 
 
 class Task(NamedTuple):
@@ -76,7 +81,9 @@ def at(address: str) -> Iterator[Run]:
             )
 
         def run(tasks: Sequence[Task]) -> Iterator[dict[str, Any]]:
-            yield from _in_turn(client.get_executor(pure=False), tasks, _checked)
+            pool = client.get_executor(pure=False)
+            for future in [pool.submit(*_checked(task)) for task in tasks]:
+                yield _awaited(future, client, address)
 
         yield run
     finally:
@@ -109,22 +116,39 @@ def _side_by_side(tasks: Sequence[Task], processes: int) -> Iterator[dict[str, A
     with ProcessPoolExecutor(processes, context, initializer=lifeline.stop_with_parent) as pool:
         # children inherit that Ctrl-C is ignored: the parent answers it, in one line
         answer = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        results = _in_turn(pool, tasks, lambda task: (point.run_quietly, *task))
+        futures = [pool.submit(point.run_quietly, *task) for task in tasks]
         signal.signal(signal.SIGINT, answer)
         try:
-            yield from results
+            for future in futures:
+                yield future.result()
         except BaseException:
             for worker in multiprocessing.active_children():
                 worker.terminate()
             raise
 
 
-def _in_turn(
-    pool: Executor, tasks: Sequence[Task], call: Callable[[Task], tuple[Any, ...]]
-) -> Iterator[dict[str, Any]]:
-    """Hand all tasks to a pool at once, and wait for each in turn."""
-    futures: list[Future[dict[str, Any]]] = [pool.submit(*call(task)) for task in tasks]
-    return (future.result() for future in futures)
+def _awaited(future: "Future[dict[str, Any]]", client: Any, address: str) -> dict[str, Any]:
+    """What a run measured. Raises UserError where nobody is left who could make it."""
+    from distributed import KilledWorker
+
+    last_seen = time.monotonic()
+    while not future.done():
+        wait([future], timeout=SECONDS_BETWEEN_LOOKS)
+        if client.status != "running":
+            raise UserError(f"--cluster: the scheduler at {address} is gone; {KEPT}")
+        if client.scheduler_info(n_workers=-1)["workers"]:
+            last_seen = time.monotonic()
+        elif time.monotonic() - last_seen > SECONDS_ALONE:
+            raise UserError(f"--cluster: no worker is left at {address}; {KEPT}")
+    try:
+        return future.result()
+    except CancelledError:
+        raise UserError(f"--cluster: the scheduler at {address} is gone; {KEPT}") from None
+    except KilledWorker:
+        raise UserError(
+            "--cluster: a run ended several workers, one after the other; see their output, or run"
+            f" it without --cluster; {KEPT}"
+        ) from None
 
 
 def _checked(task: Task) -> tuple[Any, ...]:

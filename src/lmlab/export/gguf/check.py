@@ -2,7 +2,7 @@
 is published, and bits per byte.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,7 @@ CHECKED_TOKENS = 256
 CHECKED_NUMBERS = 1 << 18
 """So many tokens, or fewer where each has so many log-probabilities, are compared."""
 GENERATED_TOKENS = 200
+PIECE_CHARACTERS = 8_000
 TOKENISED_CHARACTERS = 1_000_000
 """Of the validation split, at most, on which the tokenizers are compared."""
 FLOOR = -80.0
@@ -120,7 +121,7 @@ def _retokenised(run: Run, vocabulary: Vocabulary, engine: Engine) -> tuple[int,
     Raises UserError where the ids of an exact tokenizer are others than expected.
     """
     different = total = 0
-    for text in _beginning(run.text("validation")):
+    for text in _pieces(_beginning(run.text("validation"))):
         ours = run.tokenizer.encode(text).tolist()
         first, *theirs = engine.tokenise(text)
         if first != run.tokenizer.bos:
@@ -144,6 +145,18 @@ def _beginning(texts: Sequence[str]) -> list[str]:
             beginning.append(text[:left])
             left -= len(text)
     return beginning
+
+
+def _pieces(texts: Sequence[str]) -> Iterator[str]:
+    """The texts in pieces, cut behind a line where there is one: llama.cpp's patterns fail in a
+    stack overflow on tens of thousands of characters of one kind.
+    """
+    for text in texts:
+        while len(text) > PIECE_CHARACTERS:
+            end = text.rfind("\n", 1, PIECE_CHARACTERS) + 1 or PIECE_CHARACTERS
+            yield text[:end]
+            text = text[end:]
+        yield text
 
 
 def _places(tokenizer: Tokenizer, ids: Iterable[int], text: str) -> set[tuple[int, int]]:

@@ -4,6 +4,8 @@ Nothing is written unless the file in float32 gives, in llama.cpp, the log-proba
 likeliest tokens and the ids of the lab's own model and tokenizer.
 """
 
+import errno
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -104,6 +106,13 @@ def write(
         page = readme.page(run, content.architecture.name, rows, lines)
         (folder / "README.md").write_text(page, encoding="utf-8")
     return lines
+
+
+def named(types: str) -> list[str]:
+    """The types in a list with commas. Raises UserError for one that there is not."""
+    found = [each.strip().lower() for each in types.split(",")]
+    _check_types(found)
+    return found
 
 
 def _check_types(types: Sequence[str]) -> None:
@@ -209,10 +218,15 @@ def _write_file(content: Content, type: str, tensors: Mapping[str, Tensor], file
         _add(writer, key, value)
     for name, tensor in tensors.items():
         writer.add_tensor(name, tensor.stored, raw_dtype=tensor.type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    except OSError as error:
+        if error.errno is None:  # NumPy's own, which says how much could be written
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file)) from None
+        raise
 
 
 def _add(writer: Any, key: str, value: Any) -> None:

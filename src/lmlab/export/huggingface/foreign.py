@@ -35,6 +35,10 @@ from lmlab.model.record import MemoryBytes, RunSize, TrainingFacts
 
 CORPUS = "pretrained"
 """The corpus of a run whose text is not known."""
+TAKEN = {
+    *("Apertus", "Arcee", "GPT2", "Llama", "Mistral", "Qwen3", "StableLm", "Starcoder2"),
+}
+"""The architectures whose config is read; the others have options that the lab has not."""
 TOKENS = 256
 """Random ids that the model reads in both libraries."""
 HARMLESS = {
@@ -70,9 +74,23 @@ class Foreign:
 def read(folder: Path, tensors: Mapping[str, Tensor], tree: Tree) -> Foreign:
     """A folder's model.
 
-    Raises UserError, naming what, where the lab has no counterpart for something of it.
+    Raises UserError, naming what, where the lab has no counterpart for something of it, and where
+    its files are not what transformers write.
     """
     needed("(a start from a folder for transformers)", "tokenizers", "transformers")
+    try:
+        return _read(folder, tensors, tree)
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise UserError(
+            f"{folder}: config.json or tokenizer.json is not as transformers write it"
+            f" ({type(error).__name__}: {reason}); take the folder anew"
+        ) from None
+
+
+def _read(folder: Path, tensors: Mapping[str, Tensor], tree: Tree) -> Foreign:
+    if damaged := [name for name, value in tensors.items() if not value.isfinite().all()]:
+        raise UserError(f"model.safetensors: {damaged[0]} holds numbers that are not finite")
     config = _json(folder / "config.json")
     architecture = _architecture(config)
     model = _built(config, architecture, tree)
@@ -101,7 +119,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _architecture(config: Mapping[str, Any]) -> Architecture:
     kind = config.get("model_type")
-    known = {model_type(each): each for each in ARCHITECTURES}
+    known = {model_type(each): each for each in ARCHITECTURES if each.name in TAKEN}
     if kind not in known:
         raise UserError(
             f"config.json: model_type: {kind} is none that the lab has all parts of; these are"
@@ -182,7 +200,10 @@ def _groups(config: Mapping[str, Any]) -> int:
 def _window(config: Mapping[str, Any]) -> int | None:
     """How many tokens each layer sees; None: all."""
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
-    return None if window is None else int(window)
+    longest = config.get("max_position_embeddings")
+    if window is None or (longest is not None and window >= longest):
+        return None
+    return int(window)
 
 
 def _attention(config: Mapping[str, Any]) -> str:
@@ -222,7 +243,8 @@ def _tied(config: Mapping[str, Any]) -> bool:
     """
     from transformers import AutoConfig
 
-    default = AutoConfig.for_model(config["model_type"]).tie_word_embeddings
+    with quiet():
+        default = AutoConfig.for_model(config["model_type"]).tie_word_embeddings
     return bool(config.get("tie_word_embeddings", default))
 
 
@@ -240,7 +262,10 @@ def _check_config(
     with quiet():
         theirs = AutoConfig.from_pretrained(folder).to_dict()
         ours = AutoConfig.for_model(config["model_type"], **architecture.config(parts)).to_dict()
+    sees_all = _window(config) is None
     for key in sorted((theirs.keys() & ours.keys()) - HARMLESS):
+        if key == "sliding_window" and sees_all:
+            continue
         if not _says_the_same(theirs[key], ours[key]):
             raise UserError(
                 f"config.json: {key}: {theirs[key]} is something that the lab has not; its parts"
@@ -329,6 +354,12 @@ def _tokenizer(folder: Path) -> tuple[BPE, list[int], list[str]]:
     """
     content = _json(folder / "tokenizer.json")
     model = content.get("model", {})
+    if content.get("normalizer"):
+        kind = content["normalizer"].get("type")
+        raise UserError(
+            f"{folder / 'tokenizer.json'}: its normalizer ({kind}) changes the text before it is"
+            " split, which the lab's tokenizers do not"
+        )
     if model.get("type") != "BPE" or "ByteLevel" not in json.dumps(content.get("pre_tokenizer")):
         raise UserError(
             f"{folder / 'tokenizer.json'}: a {model.get('type')} tokenizer that does not merge"
@@ -349,7 +380,7 @@ def _tokenizer(folder: Path) -> tuple[BPE, list[int], list[str]]:
     left = len(vocabulary) - len(names)
     remarks = [
         "the lab splits text at its own pre-tokens, so some text comes to other tokens than there",
-        *([f"{left:,} tokens that no merge makes have no place here"] if left > 0 else []),
+        *([f"tokens that no merge makes have no place here: {left:,}"] if left > 0 else []),
     ]
     return tokenizer, [*old, bos], remarks
 

@@ -4,6 +4,7 @@ One that the lab wrote comes back as it was: the same bytes of weights, tokenize
 other is read as far as the lab has its parts (`foreign`); its training began elsewhere.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfile
@@ -51,8 +52,10 @@ def bring(folder: Path, into: Path, tree: Tree) -> Brought:
 
     Raises UserError where it is damaged, and where the lab has not all its parts.
     """
-    if (folder / own_record.FOLDER / own_record.MODEL).is_file():
+    if (folder / RECORD).is_file():
         brought = _own(folder, into)
+    elif (folder / own_record.FOLDER / own_record.MODEL).is_file():
+        raise UserError(f"{folder} has lost its {RECORD}; export the run again")
     else:
         brought = _foreign(folder, into, tree)
     _write_state(into)
@@ -61,6 +64,7 @@ def bring(folder: Path, into: Path, tree: Tree) -> Brought:
 
 def _own(folder: Path, into: Path) -> Brought:
     """A folder that the lab wrote."""
+    about = _record(folder)
     own = folder / own_record.FOLDER
     for name in (own_record.MODEL, own_record.TOKENIZER, own_record.MADE_WITH):
         _checked(own / name)
@@ -68,9 +72,7 @@ def _own(folder: Path, into: Path) -> Brought:
     choice = recall("models", saved.model)
     model = models.build(choice, saved.vocabulary_size, saved.context)
     tensors = _tensors(folder / "model.safetensors")
-    state = _own_state(
-        model, str(read_json(folder / RECORD, MADE_BY)["architecture"]), tensors, own
-    )
+    state = _own_state(model, about["architecture"], tensors, own)
     target = into / "model"
     target.mkdir(parents=True)
     save_file({name: value.clone() for name, value in state.items()}, target / WEIGHTS)
@@ -87,6 +89,21 @@ def _own(folder: Path, into: Path) -> Brought:
     tokenizer = str(read_json(own / own_record.TOKENIZER, MADE_BY)["tokenizer"])
     line = f"{folder}: as the lab wrote it, {saved.parameters:,} parameters"
     return Brought(_params(choice, saved, tokenizer), made_with, [line])
+
+
+def _record(folder: Path) -> dict[str, str]:
+    """What an export says of itself. Raises UserError where it is damaged, or another format."""
+    try:
+        about = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        found = {key: str(about[key]) for key in ("format", "run", "weights_sha256")}
+    except (OSError, ValueError, LookupError, TypeError):
+        raise UserError(f"{folder / RECORD} is damaged; export the run again") from None
+    if found["format"] != "huggingface":
+        raise UserError(
+            f"{folder} is an export for another tool ({found['format']}), from which no run begins;"
+            " `lmlab export huggingface` writes one from which a run can"
+        )
+    return {**found, "architecture": str(about.get("architecture"))}
 
 
 def _own_state(
@@ -115,6 +132,12 @@ def _checked(path: Path) -> Path:
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
+    if not path.exists():
+        raise UserError(
+            f"{path} is missing: the weights have to be in this one file, not in several"
+            " (model-00001-of-…) and not in .bin; save them with"
+            " `model.save_pretrained(folder, max_shard_size='100GB')`"
+        )
     try:
         return load_file(_checked(path) if (path.parent / RECORD).is_file() else path)
     except (SafetensorError, OSError) as error:
@@ -128,8 +151,8 @@ def _foreign(folder: Path, into: Path, tree: Tree) -> Brought:
     read.write(into)
     saved = record.read_record(into / "model", MADE_BY)
     lines = [
-        f"{folder}: a {read.architecture} of {saved.parameters:,} parameters that was trained"
-        " elsewhere, so what begins with it is not from scratch, and what its training cost is not"
+        f"{folder}: a model of {saved.parameters:,} parameters ({read.architecture}) that was"
+        " trained elsewhere, so what begins with it is not from scratch, and what its training cost is not"
         " counted",
         *read.remarks,
     ]

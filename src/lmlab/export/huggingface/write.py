@@ -56,8 +56,8 @@ def write(run: Run, out: Path) -> list[str]:
         agreement = verify(folder, run, custom=architecture is None)
         text = card.card(run, out, record["architecture"], agreement)
         (folder / "README.md").write_text(text, encoding="utf-8")
+        write_sums(folder / own_record.FOLDER)
         size = (folder / "model.safetensors").stat().st_size
-    write_sums(out / own_record.FOLDER)
     lines = [f"{out}: {record['architecture']}, {size / 1e6:.1f} MB; {agreement.line()}"]
     if architecture is None:
         lines.append(_why_custom(run))

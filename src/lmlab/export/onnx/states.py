@@ -14,6 +14,8 @@ from lmlab.model.models.base import LanguageModel
 BATCH, PAST = "batch", "past"
 TIME = 5
 """Tokens of the text by which states are tried."""
+ROUNDING = 1e-4
+"""Of the largest logit: what another order of the same sums may change."""
 Key = tuple[int, str]
 """A block's number, and the name of a tensor in its cache."""
 
@@ -68,7 +70,7 @@ def find_states(model: LanguageModel) -> list[State]:
     """The states of a model in evaluation mode, in the order of its blocks.
 
     Of each is found: which of its dimensions is the batch, which grows with the positions read, and
-    with which value the model computes the same, to the last bit, as with an empty cache. What
+    with which value the model computes the same, to rounding, as with an empty cache. What
     never holds a number is no state.
 
     Raises UserError where no value does that.
@@ -140,7 +142,8 @@ def _are_empty(model: LanguageModel, states: list[State]) -> bool:
             with torch.no_grad():
                 logits_BTV = model(tokens_BT, cache)
                 of_empty_BTV = model(tokens_BT, model.new_cache())
-                same = torch.allclose(logits_BTV, of_empty_BTV, rtol=0, atol=0, equal_nan=True)
+                most = ROUNDING * max(1.0, float(of_empty_BTV.abs().max()))
+                same = torch.allclose(logits_BTV, of_empty_BTV, rtol=0, atol=most, equal_nan=True)
         except (RuntimeError, IndexError):  # a state without positions where some are needed
             return False
         if not same:

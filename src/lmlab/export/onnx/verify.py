@@ -1,5 +1,6 @@
 """A written graph against the lab's own model: the same tokens, the same logits."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,8 @@ class Session:
     """A graph in ONNX Runtime, with the states that its last call left."""
 
     def __init__(self, file: Path, graph: Graph, batch: int) -> None:
+        # ONNX Runtime would write down what machine this is, and try to send it
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

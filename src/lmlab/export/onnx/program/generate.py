@@ -6,9 +6,12 @@ python generate.py "Once upon a time" --tokens 200 --temperature 0.8
 
 import argparse
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when it is imported
 
 import numpy as np
 import onnxruntime
