@@ -24,9 +24,11 @@ from lmlab.data.tokenizers.base import Tokenizer
 settings.register_profile("lmlab", max_examples=50, derandomize=True, database=None, deadline=None)
 settings.load_profile("lmlab")
 
+# ONNX Runtime writes what machine this is into the home folder otherwise
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
 # torch keeps what it compiles by the code alone: two builds of it that share a folder run each
 # other's kernels, which then read the wrong memory
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # ONNX Runtime writes into the home folder otherwise
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(PROJECT / ".scratch" / "compiled")
 
 Texts = str | Sequence[str]

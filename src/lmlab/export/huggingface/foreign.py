@@ -80,7 +80,9 @@ def read(folder: Path, tensors: Mapping[str, Tensor], tree: Tree) -> Foreign:
     needed("(a start from a folder for transformers)", "tokenizers", "transformers")
     try:
         return _read(folder, tensors, tree)
-    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+    except (UserError, OSError, MemoryError):
+        raise
+    except Exception as error:  # of whatever kind the libraries raise over what they cannot read
         reason = " ".join(str(error).split())[:150]
         raise UserError(
             f"{folder}: config.json or tokenizer.json is not as transformers write it"

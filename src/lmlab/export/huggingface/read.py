@@ -152,8 +152,8 @@ def _foreign(folder: Path, into: Path, tree: Tree) -> Brought:
     saved = record.read_record(into / "model", MADE_BY)
     lines = [
         f"{folder}: a model of {saved.parameters:,} parameters ({read.architecture}) that was"
-        " trained elsewhere, so what begins with it is not from scratch, and what its training cost is not"
-        " counted",
+        " trained elsewhere, so what begins with it is not from scratch, and what its training"
+        " cost is not counted",
         *read.remarks,
     ]
     choice = read.model.choice
