@@ -151,7 +151,8 @@ def test_a_run_goes_on_from_a_folder_for_transformers(constant: Any) -> None:
     assert [each["flops"] for each in second["earlier"]] == [first["flops"]]
     assert lmlab(constant, "start", "taken") == "params.yaml names this start already\n"
 
-    (constant.folder / "taken" / "config.json").unlink()
+    for name in ("config.json", "lmlab.json"):
+        (constant.folder / "taken" / name).unlink()
     assert "no clone of a project with a run" in refused(constant, "start", "taken")
 
 
