@@ -42,11 +42,6 @@ class Brought:
     """What to tell of it."""
 
 
-def is_export(folder: Path) -> bool:
-    """Whether a folder holds a model for transformers."""
-    return (folder / "config.json").is_file()
-
-
 def bring(folder: Path, into: Path, tree: Tree) -> Brought:
     """Lay out a folder's model as `into/model`, `into/tokenizer` and `into/state`.
 
