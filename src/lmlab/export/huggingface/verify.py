@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -127,12 +128,17 @@ def _by_token(model: Any, run: Run, text: Scored) -> float:
     own_BTV = run.model(ids_BT)
     cache, largest = None, 0.0
     for at in range(ids_BT.shape[1]):
-        answer = model(ids_BT[:, at : at + 1], past_key_values=cache, use_cache=True)
-        cache = getattr(answer, "past_key_values", None)
+        answer = model(ids_BT[:, at : at + 1], use_cache=True, **{_cache_name(model): cache})
+        cache = getattr(answer, _cache_name(model), None)
         if cache is None:  # code of its own has none
             return 0.0
         largest = max(largest, float((own_BTV[:, at] - answer.logits[:, 0]).abs().max()))
     return largest
+
+
+def _cache_name(model: Any) -> str:
+    """What the model's library calls a KV cache; it was renamed."""
+    return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
 
 
 def _same_ids(tokenizer: Any, run: Run) -> tuple[int, int]:
