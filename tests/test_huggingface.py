@@ -320,6 +320,8 @@ def test_twice_is_the_same(run: Run, tmp_path: Path) -> None:
         contents.append({str(path.relative_to(out)): path.read_bytes() for path in files})
     assert contents[0] == contents[1]
     assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= set(contents[0])
+    modes = {path.stat().st_mode for path in out.rglob("*") if path.is_file()}
+    assert len(modes) == 1
 
 
 def test_what_does_not_agree_is_not_written(

@@ -30,6 +30,9 @@ def export_folder(out: Path, record: dict[str, Any]) -> Iterator[Path]:
             yield partial
             files = sorted(_files(partial))
             write_json(partial / RECORD, {**record, FILES: files})
+            usual = (partial / RECORD).stat().st_mode
+            for file in files:  # safetensors are written for their owner alone
+                (partial / file).chmod(usual)
         check(target)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(own, target)
