@@ -491,6 +491,7 @@ def export(
     folder = out or Path("exports", format.value)
     with laid_out([run] if run else [], taking.OUTS, taking.WHERE_KEPT) as named:
         ((name, made),) = named.items()
+        changes = made.changes_since()
         folders = taking.Folders(
             model=made.layout.model,
             tokenizer_file=made.layout.tokenizer_file,
@@ -506,7 +507,7 @@ def export(
             lines = taking.onnx(opened, folder)
         else:
             lines = taking.huggingface(opened, folder)
-        for line in [*lines, *made.changes_since()]:
+        for line in [*lines, *changes]:
             typer.echo(line)
 
 

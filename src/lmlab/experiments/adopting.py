@@ -5,8 +5,8 @@ lies in DVC's cache. No branch leads to it. The same model always becomes the sa
 """
 
 import json
-import shutil
 from collections.abc import Mapping
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -51,25 +51,15 @@ def _cached(folder: Path, root: Path) -> dict[str, Any]:
     for file in sorted(folder.iterdir()):
         md5 = md5_of(file.read_bytes())
         listing.append({"md5": md5, "relpath": file.name})
-        _put(file, md5, root)
+        dvc_cache.put(file, dvc_cache.place(root, md5))
     text = json.dumps(listing)
     md5 = f"{md5_of(text.encode())}.dir"
     written = folder.with_name(f"{folder.name}.dir")
     written.write_text(text, encoding="utf-8")
-    _put(written, md5, root)
+    dvc_cache.put(written, dvc_cache.place(root, md5))
     size = sum(file.stat().st_size for file in folder.iterdir())
     named = {"path": f"data/{folder.name}", "hash": "md5", "md5": md5}
     return {**named, "size": size, "nfiles": len(listing)}
-
-
-def _put(file: Path, md5: str, root: Path) -> None:
-    target = dvc_cache.place(root, md5)
-    if target.exists():
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.copyfile(file, partial)
-    partial.replace(target)
 
 
 def _nested(values: Values) -> dict[str, Any]:
@@ -85,8 +75,6 @@ def _nested(values: Values) -> dict[str, Any]:
 
 
 def _yaml(value: Mapping[str, Any]) -> str:
-    from io import StringIO
-
     text = StringIO()
     yaml = YAML(pure=True)
     yaml.default_flow_style = False

@@ -9,9 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lmlab.core import params
 from lmlab.core.params import Values
 from lmlab.experiments import starting
-from lmlab.experiments.compare.lock import Lock, read_params
+from lmlab.experiments.commands import leaves
+from lmlab.experiments.compare.lock import Lock
 from lmlab.experiments.git import Repository
 from lmlab.experiments.stages.layout import Layout
 
@@ -57,10 +59,13 @@ class NamedRun:
         return head
 
     def changes_since(self) -> list[str]:
-        """A line where params.yaml no longer says what the workspace's run was made with."""
+        """A line where params.yaml no longer says what the workspace's run was made with.
+
+        Raises UserError where params.yaml cannot be read.
+        """
         if self.in_commit:
             return []
-        now = read_params(self._file("params.yaml") or b"{}")
+        now = leaves(params.read(self.root / "params.yaml"))
         changed = [key for key, value in self.made_with.items() if now.get(key) != value]
         if not changed:
             return []

@@ -9,7 +9,6 @@ project's.
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -120,12 +119,7 @@ def _copied(folder: Path, root: Path) -> str:
     git.output("fetch", "--quiet", str(folder.resolve()), f"HEAD:{REFS}/{commit}", root=root)
     ours = dvc_cache.cache_folder(root.resolve())
     for source, relative in theirs.objects():
-        target = ours / relative
-        if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(f".{target.name}.{os.getpid()}")
-            shutil.copyfile(source, partial)
-            os.replace(partial, target)
+        dvc_cache.put(source, ours / relative)
     return commit
 
 

@@ -1,5 +1,6 @@
 """The folder of an export: written whole or not at all, and in place of an earlier export only."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -61,8 +62,6 @@ def _files(folder: Path) -> set[str]:
 
 def _written(folder: Path) -> set[str]:
     """The files that an earlier export wrote."""
-    import json
-
     try:
         files = json.loads((folder / RECORD).read_text(encoding="utf-8"))[FILES]
     except (OSError, ValueError, LookupError, TypeError):

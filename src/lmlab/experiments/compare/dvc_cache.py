@@ -1,6 +1,8 @@
 """Files that stages wrote, read from DVC's cache by the hashes in a run's dvc.lock."""
 
 import json
+import os
+import shutil
 from functools import cache
 from pathlib import Path
 
@@ -57,6 +59,16 @@ def _hash_of(lock: bytes, out: str) -> str | None:
 def place(root: Path, md5: str) -> Path:
     """Where the cache keeps what has this hash."""
     return _place(cache_folder(root.resolve()), md5)
+
+
+def put(source: Path, target: Path) -> None:
+    """Copy a file to its place in a cache, whole or not at all, unless it is there."""
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.copyfile(source, partial)
+    os.replace(partial, target)
 
 
 def _place(cache: Path, md5: str) -> Path:

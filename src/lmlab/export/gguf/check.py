@@ -26,6 +26,7 @@ CHECKED_NUMBERS = 1 << 18
 """So many tokens, or fewer where each has so many log-probabilities, are compared."""
 GENERATED_TOKENS = 200
 PIECE_CHARACTERS = 8_000
+"""Of a text that llama.cpp splits at once."""
 TOKENISED_CHARACTERS = 1_000_000
 """Of the validation split, at most, on which the tokenizers are compared."""
 FLOOR = -80.0
