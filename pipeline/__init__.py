@@ -8,6 +8,7 @@ is refused.
 
 import functools
 import multiprocessing
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -63,6 +64,9 @@ def staged(stage: Stage) -> Callable[..., None]:
         import_module(f"{experiment}.surroundings").check_experiment()
         tree, name = params.read(), stage.__name__
         import_module(f"{experiment}.preflight").check(tree)
+        if is_helper():
+            stage(tree, Layout.below(data, results))
+            return
         for folder in (data, results):
             files.check_folder(folder)
         import_module(f"{experiment}.remarks").say(tree, name)
@@ -80,6 +84,11 @@ def staged(stage: Stage) -> Callable[..., None]:
 
     del command.__wrapped__  # typer reads the signature of what it is given
     return command
+
+
+def is_helper() -> bool:
+    """Whether torchrun has started this process beside another one, which says and writes all."""
+    return int(os.environ.get("RANK") or 0) > 0
 
 
 def run_command(command: Callable[..., None]) -> None:

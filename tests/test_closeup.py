@@ -71,6 +71,7 @@ def test_the_stage_writes_one_for_its_text_and_none_without(corpus: Corpus) -> N
                 "probes": [],
                 "windows": 2,
                 "threads": 1,
+                "processes": 1,
                 "text": text,
             },
         }

@@ -37,6 +37,7 @@ BASE = {
     "prompts": [],
     "sample_tokens": 0,
     "threads": 1,
+    "processes": 1,
     "measures": [],
     "context": 8,
 }

@@ -669,6 +669,7 @@ def look(
             "text": "",
             "device": "cpu",
             "threads": 1,
+            "processes": 1,
             **changes,
         },
     }
@@ -782,7 +783,9 @@ def test_what_a_run_that_diverged_left_is_looked_at_as_any_other(
     """Snapshots until then, or none at all: every output of the stage is there."""
     chosen = registry.names("probes")
     chosen.remove("cost")
-    params = ProbeParams(probes=chosen, windows=2, text="7 times", device="cpu", threads=1)
+    params = ProbeParams(
+        probes=chosen, windows=2, text="7 times", processes=1, device="cpu", threads=1
+    )
     for snapshots, steps in ((7, {0}), (1, set())):
         test_training.train(
             corpus, f"run-{snapshots}", learning_rate=1e38, clip=0.0, snapshots=snapshots

@@ -50,6 +50,7 @@ BASE = {
     "prompts": ["7 ", ""],
     "sample_tokens": 20,
     "threads": 1,
+    "processes": 1,
     "measures": ["entropy_gap"],
     "metrics": ["validation.bits_per_byte", "validation.accuracy"],
 }

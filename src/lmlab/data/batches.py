@@ -79,16 +79,18 @@ class Batches:
         self._pools = self._deal(0)
         self._loaded: tuple[list[RowGroup], Ids] | None = None
 
-    def at(self, step: int) -> tuple[Tensor, Tensor]:
+    def at(self, step: int, piece: int = 0, pieces: int = 1) -> tuple[Tensor, Tensor]:
         """The batch of a step: windows step * B to step * B + B - 1 of the endless sequence of
-        shuffled windows, counted from the `windows_read` by an earlier run.
+        shuffled windows, counted from the `windows_read` by an earlier run; or one of the equal
+        pieces of it.
         """
-        first_of_step = self.windows_read + step * self.batch
+        count = self.batch // pieces
+        first_of_piece = self.windows_read + step * self.batch + piece * count
         rows: list[Ids] = []
-        while len(rows) < self.batch:
-            pool, first = self._locate(first_of_step + len(rows))
+        while len(rows) < count:
+            pool, first = self._locate(first_of_piece + len(rows))
             ids = self._load(pool)
-            for window in pool.order[first : first + self.batch - len(rows)]:
+            for window in pool.order[first : first + count - len(rows)]:
                 start = pool.offset + window * self.context
                 rows.append(ids[start : start + self.context + 1])
         windows = torch.from_numpy(np.stack(rows).astype(np.int64))

@@ -34,6 +34,7 @@ from lmlab.evaluation.measured import (
     StartScores,
 )
 from lmlab.evaluation.measures.base import Trained, about, flat, measure_all
+from lmlab.model import processes
 from lmlab.model.models.base import LanguageModel
 from lmlab.model.record import ModelRecord
 from lmlab.model.scoring import Score, bits_per_byte, score, zero_loss_remark
@@ -56,6 +57,7 @@ class ScoreParams(Params):
 class EvaluateParams(ScoreParams):
     """The section `evaluate`."""
 
+    processes: int = Field(ge=1, le=4096)
     measures: Names
     metrics: Names
     """Dotted names of the numbers that metrics.json repeats."""
@@ -109,6 +111,8 @@ def evaluate(
     measured = Measured(_facts(params, model, saved, manifest), outcome, _start(saved, rows))
     curves = tables.curves(rows, saved)
 
+    if not processes.is_first():
+        return measured
     folder.mkdir(parents=True, exist_ok=True)
     record = measured.as_json()
     write_json(folder / "metrics.json", metrics(record, params.metrics))

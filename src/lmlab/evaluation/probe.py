@@ -22,6 +22,7 @@ from lmlab.data.shards import Shards
 from lmlab.data.tokenizers.base import Tokenizer
 from lmlab.evaluation.closeup import close_up
 from lmlab.evaluation.probes.base import Batch, Probe, Snapshot
+from lmlab.model import processes
 from lmlab.model.device import use_device
 from lmlab.model.models import base as models
 from lmlab.training import snapshots
@@ -47,6 +48,7 @@ class ProbeParams(Params):
     probes: Names
     windows: int = Field(ge=2)
     text: str
+    processes: int = Field(ge=1, le=4096)
     device: Literal["cpu", "cuda", "mps"]
     threads: int = Field(ge=1, le=4096)
 
@@ -119,16 +121,25 @@ def look(
         )
     batch = fixed_batch(shards, record["context"], params.windows, device)
     built: dict[str, Probe] = {name: choice.build() for name, choice in probes.items()}
-    readings = Readings()
+    rank, total = processes.share()
+    own = list(built)[rank::total]
+    looks: list[dict[str, list[Row]]] = []  # of the snapshots in order, by probe
     last: Snapshot | None = None
-    with ProgressBar("probe", count * len(built), "looks") as bar:
+    with ProgressBar("probe", count * len(own), "looks") as bar, processes.alone():
         for state in states:
-            snapshot = restored(record, state, device)
-            for name, probe in built.items():
-                target = readings.timed if probe.timed else readings.rows
-                target.extend(_rows(name, probe, snapshot, batch))
+            last = restored(record, state, device)
+            looks.append({})
+            for name in own:
+                looks[-1][name] = list(_rows(name, built[name], last, batch))
                 bar.advance(1, name)
-            last = snapshot
+    looks_of_all = processes.every(looks)
+    readings = Readings()
+    for of_snapshot in zip(*looks_of_all, strict=True):
+        rows_of = {name: rows for some in of_snapshot for name, rows in some.items()}
+        for name, probe in built.items():
+            (readings.timed if probe.timed else readings.rows).extend(rows_of[name])
+    if not processes.is_first():
+        return readings
     about = {name: probe.reading for name, probe in built.items()}
     with whole_folder(folder) as partial:
         table = pa.Table.from_pylist([asdict(row) for row in readings.rows], schema=COLUMNS)

@@ -181,11 +181,13 @@ def _check_run(train: TrainParams, chosen: dict[str, Choice]) -> None:
         parametrisation.check(model)
         parametrisation.scale_initialisation(model)
         rule = chosen_rule(train, chosen, model)
-    undivided = train.model_copy(update={"gradient_accumulation": 1})
+    undivided = train.model_copy(update={"gradient_accumulation": 1, "processes": 1})
     windows = undivided.settled(model.width, bfloat16_helps=False).batch
-    if not train.batch and train.gradient_accumulation > windows:
+    pieces = train.settled(model.width, False, rule.shares_population).gradient_accumulation
+    if not train.batch and pieces > windows:
+        among = f" shared by train.processes ({train.processes})" if train.processes > 1 else ""
         raise UserError(
-            f"params.yaml: train.gradient_accumulation ({train.gradient_accumulation}) is more"
+            f"params.yaml: train.gradient_accumulation ({pieces}){among} is more"
             " pieces than the batch that follows from the width"
             f" has windows ({windows}); lower it, or set train.batch"
         )

@@ -46,11 +46,17 @@ def _cores() -> int:
 
 
 def _on_threads(tree: Tree, stage: str) -> Iterator[str]:
-    threads = int(params.block(tree, stage)["threads"])
+    block = params.block(tree, stage)
+    threads, processes = int(block["threads"]), int(block["processes"])
     if threads > _cores():
         yield (
             f"{stage}.threads is {threads:,}, and there are {_cores()} cores: more threads than"
             " cores make it slow"
+        )
+    elif threads * processes > _cores() and not os.environ.get("WORLD_SIZE"):
+        yield (
+            f"{stage}.processes is {processes:,} with {threads:,} {stage}.threads each, and there"
+            f" are {_cores()} cores: more threads than cores make it slow"
         )
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lmlab.core.progress import ProgressBar
 from lmlab.data.shards import Shards
+from lmlab.model import processes
 from lmlab.model.models.base import LanguageModel
 
 CALIBRATION_BINS = 15
@@ -119,8 +120,9 @@ def score(
 ) -> Score:
     """Score a stream of ids that begins with a BOS token.
 
-    Runs on the model's own device and restores its training mode on return. Shows a progress bar
-    when given a title. Raises FloatingPointError if a scored target's cross-entropy is NaN.
+    Runs on the model's own device and restores its training mode on return. Processes of one run
+    share the windows, and all have the sums. Shows a progress bar when given a title. Raises
+    FloatingPointError if a scored target's cross-entropy is NaN.
     """
     device = next(model.parameters()).device
     ids = torch.from_numpy(stream.astype(np.int64))
@@ -132,64 +134,93 @@ def score(
     model.eval()
     batch_size = max(1, SCORED_TOKENS_AT_ONCE // width)
     bar = ProgressBar(title, int((stream[1:] != bos).sum()), "tokens") if title else None
+
+    def scored(first: int) -> _ScoredWindows:
+        batch = all_windows[first : first + batch_size]
+        starts_B = torch.tensor([start for start, _ in batch])
+        unscored_B = torch.tensor([first_unscored for _, first_unscored in batch])
+        index_BT = starts_B[:, None] + torch.arange(width)
+        logits_BTV = model(ids[index_BT].to(device))
+        targets_BT = ids[index_BT + 1].to(device)
+        is_new_BT = index_BT >= unscored_B[:, None]
+        return _scored_windows(logits_BTV, targets_BT, index_BT, is_new_BT, bos)
+
     with bar or nullcontext():
-        for first in range(0, len(all_windows), batch_size):
-            batch = all_windows[first : first + batch_size]
-            starts_B = torch.tensor([start for start, _ in batch])
-            unscored_B = torch.tensor([first_unscored for _, first_unscored in batch])
-            index_BT = starts_B[:, None] + torch.arange(width)
-            logits_BTV = model(ids[index_BT].to(device))
-            targets_BT = ids[index_BT + 1].to(device)
-            tokens_before = result.tokens
-            is_new_BT = index_BT >= unscored_B[:, None]
-            _add(result, logits_BTV, targets_BT, index_BT, is_new_BT, bos)
+        for batch in processes.shared_out(scored, range(0, len(all_windows), batch_size)):
+            _add(result, batch)
             if bar:
-                bar.advance(result.tokens - tokens_before)
+                bar.advance(batch.tokens)
     model.train(was_training)
     return result
 
 
-def _add(
-    result: Score,
-    logits_BTV: Tensor,
-    targets_BT: Tensor,
-    index_BT: Tensor,
-    is_new_BT: Tensor,
-    bos: int,
-) -> None:
-    """Add a batch of windows to the sums.
+class _ScoredWindows(NamedTuple):
+    """What some windows add to the sums of a `Score`, whose words these are."""
+
+    tokens: int
+    nats: float
+    nats_by_position: NDArray[np.float64]
+    tokens_by_position: NDArray[np.int64]
+    indices: NDArray[np.int64]
+    """Of the scored targets in `nats_by_target`."""
+    nats_of_each: NDArray[np.float64]
+    confidence: NDArray[np.float64]
+    correct: NDArray[np.int64]
+    predictions: NDArray[np.int64]
+
+
+def _add(result: Score, windows: _ScoredWindows) -> None:
+    result.tokens += windows.tokens
+    result.nats += windows.nats
+    result.nats_by_target[windows.indices] = windows.nats_of_each
+    result.nats_by_position += windows.nats_by_position
+    result.tokens_by_position += windows.tokens_by_position
+    result.confidence += windows.confidence
+    result.correct += windows.correct
+    result.predictions += windows.predictions
+
+
+def _scored_windows(
+    logits_BTV: Tensor, targets_BT: Tensor, index_BT: Tensor, is_new_BT: Tensor, bos: int
+) -> _ScoredWindows:
+    """Score a batch of windows.
 
     `index_BT` holds the targets' indices into `nats_by_target`, on the CPU; `is_new_BT` marks those
-    that no earlier window has scored.
+    that no earlier window has scored. Raises FloatingPointError where a target's nats are NaN.
     """
     log_probabilities_BTV = logits_BTV.float().log_softmax(-1)
     nats_BT = -log_probabilities_BTV.gather(-1, targets_BT[..., None])[..., 0].double()
     is_text_BT = targets_BT != bos
     scored_BT = is_text_BT & is_new_BT.to(targets_BT.device)
     nats_N = nats_BT[scored_BT]
-    result.tokens += int(scored_BT.sum())
-    result.nats += float(nats_N.sum())
-    result.nats_by_target[index_BT[scored_BT.cpu()].numpy()] = nats_N.cpu().numpy()
-    if np.isnan(result.nats):
+    nats = float(nats_N.sum())
+    if np.isnan(nats):
         raise FloatingPointError("the model's logits are NaN")
     # `where`, not a product: a model may give BOS tokens probability 0, which is infinite nats
     text_nats_BT = nats_BT.where(is_text_BT, 0.0)
-    result.nats_by_position += text_nats_BT.sum(0).cpu().numpy()
-    result.tokens_by_position += is_text_BT.sum(0).cpu().numpy()
-    _add_calibration(result, log_probabilities_BTV[scored_BT], targets_BT[scored_BT])
+    return _ScoredWindows(
+        int(scored_BT.sum()),
+        nats,
+        text_nats_BT.sum(0).cpu().numpy(),
+        is_text_BT.sum(0).cpu().numpy(),
+        index_BT[scored_BT.cpu()].numpy(),
+        nats_N.cpu().numpy(),
+        *_calibration(log_probabilities_BTV[scored_BT], targets_BT[scored_BT]),
+    )
 
 
-def _add_calibration(result: Score, log_probabilities_NV: Tensor, targets_N: Tensor) -> None:
-    """Add N predictions to the bins of their confidence."""
+def _calibration(
+    log_probabilities_NV: Tensor, targets_N: Tensor
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
+    """The sums of confidence, of correct and of all predictions in the bins of their confidence."""
     top = log_probabilities_NV.max(-1)
     confidence_N = top.values.double().exp().clamp(max=1.0).cpu().numpy()
     correct_N = (top.indices == targets_N).cpu().numpy()
     bin_N = np.minimum((confidence_N * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
     confidence_sums = np.bincount(bin_N, weights=confidence_N, minlength=CALIBRATION_BINS)
     correct_counts = np.bincount(bin_N, weights=correct_N, minlength=CALIBRATION_BINS)
-    result.confidence += confidence_sums
-    result.correct += correct_counts.astype(np.int64)
-    result.predictions += np.bincount(bin_N, minlength=CALIBRATION_BINS)
+    predictions = np.bincount(bin_N, minlength=CALIBRATION_BINS)
+    return confidence_sums.astype(np.float64), correct_counts.astype(np.int64), predictions
 
 
 def bits_per_byte(nats: float, size: int) -> float:

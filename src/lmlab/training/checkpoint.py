@@ -54,6 +54,13 @@ def run_key(decisive: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:20]
 
 
+def digest(state: dict[str, Any]) -> str:
+    """SHA-256 of a tree of dicts and lists."""
+    tensors: dict[str, Tensor] = {}
+    skeleton = json.dumps(_take_out(state, tensors))
+    return hashlib.sha256(f"{skeleton} {_digest(tensors)}".encode()).hexdigest()
+
+
 def scratch_folder(key: str) -> Path:
     """Where the run named `key` keeps its checkpoint.
 

@@ -11,27 +11,32 @@ A run diverges when its loss, gradient or logits become NaN or infinite. That is
 other: the run ends there, and its record has the status `diverged`.
 """
 
+import json
+import platform
 import resource
 import shutil
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
 from lmlab.core.errors import UserError
-from lmlab.core.files import whole_folder
+from lmlab.core.files import sha256, whole_folder
 from lmlab.core.progress import ProgressBar
 from lmlab.core.registry import Choice
 from lmlab.data.batches import Batches
 from lmlab.data.shards import Shards
 from lmlab.data.start import Start, spent
 from lmlab.data.tokenizers.base import Tokenizer
+from lmlab.model import processes
 from lmlab.model.compiling import compiler_errors
 from lmlab.model.device import has_bfloat16, use_device
 from lmlab.model.models import base as models
@@ -47,6 +52,8 @@ from lmlab.training.status import ADVICE, DIVERGED, FINISHED
 from lmlab.training.step import Diverged, Run, StepResult, TrainParams, begin, take_step
 
 LOG = "log.jsonl"
+ROOMS = ("core", "data", "model", "training")
+"""Whose code decides a run's results."""
 BEST = "best.safetensors"
 """In the scratch folder: what was learned at the lowest validation loss."""
 
@@ -92,6 +99,8 @@ class Timing(BaseModel):
     tokens_per_second: float
     peak_bytes: int
     """Peak memory of the process; on a CUDA device, of the tensors there."""
+    sent_bytes: int = 0
+    """To other processes of the run, by the first of them since it was last started."""
     seconds_at: SecondsAt
 
 
@@ -105,15 +114,35 @@ def train(
 ) -> Timing:
     """Train a model and write it, its log and its snapshots into the folders.
 
-    `parts` are the parts that the params name. With `start` training goes on from there.
-    Where another process is executing the same run, this one waits and then takes over its results,
-    or its last checkpoint if it was killed.
+    `parts` are the parts that the params name. With `start` training goes on from there. The run
+    takes `params.processes` processes, of which the first writes. Where another run is the same,
+    this one waits and then takes over its results, or its last checkpoint if it was killed.
     """
-    trainer = Trainer.build(params, parts, shards, tokenizer, folders, start)
-    scratch, outputs = trainer.scratch, folders.by_name()
-    with checkpoint.exclusive(scratch, on_wait=_say_waiting):
+    backend = "gloo" if params.device != "cuda" else "cpu:gloo,cuda:nccl"
+    everything = (params, parts, shards, tokenizer, folders, start)
+    return processes.run("train.processes", params.processes, backend, _train, *everything)
+
+
+def _train(
+    params: TrainParams,
+    parts: dict[str, Choice],
+    shards: Shards,
+    tokenizer: Tokenizer,
+    folders: RunFolders,
+    start: Start | None,
+) -> Timing:
+    """`train`, on each of its processes."""
+    with ExitStack() as stack:
+        own = "" if processes.is_first() else stack.enter_context(TemporaryDirectory())
+        trainer = Trainer.build(params, parts, shards, tokenizer, folders, start, Path(own))
+        if own:
+            trainer.follow()
+            return trainer.timing()
+        scratch, outputs = trainer.scratch, folders.by_name()
+        stack.enter_context(checkpoint.exclusive(scratch, on_wait=_say_waiting))
         earlier = checkpoint.take_over(scratch, outputs)
         if earlier is not None:
+            processes.from_first(None)
             timing = Timing.model_validate(earlier)
         else:
             trainer.announce()
@@ -151,7 +180,8 @@ class Trainer:
             run.windows_read,
         )
         self.schedule: Schedule = parts["schedule"].build(params.steps)
-        snapshot_count = params.snapshots if folders.snapshots else 0
+        writes_snapshots = folders.snapshots and processes.is_first()
+        snapshot_count = params.snapshots if writes_snapshots else 0
         own_steps = snapshots.positions(params.steps, snapshot_count)
         self.snapshot_steps = [run.first_step + step for step in own_steps]
         self.log, self.times = Lines(scratch / LOG), Lines(scratch / "times.jsonl")
@@ -171,16 +201,19 @@ class Trainer:
         tokenizer: Tokenizer,
         folders: RunFolders,
         start: Start | None = None,
+        own: Path = Path(),
     ) -> "Trainer":
         """A run before its first step, from the seed or from where `start` ended.
 
         Its scratch folder is named by everything that decides the results, so that only the very
-        same run finds a checkpoint there.
+        same run finds a checkpoint there, on however many processes. Processes that are not the
+        first keep what they write in a folder of their `own`. Raises UserError where processes of
+        the run differ in anything that decides.
         """
         device = use_device(params.device, params.threads)
         run = begin(params, parts, shards.vocabulary_size, device)
         decisive: dict[str, Any] = {
-            "params": run.params.model_dump(),
+            "params": run.params.model_dump(exclude={"processes"}),
             "parts": _records(parts),
             "shards": shards.fingerprint,
         }
@@ -190,7 +223,10 @@ class Trainer:
             decisive["growths"] = [growth.record() for growth in start.growths]
             decisive["carries_optimizer_state"] = start.carries_optimizer_state
             _go_on(run, start, parts, shards, tokenizer)
+        _check_alike(decisive, device)
         scratch = checkpoint.scratch_folder(checkpoint.run_key(decisive))
+        if not processes.is_first():
+            scratch = own
         return cls(run, parts, shards, tokenizer, folders, scratch)
 
     @cached_property
@@ -205,6 +241,8 @@ class Trainer:
         params, text_tokens = self.run.params, self.batches.tokens
         for line in sizing.lines(self.size):
             print(f"train: {line}", flush=True)
+        if params.processes > 1:
+            print(f"train: {_shared(self.run)}", flush=True)
         for line in [*self.run.remarks, *_remarks(self.run, self.size, text_tokens)]:
             print(f"train: {line}", flush=True)
         if params.batch * params.context > text_tokens:
@@ -224,12 +262,29 @@ class Trainer:
         """
         saved = checkpoint.load(self.scratch)
         if saved and self._reopen_files(saved):
-            self.run.restore(saved["run"])
+            self._go_on_from(processes.from_first({"run": saved["run"]}))
             print(f"train: resuming from step {self.run.step:,}", flush=True)
         else:
             self.log.begin()
             self.times.begin()
-            self.is_new = True
+            self._go_on_from(processes.from_first({}))
+
+    def _go_on_from(self, saved: dict[str, Any]) -> None:
+        if saved:
+            self.run.restore(saved["run"])
+        self.is_new = not saved
+
+    def follow(self) -> None:
+        """Take part in a run of which another process is the first: what it writes is not kept."""
+        saved = processes.from_first(None)
+        if saved is None:
+            return  # the first has found results that are finished
+        self.log.begin()
+        self.times.begin()
+        self._go_on_from(saved)
+        self.loop()
+        self.log.close()
+        self.times.close()
 
     def _reopen_files(self, saved: dict[str, Any]) -> bool:
         """Open log and times where a checkpoint left them; False where anything is missing."""
@@ -252,7 +307,7 @@ class Trainer:
                     self._take_steps(bar)
                 if run.step < run.last_step:
                     self._end_early()
-                if params.keep == "best":
+                if params.keep == "best" and processes.is_first():
                     self._go_back_to_best()
             except Diverged as error:
                 self._end_as_diverged(error)
@@ -268,7 +323,7 @@ class Trainer:
             self._keep_best()
             bar.advance(1)
             is_due = time.monotonic() - saved_at >= params.checkpoint_seconds
-            if is_due and run.step < run.last_step:
+            if is_due and run.step < run.last_step and processes.is_first():
                 self._save_checkpoint()
                 saved_at = time.monotonic()
 
@@ -300,7 +355,8 @@ class Trainer:
 
     def _keep_best(self) -> None:
         """Note what was learned, where it is the best yet and the run is to end with the best."""
-        if self.run.is_best_yet and self.run.params.keep == "best":
+        keeps = self.run.params.keep == "best" and processes.is_first()
+        if keeps and self.run.is_best_yet:
             checkpoint.write(self.scratch / BEST, self.run.learned())
 
     def _end_early(self) -> None:
@@ -354,7 +410,7 @@ class Trainer:
             self._publish_state(self.folders.state)
         with whole_folder(self.folders.log) as partial:
             shutil.copyfile(self.log.path, partial / LOG)
-        return self._timing()
+        return self.timing()
 
     def _publish_state(self, folder: Path) -> None:
         run = self.run
@@ -412,13 +468,15 @@ class Trainer:
         }
         snapshots.publish(self.scratch, folder, taken, record)
 
-    def _timing(self) -> Timing:
+    def timing(self) -> Timing:
+        """What the run took, as far as this process knows."""
         run, times = self.run, self.times.read()
         return Timing(
             training_seconds=run.seconds,
             validation_seconds=run.validation_seconds,
             tokens_per_second=run.tokens / run.seconds if run.seconds else 0.0,
             peak_bytes=_peak_bytes(run),
+            sent_bytes=processes.sent_bytes(),
             seconds_at=SecondsAt(
                 step=[int(step) for step, _ in times],
                 seconds=[seconds for _, seconds in times],
@@ -457,6 +515,43 @@ def _position(params: TrainParams, shards: Shards, windows: int) -> Position:
         seed=params.order_seed,
         pool_tokens=params.pool_tokens,
         windows=windows,
+    )
+
+
+def _check_alike(decisive: dict[str, Any], device: torch.device) -> None:
+    """Raise UserError where another process of the run differs in what decides its results."""
+    if processes.share().total == 1:
+        return
+    facts = {
+        **{f"train.{key}": json.dumps(value) for key, value in decisive["params"].items()},
+        **{f"train.{key}'s options": json.dumps(value) for key, value in decisive["parts"].items()},
+        **{key: json.dumps(decisive[key]) for key in decisive if key not in ("params", "parts")},
+        **_code(),
+        "torch's version": torch.__version__,
+        "kind of processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "kind of device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
+    }
+    processes.check_same(
+        facts, "let all processes have one commit, params.yaml, data and kind of machine"
+    )
+
+
+def _code() -> dict[str, str]:
+    """The SHA-256 of each file of the lab that may decide a run's results."""
+    package = Path(__file__).parents[1]
+    files = [path for room in ROOMS for path in sorted((package / room).rglob("*.py"))]
+    return {str(path.relative_to(package)): sha256(path) for path in files}
+
+
+def _shared(run: Run) -> str:
+    """How the run's processes share its work."""
+    count, pieces = run.params.processes, run.params.gradient_accumulation
+    if run.rule.shares_population:
+        return f"{count} processes share the rule's population; the bytes are those of one process"
+    each = f"{pieces // count} of its {pieces} micro-batches"
+    return (
+        f"{count} processes share the batch, each {each}; the bytes are those of one process with"
+        f" train.gradient_accumulation {pieces}"
     )
 
 

@@ -8,9 +8,9 @@ from functools import cached_property
 from lmlab.core.progress import ProgressBar
 from lmlab.data.shards import Shards
 from lmlab.data.tokenizers.base import Ids, Tokenizer
-from lmlab.model import generation
+from lmlab.model import generation, processes
 from lmlab.model.scoring import bits_per_byte, score, zero_loss_remark
-from lmlab.training.checkpoint import Lines
+from lmlab.training.checkpoint import Lines, digest
 from lmlab.training.optimizers.base import evaluation_weights
 from lmlab.training.step import Diverged, Run, StepResult
 
@@ -96,6 +96,7 @@ class Monitor:
         """Score the validation split in windows of the context's length that do not overlap."""
         run, context = self.run, self.run.params.context
         started = time.perf_counter()
+        self._check_same_everywhere()
         with evaluation_weights(run.optimizer):
             scored = score(run.model, self._validation, self.shards.bos, context, context)
         if not math.isfinite(scored.nats):
@@ -108,6 +109,14 @@ class Monitor:
         run.validation_seconds += time.perf_counter() - started
         loss = f"{nats:.4f} nats/token, {bits:.4f} bits/byte{zero_loss_remark(bits)}"
         bar.say(f"train: step {run.step:,}: validation {loss}")
+
+    def _check_same_everywhere(self) -> None:
+        """Raise UserError where the processes of the run no longer hold the same numbers."""
+        if processes.share().total > 1:
+            processes.check_same(
+                {f"what was learned in {self.run.step:,} steps": digest(self.run.learned())},
+                "their processors compute differently: use machines of one kind",
+            )
 
     def _sample(self, bar: ProgressBar) -> None:
         """Generate a text from the beginning of a document."""

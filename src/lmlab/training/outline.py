@@ -205,7 +205,7 @@ def refuse_too_large(params: TrainParams, model: LanguageModel, rule: LearningRu
             f" of memory; make models.{params.model} smaller, or what its learning rule and"
             " interventions keep"
         )
-    settled = params.settled(model.width, bfloat16_helps=False)
+    settled = params.settled(model.width, False, rule.shares_population)
     windows = settled.batch // settled.gradient_accumulation
     activations = 4 * windows * params.context * model.width
     if on_cpu and activations > available:
@@ -230,8 +230,9 @@ def describe(params: TrainParams, parts: dict[str, Choice], vocabulary_size: int
     refuse_endless(choice, vocabulary_size, params.context)
     with without_storage():
         run = stepping.begin(params, parts, vocabulary_size, torch.device("meta"))
-    bfloat16_helps = run.rule.backward and trains_faster_in_bfloat16(torch.device(params.device))
-    settled = params.settled(run.model.width, bfloat16_helps)
+    rule = run.rule
+    bfloat16_helps = rule.backward and trains_faster_in_bfloat16(torch.device(params.device))
+    settled = params.settled(run.model.width, bfloat16_helps, rule.shares_population)
     weights = sum(parameter.nbytes for parameter in run.model.parameters())
     cost = None
     if weights < memory_bytes():

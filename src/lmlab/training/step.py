@@ -3,7 +3,8 @@
 `begin` builds a run: its model, learning rule and optimizer. `take_step` updates the weights once:
 
 1. set each parameter group's learning rate, its peak times the schedule's factor;
-2. read the step's batch and cut it into micro-batches (gradient accumulation);
+2. read the step's batch, or this process's share of it, cut into micro-batches (gradient
+   accumulation);
 3. let the learning rule add its gradients to `parameter.grad`: the rule `backprop` calls
    `backward()` on the loss, other rules estimate the gradient in other ways;
 4. clip the gradients by their global norm;
@@ -28,7 +29,7 @@ from lmlab.core.params import Params
 from lmlab.core.registry import Choice, OneOf
 from lmlab.data.batches import Batches
 from lmlab.data.start import EarlierRun, spent
-from lmlab.model import noise
+from lmlab.model import noise, processes
 from lmlab.model.compiling import Compiled
 from lmlab.model.device import autocast, trains_faster_in_bfloat16
 from lmlab.model.models import base as models
@@ -67,6 +68,7 @@ class TrainParams(Params):
     steps: int = Field(ge=1)
     batch: int = Field(ge=0)
     gradient_accumulation: int = Field(ge=1)
+    processes: int = Field(ge=1, le=4096)
     context: int = Field(ge=2, le=2**24)
     clip: float = Field(ge=0)
     step_in_backward: bool
@@ -95,10 +97,11 @@ class TrainParams(Params):
         for key, chosen in (("patience", self.patience), ("keep", self.keep == "best")):
             if chosen and not self.validate_every:
                 raise ValueError(f"{key} goes by validations, so set validate_every above 0")
-        if self.step_in_backward and (self.clip or self.gradient_accumulation > 1):
+        in_pieces = self.gradient_accumulation > 1 or self.processes > 1
+        if self.step_in_backward and (self.clip or in_pieces):
             raise ValueError(
                 "step_in_backward never holds all gradients at once, so set clip to 0 and"
-                " gradient_accumulation to 1"
+                " gradient_accumulation and processes to 1"
             )
         if self.step_in_backward and self.compile:
             raise ValueError(
@@ -117,20 +120,31 @@ class TrainParams(Params):
         """The seed of the order of the text: `data_seed`, or `seed` where that is -1."""
         return self.seed if self.data_seed == -1 else self.data_seed
 
-    def settled(self, width: int, bfloat16_helps: bool) -> "TrainParams":
-        """A copy with `batch` and `precision` resolved.
+    def settled(
+        self, width: int, bfloat16_helps: bool, shares_population: bool = False
+    ) -> "TrainParams":
+        """A copy with `gradient_accumulation`, `batch` and `precision` resolved.
 
-        `batch` 0 becomes about width / 8 windows (16 at width 128), a multiple of
+        Where processes share the batch, `gradient_accumulation` becomes a multiple of their number,
+        the least one. `batch` 0 becomes about width / 8 windows (16 at width 128), a multiple of
         `gradient_accumulation`. `precision` auto becomes bfloat16 where that helps, else float32.
+        Raises UserError for a batch that cannot be shared by so many processes.
         """
-        batch = self.batch
-        if batch == 0:
-            microbatch = max(1, round(width / 8 / self.gradient_accumulation))
-            batch = microbatch * self.gradient_accumulation
+        pieces = self.gradient_accumulation
+        if not shares_population:
+            pieces = math.lcm(pieces, self.processes)
+        batch = self.batch or pieces * max(1, round(width / 8 / pieces))
+        if batch % pieces:
+            raise UserError(
+                f"params.yaml: train.processes: {self.processes} processes cannot share a batch of"
+                f" {batch} windows in {pieces} equal parts; set train.batch to a multiple of"
+                f" {pieces}, or to 0"
+            )
         precision = self.precision
         if precision == "auto":
             precision = "bfloat16" if bfloat16_helps else "float32"
-        return self.model_copy(update={"batch": batch, "precision": precision})
+        settled = {"gradient_accumulation": pieces, "batch": batch, "precision": precision}
+        return self.model_copy(update=settled)
 
 
 @dataclass
@@ -275,7 +289,7 @@ def begin(
     # a rule without a backward pass learns from small differences of the loss, for which bfloat16
     # has too little precision
     bfloat16_helps = rule.backward and trains_faster_in_bfloat16(device)
-    settled = params.settled(model.width, bfloat16_helps)
+    settled = params.settled(model.width, bfloat16_helps, rule.shares_population)
     return Run(settled, model, rule, optimizer, compilation)
 
 
@@ -291,6 +305,7 @@ def chosen_rule(
             f" has accumulated them, which is not so with {names}; set it to false, or"
             " train.learning_rule to backprop and the interventions to identity"
         )
+    _check_remembers_steps(params, rule)
     if params.compile and not rule.compiles:
         raise UserError(
             f"params.yaml: train.compile needs a rule that only calls the model as a whole, and"
@@ -298,6 +313,19 @@ def chosen_rule(
             " interventions that edit the gradients or none"
         )
     return rule
+
+
+def _check_remembers_steps(params: TrainParams, rule: LearningRule) -> None:
+    """Raise UserError where several processes would each remember other windows."""
+    outer: LearningRule = rule
+    while params.processes > 1 and isinstance(outer, interventions.Intervention):
+        if outer.acts_on_windows and outer.rule.remembers and not outer.rule.shares_population:
+            raise UserError(
+                f"params.yaml: train.processes: {interventions.name_of(outer)} takes one window"
+                f" after the other, and what is inside it remembers them in their order, which"
+                " processes that share a batch cannot; set it to 1"
+            )
+        outer = outer.rule
 
 
 def _build_optimizer(
@@ -340,14 +368,15 @@ def take_step(run: Run, schedule: Schedule, batches: Batches) -> StepResult:
     if not run.model.training:  # asked first, as `train()` goes through every module
         run.model.train()
     _set_learning_rates(run.optimizer, schedule.factor(run.own_step))
-    microbatches = _microbatches(run, batches)
-    if run.params.step_in_backward:
-        loss, norm = _step_in_backward(run, microbatches)
-    else:
-        loss = _fill_gradients(run, microbatches)
-        norm = _clip_gradients(run)
-        run.optimizer.step()
-        run.optimizer.zero_grad(set_to_none=True)
+    with processes.sharing("population" if run.rule.shares_population else "batch"):
+        microbatches = _microbatches(run, batches)
+        if run.params.step_in_backward:
+            loss, norm = _step_in_backward(run, microbatches)
+        else:
+            loss = _fill_gradients(run, microbatches)
+            norm = _clip_gradients(run)
+            run.optimizer.step()
+            run.optimizer.zero_grad(set_to_none=True)
     return StepResult(loss, norm, _logged_rate(run.optimizer))
 
 
@@ -365,12 +394,17 @@ def _logged_rate(optimizer: torch.optim.Optimizer) -> float:
 
 
 def _microbatches(run: Run, batches: Batches) -> list[tuple[Tensor, Tensor]]:
-    """The step's batch as `gradient_accumulation` equal parts (tokens_BT, targets_BT)."""
-    tokens_BT, targets_BT = batches.at(run.own_step)
-    count = run.params.gradient_accumulation
-    chunks = zip(tokens_BT.chunk(count), targets_BT.chunk(count), strict=True)
-    device = run.device
-    return [(tokens.to(device), targets.to(device)) for tokens, targets in chunks]
+    """The step's batch as `gradient_accumulation` equal parts (tokens_BT, targets_BT); where
+    processes share it, this one's.
+    """
+    pieces, device = run.params.gradient_accumulation, run.device
+    rank, count = processes.share_of("batch")
+    if count == 1:
+        tokens_BT, targets_BT = batches.at(run.own_step)
+        own = list(zip(tokens_BT.chunk(pieces), targets_BT.chunk(pieces), strict=True))
+    else:
+        own = [batches.at(run.own_step, piece, pieces) for piece in range(rank, pieces, count)]
+    return [(tokens.to(device), targets.to(device)) for tokens, targets in own]
 
 
 def _fill_gradients(run: Run, microbatches: list[tuple[Tensor, Tensor]]) -> float:

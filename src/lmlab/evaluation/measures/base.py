@@ -32,6 +32,7 @@ from lmlab.data.corpus_manifest import CorpusManifest
 from lmlab.data.shards import Shards
 from lmlab.data.tokenizers.base import Ids, Tokenizer
 from lmlab.evaluation.about import STRIDE, VALIDATED_AT, WINDOW, About
+from lmlab.model import processes
 from lmlab.model.models.base import LanguageModel
 from lmlab.model.record import ModelRecord
 from lmlab.model.scoring import Score
@@ -142,14 +143,21 @@ def measure_all(
     measures: Mapping[str, Choice], trained: Trained
 ) -> tuple[dict[str, Numbers], list[str]]:
     """The numbers of each measure, and a line with the reason for each measure left out."""
+
+    def measured(name: str) -> Numbers | str:
+        measure: Measure = measures[name].build()
+        try:
+            return _finite(measure.measure(trained))
+        except DoesNotApply as reason:
+            return f"{name}: {reason}"
+
     numbers: dict[str, Numbers] = {}
     left_out: list[str] = []
-    for name, choice in measures.items():
-        measure: Measure = choice.build()
-        try:
-            numbers[name] = _finite(measure.measure(trained))
-        except DoesNotApply as reason:
-            left_out.append(f"{name}: {reason}")
+    for name, found in zip(measures, processes.shared_out(measured, list(measures)), strict=True):
+        if isinstance(found, str):
+            left_out.append(found)
+        else:
+            numbers[name] = found
     return numbers, left_out
 
 

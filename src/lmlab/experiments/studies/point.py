@@ -178,6 +178,7 @@ def _look(tree: Tree, layout: Layout) -> dict[str, Any]:
         windows=WINDOWS,
         text="",
         device=section["device"],
+        processes=1,
         threads=section["threads"],
     )
     timed = probe({**tree, "probe": options.model_dump()}, layout)

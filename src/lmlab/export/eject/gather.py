@@ -26,7 +26,7 @@ from lmlab.training.interventions.base import Intervention
 
 FLAGS = {
     *("backward", "final_in_backward", "compiles", "cannot_overfit", "acts_in_backward", "depth"),
-    *("neutral", "width_powers"),
+    *("neutral", "width_powers", "shares_population", "remembers", "acts_on_windows"),
 }
 """What learning rules, interventions and optimizers say of themselves to the lab."""
 ALWAYS_PREFIXED = "lmlab.model.noise"

@@ -20,6 +20,13 @@ def _cached(call: ast.Call) -> ast.expr:
     return ast.Tuple([keyword.value for keyword in call.keywords], ast.Load())
 
 
+def _one_after_the_other(call: ast.Call) -> ast.expr:
+    """What `in_turn` comes to in one process."""
+    compute, count = call.args
+    members = ast.Call(ast.Name("range", ast.Load()), [count], [])
+    return ast.Call(ast.Name("map", ast.Load()), [compute, members], [])
+
+
 REPLACED_CALLS: dict[str, Callable[[ast.Call], ast.expr]] = {
     "by_fans": lambda call: call.args[0],
     "extend_cache": _cached,
@@ -28,6 +35,8 @@ REPLACED_CALLS: dict[str, Callable[[ast.Call], ast.expr]] = {
     "kind_of": lambda call: call.args[0],
     "cast": lambda call: call.args[1],
     "_width_keys": lambda call: ast.Dict([], []),
+    "share_it": lambda call: ast.Constant(False),
+    "in_turn": _one_after_the_other,
     "is_compiling": lambda call: ast.Constant(False),
     "is_autocast_enabled": lambda call: ast.Constant(False),
 }

@@ -67,6 +67,8 @@ class Intervention(LearningRule, ABC):
     acts_in_backward: ClassVar[bool] = False
     """Whether it acts inside a backward pass through the model, and so needs a rule that has one.
     """
+    acts_on_windows: bool = False
+    """Whether it asks the rule for the gradients of each window by itself."""
     neutral: ClassVar[dict[str, Any]]
     """Options with which it does nothing: the gradients are then those of the rule, bit for bit."""
 
@@ -75,6 +77,8 @@ class Intervention(LearningRule, ABC):
         self.rule = rule
         self.backward = rule.backward
         self.final_in_backward = rule.final_in_backward
+        self.shares_population = rule.shares_population
+        self.remembers = self.remembers or rule.remembers
         self.compiles = rule.compiles and not self.acts_in_backward
         self.cannot_overfit = rule.cannot_overfit
         self.depth: int = 1 + getattr(rule, "depth", 0)

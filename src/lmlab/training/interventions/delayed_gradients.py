@@ -27,6 +27,7 @@ class Options(Params):
 class DelayedGradients(GradientEdit):
     """Its state is a ring buffer of gradients for each parameter, and the number of calls."""
 
+    remembers = True
     neutral = {"delay": 0}
     calls: Tensor
 

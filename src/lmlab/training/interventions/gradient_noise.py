@@ -27,6 +27,7 @@ class Options(Params):
 class GradientNoise(GradientEdit):
     """Its state is the number of calls."""
 
+    remembers = True
     neutral = {"sigma": 0.0}
     calls: Tensor
 

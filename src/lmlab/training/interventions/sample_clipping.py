@@ -23,7 +23,11 @@ from lmlab.training.interventions.base import (
     take_gradients,
     total_norm,
 )
-from lmlab.training.learning_rules.base import LearningRule, MicroBatches
+from lmlab.training.learning_rules.base import (
+    LearningRule,
+    MicroBatches,
+    mean_over_micro_batches,
+)
 
 
 class Options(Params):
@@ -40,12 +44,18 @@ class SampleClipping(Intervention):
     def __init__(self, options: Options, model: LanguageModel, rule: LearningRule) -> None:
         super().__init__(rule)
         self.limit = options.limit
+        self.acts_on_windows = self.limit > 0
         self.final_in_backward = rule.final_in_backward and not self.limit
 
     def accumulate_gradients(self, model: LanguageModel, micro_batches: MicroBatches) -> Tensor:
         if not self.limit:
             return self.rule.accumulate_gradients(model, micro_batches)
-        windows = _single_windows(micro_batches)
+        return mean_over_micro_batches(self._assign, [model, self.rule], model, micro_batches)
+
+    def _assign(self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Add the mean of the clipped gradients of a micro-batch's windows; return the loss."""
+        count = len(tokens_BT)
+        windows = list(zip(tokens_BT.chunk(count), targets_BT.chunk(count), strict=True))
         model_before = take_gradients(model)
         own_before = take_gradients(self.rule)
         model_sum: Gradients = {}
@@ -56,7 +66,7 @@ class SampleClipping(Intervention):
                 losses.append(self.rule.accumulate_gradients(model, [window]))
             of_model = take_gradients(model)
             own = take_gradients(self.rule)
-            factor = clip_factor(total_norm(list(of_model.values())), self.limit) / len(windows)
+            factor = clip_factor(total_norm(list(of_model.values())), self.limit) / count
             _add_scaled(model_sum, of_model, factor)
             _add_scaled(own_sum, own, factor)
         add_gradients(model, model_before)
@@ -64,15 +74,6 @@ class SampleClipping(Intervention):
         add_gradients(self.rule, own_before)
         add_gradients(self.rule, own_sum)
         return torch.stack(losses).mean()
-
-
-def _single_windows(micro_batches: MicroBatches) -> MicroBatches:
-    """The windows of all micro-batches, each as a batch of one."""
-    windows: list[tuple[Tensor, Tensor]] = []
-    for tokens_BT, targets_BT in micro_batches:
-        count = len(tokens_BT)
-        windows += zip(tokens_BT.chunk(count), targets_BT.chunk(count), strict=True)
-    return windows
 
 
 def _add_scaled(total: Gradients, gradients: Gradients, factor: Tensor) -> None:

@@ -1,9 +1,10 @@
 """Noise in the weights and what it does to the loss: for rules that need no backward pass.
 
 Noise is never stored: drawn again for the same member of a population and the same parameter, it is
-the same. No pass keeps a graph, so memory does not grow with the model's depth. Callers hold
-`torch.no_grad()`, and `noise.repeatable()`, so that all passes that are compared drop the same
-units. Noise at the outputs of linear maps is in `_node_noise`.
+the same. So several processes exchange losses alone: each draws the others' noise by itself. No
+pass keeps a graph, so memory does not grow with the model's depth. Callers hold `torch.no_grad()`,
+and `noise.repeatable()`, so that all passes that are compared drop the same units. Noise at the
+outputs of linear maps is in `_node_noise`.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lmlab.model import noise
+from lmlab.model import noise, processes
 from lmlab.model.models.base import LanguageModel, next_token_loss
 from lmlab.training.learning_rules.base import accumulate_grad
 
@@ -107,12 +108,16 @@ def antithetic_losses(
 ) -> tuple[Tensor, Tensor]:
     """The mean loss at the weights w, and losses_N2 at w + sigma z and w - sigma z for N pairs."""
     parameters = trainable_parameters(model)
-    losses = []
-    for member in range(pairs):
-        for distance in (sigma, -sigma):
-            weights = perturbed(parameters, draw, member, distance)
-            losses.append(loss_with(weights, model, tokens_BT, targets_BT))
-    return loss_with({}, model, tokens_BT, targets_BT), torch.stack(losses).view(-1, 2)
+
+    def loss_of(number: int) -> Tensor:
+        member, is_second = divmod(number, 2)
+        if member == pairs:
+            return loss_with({}, model, tokens_BT, targets_BT)
+        weights = perturbed(parameters, draw, member, -sigma if is_second else sigma)
+        return loss_with(weights, model, tokens_BT, targets_BT)
+
+    *losses, loss = processes.in_turn(loss_of, 2 * pairs + 1)
+    return loss, torch.stack(losses).view(-1, 2)
 
 
 def accumulate_directions(model: LanguageModel, draw: Draw, slopes_N: Tensor) -> None:

@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lmlab.core.params import Params
-from lmlab.model import noise
+from lmlab.model import noise, processes
 from lmlab.model.models.base import LanguageModel
 from lmlab.training.learning_rules._node_noise import (
     NodeSample,
@@ -45,6 +45,7 @@ class ActivityForwardGradient(LearningRule):
     """It has no state."""
 
     backward = False
+    shares_population = True
     cannot_overfit = (
         "with one or two samples for each map it is too noisy for so few steps; with 8 it learns a"
         " small batch by heart"
@@ -60,13 +61,21 @@ class ActivityForwardGradient(LearningRule):
         self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor
     ) -> Tensor:
         count = self.options.samples
+        groups = noise_groups(model, self.options.maps_at_once)
+        draws = [(group, member) for group in groups for member in range(count)]
+
+        def losses_and_slopes(number: int) -> Tensor:
+            group, member = draws[number]
+            found = derivatives_along_node_noise(
+                model, group, member, self.draw, tokens_BT, targets_BT
+            )
+            return torch.stack(found)
+
         samples = []
         with noise.repeatable():
-            for group in noise_groups(model, self.options.maps_at_once):
-                for member in range(count):
-                    losses_BT, slopes_BT = derivatives_along_node_noise(
-                        model, group, member, self.draw, tokens_BT, targets_BT
-                    )
-                    samples.append(NodeSample(group, member, credit(slopes_BT) / count))
+            found = processes.in_turn(losses_and_slopes, len(draws))
+            for (group, member), (losses_BT, slopes_BT) in zip(draws, found, strict=True):
+                loss = losses_BT.sum()
+                samples.append(NodeSample(group, member, credit(slopes_BT) / count))
             accumulate_node_gradients(model, samples, self.draw, tokens_BT)
-        return losses_BT.sum()
+        return loss

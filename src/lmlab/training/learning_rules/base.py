@@ -46,8 +46,12 @@ The contract, which tests hold every rule in this folder to:
   width (`follow_width`, last in `__init__`) or has a leader (`leaders`).
 - *Gradient accumulation.* A rule that draws no noise gets the same gradients from a batch in
   micro-batches as from the whole batch. One that does gets the mean of what each micro-batch gives
-  under its own noise key, so that two processes with half a batch each agree with one process. What
-  happens once a step (as in weight_mirror) is done in `accumulate_gradients`.
+  under its own noise key. What happens once a step (as in weight_mirror) is done in
+  `accumulate_gradients`.
+- *Several processes.* Two processes with half a batch each take the same step, in the same bytes,
+  as one process with two micro-batches: no buffer is changed in `assign_gradients`. A rule that
+  `shares_population` computes its members with `processes.in_turn` instead, and takes the same step
+  with any number of processes.
 - *Overfitting.* It learns one batch by heart within sixty steps, or says in `cannot_overfit` why
   not.
 """
@@ -60,7 +64,7 @@ import torch
 from torch import Tensor, nn
 
 from lmlab.core.params import Params
-from lmlab.model import noise
+from lmlab.model import noise, processes
 from lmlab.model.models.base import LanguageModel
 from lmlab.training.distilling import Teacher
 from lmlab.training.optimizers.base import Groups
@@ -94,6 +98,12 @@ class LearningRule(nn.Module, ABC):
     """Whether it learns from the model that training goes on from, and so needs a start."""
     teacher: Teacher | None = None
     """That model; None where it is not known, as to probes. It is no part of the rule's state."""
+    shares_population: bool = False
+    """Whether several processes share its population and exchange losses. They share the batch
+    and exchange gradients otherwise (model/processes.py).
+    """
+    remembers: bool = False
+    """Whether `accumulate_gradients` changes its buffers."""
     cannot_overfit: str = ""
     """Why the rule cannot learn one batch by heart in a few steps; empty if it can."""
 
@@ -171,21 +181,47 @@ def mean_over_micro_batches(
 ) -> Tensor:
     """Call `assign` for each micro-batch and add the mean of the gradients to the learners'.
 
-    Each call draws its noise under a key of its own. Returns the mean of the losses.
+    Each call draws its noise under a key of its own, and begins without a gradient. Returns the
+    mean of the losses. Where several processes share the batch, `micro_batches` are this one's, and
+    both means are over those of all.
     """
+    parameters = [parameter for learner in learners for parameter in learner.parameters()]
+    if processes.share_it("batch"):
+        return _mean_over_processes(assign, parameters, model, micro_batches)
     if len(micro_batches) == 1:
         with noise.within("piece", 0):
             return assign(model, *micro_batches[0])
-    parameters = [parameter for learner in learners for parameter in learner.parameters()]
     losses = []
     with fresh_gradients(parameters):
         for number, (tokens_BT, targets_BT) in enumerate(micro_batches):
-            with noise.within("piece", number):
+            with fresh_gradients(parameters), noise.within("piece", number):
                 losses.append(assign(model, tokens_BT, targets_BT))
         for parameter in parameters:
             if parameter.grad is not None:
                 parameter.grad /= len(micro_batches)
     return torch.stack(losses).mean()
+
+
+def _mean_over_processes(
+    assign: Callable[[LanguageModel, Tensor, Tensor], Tensor],
+    parameters: Sequence[nn.Parameter],
+    model: LanguageModel,
+    micro_batches: MicroBatches,
+) -> Tensor:
+    """`mean_over_micro_batches` on several processes, to the same bytes as on one.
+
+    The one place where they exchange gradients: after the rule, and before interventions edit them.
+    """
+    rank, count = processes.share()
+    total = processes.OrderedSum(parameters)
+    losses = []
+    with fresh_gradients(parameters):
+        for turn, (tokens_BT, targets_BT) in enumerate(micro_batches):
+            with noise.within("piece", turn * count + rank), processes.sharing(None):
+                losses.append(assign(model, tokens_BT, targets_BT))
+            total.add()
+        total.assign_mean()
+    return processes.in_order(torch.stack(losses)).mean()
 
 
 @contextmanager

@@ -40,6 +40,7 @@ class EvolutionStrategies(LearningRule):
     """It has no state."""
 
     backward = False
+    shares_population = True
     cannot_overfit = (
         "few pairs make an estimate nearly orthogonal to the gradient, so few steps go only part of"
         " the way"

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lmlab.core.params import Params
-from lmlab.model import noise
+from lmlab.model import noise, processes
 from lmlab.model.models.base import LanguageModel
 from lmlab.training.learning_rules._weight_noise import (
     DRAWS,
@@ -40,6 +40,7 @@ class ForwardGradient(LearningRule):
     """It has no state."""
 
     backward = False
+    shares_population = True
     cannot_overfit = (
         "few directions make an estimate nearly orthogonal to the gradient, so few steps go only"
         " part of the way"
@@ -57,16 +58,33 @@ class ForwardGradient(LearningRule):
         count = self.options.directions
         at_once = self.options.at_once
         parameters = trainable_parameters(model)
-        with noise.repeatable():
-            for first in range(0, count, at_once):
-                members = range(first, min(first + at_once, count))
+        drawn: dict[int, dict[str, Tensor]] = {}
+
+        def directions(group: int) -> dict[str, Tensor]:
+            """Those of some members, stacked by parameter; the last ones drawn are at hand."""
+            if group not in drawn:
+                drawn.clear()
+                members = range(group * at_once, min((group + 1) * at_once, count))
                 by_member = [direction(parameters, self.draw, member) for member in members]
-                directions = {
+                drawn[group] = {
                     name: torch.stack([of_member[name] for of_member in by_member])
                     for name, _ in parameters
                 }
-                loss, slopes_N = directional_derivatives(directions, model, tokens_BT, targets_BT)
+            return drawn[group]
+
+        def loss_and_slopes(group: int) -> Tensor:
+            loss, slopes_N = directional_derivatives(
+                directions(group), model, tokens_BT, targets_BT
+            )
+            none = slopes_N.new_zeros(at_once - len(slopes_N))
+            return torch.cat([loss[None], slopes_N, none])
+
+        with noise.repeatable():
+            found = processes.in_turn(loss_and_slopes, -(-count // at_once))
+            for group, (mean_loss, *slopes) in enumerate(found):
+                loss = mean_loss
+                slopes_N = torch.stack(slopes)[: count - group * at_once]
                 for name, parameter in parameters:
-                    estimate = torch.tensordot(slopes_N / count, directions[name], dims=1)
+                    estimate = torch.tensordot(slopes_N / count, directions(group)[name], dims=1)
                     accumulate_grad(parameter, estimate)
         return loss

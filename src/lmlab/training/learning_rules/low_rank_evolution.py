@@ -42,6 +42,7 @@ class LowRankEvolution(LearningRule):
     """It has no state."""
 
     backward = False
+    shares_population = True
     cannot_overfit = (
         "few pairs make an estimate nearly orthogonal to the gradient, so few steps go only part of"
         " the way"

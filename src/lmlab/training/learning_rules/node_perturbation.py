@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lmlab.core.params import Params
-from lmlab.model import noise
+from lmlab.model import noise, processes
 from lmlab.model.models.base import LanguageModel
 from lmlab.training.learning_rules._node_noise import (
     NodeSample,
@@ -49,6 +49,7 @@ class NodePerturbation(LearningRule):
     """It has no state."""
 
     backward = False
+    shares_population = True
     cannot_overfit = (
         "with one or two samples for each map it is too noisy for so few steps; with 8 it learns a"
         " small batch by heart"
@@ -65,15 +66,22 @@ class NodePerturbation(LearningRule):
     ) -> Tensor:
         sigma = self.options.sigma
         count = self.options.samples
-        samples = []
+        groups = noise_groups(model, self.options.maps_at_once)
+        draws = [(group, member) for group in groups for member in range(count)]
+
+        def losses(number: int) -> Tensor:
+            if number == 0:
+                return shares_of_mean_loss(model, {}, tokens_BT, targets_BT)
+            group, member = draws[number - 1]
+            return losses_with_node_noise(
+                model, group, member, self.draw, sigma, tokens_BT, targets_BT
+            )
+
         with noise.repeatable():
-            clean_BT = shares_of_mean_loss(model, {}, tokens_BT, targets_BT)
-            for group in noise_groups(model, self.options.maps_at_once):
-                for member in range(count):
-                    noisy_BT = losses_with_node_noise(
-                        model, group, member, self.draw, sigma, tokens_BT, targets_BT
-                    )
-                    credit_BT = credit(noisy_BT - clean_BT) / (sigma * count)
-                    samples.append(NodeSample(group, member, credit_BT))
+            clean_BT, *all_noisy = processes.in_turn(losses, 1 + len(draws))
+            samples = [
+                NodeSample(group, member, credit(noisy_BT - clean_BT) / (sigma * count))
+                for (group, member), noisy_BT in zip(draws, all_noisy, strict=True)
+            ]
             accumulate_node_gradients(model, samples, self.draw, tokens_BT)
         return clean_BT.sum()

@@ -38,6 +38,7 @@ class SPSA(LearningRule):
     """It has no state."""
 
     backward = False
+    shares_population = True
     cannot_overfit = (
         "few directions make an estimate nearly orthogonal to the gradient, so few steps go only"
         " part of the way"

@@ -42,6 +42,7 @@ class WeightMirror(LearningRule):
     It updates B itself; the optimizer does not.
     """
 
+    remembers = True
     backward = True
 
     def __init__(self, options: Options, model: LanguageModel) -> None:
