@@ -50,11 +50,14 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def trains_faster_in_bfloat16(device: torch.device) -> bool:
-    """Whether this is a CPU on which training was measured to be faster than in float32 (docs/log).
+    """Whether training is known to be faster than in float32: on an NVIDIA GPU that has bfloat16,
+    and on a CPU on which it was measured to be (docs/log).
 
-    Those are Intel CPUs that multiply tiles, and AMD's. With `avx512_bf16` alone, Intel's are no
-    faster than in float32.
+    The latter are Intel CPUs that multiply tiles, and AMD's. With `avx512_bf16` alone, Intel's are
+    no faster than in float32.
     """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()
     is_amd = str(capabilities.get("cpu_name", "")).startswith("AMD")
     fast = capabilities.get("amx_bf16") or (is_amd and capabilities.get("avx512_bf16"))

@@ -373,8 +373,7 @@ def take_step(run: Run, schedule: Schedule, batches: Batches) -> StepResult:
         if run.params.step_in_backward:
             loss, norm = _step_in_backward(run, microbatches)
         else:
-            loss = _fill_gradients(run, microbatches)
-            norm = _clip_gradients(run)
+            loss, norm = _clip_gradients(run, _fill_gradients(run, microbatches))
             run.optimizer.step()
             run.optimizer.zero_grad(set_to_none=True)
     return StepResult(loss, norm, _logged_rate(run.optimizer))
@@ -404,44 +403,56 @@ def _microbatches(run: Run, batches: Batches) -> list[tuple[Tensor, Tensor]]:
         own = list(zip(tokens_BT.chunk(pieces), targets_BT.chunk(pieces), strict=True))
     else:
         own = [batches.at(run.own_step, piece, pieces) for piece in range(rank, pieces, count)]
-    return [(tokens.to(device), targets.to(device)) for tokens, targets in own]
+    return [(_moved(tokens, device), _moved(targets, device)) for tokens, targets in own]
 
 
-def _fill_gradients(run: Run, microbatches: list[tuple[Tensor, Tensor]]) -> float:
+def _moved(windows_BT: Tensor, device: torch.device) -> Tensor:
+    """Windows on the device; an NVIDIA GPU goes on computing meanwhile."""
+    if device.type == "cuda":
+        return windows_BT.pin_memory().to(device, non_blocking=True)
+    return windows_BT.to(device)
+
+
+def _fill_gradients(run: Run, microbatches: list[tuple[Tensor, Tensor]]) -> Tensor:
     """Let the rule add its gradients, averaged over micro-batches, to every `p.grad`.
 
-    Returns the mean loss. Raises Diverged if that is not finite. The rule's random draws are keyed
-    by seed and step, so a resumed run repeats them.
+    Returns the mean loss, a scalar that a GPU may still be computing. The rule's random draws are
+    keyed by seed and step, so a resumed run repeats them.
     """
     with (
         autocast(run.params.precision, run.device),
         run.compilation,
         noise.keyed(run.params.seed, run.step),
     ):
-        loss = float(run.rule.accumulate_gradients(run.model, microbatches))
-    if not math.isfinite(loss):
-        run.optimizer.zero_grad(set_to_none=True)
-        raise Diverged(f"the loss is {loss}")
-    return loss
+        return run.rule.accumulate_gradients(run.model, microbatches)
 
 
-def _clip_gradients(run: Run) -> float:
+def _clip_gradients(run: Run, loss_of_step: Tensor) -> tuple[float, float]:
     """Clip the model's gradients to the global norm `clip`; 0 disables clipping.
 
-    The rule's own gradients are scaled by the same factor. Returns the norm before clipping.
-    Raises Diverged where it is not finite.
+    The rule's own gradients are scaled by the same factor. Returns the loss and the norm before
+    clipping, for which alone a step waits for a GPU. Raises Diverged where one is not finite.
     """
     model_parameters = _with_gradient(run.model_parameters)
     gradients = [p.grad for p in model_parameters if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
-    norm_value = float(norm)
-    if not math.isfinite(norm_value):
-        run.optimizer.zero_grad(set_to_none=True)
-        raise Diverged(f"the gradient's norm is {norm_value}")
+    loss, norm_value = _read(loss_of_step, norm)
+    for what, value in (("loss", loss), ("gradient's norm", norm_value)):
+        if not math.isfinite(value):
+            run.optimizer.zero_grad(set_to_none=True)
+            raise Diverged(f"the {what} is {value}")
     if run.params.clip and norm_value >= run.params.clip:
         clipped = model_parameters + _with_gradient(run.rule_parameters)
         torch.nn.utils.clip_grads_with_norm_(clipped, run.params.clip, norm)
-    return norm_value
+    return loss, norm_value
+
+
+def _read(*scalars: Tensor) -> list[float]:
+    """The values of scalars, which a GPU is asked for once."""
+    widest = torch.float64 if scalars[0].dtype == torch.float64 else torch.float32
+    device = scalars[0].device
+    values: list[float] = torch.stack([one.to(device, widest) for one in scalars]).tolist()
+    return values
 
 
 def _with_gradient(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
@@ -455,7 +466,9 @@ def _step_in_backward(run: Run, microbatches: list[tuple[Tensor, Tensor]]) -> tu
     """
     norms: dict[nn.Parameter, Tensor] = {}
     with stepping_in_backward(run.optimizer, run.model, norms):
-        loss = _fill_gradients(run, microbatches)
+        loss = float(_fill_gradients(run, microbatches))
+    if not math.isfinite(loss):
+        raise Diverged(f"the loss is {loss}")
     in_order = [norms[parameter] for parameter in run.model_parameters if parameter in norms]
     norm = float(torch.linalg.vector_norm(torch.stack(in_order)))
     if not math.isfinite(norm):
