@@ -4,15 +4,21 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+import test_collecting
 from test_studies import CORPUS, folder, write  # noqa: F401 (a fixture)
 
+from lmlab.core import registry
 from lmlab.core.errors import UserError
+from lmlab.data import collect, documents
+from lmlab.data import shard as sharding
+from lmlab.data.tokenizers import base as tokenizers
+from lmlab.experiments import cluster as experiments_cluster
 from lmlab.experiments.studies import running, study, workers
 
 pytestmark = pytest.mark.pipeline
@@ -106,7 +112,7 @@ def at(address: str) -> None:
 
 
 def test_nobody_at_an_address_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "SECONDS_TO_ANSWER", 0.5)
+    monkeypatch.setattr(experiments_cluster, "SECONDS_TO_ANSWER", 0.5)
     for address, message in [
         (f"tcp://127.0.0.1:{free_port()}", "no scheduler answers at"),
         ("127.0.0.1", "is no address of a scheduler"),
@@ -127,7 +133,7 @@ def test_without_workers_there_is_a_line() -> None:
 
 
 def test_without_dask_a_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "find_spec", lambda name: None)
+    monkeypatch.setattr(experiments_cluster, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'lmlab\[cluster\]'"):
         at("tcp://127.0.0.1:1")
 
@@ -146,7 +152,7 @@ def test_a_study_ends_when_nobody_is_left(
 ) -> None:
     from distributed import LocalCluster
 
-    monkeypatch.setattr(workers, "SECONDS_ALONE", 1.0)
+    monkeypatch.setattr(experiments_cluster, "SECONDS_ALONE", 1.0)
     monkeypatch.setattr(workers, "run_if_alike", slow)
     settings = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None}
     with LocalCluster(host="127.0.0.1", **settings, silence_logs=50) as made:
@@ -167,3 +173,51 @@ def test_a_study_ends_when_nobody_is_left(
         nobody = pytest.raises(UserError, match=r"no worker is left|is gone")
         with ThreadPoolExecutor(1) as thread, nobody:
             run_all()
+
+
+# ---------------------------------------------------------------- shards
+
+
+@pytest.fixture
+def encoding(
+    tree: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., dict[str, bytes]]:
+    """Shards in a folder of that name, by an executor: their bytes."""
+    monkeypatch.setattr(documents, "ROW_GROUP_BYTES", 200)
+    monkeypatch.setattr(collect, "ROW_GROUP_BYTES", 200)
+    monkeypatch.chdir(tmp_path)
+    texts = [f"{number} times {number} is {number * number}.\n" * 9 for number in range(12)]
+    corpus, choice = tmp_path / "texts", registry.choose(tree, "tokenizers", "byte")
+    test_collecting.build(test_collecting.WHOLE, corpus, *[[text] for text in texts])
+    tokenizers.save(choice, tokenizers.fit(choice, texts), tmp_path / "made" / "tokenizer.json")
+
+    def build(name: str, executor: Executor | None = None) -> dict[str, bytes]:
+        params = sharding.ShardParams(megabytes=0.0002, processes=1)
+        sharding.build(params, corpus, tmp_path / "made", tmp_path / name, executor)
+        return {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+
+    return build
+
+
+def test_a_cluster_writes_the_shards_of_this_machine_even_if_a_worker_is_lost(
+    encoding: Callable[..., dict[str, bytes]], cluster: Any
+) -> None:
+    here = encoding("here")
+    assert len(here) > 5
+    address = cluster.scheduler_address
+    with experiments_cluster.reached(address) as client:
+        assert encoding("by the workers", experiments_cluster.Workers(client, address)) == here
+        os.kill(processes(cluster)[0], signal.SIGKILL)
+        assert encoding("by the other", experiments_cluster.Workers(client, address)) == here
+
+
+def test_a_worker_that_would_encode_otherwise_is_refused(
+    encoding: Callable[..., dict[str, bytes]], cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = experiments_cluster._facts()
+    path = "data/tokenizers/byte.py"
+    monkeypatch.setattr(experiments_cluster, "_facts", lambda: {**facts, path: "another"})
+    address = cluster.scheduler_address
+    refused = pytest.raises(UserError, match=rf"not like this project: {path}; check out")
+    with experiments_cluster.reached(address) as client, refused:
+        encoding("refused", experiments_cluster.Workers(client, address))

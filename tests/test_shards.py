@@ -2,7 +2,9 @@ import json
 import multiprocessing
 import shutil
 from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -263,3 +265,64 @@ def test_a_corpus_that_cannot_be_read_leaves_the_old_shards(shards_of: ShardsOf)
         )
     assert folder_bytes(shards.folder) == before
     assert sorted(path.name for path in home.iterdir()) == ["corpus", "shards", "tokenizer"]
+
+
+# ---------------------------------------------------------------- work that is stopped
+
+
+@pytest.fixture
+def many(
+    tree: params.Tree, corpus_of: Callable[..., Path], tmp_path: Path, small_row_groups: None
+) -> Callable[..., dict[str, bytes]]:
+    """Shards of a few texts, again and again: `many(folder, executor)` gives their bytes."""
+    corpus, choice = corpus_of(TEXTS, TEXTS[:1]), registry.choose(tree, "tokenizers", "byte")
+    made = tokenizers.fit(choice, TEXTS)
+    tokenizers.save(choice, made, tmp_path / "tokenizer" / "tokenizer.json")
+
+    def build(name: str, executor: Executor | None = None) -> dict[str, bytes]:
+        shard = sharding.ShardParams(megabytes=0.0005, processes=1)
+        sharding.build(shard, corpus, tmp_path / "tokenizer", tmp_path / name, executor)
+        return folder_bytes(tmp_path / name)
+
+    return build
+
+
+def test_work_that_was_stopped_goes_on_with_the_next_shard(
+    many: Callable[..., dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    whole = many("whole")
+    assert not [*Path(".scratch").iterdir()]
+    count = len(whole) - 1 - ("SHA256SUMS" in whole)
+    assert count > 3
+    write, written = sharding._write, list[str]()
+
+    def stops(work: Any) -> Any:
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        written.append(work.target.name)
+        return write(work)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sharding, "_write", stops)
+        with pytest.raises(KeyboardInterrupt):
+            many("stopped")
+    damaged = next(path for path in Path(".scratch").rglob("*.parquet"))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    again: list[str] = []
+    monkeypatch.setattr(
+        sharding, "_write", lambda work: (again.append(work.target.name), write(work))[1]
+    )
+    assert many("stopped") == whole
+    assert len(again) == count - 3 + 1
+    assert damaged.name in again
+    assert not [*Path(".scratch").iterdir()]
+
+
+def test_any_executor_writes_the_same_bytes(
+    many: Callable[..., dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with ThreadPoolExecutor(3) as pool:
+        assert many("by threads", pool) == many("here")

@@ -215,6 +215,24 @@ def study(
 
 @app.command()
 @errors.one_line
+def shard(
+    cluster: Annotated[
+        str, typer.Option(help="Address of a Dask scheduler whose workers see this folder.")
+    ],
+) -> None:
+    """Encode the corpus into shards by the workers of a cluster; `dvc commit shard` keeps them."""
+    from lmlab.core import params
+    from lmlab.experiments import cluster as clusters
+    from lmlab.experiments.stages import shard as stage
+    from lmlab.experiments.stages.layout import Layout
+
+    with clusters.reached(cluster) as client:
+        stage.shard(params.read(), Layout.below(), clusters.Workers(client, cluster))
+    typer.echo("shard: `dvc commit --force shard` makes these the stage's results")
+
+
+@app.command()
+@errors.one_line
 def search(
     key: Annotated[
         list[str],

@@ -1,9 +1,9 @@
 """Turn a corpus into documents: cleaned, split into train, validation and test, with a manifest.
 
 There are three passes, each with no more than a row group in memory: the first cleans the text and
-measures the documents, the second assigns them to the splits, the third looks for what the splits
-share. Everything dropped, replaced, left out or repeated on the way is counted in the manifest and
-printed.
+measures the documents, the second leaves out duplicates, if asked, and assigns the others to the
+splits, the third looks for what the splits share. Everything dropped, replaced, left out or
+repeated on the way is counted in the manifest and printed.
 """
 
 import hashlib
@@ -28,9 +28,19 @@ from lmlab.data.corpora.base import Corpus, Document
 from lmlab.data.corpus_manifest import FILE, Cleaning, CorpusManifest, Split, SplitSize
 from lmlab.data.corpus_summary import count_and_share, lines, listed
 from lmlab.data.documents import PART_CHARACTERS, ROW_GROUP_BYTES, SCHEMA, SPLITS, read_rows
+from lmlab.data.duplicates import (
+    Duplicates,
+    Signatures,
+    check_can_find,
+    first_of_equal,
+    first_of_near,
+)
 from lmlab.data.overlap import overlap
 
-EMPTY = "empty documents"
+EMPTY, EQUAL, NEAR = "empty documents", "equal documents", "nearly equal documents"
+"""Reasons why a document is left out."""
+SIGNATURES = "signatures.bin"
+"""A scratch file beside the documents."""
 LEAST_HELD_OUT = 1000
 """Bytes of a held-out split below which a warning is printed: a loss on fewer is 0.1 bits off."""
 
@@ -41,6 +51,8 @@ class DownloadParams(Params):
     corpus: Annotated[str, OneOf("corpora")]
     ascii: bool
     most_dropped: float = Field(ge=0, le=1)
+    duplicates: Duplicates
+    similarity: float = Field(gt=0, le=1)
     split: Literal["tail", "document"]
     validation: float = Field(gt=0, lt=1)
     test: float = Field(ge=0, lt=1)
@@ -62,6 +74,7 @@ def build(params: DownloadParams, corpus: Corpus, folder: Path) -> CorpusManifes
     split as requested, and where ASCII drops more than `params.most_dropped` of it.
     """
     cleaner = Cleaner(params.ascii)
+    check_can_find(params.duplicates)
     with whole_folder(folder) as partial:
         everything = partial / "everything.parquet"
         measured = _write_cleaned(corpus.documents(), cleaner, everything, params)
@@ -70,6 +83,9 @@ def build(params: DownloadParams, corpus: Corpus, folder: Path) -> CorpusManifes
         left_out: dict[str, int] = dict(facts.pop("left_out", {}))
         if measured.empty:
             left_out[EMPTY] = measured.empty
+        kept, left_out_as = _kept(measured, params)
+        left_out |= left_out_as
+        measured = measured.without(~kept)
         characters = int(measured.characters.sum())
         if not characters:
             reasons = f"; left out: {listed(left_out)}" if left_out else ""
@@ -78,11 +94,12 @@ def build(params: DownloadParams, corpus: Corpus, folder: Path) -> CorpusManifes
                 f" {corpus.source}{reasons}"
             )
         if params.split == "tail":
-            rows = _split_by_tail(everything, characters, params)
+            rows = _split_by_tail(_rows_of(everything, kept), characters, params)
         else:
-            rows = _split_by_document(everything, measured, params)
+            rows = _split_by_document(_rows_of(everything, kept), measured, params)
         sizes = write_splits(_with_progress(rows, characters), partial)
         everything.unlink()
+        (partial / SIGNATURES).unlink(missing_ok=True)
         if not sizes["train"].characters or not sizes["validation"].characters:
             raise UserError(
                 f"the corpus {params.corpus} ({characters:,} characters) is too small to be split;"
@@ -159,6 +176,37 @@ class Measured(NamedTuple):
     """How many documents cleaning left without any characters, or with white space only though
     they had more.
     """
+    identities: NDArray[np.uint64]
+    """More bits of a hash of the text, shape (documents, 2); no documents where none are left out.
+    """
+    signatures: NDArray[np.uint32]
+    """For near duplicates; no documents where these are not looked for."""
+
+    def without(self, left_out: NDArray[np.bool_]) -> "Measured":
+        """The measures of the other documents."""
+        return self._replace(characters=self.characters[~left_out], hashes=self.hashes[~left_out])
+
+
+def _kept(measured: Measured, params: DownloadParams) -> tuple[NDArray[np.bool_], dict[str, int]]:
+    """Which documents are no duplicates, and how many of the others there are, by reason."""
+    kept = np.ones(len(measured.characters), np.bool_)
+    if params.duplicates == "keep" or not len(kept):
+        return kept, {}
+    kept = first_of_equal(measured.identities)
+    reasons = {EQUAL: len(kept) - int(kept.sum())}
+    if params.duplicates == "near":
+        before = int(kept.sum())
+        kept = first_of_near(measured.signatures, params.similarity, kept)
+        reasons[NEAR] = before - int(kept.sum())
+    return kept, {reason: count for reason, count in reasons.items() if count}
+
+
+def _rows_of(path: Path, kept: NDArray[np.bool_]) -> Iterator["_Whole"]:
+    """The rows of the documents that are kept, numbered without gaps."""
+    numbers = np.cumsum(kept) - 1
+    for document, part, name, text in read_rows(path, SCHEMA.names):
+        if kept[document]:
+            yield int(numbers[document]), part, name, text
 
 
 def _parts(pieces: Iterable[str]) -> Iterator[str]:
@@ -225,26 +273,42 @@ def _write_cleaned(
     key = params.split_seed.to_bytes(8, "big")
     characters: list[int] = []
     hashes: list[int] = []
+    identities: list[bytes] = []
+    signatures = Signatures(path.with_name(SIGNATURES)) if params.duplicates == "near" else None
     empty = emptied = 0
     with ProgressBar("download: cleaning", 0, "characters") as bar:
         for document in documents:
             length = 0
             digest = hashlib.blake2b(key=key, digest_size=8)
+            identity = hashlib.blake2b(digest_size=16)
             raw = _Observed(_whole_line_ends(document.pieces))
             cleaned = _Observed(map(cleaner.clean, raw))
             for part, text in enumerate(_parts(cleaned)):
                 writer.add(len(characters), part, document.name, text)
-                digest.update(text.encode("utf-8", "surrogatepass"))
+                encoded = text.encode("utf-8", "surrogatepass")
+                digest.update(encoded)
+                if params.duplicates != "keep":
+                    identity.update(encoded)
+                if signatures:
+                    signatures.add(text)
                 length += len(text)
                 bar.advance(len(text))
             if length:
                 characters.append(length)
                 hashes.append(int.from_bytes(digest.digest(), "big"))
+                identities.append(identity.digest() if params.duplicates != "keep" else b"")
+                if signatures:
+                    signatures.end()
             empty += not raw.any
             emptied += (raw.any and not length) or (raw.any_visible and not cleaned.any_visible)
     writer.close()
     return Measured(
-        np.array(characters, dtype=np.int64), np.array(hashes, dtype=np.uint64), empty, emptied
+        np.array(characters, dtype=np.int64),
+        np.array(hashes, dtype=np.uint64),
+        empty,
+        emptied,
+        np.frombuffer(b"".join(identities), dtype=np.uint64).reshape(-1, 2),
+        signatures.close() if signatures else np.zeros((0, 0), np.uint32),
     )
 
 
@@ -262,11 +326,15 @@ class _Observed:
             yield piece
 
 
+_Whole = tuple[int, int, str, str]
+"""Document, part, name, text."""
 _Row = tuple[str, int, int, str, str]
 """Split, document, part, name, text."""
 
 
-def _split_by_tail(path: Path, characters: int, params: DownloadParams) -> Iterator[_Row]:
+def _split_by_tail(
+    rows: Iterable[_Whole], characters: int, params: DownloadParams
+) -> Iterator[_Row]:
     """Hold out the ends of the text: its first characters are test, its last validation.
 
     So validation continues train, as in most published splits of a single text, whatever the size
@@ -276,7 +344,7 @@ def _split_by_tail(path: Path, characters: int, params: DownloadParams) -> Itera
     ends = [int(characters * params.test), int(characters * (1 - params.validation)), characters]
     position = 0
     current, first_part = (-1, ""), 0
-    for document, part, name, text in read_rows(path, SCHEMA.names):
+    for document, part, name, text in rows:
         while text:
             while position >= ends[0]:
                 ends.pop(0)
@@ -290,7 +358,9 @@ def _split_by_tail(path: Path, characters: int, params: DownloadParams) -> Itera
             position += len(piece)
 
 
-def _split_by_document(path: Path, measured: Measured, params: DownloadParams) -> Iterator[_Row]:
+def _split_by_document(
+    rows: Iterable[_Whole], measured: Measured, params: DownloadParams
+) -> Iterator[_Row]:
     """Hold out whole documents, chosen by a seeded hash of their text: equal texts share a split.
 
     The largest is always in train: holding it out could leave next to nothing to learn from.
@@ -315,7 +385,7 @@ def _split_by_document(path: Path, measured: Measured, params: DownloadParams) -
     split[order[0]], split[order[-1]] = validation, train
     if params.test > 0 and not (split == test).any():
         split[order[-2]] = test
-    for document, part, name, text in read_rows(path, SCHEMA.names):
+    for document, part, name, text in rows:
         yield SPLITS[split[index_of_document[document]]], document, part, name, text
 
 

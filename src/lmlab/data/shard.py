@@ -1,14 +1,18 @@
 """Turn documents into shards: encode every split's text and write it as Parquet, in parallel.
 
-The bytes written do not depend on the number of processes. Each process needs memory for one row
-group, however large the corpus.
+The bytes written do not depend on the number of processes, nor on who they are: any executor will
+do, such as the workers of a cluster that see the same folders. Each needs memory for one row group,
+however large the corpus. Shards that are finished are kept outside the stage's outputs until all
+are, so that work that was stopped goes on with the next one.
 """
 
+import hashlib
 import multiprocessing
 import os
+import shutil
 import signal
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +22,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from lmlab.core import lifeline
-from lmlab.core.files import checked, sha256, whole_folder, write_json
+from lmlab.core.files import checked, sha256, whole_file, whole_folder, write_json
 from lmlab.core.params import Params
 from lmlab.core.progress import ProgressBar
 from lmlab.data.documents import SPLITS, readable
@@ -46,25 +50,34 @@ class _Work(NamedTuple):
     tokenizer: Path
 
 
-def build(params: ShardParams, corpus: Path, tokenizer_folder: Path, folder: Path) -> ShardManifest:
+def build(
+    params: ShardParams,
+    corpus: Path,
+    tokenizer_folder: Path,
+    folder: Path,
+    executor: Executor | None = None,
+) -> ShardManifest:
     """Write the shards of every split and `manifest.json` into `folder`; return the manifest.
 
-    Raises UserError where the corpus or the tokenizer is missing or damaged.
+    Without an `executor` by processes of this machine. Raises UserError where the corpus or the
+    tokenizer is missing or damaged.
     """
+    if executor:  # whose workers may stand elsewhere
+        corpus, tokenizer_folder = corpus.resolve(), tokenizer_folder.resolve()
     tokenizer_file = tokenizer_folder / TOKENIZER_FILE
     tokenizer = tokenizers.load(tokenizer_file)
     for split in SPLITS:
         checked(corpus / f"{split}.parquet", made_by="download")
+    scratch = _scratch(corpus, tokenizer_file, params)
     with whole_folder(folder) as partial:
         work: list[_Work] = []
         for split in SPLITS:
             documents = corpus / f"{split}.parquet"
-            work += _plan(split, documents, partial, tokenizer_file, params)
-        written = _write_all(work, params.processes or os.cpu_count() or 1)
+            work += _plan(split, documents, scratch, tokenizer_file, params)
+        written = _write_all(work, params.processes or os.cpu_count() or 1, executor)
         files: dict[str, list[ShardFile]] = {split: [] for split in SPLITS}
-        for item, row_groups in zip(work, written, strict=True):
-            digest = sha256(item.target)
-            file = ShardFile(name=item.target.name, sha256=digest, row_groups=row_groups)
+        for item, file in zip(work, written, strict=True):
+            _put(item, file, partial)
             files[item.split].append(file)
         manifest = ShardManifest(
             tokenizer_sha256=sha256(tokenizer_file),
@@ -74,7 +87,34 @@ def build(params: ShardParams, corpus: Path, tokenizer_folder: Path, folder: Pat
             splits={split: _summed(files[split]) for split in SPLITS},
         )
         write_json(partial / FILE, manifest.record())
+    shutil.rmtree(scratch, ignore_errors=True)
     return manifest
+
+
+def _scratch(corpus: Path, tokenizer_file: Path, params: ShardParams) -> Path:
+    """Where finished shards are kept, by all that decides them.
+
+    In the project itself also for an experiment that runs in a copy of it: DVC_ROOT, set by DVC, is
+    the project's own folder.
+    """
+    decisive = [
+        *(sha256(corpus / f"{split}.parquet") for split in SPLITS),
+        *(sha256(path) for path in (tokenizer_file, Path(__file__), Path(tokenizers.__file__))),
+        *(str(params.megabytes), pa.__version__, np.__version__),
+    ]
+    key = hashlib.sha256(" ".join(decisive).encode()).hexdigest()[:20]
+    folder = Path(os.environ.get("DVC_ROOT", ".")).resolve() / ".scratch" / f"shard-{key}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _put(work: _Work, file: ShardFile, folder: Path) -> None:
+    """Move a finished shard there; make it there if another process has taken it away."""
+    target = folder / file.name
+    try:
+        shutil.move(work.target, target)
+    except FileNotFoundError:
+        _write(work._replace(target=target))
 
 
 def _summed(files: list[ShardFile]) -> ShardedSplit:
@@ -107,10 +147,15 @@ def _plan(
             number += 1
 
 
-def _write_all(work: list[_Work], processes: int) -> list[list[Counts]]:
-    """Write all shards; return the counts of each one's row groups, in order."""
+def _write_all(work: list[_Work], processes: int, executor: Executor | None) -> list[ShardFile]:
+    """Write all shards; return what is in each, in order."""
     with ProgressBar("shard", len(work), "shards") as bar:
         written = []
+        if executor:
+            for future in [executor.submit(_write_shard, item) for item in work]:
+                written.append(future.result())
+                bar.advance(1)
+            return written
         row_groups = sum(len(item.row_groups) for item in work)
         # starting processes takes longer than a few row groups
         if min(processes, len(work)) <= 1 or row_groups <= 2 * len(SPLITS):
@@ -143,8 +188,30 @@ def _type(tokenizer: Tokenizer) -> np.dtype[Any]:
     return np.min_scalar_type(last - 1 if last == tokenizer.bos else last)
 
 
-def _write_shard(work: _Work) -> list[Counts]:
-    """Write one shard; return the counts of each of its row groups."""
+def _write_shard(work: _Work) -> ShardFile:
+    """Write one shard, unless that was done before; return what is in it."""
+    noted = work.target.with_suffix(".json")
+    try:
+        before = ShardFile.model_validate_json(noted.read_bytes())
+        if before.sha256 == sha256(work.target):
+            return before
+    except (OSError, ValueError):
+        pass
+    file = _write(work)
+    write_json(noted, file.record())
+    return file
+
+
+def _write(work: _Work) -> ShardFile:
+    """Write one shard, whole or not at all; return what is in it."""
+    with whole_file(work.target) as partial:
+        row_groups = _write_row_groups(work, partial)
+        digest = sha256(partial)
+    return ShardFile(name=work.target.name, sha256=digest, row_groups=row_groups)
+
+
+def _write_row_groups(work: _Work, target: Path) -> list[Counts]:
+    """Write a shard's row groups; return what is in each."""
     tokenizer = tokenizers.load(work.tokenizer)
     ids_type = pa.from_numpy_dtype(_type(tokenizer))
     schema = pa.schema(
@@ -158,7 +225,7 @@ def _write_shard(work: _Work) -> list[Counts]:
     row_groups = []
     with readable(work.source):
         source = pq.ParquetFile(work.source)
-    with pq.ParquetWriter(work.target, schema, compression="zstd") as writer:
+    with pq.ParquetWriter(target, schema, compression="zstd") as writer:
         for index in work.row_groups:
             with readable(work.source):
                 table = source.read_row_group(index, columns=["document", "part", "text"])

@@ -7,29 +7,20 @@ run only if its code, its versions and its text are the caller's.
 
 import multiprocessing
 import signal
-import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lmlab.core import lifeline
 from lmlab.core.errors import UserError
 from lmlab.core.params import Tree
+from lmlab.experiments import cluster
 from lmlab.experiments.studies import point
 from lmlab.experiments.studies.making import differences, making
 from lmlab.experiments.studies.point import First
 from lmlab.experiments.studies.records import Making
-
-SECONDS_TO_ANSWER = 10
-"""Within which a scheduler has to answer."""
-SECONDS_BETWEEN_LOOKS = 1.0
-SECONDS_ALONE = 30.0
-"""Without any worker, until a study ends: one that is restarted may come back."""
-SCHEMES = ("tcp://", "tls://")
-KEPT = "what is finished is kept, so run the same command again once that is mended"
 
 
 class Task(NamedTuple):
@@ -67,47 +58,14 @@ def at(address: str) -> Iterator[Run]:
     nobody answers at the address or no worker waits there, and, from a run, where a worker is not
     like the caller.
     """
-    if find_spec("distributed") is None:
-        raise UserError(
-            "--cluster needs Dask's distributed: pip install 'lmlab[cluster]' (in a copy of the"
-            " project: pip install -e '.[cluster]')"
-        )
-    client = _connected(address)
-    try:
-        if not client.scheduler_info(n_workers=-1)["workers"]:
-            raise UserError(
-                f"--cluster: no worker waits at {address}; start one in a clone of this commit:"
-                f" `dask worker {address} --nthreads 1`"
-            )
+    with cluster.reached(address) as client:
 
         def run(tasks: Sequence[Task]) -> Iterator[dict[str, Any]]:
             pool = client.get_executor(pure=False)
             for future in [pool.submit(*_checked(task)) for task in tasks]:
-                yield _awaited(future, client, address)
+                yield cluster.awaited(future, client, address)
 
         yield run
-    finally:
-        client.close()
-
-
-def _connected(address: str) -> Any:
-    """A client of the scheduler at an address."""
-    import distributed
-
-    client: Any = distributed.Client  # its types say nothing
-    if not address.startswith(SCHEMES):
-        raise UserError(
-            f"--cluster: {address!r} is no address of a scheduler; it looks like"
-            " tcp://127.0.0.1:8786"
-        )
-    try:
-        return client(address, timeout=SECONDS_TO_ANSWER, set_as_default=False)
-    except (OSError, ValueError, TimeoutError) as error:
-        reason = " ".join(str(error).split())[:100]
-        raise UserError(
-            f"--cluster: no scheduler answers at {address} ({reason}); start one: `dask scheduler"
-            " --host 127.0.0.1 --port 8786 --no-dashboard`"
-        ) from None
 
 
 def _side_by_side(tasks: Sequence[Task], processes: int) -> Iterator[dict[str, Any]]:
@@ -125,30 +83,6 @@ def _side_by_side(tasks: Sequence[Task], processes: int) -> Iterator[dict[str, A
             for worker in multiprocessing.active_children():
                 worker.terminate()
             raise
-
-
-def _awaited(future: "Future[dict[str, Any]]", client: Any, address: str) -> dict[str, Any]:
-    """What a run measured. Raises UserError where nobody is left who could make it."""
-    from distributed import KilledWorker
-
-    last_seen = time.monotonic()
-    while not future.done():
-        wait([future], timeout=SECONDS_BETWEEN_LOOKS)
-        if client.status != "running":
-            raise UserError(f"--cluster: the scheduler at {address} is gone; {KEPT}")
-        if client.scheduler_info(n_workers=-1)["workers"]:
-            last_seen = time.monotonic()
-        elif time.monotonic() - last_seen > SECONDS_ALONE:
-            raise UserError(f"--cluster: no worker is left at {address}; {KEPT}")
-    try:
-        return future.result()
-    except CancelledError:
-        raise UserError(f"--cluster: the scheduler at {address} is gone; {KEPT}") from None
-    except KilledWorker:
-        raise UserError(
-            "--cluster: a run ended several workers, one after the other; see their output, or run"
-            f" it without --cluster; {KEPT}"
-        ) from None
 
 
 def _checked(task: Task) -> tuple[Any, ...]:
