@@ -225,7 +225,7 @@ def checks(
         functools.partial(race, plain, shards, tokenizer, next(where)),
     )
     for name in ("default", "fast"):
-        for width, batch in ((128, 16), (384, 64)):
+        for width, batch in ((32, 2),) if small else ((128, 16), (384, 64)):
             shape = {"models__transformer__width": width, "train__batch": batch}
             for title, settings in (
                 ("float32", {"train__precision": "float32"}),

@@ -92,6 +92,9 @@ def main(
         list[str] | None, typer.Option("--tokenizer", help="Of params.yaml; all if none is named.")
     ] = None,
     processes: Annotated[int, typer.Option(help="How many work on shards at once.")] = 2,
+    duplicates: Annotated[
+        str, typer.Option(help="What becomes of them: keep, equal or near; there are none.")
+    ] = "keep",
     out: Annotated[Path, typer.Option(help="Where to write the table.")] = RESULTS / "sharding.csv",
 ) -> None:
     """Print and write what each stage took at each size."""
@@ -104,6 +107,7 @@ def main(
             changes: dict[str, Any] = {
                 "download.corpus": "local",
                 "corpora.local.files": str(folder / "text" / "*.txt"),
+                "download.duplicates": duplicates,
             }
             changes["shard.processes"] = processes
             plain = changed(params.read(), changes)

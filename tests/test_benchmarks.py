@@ -23,7 +23,10 @@ from lmlab.core import params, registry
 pytestmark = pytest.mark.pipeline
 
 FOLDER = small.PROJECT / "benchmarks"
-ONE_TABLE = {"generation", "growth", "learning_rules", "sharding", "tokenizing"}
+ONE_TABLE = {
+    *("generation", "growth", "learning_rules", "processes", "sharding", "stacked_seeds"),
+    "tokenizing",
+}
 """Benchmarks with one published table, whose columns no option adds to."""
 TEXT = "the king that the queen sees sleeps.\n"
 
@@ -240,3 +243,83 @@ def test_tokenizing(tmp_path: Path) -> None:
     ]
     assert ours == pytest.approx(theirs, rel=0.05)  # the same merges over nearly the same pieces
     assert (found[["megabytes_per_second", "again"]] > 0).all(axis=None)
+
+
+def test_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = benchmark("processes")
+    small_ = {"models.transformer.width": 16, "models.transformer.depth": 1, "train.context": 8}
+    monkeypatch.setattr(module, "SETTINGS", {**module.SETTINGS, **small_})
+    rules = ["--rule", "backprop", "--rule", "evolution_strategies"]
+    found = table(tmp_path, module, *rules, "--members", "3", "--steps", "2").set_index("rule")
+    assert found["same_bytes"].all()
+    assert found.loc["evolution_strategies", "bytes"] == 4 * 4  # seven losses in four turns
+    assert found.loc["backprop", "of_backprop"] == 1
+    assert (found["times_faster"] > 0).all()
+
+
+def test_stacked_seeds(tmp_path: Path) -> None:
+    sizes = ["--width", "16", "--seeds", "2", "--threads", "1", "--context", "8", "--turns", "1"]
+    found = table(tmp_path, benchmark("stacked_seeds"), *sizes)
+    assert found["largest_difference"].max() < 1e-6, "the same gradients to rounding"
+    assert (found["times_faster"] > 0).all()
+
+
+MODEL = """
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass
+class GPTConfig:
+    n_layer: int
+    n_head: int
+    n_embd: int
+    block_size: int
+    vocab_size: int
+    dropout: float
+    bias: bool
+
+
+class GPT(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.table = nn.Embedding(config.vocab_size, config.vocab_size)
+
+    def configure_optimizers(self, decay, rate, betas, device):
+        return torch.optim.AdamW(self.parameters(), rate, betas, weight_decay=decay)
+
+    def forward(self, tokens, targets):
+        logits = self.table(tokens)
+        return logits, nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+"""
+"""What a clone of nanoGPT offers, as a table of pairs."""
+
+
+def test_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a processor in the place of a GPU, which then is like itself."""
+    module = benchmark("gpu")
+    (tmp_path / "model.py").write_text(MODEL)
+    (tmp_path / "text.txt").write_text(TEXT * 400)
+    quick = {"train.steps": 8, "train.batch": 2, "train.context": 16}
+    monkeypatch.setattr(module.recipes, "read", lambda name: quick)
+    monkeypatch.setattr(torch, "compile", lambda module, **_: module)
+    names = registry.names
+    few = {
+        "models": ["lstm", "transformer"],
+        "learning_rules": ["backprop", "spsa"],
+        "optimizers": ["adamw", "muon"],
+    }
+    monkeypatch.setattr(registry, "names", lambda kind: few.get(kind, names(kind)))
+    smaller(monkeypatch, module, **{key.split(".")[1]: quick[key] for key in quick})
+    given = ["--text", str(tmp_path / "text.txt"), "--nanogpt", str(tmp_path)]
+    found = table(tmp_path, module, *given, "--device", "cpu", "--small").set_index("check")
+    assert set(found["kind"]) == {"repeats", "race", "speed", "alike"}
+    assert "failed" not in found or found["failed"].isna().all(), found["failed"].dropna().tolist()
+    repeats = found[found["kind"] == "repeats"]
+    assert (repeats[["same_twice", "same_resumed"]] == True).all(axis=None)  # noqa: E712 (of a table)
+    assert (found.loc[found["kind"] == "alike", "largest_difference"] == 0).all()
+    assert (found.loc[found["kind"] == "speed", "tokens_per_second"] > 0).all()
+    assert (found.loc[found["kind"] == "race", ["seconds", "nats"]] > 0).all(axis=None)
+    assert "nanoGPT" in found.index
