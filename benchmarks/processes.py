@@ -24,7 +24,7 @@ from lmlab.core.errors import UserError
 from lmlab.core.params import Tree, changed
 from lmlab.data.batches import Batches
 from lmlab.data.shards import Shards
-from lmlab.model import processes
+from lmlab.model import meeting, processes
 from lmlab.model.device import use_device
 from lmlab.training import checkpoint
 from lmlab.training import step as stepping
@@ -89,7 +89,7 @@ def measure(tree: Tree, shards: Shards, steps: int) -> Measured:
 def by(count: int, tree: Tree, shards: Shards, steps: int) -> Measured:
     """`measure` by so many processes; by one with as many micro-batches as they would have."""
     together = changed(tree, {"train.processes": count})
-    return processes.run("--processes", count, "gloo", measure, together, shards, steps)
+    return meeting.run("--processes", count, "gloo", measure, together, shards, steps)
 
 
 def compared(rule: str, members: int, count: int, shards: Shards, steps: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Several processes take the steps of one, in the same bytes; if one is lost they all end."""
 
 import math
+import multiprocessing
 import os
 import pickle
 import signal
@@ -29,7 +30,7 @@ from lmlab.evaluation import probe as probing
 from lmlab.evaluation.evaluate import EvaluateParams
 from lmlab.evaluation.measures import base as measures
 from lmlab.evaluation.probe import ProbeParams
-from lmlab.model import processes
+from lmlab.model import meeting, processes
 from lmlab.model.models import base as models
 from lmlab.training import loop
 from lmlab.training.loop import RunFolders, Timing
@@ -141,7 +142,7 @@ def test_several_processes_write_the_bytes_of_one(
         )
         for name, case in cases.items()
     ]
-    processes.run("train.processes", count, "gloo", train_all, runs)
+    meeting.run("train.processes", count, "gloo", train_all, runs)
     other = []
     for name, case in cases.items():
         pieces = {"gradient_accumulation": pieces_of(case, count)}
@@ -256,8 +257,21 @@ def test_what_another_process_cannot_do_is_said_in_one_line(
     function: Callable[..., None], expected: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(UserError, match=expected):
-        processes.run("train.processes", 3, "gloo", function, UserError("its disk is gone"))
+        meeting.run("train.processes", 3, "gloo", function, UserError("its disk is gone"))
     assert capfd.readouterr() == ("", "")
+
+
+def refusal() -> str:
+    try:
+        meeting.run("train.processes", 2, "gloo", raise_everywhere, None)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_a_process_that_may_start_no_others_says_so() -> None:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert "train.processes is 2, and a process of a pool" in pool.apply(refusal)
 
 
 # ---------------------------------------------------------------- processes that are lost
@@ -272,7 +286,7 @@ from lmlab.evaluation import probe as probing
 from lmlab.evaluation.evaluate import EvaluateParams
 from lmlab.evaluation.measures import base as measures
 from lmlab.evaluation.probe import ProbeParams
-from lmlab.model import processes
+from lmlab.model import meeting, processes
 from lmlab.model.models import base as models
 from lmlab.training import loop
 one_line(loop.train)(*pickle.loads(Path(sys.argv[1]).read_bytes()))
@@ -364,7 +378,7 @@ def test_several_processes_share_the_probes_and_write_the_same(corpus: Corpus) -
         params = section(tree, "probe", ProbeParams)
         looks = (params, probing.chosen(tree, params), *corpus, Path("run/snapshots"))
         folder = Path(f"run/probes-{count}")
-        processes.run("probe.processes", count, "gloo", probing.look, *looks, folder)
+        meeting.run("probe.processes", count, "gloo", probing.look, *looks, folder)
         written_by[count] = written(folder)
     assert {"probes.parquet", "close_up.json"} <= {*written_by[1]}
     assert written_by[2] == written_by[1]
@@ -387,7 +401,7 @@ def test_several_processes_share_the_text_and_the_measures_and_write_the_same(
         params = section(tree, "evaluate", EvaluateParams)
         model, record = models.load(home / "model", torch.device("cpu"))
         folder = home / f"results-{count}"
-        processes.run(
+        meeting.run(
             *("evaluate.processes", count, "gloo", evaluation.evaluate, params),
             *(measures.chosen(tree, params.measures), model, record, shards, tokenizer),
             *(texts, home / "training" / loop.LOG, folder),

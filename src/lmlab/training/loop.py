@@ -36,7 +36,7 @@ from lmlab.data.batches import Batches
 from lmlab.data.shards import Shards
 from lmlab.data.start import Start, spent
 from lmlab.data.tokenizers.base import Tokenizer
-from lmlab.model import processes
+from lmlab.model import meeting, processes
 from lmlab.model.compiling import compiler_errors
 from lmlab.model.device import has_bfloat16, use_device
 from lmlab.model.models import base as models
@@ -120,7 +120,7 @@ def train(
     """
     backend = "gloo" if params.device != "cuda" else "cpu:gloo,cuda:nccl"
     everything = (params, parts, shards, tokenizer, folders, start)
-    return processes.run("train.processes", params.processes, backend, _train, *everything)
+    return meeting.run("train.processes", params.processes, backend, _train, *everything)
 
 
 def _train(

@@ -8,7 +8,7 @@ from lmlab.evaluation import evaluate as evaluation
 from lmlab.evaluation.evaluate import EvaluateParams
 from lmlab.evaluation.measures import base as measures
 from lmlab.experiments.stages.layout import Layout
-from lmlab.model import processes
+from lmlab.model import meeting
 from lmlab.model.device import use_device
 from lmlab.model.models import base as models
 
@@ -16,7 +16,7 @@ from lmlab.model.models import base as models
 def evaluate(tree: Tree, layout: Layout) -> None:
     """Score the model on the validation split; write `layout.results`."""
     section = params.section(tree, "evaluate", EvaluateParams)
-    processes.run("evaluate.processes", section.processes, "gloo", _evaluate, tree, layout)
+    meeting.run("evaluate.processes", section.processes, "gloo", _evaluate, tree, layout)
 
 
 def _evaluate(tree: Tree, layout: Layout) -> None:

@@ -8,7 +8,7 @@ from lmlab.evaluation import probe as probing
 from lmlab.evaluation.probe import ProbeParams
 from lmlab.experiments.drawing.trained import pictures
 from lmlab.experiments.stages.layout import Layout
-from lmlab.model import processes
+from lmlab.model import meeting
 
 
 def probe(tree: Tree, layout: Layout) -> dict[str, float]:
@@ -17,7 +17,7 @@ def probe(tree: Tree, layout: Layout) -> dict[str, float]:
     pictures.json has the pictures of the model and of its rule, for the report.
     """
     section = params.section(tree, "probe", ProbeParams)
-    return processes.run("probe.processes", section.processes, "gloo", _probe, tree, layout)
+    return meeting.run("probe.processes", section.processes, "gloo", _probe, tree, layout)
 
 
 def _probe(tree: Tree, layout: Layout) -> dict[str, float]:
