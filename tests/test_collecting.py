@@ -436,3 +436,13 @@ def test_a_damaged_or_missing_split_is_named(tmp_path: Path) -> None:
             UserError, match=r"train\.parquet is damaged; run `dvc repro --force download`"
         ):
             list(documents.read_parts(path))
+
+
+def test_a_held_out_split_that_is_more_than_it_is_worth_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(collecting, "MOST_HELD_OUT", 1500)
+    build(TAIL, tmp_path / "made", [prose(20_000)])
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 1
+    assert "the validation split has 2,000 bytes (download.validation: 0.1)" in warnings[0]

@@ -235,3 +235,14 @@ def test_scoring_leaves_the_model_as_it_was(capsys: pytest.CaptureFixture[str]) 
     assert all(parameter.grad is None for parameter in model.parameters())
     assert score(model, ids, DOCUMENT, 8, 4).nats == first.nats
     assert f"evaluate: validation: {first.tokens}/{first.tokens} tokens" in capsys.readouterr().out
+
+
+def test_without_its_targets_a_score_is_the_same_but_for_them() -> None:
+    model = small.rough(small.some_model())
+    ids = stream(90)
+    whole = score(model, ids, DOCUMENT, 8, 3)
+    without = score(model, ids, DOCUMENT, 8, 3, keeps_targets=False)
+    assert len(without.nats_by_target) == 0
+    assert (without.nats, without.tokens) == (whole.nats, whole.tokens)
+    for name in ("nats_by_position", "confidence", "correct", "predictions"):
+        assert (getattr(without, name) == getattr(whole, name)).all()

@@ -41,6 +41,8 @@ EMPTY, EQUAL, NEAR = "empty documents", "equal documents", "nearly equal documen
 """Reasons why a document is left out."""
 SIGNATURES = "signatures.bin"
 """A scratch file beside the documents."""
+MOST_HELD_OUT = 200_000_000
+"""Bytes of a held-out split above which a warning is printed: each is some numbers in memory."""
 LEAST_HELD_OUT = 1000
 """Bytes of a held-out split below which a warning is printed: a loss on fewer is 0.1 bits off."""
 
@@ -136,7 +138,7 @@ def build(params: DownloadParams, corpus: Corpus, folder: Path) -> CorpusManifes
 
 
 def _warnings(params: DownloadParams, sizes: dict[str, SplitSize]) -> Iterator[str]:
-    """A line for each held-out split that is wanted but nearly empty."""
+    """A line for each held-out split that is wanted but nearly empty, or more than is worth it."""
     for split, share in (("validation", params.validation), ("test", params.test)):
         size = sizes[split].bytes
         if share and size < LEAST_HELD_OUT:
@@ -144,6 +146,11 @@ def _warnings(params: DownloadParams, sizes: dict[str, SplitSize]) -> Iterator[s
             yield (
                 f"the {split} split {problem} (download.{split}: {share:g}); a loss on fewer than"
                 f" {LEAST_HELD_OUT:,} is mostly chance: give more text or a larger share"
+            )
+        if size > MOST_HELD_OUT:
+            yield (
+                f"the {split} split has {size:,} bytes (download.{split}: {share:g}), all of which"
+                " every evaluation reads and holds in memory; a smaller share is as telling"
             )
 
 

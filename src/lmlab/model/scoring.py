@@ -117,19 +117,20 @@ def score(
     window: int,
     stride: int,
     title: str = "",
+    keeps_targets: bool = True,
 ) -> Score:
     """Score a stream of ids that begins with a BOS token.
 
     Runs on the model's own device and restores its training mode on return. Processes of one run
-    share the windows, and all have the sums. Shows a progress bar when given a title. Raises
-    FloatingPointError if a scored target's cross-entropy is NaN.
+    share the windows, and all have the sums. Shows a progress bar when given a title. Without
+    `keeps_targets` there is no `nats_by_target`, which takes eight times the memory of a stream of
+    bytes. Raises FloatingPointError if a scored target's cross-entropy is NaN.
     """
     device = next(model.parameters()).device
-    ids = torch.from_numpy(stream.astype(np.int64))
-    length = len(ids) - 1
+    length = len(stream) - 1
     width = min(window, length)
     all_windows = list(windows(length, window, stride))
-    result = Score.empty(length, width)
+    result = Score.empty(length if keeps_targets else 0, width)
     was_training = model.training
     model.eval()
     batch_size = max(1, SCORED_TOKENS_AT_ONCE // width)
@@ -140,18 +141,22 @@ def score(
         starts_B = torch.tensor([start for start, _ in batch])
         unscored_B = torch.tensor([first_unscored for _, first_unscored in batch])
         index_BT = starts_B[:, None] + torch.arange(width)
-        logits_BTV = model(ids[index_BT].to(device))
-        targets_BT = ids[index_BT + 1].to(device)
+        logits_BTV = model(_ids(stream, index_BT).to(device))
+        targets_BT = _ids(stream, index_BT + 1).to(device)
         is_new_BT = index_BT >= unscored_B[:, None]
         return _scored_windows(logits_BTV, targets_BT, index_BT, is_new_BT, bos)
 
     with bar or nullcontext():
         for batch in processes.shared_out(scored, range(0, len(all_windows), batch_size)):
-            _add(result, batch)
+            _add(result, batch, keeps_targets)
             if bar:
                 bar.advance(batch.tokens)
     model.train(was_training)
     return result
+
+
+def _ids(stream: NDArray[np.unsignedinteger[Any]], index_BT: Tensor) -> Tensor:
+    return torch.from_numpy(stream[index_BT.numpy()].astype(np.int64))
 
 
 class _ScoredWindows(NamedTuple):
@@ -169,10 +174,11 @@ class _ScoredWindows(NamedTuple):
     predictions: NDArray[np.int64]
 
 
-def _add(result: Score, windows: _ScoredWindows) -> None:
+def _add(result: Score, windows: _ScoredWindows, keeps_targets: bool) -> None:
     result.tokens += windows.tokens
     result.nats += windows.nats
-    result.nats_by_target[windows.indices] = windows.nats_of_each
+    if keeps_targets:
+        result.nats_by_target[windows.indices] = windows.nats_of_each
     result.nats_by_position += windows.nats_by_position
     result.tokens_by_position += windows.tokens_by_position
     result.confidence += windows.confidence

@@ -98,7 +98,14 @@ class Monitor:
         started = time.perf_counter()
         self._check_same_everywhere()
         with evaluation_weights(run.optimizer):
-            scored = score(run.model, self._validation, self.shards.bos, context, context)
+            scored = score(
+                run.model,
+                self._validation,
+                self.shards.bos,
+                context,
+                context,
+                keeps_targets=False,
+            )
         if not math.isfinite(scored.nats):
             raise Diverged(f"the loss on validation is {scored.nats}")
         nats = scored.nats_per_token
