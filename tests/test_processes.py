@@ -315,6 +315,19 @@ def begun(corpus: Corpus, home: Path, **changes: Any) -> subprocess.Popen[str]:
     return first
 
 
+def test_of_two_runs_that_are_the_same_the_second_takes_over_what_the_first_has_made(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    changes = settings(2, 1, **{**LONG, "steps": 3000, "validate_every": 0})
+    first = begun(corpus, tmp_path / "first", **changes)
+    second = started(corpus, tmp_path / "second", **changes)
+    for run in (first, second):
+        output, errors = run.communicate(timeout=60)
+        assert (run.returncode, errors) == (0, "")
+    assert "another process is already executing this run" in output
+    assert written(tmp_path / "first") == written(tmp_path / "second")
+
+
 def helpers_of(first: subprocess.Popen[str]) -> list[psutil.Process]:
     return [
         child
@@ -337,7 +350,10 @@ def test_a_process_that_is_lost_ends_all_in_one_line_and_nothing_is_lost(
     number: int | None,
     how: int,
     said: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     changes = settings(3, 1, **LONG, batch=6)
     first = begun(corpus, tmp_path / "run", **changes)
     helpers = helpers_of(first)
@@ -356,6 +372,7 @@ def test_a_process_that_is_lost_ends_all_in_one_line_and_nothing_is_lost(
     _, alive = psutil.wait_procs(helpers, timeout=20)
     assert not alive
     assert time.monotonic() - started < 40
+    assert not [*(tmp_path / "temporary").iterdir()]
     assert errors.startswith(said)
     assert len(errors.splitlines()) == bool(said)
     assert first.returncode == (2 if said else -signal.SIGKILL)

@@ -1,6 +1,8 @@
 import json
 import multiprocessing
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
@@ -326,3 +328,28 @@ def test_any_executor_writes_the_same_bytes(
     monkeypatch.chdir(tmp_path)
     with ThreadPoolExecutor(3) as pool:
         assert many("by threads", pool) == many("here")
+
+
+def test_of_two_at_once_the_second_waits(
+    many: Callable[..., dict[str, bytes]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole = many("whole")
+    write, begun = sharding._write, threading.Event()
+
+    def slowly(work: Any) -> Any:
+        begun.set()
+        time.sleep(0.05)
+        return write(work)
+
+    monkeypatch.setattr(sharding, "_write", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(many, "twice")
+        begun.wait()
+        second = pool.submit(many, "twice")
+        assert first.result() == second.result() == whole
+    assert "another process is making shards here; waiting" in capsys.readouterr().out
+    assert not [*tmp_path.glob("twice/.*")]

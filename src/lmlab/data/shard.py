@@ -6,6 +6,7 @@ however large the corpus. Shards that are finished are kept outside the stage's 
 are, so that work that was stopped goes on with the next one.
 """
 
+import fcntl
 import hashlib
 import multiprocessing
 import os
@@ -13,6 +14,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,7 +71,8 @@ def build(
     for split in SPLITS:
         checked(corpus / f"{split}.parquet", made_by="download")
     scratch = _scratch(corpus, tokenizer_file, params)
-    with whole_folder(folder) as partial:
+    with _alone(folder.parent), whole_folder(folder) as partial:
+        scratch.mkdir(parents=True, exist_ok=True)
         work: list[_Work] = []
         for split in SPLITS:
             documents = corpus / f"{split}.parquet"
@@ -77,7 +80,7 @@ def build(
         written = _write_all(work, params.processes or os.cpu_count() or 1, executor)
         files: dict[str, list[ShardFile]] = {split: [] for split in SPLITS}
         for item, file in zip(work, written, strict=True):
-            _put(item, file, partial)
+            shutil.move(item.target, partial / file.name)
             files[item.split].append(file)
         manifest = ShardManifest(
             tokenizer_sha256=sha256(tokenizer_file),
@@ -87,7 +90,7 @@ def build(
             splits={split: _summed(files[split]) for split in SPLITS},
         )
         write_json(partial / FILE, manifest.record())
-    shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
     return manifest
 
 
@@ -103,18 +106,23 @@ def _scratch(corpus: Path, tokenizer_file: Path, params: ShardParams) -> Path:
         *(str(params.megabytes), pa.__version__, np.__version__),
     ]
     key = hashlib.sha256(" ".join(decisive).encode()).hexdigest()[:20]
-    folder = Path(os.environ.get("DVC_ROOT", ".")).resolve() / ".scratch" / f"shard-{key}"
+    return Path(os.environ.get("DVC_ROOT", ".")).resolve() / ".scratch" / f"shard-{key}"
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Inside, no other process makes shards in this folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _put(work: _Work, file: ShardFile, folder: Path) -> None:
-    """Move a finished shard there; make it there if another process has taken it away."""
-    target = folder / file.name
+    lock = os.open(folder, os.O_RDONLY)
     try:
-        shutil.move(work.target, target)
-    except FileNotFoundError:
-        _write(work._replace(target=target))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("shard: another process is making shards here; waiting for it", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _summed(files: list[ShardFile]) -> ShardedSplit:

@@ -229,7 +229,10 @@ def _help(
     """The main function of a process that was started to help another one."""
     end = partial(_end_with_parent, Path(meeting.store).parent)
     threading.Thread(target=end, daemon=True, name="parent").start()
-    there.send("loaded")
+    try:
+        there.send("loaded")
+    except BrokenPipeError:
+        end()
     with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
         try:
             with _joined(meeting, lambda: os._exit(2)):
@@ -277,6 +280,7 @@ def _joined(meeting: Meeting, end: Callable[[], None]) -> Iterator[None]:
             meeting.backend, store=store, rank=rank, world_size=count, timeout=PATIENCE
         )
         signs = dist.new_group(backend="gloo", timeout=timedelta(seconds=SECONDS_WITHOUT_SIGN))
+        dist.barrier(group=signs)
     except (RuntimeError, ValueError) as error:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -288,6 +292,8 @@ def _joined(meeting: Meeting, end: Callable[[], None]) -> Iterator[None]:
             f" {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} ({reason}); see that all are"
             " started, that they reach each other, and that no other run uses the port"
         ) from None
+    if meeting.store:  # which nobody needs any more
+        shutil.rmtree(Path(meeting.store).parent, ignore_errors=True)
     life = _SignsOfLife(signs, end)
     life.start()
     try:

@@ -13,6 +13,7 @@ over its outputs, or its last checkpoint if it was killed.
 
 import fcntl
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -179,11 +180,13 @@ class Lines:
     """A JSON Lines file that is only appended to, so that a checkpoint need not hold its content.
 
     A checkpoint holds its `place`. A run that resumes from there opens it at that place (`begin`),
-    and what was written later is cut off.
+    and what was written later is cut off. Without a path the lines are in memory, of a process that
+    saves nothing.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self.path = path
+        self._file: IO[bytes]
         self._hash = hashlib.sha256()
 
     def begin(self, place: tuple[int, str] | None = None) -> bool:
@@ -191,6 +194,9 @@ class Lines:
 
         Returns False, and leaves the file as it is, where its content up to there has changed.
         """
+        if self.path is None:
+            self._file = io.BytesIO()
+            return True
         self.path.parent.mkdir(parents=True, exist_ok=True)
         length, digest = place or (0, hashlib.sha256().hexdigest())
         with open(self.path, "ab+") as file:
@@ -222,7 +228,12 @@ class Lines:
 
     def read(self) -> list[Any]:
         """All lines, parsed."""
-        return [json.loads(line) for line in self.path.read_bytes().splitlines()]
+        if isinstance(self._file, io.BytesIO):
+            written = self._file.getvalue()
+        else:
+            assert self.path is not None
+            written = self.path.read_bytes()
+        return [json.loads(line) for line in written.splitlines()]
 
 
 def discard(folder: Path) -> None:

@@ -18,11 +18,9 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -132,14 +130,12 @@ def _train(
     start: Start | None,
 ) -> Timing:
     """`train`, on each of its processes."""
-    with ExitStack() as stack:
-        own = "" if processes.is_first() else stack.enter_context(TemporaryDirectory())
-        trainer = Trainer.build(params, parts, shards, tokenizer, folders, start, Path(own))
-        if own:
-            trainer.follow()
-            return trainer.timing()
-        scratch, outputs = trainer.scratch, folders.by_name()
-        stack.enter_context(checkpoint.exclusive(scratch, on_wait=_say_waiting))
+    trainer = Trainer.build(params, parts, shards, tokenizer, folders, start)
+    if not processes.is_first():
+        trainer.follow()
+        return trainer.timing()
+    scratch, outputs = trainer.scratch, folders.by_name()
+    with checkpoint.exclusive(scratch, on_wait=_say_waiting):
         earlier = checkpoint.take_over(scratch, outputs)
         if earlier is not None:
             processes.from_first(None)
@@ -184,7 +180,9 @@ class Trainer:
         snapshot_count = params.snapshots if writes_snapshots else 0
         own_steps = snapshots.positions(params.steps, snapshot_count)
         self.snapshot_steps = [run.first_step + step for step in own_steps]
-        self.log, self.times = Lines(scratch / LOG), Lines(scratch / "times.jsonl")
+        writes = processes.is_first()
+        self.log = Lines(scratch / LOG if writes else None)
+        self.times = Lines(scratch / "times.jsonl" if writes else None)
         self.monitor = Monitor(run, shards, tokenizer, self.log, self.times)
         self.current_step = 0
         """The step being taken, counted from 1."""
@@ -201,14 +199,12 @@ class Trainer:
         tokenizer: Tokenizer,
         folders: RunFolders,
         start: Start | None = None,
-        own: Path = Path(),
     ) -> "Trainer":
         """A run before its first step, from the seed or from where `start` ended.
 
         Its scratch folder is named by everything that decides the results, so that only the very
-        same run finds a checkpoint there, on however many processes. Processes that are not the
-        first keep what they write in a folder of their `own`. Raises UserError where processes of
-        the run differ in anything that decides.
+        same run finds a checkpoint there, on however many processes. Raises UserError where
+        processes of the run differ in anything that decides.
         """
         device = use_device(params.device, params.threads)
         run = begin(params, parts, shards.vocabulary_size, device)
@@ -225,8 +221,6 @@ class Trainer:
             _go_on(run, start, parts, shards, tokenizer)
         _check_alike(decisive, device)
         scratch = checkpoint.scratch_folder(checkpoint.run_key(decisive))
-        if not processes.is_first():
-            scratch = own
         return cls(run, parts, shards, tokenizer, folders, scratch)
 
     @cached_property
@@ -265,6 +259,8 @@ class Trainer:
             self._go_on_from(processes.from_first({"run": saved["run"]}))
             print(f"train: resuming from step {self.run.step:,}", flush=True)
         else:
+            if (self.scratch / checkpoint.FILE).exists():
+                print("train: the checkpoint is damaged: the run begins anew", flush=True)
             self.log.begin()
             self.times.begin()
             self._go_on_from(processes.from_first({}))
@@ -276,15 +272,12 @@ class Trainer:
 
     def follow(self) -> None:
         """Take part in a run of which another process is the first: what it writes is not kept."""
-        saved = processes.from_first(None)
-        if saved is None:
-            return  # the first has found results that are finished
         self.log.begin()
         self.times.begin()
-        self._go_on_from(saved)
-        self.loop()
-        self.log.close()
-        self.times.close()
+        saved = processes.from_first(None)
+        if saved is not None:  # else the first has found results that are finished
+            self._go_on_from(saved)
+            self.loop()
 
     def _reopen_files(self, saved: dict[str, Any]) -> bool:
         """Open log and times where a checkpoint left them; False where anything is missing."""
@@ -409,7 +402,7 @@ class Trainer:
         if self.folders.state:
             self._publish_state(self.folders.state)
         with whole_folder(self.folders.log) as partial:
-            shutil.copyfile(self.log.path, partial / LOG)
+            shutil.copyfile(self.scratch / LOG, partial / LOG)
         return self.timing()
 
     def _publish_state(self, folder: Path) -> None:
