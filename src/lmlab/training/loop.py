@@ -11,8 +11,6 @@ A run diverges when its loss, gradient or logits become NaN or infinite. That is
 other: the run ends there, and its record has the status `diverged`.
 """
 
-import json
-import platform
 import resource
 import shutil
 import sys
@@ -27,7 +25,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from lmlab.core.errors import UserError
-from lmlab.core.files import sha256, whole_folder
+from lmlab.core.files import whole_folder
 from lmlab.core.progress import ProgressBar
 from lmlab.core.registry import Choice
 from lmlab.data.batches import Batches
@@ -39,7 +37,7 @@ from lmlab.model.compiling import compiler_errors
 from lmlab.model.device import has_bfloat16, use_device
 from lmlab.model.models import base as models
 from lmlab.model.record import Divergence, RunSize, TrainingFacts, read_record
-from lmlab.training import checkpoint, continuing, snapshots
+from lmlab.training import alike, checkpoint, continuing, snapshots
 from lmlab.training import cost as sizing
 from lmlab.training.checkpoint import Lines
 from lmlab.training.continuing import Position
@@ -50,8 +48,6 @@ from lmlab.training.status import ADVICE, DIVERGED, FINISHED
 from lmlab.training.step import Diverged, Run, StepResult, TrainParams, begin, take_step
 
 LOG = "log.jsonl"
-ROOMS = ("core", "data", "model", "training")
-"""Whose code decides a run's results."""
 BEST = "best.safetensors"
 """In the scratch folder: what was learned at the lowest validation loss."""
 
@@ -219,7 +215,7 @@ class Trainer:
             decisive["growths"] = [growth.record() for growth in start.growths]
             decisive["carries_optimizer_state"] = start.carries_optimizer_state
             _go_on(run, start, parts, shards, tokenizer)
-        _check_alike(decisive, device)
+        alike.check(decisive, device)
         scratch = checkpoint.scratch_folder(checkpoint.run_key(decisive))
         return cls(run, parts, shards, tokenizer, folders, scratch)
 
@@ -236,7 +232,7 @@ class Trainer:
         for line in sizing.lines(self.size):
             print(f"train: {line}", flush=True)
         if params.processes > 1:
-            print(f"train: {_shared(self.run)}", flush=True)
+            print(f"train: {alike.how_shared(self.run)}", flush=True)
         for line in [*self.run.remarks, *_remarks(self.run, self.size, text_tokens)]:
             print(f"train: {line}", flush=True)
         if params.batch * params.context > text_tokens:
@@ -508,43 +504,6 @@ def _position(params: TrainParams, shards: Shards, windows: int) -> Position:
         seed=params.order_seed,
         pool_tokens=params.pool_tokens,
         windows=windows,
-    )
-
-
-def _check_alike(decisive: dict[str, Any], device: torch.device) -> None:
-    """Raise UserError where another process of the run differs in what decides its results."""
-    if processes.share().total == 1:
-        return
-    facts = {
-        **{f"train.{key}": json.dumps(value) for key, value in decisive["params"].items()},
-        **{f"train.{key}'s options": json.dumps(value) for key, value in decisive["parts"].items()},
-        **{key: json.dumps(decisive[key]) for key in decisive if key not in ("params", "parts")},
-        **_code(),
-        "torch's version": torch.__version__,
-        "kind of processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
-        "kind of device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
-    }
-    processes.check_same(
-        facts, "let all processes have one commit, params.yaml, data and kind of machine"
-    )
-
-
-def _code() -> dict[str, str]:
-    """The SHA-256 of each file of the lab that may decide a run's results."""
-    package = Path(__file__).parents[1]
-    files = [path for room in ROOMS for path in sorted((package / room).rglob("*.py"))]
-    return {str(path.relative_to(package)): sha256(path) for path in files}
-
-
-def _shared(run: Run) -> str:
-    """How the run's processes share its work."""
-    count, pieces = run.params.processes, run.params.gradient_accumulation
-    if run.rule.shares_population:
-        return f"{count} processes share the rule's population; the bytes are those of one process"
-    each = f"{pieces // count} of its {pieces} micro-batches"
-    return (
-        f"{count} processes share the batch, each {each}; the bytes are those of one process with"
-        f" train.gradient_accumulation {pieces}"
     )
 
 
