@@ -67,7 +67,7 @@ def _connected(address: str) -> Any:
         reason = " ".join(str(error).split())[:100]
         raise UserError(
             f"--cluster: no scheduler answers at {address} ({reason}); start one: `dask scheduler"
-            " --host 127.0.0.1 --port 8786 --no-dashboard`"
+            " --host 127.0.0.1 --port 8786 --dashboard-address 127.0.0.1:8787`"
         ) from None
 
 
