@@ -188,3 +188,10 @@ def test_a_part_that_is_not_of_its_kind_is_told_in_one_line(
 
 def test_every_part_of_the_project_holds_what_the_registry_looks_for() -> None:
     preflight._check_modules()
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_several_processes_on_another_device_than_processors_are_refused(device: str) -> None:
+    asked = params.changed(small.tree(), {"train.processes": 2, "train.device": device})
+    with pytest.raises(UserError, match=rf"train\.processes is 2, .* train\.device \({device}\)"):
+        preflight.check(asked)

@@ -181,6 +181,12 @@ def _check_run(train: TrainParams, chosen: dict[str, Choice]) -> None:
         parametrisation.check(model)
         parametrisation.scale_initialisation(model)
         rule = chosen_rule(train, chosen, model)
+    if train.processes > 1 and train.device != "cpu":
+        raise UserError(
+            f"params.yaml: train.processes is {train.processes}, and several processes share a run on"
+            f" processors alone so far; set train.device ({train.device}) to cpu, or train.processes"
+            " to 1"
+        )
     undivided = train.model_copy(update={"gradient_accumulation": 1, "processes": 1})
     windows = undivided.settled(model.width, bfloat16_helps=False).batch
     pieces = train.settled(model.width, False, rule.shares_population).gradient_accumulation
