@@ -183,9 +183,9 @@ def _check_run(train: TrainParams, chosen: dict[str, Choice]) -> None:
         rule = chosen_rule(train, chosen, model)
     if train.processes > 1 and train.device != "cpu":
         raise UserError(
-            f"params.yaml: train.processes is {train.processes}, and several processes share a run on"
-            f" processors alone so far; set train.device ({train.device}) to cpu, or train.processes"
-            " to 1"
+            f"params.yaml: train.processes is {train.processes}, and several processes share a run"
+            f" on processors alone so far; set train.device ({train.device}) to cpu, or"
+            " train.processes to 1"
         )
     undivided = train.model_copy(update={"gradient_accumulation": 1, "processes": 1})
     windows = undivided.settled(model.width, bfloat16_helps=False).batch
