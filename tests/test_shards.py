@@ -330,7 +330,9 @@ def test_any_executor_writes_the_same_bytes(
         assert many("by threads", pool) == many("here")
 
 
+@pytest.mark.parametrize("other", ["twice", "elsewhere"])
 def test_of_two_at_once_the_second_waits(
+    other: str,
     many: Callable[..., dict[str, bytes]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -346,10 +348,10 @@ def test_of_two_at_once_the_second_waits(
         return write(work)
 
     monkeypatch.setattr(sharding, "_write", slowly)
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(4) as pool:
         first = pool.submit(many, "twice")
         begun.wait()
-        second = pool.submit(many, "twice")
-        assert first.result() == second.result() == whole
-    assert "another process is making shards here; waiting" in capsys.readouterr().out
+        rest = [pool.submit(many, name) for name in (other, other, "twice")]
+        assert all(one.result() == whole for one in [first, *rest])
+    assert "another process is making these shards; waiting" in capsys.readouterr().out
     assert not [*tmp_path.glob("twice/.*")]

@@ -71,8 +71,7 @@ def build(
     for split in SPLITS:
         checked(corpus / f"{split}.parquet", made_by="download")
     scratch = _scratch(corpus, tokenizer_file, params)
-    with _alone(folder.parent), whole_folder(folder) as partial:
-        scratch.mkdir(parents=True, exist_ok=True)
+    with _alone(scratch), whole_folder(folder) as partial:
         work: list[_Work] = []
         for split in SPLITS:
             documents = corpus / f"{split}.parquet"
@@ -109,20 +108,35 @@ def _scratch(corpus: Path, tokenizer_file: Path, params: ShardParams) -> Path:
     return Path(os.environ.get("DVC_ROOT", ".")).resolve() / ".scratch" / f"shard-{key}"
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Inside, no other process makes shards in this folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder, os.O_RDONLY)
+def _is_at(path: Path, opened: int) -> bool:
+    """Whether what is at a path is what was opened, not a later one of the same name."""
     try:
+        return os.path.samestat(os.fstat(opened), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def _alone(scratch: Path) -> Iterator[None]:
+    """Inside, the folder is there, and no other process makes the shards that are kept in it."""
+    while True:
+        scratch.mkdir(parents=True, exist_ok=True)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print("shard: another process is making shards here; waiting for it", flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
+            lock = os.open(scratch, os.O_RDONLY)
+        except FileNotFoundError:  # the process before this one has just deleted it
+            continue
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print("shard: another process is making these shards; waiting for it", flush=True)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if not _is_at(scratch, lock):
+                continue
+            yield
+            return
+        finally:
+            os.close(lock)
 
 
 def _summed(files: list[ShardFile]) -> ShardedSplit:
