@@ -12,7 +12,7 @@ The rows are of four kinds. `alike`: the largest difference of a loss in three s
 a processor's, for every model, learning rule and optimizer. `repeats`: whether a run, and one that
 is stopped and goes on, write the same weights. `speed`: tokens a second. `race`: seconds of
 training steps, and nats per token over all of validation; of nanoGPT's recipe the best validation
-counts, which is the first of `--every` steps that is below all later ones.
+counts, of one every 250 steps.
 """
 
 import functools

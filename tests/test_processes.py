@@ -1,9 +1,9 @@
 """Several processes take the steps of one, in the same bytes; if one is lost they all end."""
 
+import json
 import math
 import multiprocessing
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 import small
+import test_perturbing_rules
 import test_results
 import test_training
 import torch
@@ -39,15 +40,6 @@ from lmlab.training.step import TrainParams
 corpus = test_training.corpus  # the fixture
 
 SHORT = {**BASE, "steps": 4, "sample_every": 0, "validate_every": 2, "checkpoint_seconds": 1e6}
-SHARING = {
-    "activity_forward_gradient",
-    "evolution_strategies",
-    "forward_gradient",
-    "low_rank_evolution",
-    "node_perturbation",
-    "spsa",
-}
-"""Rules whose population is shared, not the batch."""
 FEW = {"population": 3, "directions": 3, "at_once": 2, "samples": 2, "maps_at_once": 3}
 CASES: dict[str, dict[str, Any]] = {
     **{f"rule {name}": {"learning_rule": name, **FEW} for name in registry.names("learning_rules")},
@@ -119,7 +111,7 @@ def train_all(runs: list[tuple[Any, ...]]) -> None:
 def pieces_of(case: dict[str, Any], count: int) -> int:
     """The micro-batches of one process that takes the steps of so many."""
     own = int(case.get("gradient_accumulation", 1))
-    return own if case.get("learning_rule") in SHARING else math.lcm(own, count)
+    return own if case.get("learning_rule") in test_perturbing_rules.RULES else math.lcm(own, count)
 
 
 def divided(count: int) -> dict[str, int]:
@@ -278,25 +270,38 @@ def test_a_process_that_may_start_no_others_says_so() -> None:
 
 LONG = {"steps": 400, "validate_every": 20, "log_every": 5, "checkpoint_seconds": 0.2}
 MAIN = """
-import pickle, sys
+import json, sys
 from pathlib import Path
+from lmlab.core import registry
 from lmlab.core.errors import one_line
-from lmlab.evaluation import evaluate as evaluation
-from lmlab.evaluation import probe as probing
-from lmlab.evaluation.evaluate import EvaluateParams
-from lmlab.evaluation.measures import base as measures
-from lmlab.evaluation.probe import ProbeParams
-from lmlab.model import meeting, processes
-from lmlab.model.models import base as models
+from lmlab.core.params import section
+from lmlab.data.shards import open_shards
+from lmlab.data.tokenizers import base as tokenizers
 from lmlab.training import loop
-one_line(loop.train)(*pickle.loads(Path(sys.argv[1]).read_bytes()))
+from lmlab.training.step import TrainParams
+
+given = json.loads(Path(sys.argv[1]).read_text())
+params = section(given["tree"], "train", TrainParams)
+parts = registry.choices(given["tree"], "train", params)
+tokenizer = Path(given["tokenizer"])
+folders = loop.RunFolders(*map(Path, given["folders"]))
+shards = open_shards(Path(given["shards"]), tokenizer)
+one_line(loop.train)(params, parts, shards, tokenizers.load(tokenizer), folders)
 """
 
 
 def started(corpus: Corpus, home: Path, **changes: Any) -> subprocess.Popen[str]:
-    given = home.with_suffix(".pickle")
-    given.write_bytes(pickle.dumps(arguments(corpus, home, **changes)))
-    command = [sys.executable, "-c", MAIN, str(given)]
+    """A run in a process of its own."""
+    shards = corpus[0].folder
+    given = {
+        "tree": small.tree(**changes),
+        "shards": str(shards),
+        "tokenizer": str(shards.parent / "tokenizer" / "tokenizer.json"),
+        "folders": [str(home / name) for name in (*FOLDERS, "state")],
+    }
+    file = home.with_suffix(".json")
+    file.write_text(json.dumps(given))
+    command = [sys.executable, "-c", MAIN, str(file)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
