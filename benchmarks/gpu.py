@@ -40,6 +40,7 @@ from lmlab.model.models import base as models
 from lmlab.model.scoring import score
 from lmlab.training import loop
 from lmlab.training import step as stepping
+from lmlab.training.results import RunFolders, Timing
 from lmlab.training.step import TrainParams
 
 Row = dict[str, Any]
@@ -100,13 +101,11 @@ def alike(tree: Tree, shards: Shards, device: str) -> Row:
     }
 
 
-def trained(
-    tree: Tree, shards: Shards, tokenizer: Tokenizer, folder: Path
-) -> tuple[loop.Timing, str]:
+def trained(tree: Tree, shards: Shards, tokenizer: Tokenizer, folder: Path) -> tuple[Timing, str]:
     """What a run took, and the SHA-256 of its weights."""
     section = params.section(tree, "train", TrainParams)
     parts = registry.choices(tree, "train", section)
-    folders = loop.RunFolders(folder / "model", folder / "log")
+    folders = RunFolders(folder / "model", folder / "log")
     timing = loop.train(section, parts, shards, tokenizer, folders)
     return timing, models.load(folder / "model", torch.device("cpu"))[1].weights_sha256
 

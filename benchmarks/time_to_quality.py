@@ -39,6 +39,7 @@ from lmlab.model.device import use_device
 from lmlab.model.models import base as models
 from lmlab.model.scoring import score
 from lmlab.training import loop as training
+from lmlab.training.results import RunFolders
 from lmlab.training.step import TrainParams
 
 DEFAULT, YARDSTICK, NANOGPT = "default", "yardstick", "nanoGPT"
@@ -66,7 +67,7 @@ def run(
             registry.choices(tree, "train", train),
             shards,
             tokenizer,
-            training.RunFolders(folder / "model", folder / "log"),
+            RunFolders(folder / "model", folder / "log"),
         )
         model, saved = models.load(folder / "model", use_device(train.device, train.threads))
     stream, window = shards.stream("validation"), model.context

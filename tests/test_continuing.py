@@ -21,7 +21,7 @@ from lmlab.model.record import ModelRecord, read_record
 from lmlab.training import checkpoint, continuing
 from lmlab.training import loop as training
 from lmlab.training.cost import bytes_at, flops_at
-from lmlab.training.loop import RunFolders
+from lmlab.training.results import RunFolders
 from lmlab.training.step import TrainParams
 
 corpus = test_training.corpus  # the fixture

@@ -34,7 +34,7 @@ from lmlab.evaluation.probe import ProbeParams
 from lmlab.model import meeting, processes
 from lmlab.model.models import base as models
 from lmlab.training import loop
-from lmlab.training.loop import RunFolders, Timing
+from lmlab.training.results import LOG, RunFolders, Timing
 from lmlab.training.step import TrainParams
 
 corpus = test_training.corpus  # the fixture
@@ -278,13 +278,14 @@ from lmlab.core.params import section
 from lmlab.data.shards import open_shards
 from lmlab.data.tokenizers import base as tokenizers
 from lmlab.training import loop
+from lmlab.training.results import RunFolders
 from lmlab.training.step import TrainParams
 
 given = json.loads(Path(sys.argv[1]).read_text())
 params = section(given["tree"], "train", TrainParams)
 parts = registry.choices(given["tree"], "train", params)
 tokenizer = Path(given["tokenizer"])
-folders = loop.RunFolders(*map(Path, given["folders"]))
+folders = RunFolders(*map(Path, given["folders"]))
 shards = open_shards(Path(given["shards"]), tokenizer)
 one_line(loop.train)(params, parts, shards, tokenizers.load(tokenizer), folders)
 """
@@ -428,7 +429,7 @@ def test_several_processes_share_the_text_and_the_measures_and_write_the_same(
         meeting.run(
             *("evaluate.processes", count, "gloo", evaluation.evaluate, params),
             *(measures.chosen(tree, params.measures), model, record, shards, tokenizer),
-            *(texts, home / "training" / loop.LOG, folder),
+            *(texts, home / "training" / LOG, folder),
         )
         written_by[count] = written(folder)
     assert "measures.json" in written_by[1]

@@ -32,7 +32,7 @@ from lmlab.training import checkpoint, monitor, snapshots
 from lmlab.training import loop as training
 from lmlab.training import step as stepping
 from lmlab.training.learning_rules.backprop import Backprop
-from lmlab.training.loop import RunFolders
+from lmlab.training.results import RunFolders
 from lmlab.training.step import Diverged, TrainParams
 
 TEXT = "".join(f"{number} times {number} is {number * number}.\n" for number in range(120))

@@ -1,6 +1,6 @@
 """params.yaml as frozen, strictly typed objects. This is the only module that reads the file.
 
-Each section's class lives beside the code it configures (`TrainParams` in training/loop.py, say)
+Each section's class lives beside the code it configures (`TrainParams` in training/step.py, say)
 and derives from `Params`. A typo, a missing key or a wrong type becomes a one-line error that names
 the key and the nearest known one.
 """

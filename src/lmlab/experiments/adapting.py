@@ -35,7 +35,7 @@ from lmlab.model.models import base as models
 from lmlab.model.record import ModelRecord, read_record
 from lmlab.model.scoring import validation_bits
 from lmlab.training import loop
-from lmlab.training.loop import RunFolders
+from lmlab.training.results import RunFolders
 from lmlab.training.status import ADVICE, how_it_diverged
 from lmlab.training.step import TrainParams
 

@@ -44,7 +44,9 @@ class Group:
 
     share: Share
     sent_bytes: int = 0
-    """To others, so far: gradients and numbers, without what keeps the processes together."""
+    """To others, so far: gradients and numbers of a step, not what a validation finds, nor what
+    keeps the processes together.
+    """
 
 
 _group: Group | None = None
@@ -133,7 +135,8 @@ def in_turn(compute: Callable[[int], Tensor], count: int) -> Iterator[Tensor]:
 def shared_out(compute: Callable[[Item], Found], items: Sequence[Item]) -> Iterator[Found]:
     """`compute(item)` for each item, in order, on every process; each is computed by one process.
 
-    An exception is raised on all of them, where its item's turn comes.
+    Where the numbers themselves go wrong (ArithmeticError), that is raised on all of them, when its
+    item's turn comes. Any other exception ends the process that meets it, and with it the run.
     """
     rank, count = share()
     if count == 1:

@@ -11,91 +11,35 @@ A run diverges when its loss, gradient or logits become NaN or infinite. That is
 other: the run ends there, and its record has the status `diverged`.
 """
 
-import resource
-import shutil
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-from pydantic import BaseModel, ConfigDict
-
 from lmlab.core.errors import UserError
-from lmlab.core.files import whole_folder
 from lmlab.core.progress import ProgressBar
 from lmlab.core.registry import Choice
 from lmlab.data.batches import Batches
 from lmlab.data.shards import Shards
-from lmlab.data.start import Start, spent
+from lmlab.data.start import Start
 from lmlab.data.tokenizers.base import Tokenizer
 from lmlab.model import meeting, processes
 from lmlab.model.compiling import compiler_errors
 from lmlab.model.device import has_bfloat16, use_device
-from lmlab.model.models import base as models
-from lmlab.model.record import Divergence, RunSize, TrainingFacts, read_record
-from lmlab.training import alike, checkpoint, continuing, snapshots
+from lmlab.model.record import Divergence, RunSize, read_record
+from lmlab.training import alike, checkpoint, continuing, results, snapshots
 from lmlab.training import cost as sizing
 from lmlab.training.checkpoint import Lines
-from lmlab.training.continuing import Position
 from lmlab.training.monitor import Monitor
-from lmlab.training.optimizers.base import evaluation_weights
+from lmlab.training.results import LOG, Ended, RunFolders, Timing
 from lmlab.training.schedules.base import Schedule
-from lmlab.training.status import ADVICE, DIVERGED, FINISHED
+from lmlab.training.status import ADVICE
 from lmlab.training.step import Diverged, Run, StepResult, TrainParams, begin, take_step
 
-LOG = "log.jsonl"
 BEST = "best.safetensors"
 """In the scratch folder: what was learned at the lowest validation loss."""
-
-
-@dataclass(frozen=True)
-class RunFolders:
-    """The folders that a run writes its results into."""
-
-    model: Path
-    """Weights and record (`models.save`)."""
-    log: Path
-    """The file LOG: one JSON object per line."""
-    snapshots: Path | None = None
-    """Without this folder no snapshots are taken."""
-    state: Path | None = None
-    """What a run that goes on from this one takes over beside the model; nothing without it."""
-
-    def by_name(self) -> dict[str, Path]:
-        """The configured folders by name."""
-        folders = {"model": self.model, "training": self.log}
-        if self.snapshots:
-            folders["snapshots"] = self.snapshots
-        if self.state:
-            folders["state"] = self.state
-        return folders
-
-
-class SecondsAt(BaseModel):
-    """Cumulative training seconds at each step whose training or validation loss is logged."""
-
-    step: list[int]
-    seconds: list[float]
-
-
-class Timing(BaseModel):
-    """Time and memory of a run, earlier starts included. Differs from run to run."""
-
-    model_config = ConfigDict(frozen=True)
-
-    training_seconds: float
-    """In training steps alone."""
-    validation_seconds: float
-    tokens_per_second: float
-    peak_bytes: int
-    """Peak memory of the process; on a CUDA device, of the tensors there."""
-    sent_bytes: int = 0
-    """To other processes of the run, by the first of them since it was last started."""
-    seconds_at: SecondsAt
 
 
 def train(
@@ -206,7 +150,7 @@ class Trainer:
         run = begin(params, parts, shards.vocabulary_size, device)
         decisive: dict[str, Any] = {
             "params": run.params.model_dump(exclude={"processes"}),
-            "parts": _records(parts),
+            "parts": results.records(parts),
             "shards": shards.fingerprint,
         }
         if start:
@@ -338,7 +282,7 @@ class Trainer:
         return result
 
     def _save_checkpoint(self) -> None:
-        self.run.peak_bytes = _peak_bytes(self.run)
+        self.run.peak_bytes = results.peak_bytes(self.run)
         state = {"run": self.run.state(), "log": self.log.place(), "times": self.times.place()}
         checkpoint.save(self.scratch, state)
 
@@ -387,90 +331,25 @@ class Trainer:
         )
 
     def publish(self) -> Timing:
-        """Write model, snapshots and log into the run's folders; return what the run took."""
+        """Write what the run leaves into its folders; return what it took."""
         self.log.close()
         self.times.close()
-        facts = self._facts()
-        with evaluation_weights(self.run.optimizer):
-            models.save(self.folders.model, self.parts["model"], self.run.model, facts)
-        if self.folders.snapshots:
-            self._publish_snapshots(self.folders.snapshots)
-        if self.folders.state:
-            self._publish_state(self.folders.state)
-        with whole_folder(self.folders.log) as partial:
-            shutil.copyfile(self.scratch / LOG, partial / LOG)
+        ended = Ended(
+            self.run,
+            self.parts,
+            self.shards,
+            self.batches.pool_tokens,
+            self.scratch,
+            self.size,
+            self.snapshot_steps,
+            self.diverged,
+        )
+        ended.publish(self.folders)
         return self.timing()
-
-    def _publish_state(self, folder: Path) -> None:
-        run = self.run
-        windows = run.windows_read + run.own_step * run.params.batch
-        position = _position(run.params, self.shards, windows)
-        continuing.write(folder, run.model, run.rule, run.optimizer, self.parts, position)
-
-    def _facts(self) -> TrainingFacts:
-        """What the model's record says of its training."""
-        run, params = self.run, self.run.params
-        ending: dict[str, Any] = {"status": FINISHED}
-        if self.diverged:
-            ending = {"status": DIVERGED, "diverged": self.diverged}
-        memory = self.size.bytes.model_copy(
-            update={"optimizer": sizing.optimizer_bytes(run.optimizer)}
-        )
-        return TrainingFacts(
-            **ending,
-            tokenizer_sha256=self.shards.manifest.tokenizer_sha256,
-            steps=run.step,
-            seed=params.seed,
-            data_seed=params.order_seed,
-            pool_tokens=self.batches.pool_tokens,
-            precision=params.precision,
-            tokens=run.tokens,
-            bytes=self._bytes(),
-            flops=self._flops(),
-            earlier=run.earlier,
-            size=self.size.model_copy(update={"bytes": memory}),
-        )
-
-    def _bytes(self) -> int:
-        """Of the text that this run and those before it have trained on."""
-        own = round(self.run.own_tokens * self.shards.bytes_per_token("train"))
-        return spent(self.run.earlier).bytes + own
-
-    def _flops(self) -> int:
-        """That this run and those before it have spent."""
-        forward = self.size.forward_flops_per_token or 0
-        own = round(sizing.training_flops(forward, self.run.own_tokens))
-        return spent(self.run.earlier).flops + own
-
-    def _publish_snapshots(self, folder: Path) -> None:
-        """Publish the snapshots, except that of the step at which the run diverged."""
-        run = self.run
-        steps = self.diverged.step - 1 if self.diverged else run.step
-        taken = [step for step in self.snapshot_steps if step < steps]
-        record = {
-            "vocabulary_size": run.model.vocabulary_size,
-            "context": run.model.context,
-            "tokenizer_sha256": self.shards.manifest.tokenizer_sha256,
-            "steps": run.step,
-            "seed": run.params.seed,
-            "parts": _records(self.parts),
-        }
-        snapshots.publish(self.scratch, folder, taken, record)
 
     def timing(self) -> Timing:
         """What the run took, as far as this process knows."""
-        run, times = self.run, self.times.read()
-        return Timing(
-            training_seconds=run.seconds,
-            validation_seconds=run.validation_seconds,
-            tokens_per_second=run.tokens / run.seconds if run.seconds else 0.0,
-            peak_bytes=_peak_bytes(run),
-            sent_bytes=processes.sent_bytes(),
-            seconds_at=SecondsAt(
-                step=[int(step) for step, _ in times],
-                seconds=[seconds for _, seconds in times],
-            ),
-        )
+        return results.timing_of(self.run, self.times.read())
 
 
 def _go_on(
@@ -486,7 +365,7 @@ def _go_on(
             f"{start.model} was trained with another tokenizer than {shards.folder} was made with;"
             " run `dvc repro`"
         )
-    position = _position(run.params, shards, 0)
+    position = results.position_of(run, shards, 0)
     taken = continuing.take_over(
         start, run.model, run.rule, run.optimizer, parts, position, tokenizer, shards
     )
@@ -494,21 +373,6 @@ def _go_on(
     run.step = run.first_step
     run.windows_read = taken.windows
     run.remarks = taken.remarks
-
-
-def _position(params: TrainParams, shards: Shards, windows: int) -> Position:
-    """Where a run is that has read so many windows of these shards."""
-    return Position(
-        shards=shards.fingerprint,
-        context=params.context,
-        seed=params.order_seed,
-        pool_tokens=params.pool_tokens,
-        windows=windows,
-    )
-
-
-def _records(parts: dict[str, Choice]) -> dict[str, Any]:
-    return {key: choice.record() for key, choice in parts.items()}
 
 
 def _say_waiting() -> None:
@@ -528,17 +392,3 @@ def _remarks(run: Run, size: RunSize, text_tokens: int) -> Iterator[str]:
         )
     if params.compile:
         yield "compiling in the first step: up to a few minutes the first time, then seconds"
-
-
-def _peak_bytes(run: Run) -> int:
-    """The most memory held so far, over all starts of the run.
-
-    By tensors where they are on a CUDA device, otherwise by the whole process.
-    """
-    if run.device.type == "cuda":
-        held = torch.cuda.max_memory_allocated(run.device)
-    else:
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        bytes_per_unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, elsewhere KiB
-        held = usage.ru_maxrss * bytes_per_unit
-    return max(run.peak_bytes, held)

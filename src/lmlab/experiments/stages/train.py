@@ -11,7 +11,7 @@ from lmlab.data.start import StartParams
 from lmlab.data.tokenizers import base as tokenizers
 from lmlab.experiments.stages.layout import Layout
 from lmlab.training import growing, loop
-from lmlab.training.loop import RunFolders
+from lmlab.training.results import RunFolders
 from lmlab.training.step import TrainParams
 
 
