@@ -14,8 +14,8 @@ from lmlab.core import files, params, registry
 from lmlab.core.params import Tree
 from lmlab.data import documents
 from lmlab.data import shard as sharding
-from lmlab.data.collect import write_splits
 from lmlab.data.shards import Shards, open_shards
+from lmlab.data.splitting import write_splits
 from lmlab.data.tokenizers import base as tokenizers
 from lmlab.data.tokenizers.base import Tokenizer
 
@@ -38,6 +38,12 @@ Texts = str | Sequence[str]
 def tree() -> Tree:
     """The project's own params.yaml."""
     return params.read(PROJECT / "params.yaml")
+
+
+@pytest.fixture
+def own_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept of work that is stopped is kept for this test alone."""
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
 
 
 @pytest.fixture

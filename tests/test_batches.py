@@ -8,7 +8,6 @@ import torch
 from small import ShardsOf
 
 from lmlab.core.errors import UserError
-from lmlab.data import collect as collecting
 from lmlab.data import documents
 from lmlab.data.batches import Batches
 from lmlab.data.shards import Shards
@@ -18,7 +17,7 @@ LARGE = 10**9
 
 @pytest.fixture
 def small_row_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collecting, "ROW_GROUP_BYTES", 150)
+    monkeypatch.setattr(documents, "ROW_GROUP_BYTES", 150)
     monkeypatch.setattr(documents, "PART_CHARACTERS", 50)
 
 

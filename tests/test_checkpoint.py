@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lmlab.core.scratch import scratch_folder
 from lmlab.training import checkpoint
 
 DTYPES = [
@@ -264,6 +265,6 @@ def test_the_scratch_lies_in_the_project_also_for_a_copy_of_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("DVC_ROOT", raising=False)
-    assert checkpoint.scratch_folder("k") == Path(".scratch/train-k")
+    assert scratch_folder("train-k") == Path(".scratch/train-k")
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    assert checkpoint.scratch_folder("k") == tmp_path / ".scratch" / "train-k"
+    assert scratch_folder("train-k") == tmp_path / ".scratch" / "train-k"

@@ -15,7 +15,7 @@ from test_studies import CORPUS, folder, write  # noqa: F401 (a fixture)
 
 from lmlab.core import registry
 from lmlab.core.errors import UserError
-from lmlab.data import collect, documents
+from lmlab.data import documents
 from lmlab.data import shard as sharding
 from lmlab.data.tokenizers import base as tokenizers
 from lmlab.experiments import cluster as experiments_cluster
@@ -184,7 +184,6 @@ def encoding(
 ) -> Callable[..., dict[str, bytes]]:
     """Shards in a folder of that name, by an executor: their bytes."""
     monkeypatch.setattr(documents, "ROW_GROUP_BYTES", 200)
-    monkeypatch.setattr(collect, "ROW_GROUP_BYTES", 200)
     monkeypatch.chdir(tmp_path)
     texts = [f"{number} times {number} is {number * number}.\n" * 9 for number in range(12)]
     corpus, choice = tmp_path / "texts", registry.choose(tree, "tokenizers", "byte")

@@ -1,6 +1,6 @@
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lmlab.core.errors import UserError
+from lmlab.data import cleaned, corpus_summary, documents
 from lmlab.data import collect as collecting
-from lmlab.data import corpus_summary, documents
+from lmlab.data.cleaning import Cleaner
 from lmlab.data.collect import DownloadParams
 from lmlab.data.corpora.base import Corpus, Document
 from lmlab.data.corpus_manifest import CorpusManifest
 from lmlab.data.documents import SPLITS
 
+pytestmark = pytest.mark.usefixtures("own_scratch")
 TAIL = DownloadParams(
     corpus="here",
     ascii=True,
@@ -112,8 +114,8 @@ def test_however_it_is_cut_the_text_is_whole(
     params = TAIL.model_copy(update={"ascii": False, "validation": validation, "test": test})
     whole = "".join(re.sub("\r\n?", "\n", "".join(document)) for document in pieces)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(collecting, "PART_CHARACTERS", part)
-        patch.setattr(collecting, "ROW_GROUP_BYTES", 3 * part)
+        patch.setattr(cleaned, "PART_CHARACTERS", part)
+        patch.setattr(documents, "ROW_GROUP_BYTES", 3 * part)
         try:
             manifest = build(params, tmp_path / "corpus", *pieces)
         except UserError:
@@ -131,7 +133,7 @@ def test_however_it_is_cut_the_text_is_whole(
 def test_long_documents_come_in_parts_cut_behind_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(collecting, "PART_CHARACTERS", 100)
+    monkeypatch.setattr(cleaned, "PART_CHARACTERS", 100)
     text = words(2000) + "x" * 350 + "\n" + words(100)
     build(TAIL, tmp_path / "corpus", [text[:1234], text[1234:]])
     parts = [part for _, _, part in documents.read_parts(tmp_path / "corpus" / "train.parquet")]
@@ -399,7 +401,7 @@ def test_an_error_leaves_what_was_there(
         collecting.build(
             params, Here([list(p) if isinstance(p, list) else p for p in pieces]), folder
         )
-    assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
+    assert {path.name for path in tmp_path.iterdir()} <= {"corpus", ".scratch"}
     assert [path.name for path in folder.iterdir()] == ["old"]
 
 
@@ -446,3 +448,172 @@ def test_a_held_out_split_that_is_more_than_it_is_worth_is_said(
     warnings = capsys.readouterr().err.splitlines()
     assert len(warnings) == 1
     assert "the validation split has 2,000 bytes (download.validation: 0.1)" in warnings[0]
+
+
+# ---------------------------------------------------------------- work that is stopped
+
+
+class Cut(Exception):  # noqa: N818 (as if the process had been killed)
+    pass
+
+
+class Stopped(Here):
+    """A source of which no more than so many pieces can be read."""
+
+    def __init__(self, pieces: Sequence[Sequence[str]], most: int) -> None:
+        super().__init__(pieces)
+        self.left = most
+
+    def documents(self) -> Iterator[Document]:
+        for document in super().documents():
+            yield Document(document.name, self._until_cut(document.pieces))
+
+    def _until_cut(self, pieces: Iterable[str]) -> Iterator[str]:
+        for piece in pieces:
+            if not self.left:
+                raise Cut
+            self.left -= 1
+            yield piece
+
+
+LONG = "Of Ångström\u2019s \u201cruler\u201d \u2013 more.\r\n"
+TEXTS = [
+    ["", "one\r", "\ntwo\n" * 9],
+    [LONG * 3, LONG * 5, "\ud800 half a pair", LONG],
+    [],
+    ["∑∑∑"],
+    ["one\r", "\ntwo\n" * 9],
+    [f"{word} and " + LONG * 4 for word in ("this", "that", "these", "those", "them")],
+    [LONG * 3, LONG * 5, "\ud800 half a pair", LONG + "again"],
+    [" ", "\n"],
+    ["the end of it all, and nothing but the end\n" * 4],
+]
+"""Documents of which some are empty, some are emptied, and some are equal or nearly so."""
+PIECES = sum(map(len, TEXTS))
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cleaned, "CHUNK_CHARACTERS", 150)
+    monkeypatch.setattr(cleaned, "PART_CHARACTERS", 60)
+    monkeypatch.setattr(documents, "ROW_GROUP_BYTES", 100)
+
+
+def cut_after(most: int, params: DownloadParams, folder: Path) -> None:
+    with pytest.raises(Cut):
+        collecting.build(params, Stopped(TEXTS, most), folder)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+KINDS = [
+    {"duplicates": "keep"},
+    {"duplicates": "keep", "ascii": False, "split": "tail"},
+    {"duplicates": "equal"},
+    {"duplicates": "near", "similarity": 0.5},
+]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_stopped_after_any_piece_it_goes_on_to_the_same_bytes(
+    kind: dict[str, Any], tmp_path: Path, small_chunks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = WHOLE.model_copy(update={"most_dropped": 1.0, **kind})
+    calls: list[str] = []
+    clean = Cleaner.clean
+
+    def counted(cleaner: Cleaner, text: str) -> str:
+        calls.append(text)
+        return clean(cleaner, text)
+
+    monkeypatch.setattr(Cleaner, "clean", counted)
+    build(params, tmp_path / "undisturbed", *TEXTS)
+    expected, calls_needed = files_of(tmp_path / "undisturbed"), len(calls)
+    for most in range(PIECES):
+        cut_after(most, params, tmp_path / "corpus")
+        calls.clear()
+        build(params, tmp_path / "corpus", *TEXTS)
+        assert files_of(tmp_path / "corpus") == expected
+        if most > 6:  # the first chunk is full
+            assert 0 < len(calls) < calls_needed
+        assert not list(tmp_path.glob(".scratch/*"))
+
+
+def test_stopped_again_and_again_it_comes_to_an_end(tmp_path: Path, small_chunks: None) -> None:
+    """Each time it comes a little further, and at last to the same bytes."""
+    params = WHOLE.model_copy(update={"most_dropped": 1.0, "duplicates": "near"})
+    build(params, tmp_path / "undisturbed", *TEXTS)
+    for most in range(PIECES):
+        cut_after(most, params, tmp_path / "corpus")
+    build(params, tmp_path / "corpus", *TEXTS)
+    assert files_of(tmp_path / "corpus") == files_of(tmp_path / "undisturbed")
+
+
+def test_stopped_while_it_is_split_the_text_is_not_cleaned_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = WHOLE.model_copy(update={"most_dropped": 1.0})
+    with monkeypatch.context() as patch:
+        patch.setattr(collecting, "overlap", lambda *_: (_ for _ in ()).throw(Cut()))
+        with pytest.raises(Cut):
+            build(params, tmp_path / "corpus", *TEXTS)
+    monkeypatch.setattr(Cleaner, "clean", lambda *_: pytest.fail("cleaned again"))
+    build(params, tmp_path / "corpus", *TEXTS)
+    monkeypatch.undo()
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    build(params, tmp_path / "undisturbed", *TEXTS)
+    assert files_of(tmp_path / "corpus") == files_of(tmp_path / "undisturbed")
+
+
+OTHERS = {
+    "another piece": [["", "ONE\r", *TEXTS[0][2:]], *TEXTS[1:]],
+    "another document before": [["new"], *TEXTS],
+    "the same text in other documents": [TEXTS[0] + TEXTS[1], *TEXTS[2:]],
+    "less text": TEXTS[:2],
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_where_the_text_has_changed_it_begins_anew(
+    other: str, tmp_path: Path, small_chunks: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = WHOLE.model_copy(update={"most_dropped": 1.0, "split": "tail"})
+    cut_after(15, params, tmp_path / "corpus")
+    build(params, tmp_path / "corpus", *OTHERS[other])
+    assert (
+        "the text is not what was cleaned before: cleaning begins anew" in capsys.readouterr().out
+    )
+    build(params, tmp_path / "undisturbed", *OTHERS[other])
+    assert files_of(tmp_path / "corpus") == files_of(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("name", ["progress.json", "chunk-00001.parquet", "chunk-00000.npz"])
+@pytest.mark.parametrize("damage", ["changed", "cut", "gone"])
+def test_where_what_was_kept_is_damaged_it_begins_anew(
+    name: str,
+    damage: str,
+    tmp_path: Path,
+    small_chunks: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    params = WHOLE.model_copy(update={"most_dropped": 1.0, "duplicates": "near"})
+    cut_after(20, params, tmp_path / "corpus")
+    (kept,) = tmp_path.glob(f".scratch/download-*/{name}")
+    held = bytearray(kept.read_bytes())
+    if damage == "changed":
+        held[len(held) // 2] ^= 1
+        kept.write_bytes(held)
+    elif damage == "cut":
+        kept.write_bytes(held[: len(held) // 2])
+    else:
+        kept.unlink()
+    capsys.readouterr()
+    build(params, tmp_path / "corpus", *TEXTS)
+    said = capsys.readouterr().out
+    assert ("is damaged: cleaning begins anew" in said) == (
+        (name, damage) != ("progress.json", "gone")
+    )
+    build(params, tmp_path / "undisturbed", *TEXTS)
+    assert files_of(tmp_path / "corpus") == files_of(tmp_path / "undisturbed")

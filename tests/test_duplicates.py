@@ -12,7 +12,9 @@ from test_collecting import TAIL, WHOLE, build, splits
 from lmlab.core.errors import UserError
 from lmlab.data import duplicates
 from lmlab.data.collect import DownloadParams
-from lmlab.data.duplicates import Signatures, first_of_equal, first_of_near
+from lmlab.data.duplicates import Signatures, first_of_equal, first_of_near, on_disk
+
+pytestmark = pytest.mark.usefixtures("own_scratch")
 
 DROPS = {"duplicates": "equal"}
 NEAR = {"duplicates": "near"}
@@ -92,13 +94,13 @@ def test_documents_shorter_than_a_run_of_words_are_near_only_if_equal(tmp_path: 
 def test_alike_are_those_whose_words_are(tmp_path: Path) -> None:
     """The share of equal minima is the Jaccard similarity, within what chance does to it."""
     text = prose(2000, 0)
-    signatures = Signatures(tmp_path / "signatures")
+    signatures = Signatures()
     others = [with_other_words(text, count, count) for count in (0, 10, 40, 100, 200, 400)]
     for other in [text, *others]:
         for line in other.splitlines(keepends=True):
             signatures.add(line)  # in pieces: runs go on from line to line
         signatures.end()
-    found = signatures.close()
+    found = on_disk(tmp_path / "signatures", [signatures.taken()])
     for number, other in enumerate(others, start=1):
         share = float((found[0] == found[number]).mean())
         expected = jaccard(text, other)

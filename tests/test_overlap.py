@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lmlab.data import overlap
-from lmlab.data.collect import write_splits
 from lmlab.data.documents import SPLITS
+from lmlab.data.splitting import write_splits
 
 Texts = Sequence[str]
 

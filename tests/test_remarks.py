@@ -18,6 +18,8 @@ from lmlab.data.collect import DownloadParams
 from lmlab.data.corpora.base import Corpus, Document
 from lmlab.experiments import preflight, remarks
 
+pytestmark = pytest.mark.usefixtures("own_scratch")
+
 
 @pytest.fixture(autouse=True)
 def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:

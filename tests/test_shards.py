@@ -16,7 +16,6 @@ from small import ShardsOf
 from lmlab.core import params, registry
 from lmlab.core.errors import UserError
 from lmlab.core.files import write_sums
-from lmlab.data import collect as collecting
 from lmlab.data import documents
 from lmlab.data import shard as sharding
 from lmlab.data.documents import SPLITS
@@ -31,7 +30,7 @@ TEXTS = ["To be, or not to be.\n", "é ß 中 😀\n", "x", "that is the questio
 @pytest.fixture
 def small_row_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Row groups and parts of a few characters, so that small texts have many."""
-    monkeypatch.setattr(collecting, "ROW_GROUP_BYTES", 100)
+    monkeypatch.setattr(documents, "ROW_GROUP_BYTES", 100)
     monkeypatch.setattr(documents, "PART_CHARACTERS", 40)
 
 

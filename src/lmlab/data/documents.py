@@ -63,3 +63,33 @@ def readable(path: Path) -> Iterator[None]:
         raise UserError(
             f"{path} is damaged; run `dvc repro --force download` to make it again"
         ) from None
+
+
+class RowWriter:
+    """Writes documents to Parquet in row groups of about ROW_GROUP_BYTES of text."""
+
+    def __init__(self, path: Path) -> None:
+        self._writer = pq.ParquetWriter(path, SCHEMA, compression="zstd")
+        self._rows: list[tuple[int, int, str, str]] = []
+        self._characters = 0  # of the rows not yet written
+
+    def add(self, document: int, part: int, name: str, text: str) -> None:
+        self._rows.append((document, part, name, text))
+        self._characters += len(text)
+        if self._characters >= ROW_GROUP_BYTES:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        if self._rows:
+            columns = zip(*self._rows, strict=True)
+            arrays = [
+                pa.array(list(column), field.type)
+                for column, field in zip(columns, SCHEMA, strict=True)
+            ]
+            self._writer.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA))
+        self._rows = []
+        self._characters = 0

@@ -11,19 +11,22 @@ all minima of a band, ROWS of them one after the other (locality-sensitive hashi
 Signatures are on disk and one band at a time is in memory, so a document takes some 60 bytes of it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 from lmlab.core.errors import UserError
 
 Duplicates = Literal["keep", "equal", "near"]
 NUMBERS, ROWS = 128, 6
 BANDS = NUMBERS // ROWS
+NONE = 2**32 - 1
+"""The minimum of no runs."""
 RUN_WORDS = 5
 SEED = 1
 FACTOR = np.uint64(0x9E3779B97F4A7C15)
@@ -39,20 +42,44 @@ def check_can_find(duplicates: Duplicates) -> None:
         )
 
 
-class Signatures:
-    """The MinHash signatures of documents, on disk, in the order in which they are added."""
+class SignatureState(BaseModel):
+    """Where the signature of a document is whose end has not been reached."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file = open(path, "wb")  # noqa: SIM115 (open until `close`)
+    model_config = ConfigDict(extra="forbid")
+
+    minima: list[int]
+    has_run: bool
+    rest: list[str]
+    """The last words, of which no run has begun."""
+
+
+class Signatures:
+    """The MinHash signatures of documents, in the order in which they are added."""
+
+    def __init__(self) -> None:
+        self._ended: list[NDArray[np.uint32]] = []
         self._begin()
 
     def _begin(self) -> None:
         import rensa
 
         self._minima: Any = rensa.RMinHash(num_perm=NUMBERS, seed=SEED)
+        self._earlier = np.full(NUMBERS, NONE, np.uint32)
         self._has_run = False
         self._rest: list[str] = []
+
+    def state(self) -> SignatureState:
+        """Where the document is that has been begun, to go on from."""
+        minima = self._all_minima().tolist()
+        return SignatureState(minima=minima, has_run=self._has_run, rest=self._rest)
+
+    def go_on_from(self, state: SignatureState) -> None:
+        """The document has begun as `state` says."""
+        self._earlier = np.array(state.minima, np.uint32)
+        self._has_run, self._rest = state.has_run, state.rest
+
+    def _all_minima(self) -> NDArray[np.uint32]:
+        return np.minimum(np.array(self._minima.digest(), np.uint32), self._earlier)
 
     def add(self, text: str) -> None:
         """More of a document's text, of which no word goes on in what follows."""
@@ -66,15 +93,25 @@ class Signatures:
         """The document ends. One that is shorter than a run is a run itself."""
         if not self._has_run:
             self._minima.update([" ".join(self._rest)])
-        np.array(self._minima.digest(), dtype=np.uint32).tofile(self._file)
+        self._ended.append(self._all_minima())
         self._begin()
 
-    def close(self) -> NDArray[np.uint32]:
-        """All of them, shape (documents, NUMBERS), read from disk as they are asked for."""
-        self._file.close()
-        if not self.path.stat().st_size:
-            return np.zeros((0, NUMBERS), np.uint32)
-        return np.memmap(self.path, np.uint32, "r").reshape(-1, NUMBERS)
+    def taken(self) -> NDArray[np.uint32]:
+        """Those of the documents that have ended since they were last taken, shape (documents,
+        NUMBERS).
+        """
+        ended, self._ended = self._ended, []
+        return np.array(ended, np.uint32).reshape(-1, NUMBERS)
+
+
+def on_disk(path: Path, signatures: Iterable[NDArray[np.uint32]]) -> NDArray[np.uint32]:
+    """One after the other in a file, shape (documents, NUMBERS): read as they are asked for."""
+    with open(path, "wb") as file:
+        for some in signatures:
+            file.write(some.tobytes())
+    if not path.stat().st_size:
+        return np.zeros((0, NUMBERS), np.uint32)
+    return np.memmap(path, np.uint32, "r").reshape(-1, NUMBERS)
 
 
 def first_of_equal(hashes_N2: NDArray[np.uint64]) -> NDArray[np.bool_]:

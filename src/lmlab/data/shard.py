@@ -6,7 +6,6 @@ however large the corpus. Shards that are finished are kept outside the stage's 
 are, so that work that was stopped goes on with the next one.
 """
 
-import fcntl
 import hashlib
 import multiprocessing
 import os
@@ -14,7 +13,6 @@ import shutil
 import signal
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +25,7 @@ from lmlab.core import lifeline
 from lmlab.core.files import checked, sha256, whole_file, whole_folder, write_json
 from lmlab.core.params import Params
 from lmlab.core.progress import ProgressBar
+from lmlab.core.scratch import alone, scratch_folder
 from lmlab.data.documents import SPLITS, readable
 from lmlab.data.shards import FILE, Counts, ShardedSplit, ShardFile, ShardManifest
 from lmlab.data.tokenizers import base as tokenizers
@@ -71,7 +70,7 @@ def build(
     for split in SPLITS:
         checked(corpus / f"{split}.parquet", made_by="download")
     scratch = _scratch(corpus, tokenizer_file, params)
-    with _alone(scratch), whole_folder(folder) as partial:
+    with alone(scratch, on_wait=_say_waiting), whole_folder(folder) as partial:
         work: list[_Work] = []
         for split in SPLITS:
             documents = corpus / f"{split}.parquet"
@@ -94,49 +93,18 @@ def build(
 
 
 def _scratch(corpus: Path, tokenizer_file: Path, params: ShardParams) -> Path:
-    """Where finished shards are kept, by all that decides them.
-
-    In the project itself also for an experiment that runs in a copy of it: DVC_ROOT, set by DVC, is
-    the project's own folder.
-    """
+    """Where finished shards are kept, by all that decides them."""
     decisive = [
         *(sha256(corpus / f"{split}.parquet") for split in SPLITS),
         *(sha256(path) for path in (tokenizer_file, Path(__file__), Path(tokenizers.__file__))),
         *(str(params.megabytes), pa.__version__, np.__version__),
     ]
     key = hashlib.sha256(" ".join(decisive).encode()).hexdigest()[:20]
-    return Path(os.environ.get("DVC_ROOT", ".")).resolve() / ".scratch" / f"shard-{key}"
+    return scratch_folder(f"shard-{key}").resolve()  # workers may stand elsewhere
 
 
-def _is_at(path: Path, opened: int) -> bool:
-    """Whether what is at a path is what was opened, not a later one of the same name."""
-    try:
-        return os.path.samestat(os.fstat(opened), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-@contextmanager
-def _alone(scratch: Path) -> Iterator[None]:
-    """Inside, the folder is there, and no other process makes the shards that are kept in it."""
-    while True:
-        scratch.mkdir(parents=True, exist_ok=True)
-        try:
-            lock = os.open(scratch, os.O_RDONLY)
-        except FileNotFoundError:  # the process before this one has just deleted it
-            continue
-        try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print("shard: another process is making these shards; waiting for it", flush=True)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            if not _is_at(scratch, lock):
-                continue
-            yield
-            return
-        finally:
-            os.close(lock)
+def _say_waiting() -> None:
+    print("shard: another process is making these shards; waiting for it", flush=True)
 
 
 def _summed(files: list[ShardFile]) -> ShardedSplit:

@@ -11,7 +11,6 @@ Two processes may be at the very same run. The second waits until the first has 
 over its outputs, or its last checkpoint if it was killed.
 """
 
-import fcntl
 import hashlib
 import io
 import json
@@ -30,11 +29,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lmlab.core.files import sha256, whole_file, whole_folder, write_json
+from lmlab.core.scratch import alone
 
 FILE = "checkpoint.safetensors"
 SKELETON = "json"
 """The name of the tensor whose bytes are the JSON; the other names are numbers."""
-LOCK = "lock"
 WAITING = "waiting-"
 """Prefix of the file that each process waiting for the run has; its process id follows."""
 FINISHED = "finished"
@@ -62,48 +61,18 @@ def digest(state: dict[str, Any]) -> str:
     return hashlib.sha256(f"{skeleton} {_digest(tensors)}".encode()).hexdigest()
 
 
-def scratch_folder(key: str) -> Path:
-    """Where the run named `key` keeps its checkpoint.
-
-    In the project itself also for an experiment that runs in a copy of it: DVC_ROOT, set by DVC, is
-    the project's own folder.
-    """
-    return Path(os.environ.get("DVC_ROOT", ".")) / ".scratch" / f"train-{key}"
-
-
 @contextmanager
 def exclusive(folder: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Inside, no other process is at the run of this scratch folder.
-
-    Where one is, `on_wait` is called and this process waits. The lock ends with the process that
-    holds it, however that ends.
-    """
+    """Inside, no other process is at the run of this scratch folder: one that is is waited for."""
     waiting = folder / f"{WAITING}{os.getpid()}"
-    has_waited = False
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / LOCK, "a", encoding="utf-8") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if not has_waited:
-                    on_wait()
-                    has_waited = True
-                waiting.touch()
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            waiting.unlink(missing_ok=True)
-            if not _is_file_at(folder / LOCK, lock):
-                continue  # the process before this one has deleted the folder
-            yield
-            return
 
+    def wait() -> None:
+        on_wait()
+        waiting.touch()  # seen by `awaited`
 
-def _is_file_at(path: Path, file: IO[str]) -> bool:
-    """Whether the file at a path is this open file, not a later one of the same name."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
+    with alone(folder, wait):
+        waiting.unlink(missing_ok=True)
+        yield
 
 
 def awaited(folder: Path) -> bool:

@@ -21,6 +21,7 @@ from typing import Any
 from lmlab.core.errors import UserError
 from lmlab.core.progress import ProgressBar
 from lmlab.core.registry import Choice
+from lmlab.core.scratch import scratch_folder
 from lmlab.data.batches import Batches
 from lmlab.data.shards import Shards
 from lmlab.data.start import Start
@@ -160,7 +161,7 @@ class Trainer:
             decisive["carries_optimizer_state"] = start.carries_optimizer_state
             _go_on(run, start, parts, shards, tokenizer)
         alike.check(decisive, device)
-        scratch = checkpoint.scratch_folder(checkpoint.run_key(decisive))
+        scratch = scratch_folder(f"train-{checkpoint.run_key(decisive)}")
         return cls(run, parts, shards, tokenizer, folders, scratch)
 
     @cached_property

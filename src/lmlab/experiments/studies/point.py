@@ -17,6 +17,7 @@ import torch
 from lmlab.core import files, params, registry
 from lmlab.core.errors import UserError
 from lmlab.core.params import Tree, changed
+from lmlab.core.scratch import alone, scratch_folder
 from lmlab.data.shards import open_shards
 from lmlab.data.start import MODEL, RECORD, STATE, TOKENIZER, EarlierRun, StartRecord
 from lmlab.evaluation.probe import ProbeParams
@@ -26,7 +27,7 @@ from lmlab.experiments.stages.shard import shard
 from lmlab.experiments.stages.tokenizer import tokenizer
 from lmlab.experiments.stages.train import train
 from lmlab.model.record import ModelRecord, earlier_run, read_record
-from lmlab.training import checkpoint, step
+from lmlab.training import step
 from lmlab.training.cost import forward_flops, training_flops
 from lmlab.training.status import how_it_diverged
 from lmlab.training.step import TrainParams
@@ -115,8 +116,8 @@ def begun(first: First, corpus: Path) -> Path:
     """The folder of a run for others to go on from, as the stage `start` lays one out. It is made
     once and kept; others that need it wait.
     """
-    home = Path(os.environ.get("DVC_ROOT", ".")) / ".scratch" / "firsts" / first.key
-    with checkpoint.exclusive(home, on_wait=lambda: None):
+    home = scratch_folder(f"firsts/{first.key}")
+    with alone(home, on_wait=lambda: None):
         if not (home / "run").exists():
             with tempfile.TemporaryDirectory() as folder:
                 layout = replace(Layout.below(Path(folder)), corpus=corpus)

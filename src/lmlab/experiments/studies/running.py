@@ -7,7 +7,6 @@ arm that was stopped goes on where it was.
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from lmlab.core import params
 from lmlab.core.errors import UserError
 from lmlab.core.files import read_json, seal, write_json
 from lmlab.core.params import Tree, Values, changed
+from lmlab.core.scratch import scratch_folder
 from lmlab.data.start import FROM_SCRATCH
 from lmlab.experiments import preflight
 from lmlab.experiments.stages.download import download
@@ -174,8 +174,7 @@ def _plan(
         preflight.check(first_tree)
         first = First(first_tree, key(making(first_tree, set(), 0, corpus), {}, seed))
     at = resolved(tree, values)
-    folder = Path(os.environ.get("DVC_ROOT", ".")) / ".scratch" / "points"
-    kept = folder / f"{key(made, at, seed)}.json"
+    kept = scratch_folder("points") / f"{key(made, at, seed)}.json"
     flops = study.params.flops
     return Planned(arm.name, at, seed, reported, run_tree, first, flops, corpus, kept)
 
