@@ -211,12 +211,12 @@ def test_a_cluster_writes_the_shards_of_this_machine_even_if_a_worker_is_lost(
 
 
 def test_a_worker_that_would_encode_otherwise_is_refused(
-    encoding: Callable[..., dict[str, bytes]], cluster: Any, monkeypatch: pytest.MonkeyPatch
+    encoding: Callable[..., dict[str, bytes]], cluster: Any
 ) -> None:
-    facts = experiments_cluster._facts()
     path = "data/tokenizers/byte.py"
-    monkeypatch.setattr(experiments_cluster, "_facts", lambda: {**facts, path: "another"})
     address = cluster.scheduler_address
     refused = pytest.raises(UserError, match=rf"not like this project: {path}; check out")
     with experiments_cluster.reached(address) as client, refused:
-        encoding("refused", experiments_cluster.Workers(client, address))
+        workers_ = experiments_cluster.Workers(client, address)
+        workers_._expected[path] = "another"
+        encoding("refused", workers_)

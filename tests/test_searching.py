@@ -2,6 +2,9 @@
 
 import json
 import math
+import random
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +14,11 @@ from dvc.utils.hydra import apply_overrides
 
 from lmlab.core import params
 from lmlab.core.errors import UserError
-from lmlab.core.params import Tree, changed
+from lmlab.core.params import Tree, Values, changed
 from lmlab.experiments import commands, git
-from lmlab.experiments.search import searching
-from lmlab.experiments.search.searching import Outcome, Search, Values
+from lmlab.experiments.search import searching, trials
+from lmlab.experiments.search.searching import Search
+from lmlab.experiments.search.trials import Outcome
 
 RATE, DEPTH, RULE = (
     "optimizers.muon.learning_rate",
@@ -89,6 +93,74 @@ def test_where_it_is_stopped_changes_nothing(tree: Tree, tmp_path: Path) -> None
     study.ask(wanted.keys)  # what a kill leaves behind
     assert search(wanted, 18, tmp_path / "parts") == whole
     assert [trial.name for trial in whole] == [f"some-{number:04d}" for number in range(18)]
+
+
+@pytest.mark.parametrize("at_a_time", [2, 5])
+def test_some_at_a_time_try_the_same_points_whoever_ends_first(
+    at_a_time: int, tree: Tree, tmp_path: Path
+) -> None:
+    wanted = read(tree, *RANGES, at_a_time=at_a_time)
+    at_once: list[int] = []
+    begun: set[str] = set()
+    lock = threading.Lock()
+
+    def later(longest: float) -> Fake:
+        """Trials take times of their own, in an order that has nothing to do with theirs."""
+
+        def run(name: str, values: Values) -> Outcome:
+            with lock:
+                begun.add(name)
+                at_once.append(len(begun))
+            time.sleep(longest * random.Random(name).random())
+            with lock:
+                begun.remove(name)
+            return bowl(name, values)
+
+        return run
+
+    whole = search(wanted, 16, tmp_path / "whole", later(0.1))
+    assert max(at_once) == at_a_time
+    assert search(wanted, 16, tmp_path / "again", later(0.0)) == whole
+    with pytest.raises(UserError, match="disk"):
+        search(wanted, 16, tmp_path / "parts", broken_at(8))
+    assert search(wanted, 11, tmp_path / "parts", later(0.02)) == whole[:11]
+    assert search(wanted, 16, tmp_path / "parts", later(0.02)) == whole
+    points = [tuple(trial.values.values()) for trial in whole]
+    assert len(set(points)) == 16
+
+
+def broken_at(number: int) -> Fake:
+    def run(name: str, values: Values) -> Outcome:
+        if name.endswith(f"{number:04d}"):
+            raise UserError("disk")
+        return bowl(name, values)
+
+    return run
+
+
+def test_a_trial_does_not_know_what_those_that_run_beside_it_give(
+    tree: Tree, tmp_path: Path
+) -> None:
+    """With three at a time, the twentieth point is the same whatever the two before it give, and
+    another if the one before those gives something else.
+    """
+    wanted = read(tree, *RANGES, at_a_time=3)
+
+    def last(changed_trial: int) -> Values:
+        def run(name: str, values: Values) -> Outcome:
+            return Outcome(0.0) if name.endswith(f"{changed_trial:04d}") else bowl(name, values)
+
+        point: Values = search(wanted, 20, tmp_path / str(changed_trial), run)[19].values
+        return point
+
+    assert last(17) == last(18) == last(99)
+    assert last(16) != last(99)
+
+
+def test_how_many_at_a_time_is_part_of_a_search(tree: Tree, tmp_path: Path) -> None:
+    search(read(tree, *RANGES, at_a_time=2), 3, tmp_path)
+    with pytest.raises(UserError, match="search with other at_a_time"):
+        search(read(tree, *RANGES), 5, tmp_path)
 
 
 def test_finished_trials_are_not_run_again(tree: Tree, tmp_path: Path) -> None:
@@ -286,12 +358,12 @@ METRICS = {"validation": {"bits_per_byte": 2.5, "broken": math.nan}, "tokens_see
 
 
 def test_a_measure_is_found_by_its_dotted_key() -> None:
-    assert searching.measured(METRICS, "validation.bits_per_byte") == Outcome(2.5)
-    assert searching.measured(METRICS, "tokens_seen") == Outcome(12.0)
-    assert searching.measured(METRICS, "validation.broken").value is None
+    assert trials.measured(METRICS, "validation.bits_per_byte") == Outcome(2.5)
+    assert trials.measured(METRICS, "tokens_seen") == Outcome(12.0)
+    assert trials.measured(METRICS, "validation.broken").value is None
     for wrong in ("validation.bits_per_bite", "validation", "name"):
         with pytest.raises(UserError, match="no such number"):
-            searching.measured(METRICS, wrong)
+            trials.measured(METRICS, wrong)
 
 
 def test_a_run_that_diverged_has_no_measure_and_says_where() -> None:
@@ -301,20 +373,24 @@ def test_a_run_that_diverged_has_no_measure_and_says_where() -> None:
         "tokens_seen": 12,
     }
     for measure in ("validation.bits_per_byte", "tokens_seen", "learning_curve.tokens_to.2.0"):
-        assert searching.measured(diverged, measure) == Outcome(
+        assert trials.measured(diverged, measure) == Outcome(
             None, "diverged at step 12: the loss is nan"
         )
 
 
 @pytest.fixture
-def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Any, Any], None]:
+def repository(
+    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, Any, Any], None]:
     """A Git repository here, and a way to put an experiment into it: name, params.yaml, what
     measures.json holds.
     """
     monkeypatch.chdir(tmp_path)
     who = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
     git.output("init", "-q", "-b", "main")
-    git.output(*who, "commit", "-q", "--allow-empty", "-m", "first")
+    Path("params.yaml").write_text(json.dumps(tree))
+    git.output("add", "params.yaml")
+    git.output(*who, "commit", "-q", "-m", "first")
 
     def experiment(name: str, tree: Any, found: Any) -> None:
         head = git.output("rev-parse", "HEAD").strip()
@@ -337,7 +413,7 @@ def test_a_trial_is_judged_by_its_record_and_never_by_what_it_printed(
 ) -> None:
     values = {RATE: 0.5}
     wanted = Search("some", {}, "learning_curve.mean", False, 0, {})
-    experiments = searching.Experiments(wanted, tree, tmp_path / "logs")
+    experiments = trials.Experiments(wanted.measure, tree, tmp_path / "logs")
     finished = {"status": "finished", "learning_curve": {"mean": 2.25}}
     diverged = {"status": "diverged", "diverged": {"step": 3, "reason": "the loss is inf"}}
     for name, found, outcome in (
@@ -350,14 +426,14 @@ def test_a_trial_is_judged_by_its_record_and_never_by_what_it_printed(
             repository(name, changed(tree, values), found)
             return 0
 
-        monkeypatch.setattr(searching, "_dvc", ran)
+        monkeypatch.setattr(trials, "_dvc", ran)
         assert experiments.run(name, values) == outcome
 
     def failed(log: Path, words: tuple[str, ...]) -> int:
         log.write_text("error: training broke down and diverged\n")
         return 255
 
-    monkeypatch.setattr(searching, "_dvc", failed)
+    monkeypatch.setattr(trials, "_dvc", failed)
     with pytest.raises(
         UserError, match=r"lost did not finish \(dvc gave 255\): training broke down"
     ):
@@ -371,7 +447,7 @@ def test_values_that_do_not_go_together_are_a_trial_without_a_measure(
     runs.
     """
     wanted = read(tree, "evaluate.stride=16..128", "train.context=16..128")
-    experiments = searching.Experiments(wanted, tree, tmp_path)
+    experiments = trials.Experiments(wanted.measure, tree, tmp_path)
     outcome = experiments.run("some-0000", {"evaluate.stride": 100, "train.context": 50})
     assert outcome.value is None
     assert "larger than train.context" in outcome.reason

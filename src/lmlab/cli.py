@@ -257,6 +257,12 @@ def search(
     seed: Annotated[
         int, typer.Option(min=0, max=LARGEST, help="Another seed tries other points.")
     ] = 0,
+    at_a_time: Annotated[
+        int, typer.Option(min=1, max=256, help="Trials that run at once; other points are tried.")
+    ] = 1,
+    cluster: Annotated[
+        str, typer.Option(help="Address of a Dask scheduler whose workers make the trials.")
+    ] = "",
 ) -> None:
     """Try values that Optuna chooses, each as a DVC experiment. Stopped at any moment, the same
     command goes on.
@@ -264,14 +270,15 @@ def search(
     from lmlab.core import params
     from lmlab.experiments import preflight, surroundings
     from lmlab.experiments.search import searching
+    from lmlab.experiments.search import trials as making
 
     tree = params.read()
     preflight.check(tree)
     surroundings.check_experiments()
-    wanted = searching.read(name, key, measure, maximise, seed, tree)
+    wanted = searching.read(name, key, measure, maximise, seed, tree, at_a_time)
     folder = Path(".scratch") / "search"
-    experiments = searching.Experiments(wanted, tree, folder / name)
-    done = searching.run(wanted, trials, folder / f"{name}.db", experiments.run, typer.echo)
+    with making.made_here_or_at(cluster, making.Experiments(measure, tree, folder / name)) as run:
+        done = searching.run(wanted, trials, folder / f"{name}.db", run, typer.echo)
     for line in searching.lines(wanted, done, tree):
         typer.echo(line)
 

@@ -96,12 +96,18 @@ def awaited(future: "Future[Any]", client: Any, address: str) -> Any:
 
 
 class Workers(Executor):
-    """The workers at an address, as far as they encode text with the caller's code and versions."""
+    """The workers at an address, as far as `facts` says of them what it says of the caller.
 
-    def __init__(self, client: Any, address: str) -> None:
+    By default that is what decides how text is encoded.
+    """
+
+    def __init__(
+        self, client: Any, address: str, facts: Callable[[], dict[str, str]] | None = None
+    ) -> None:
         self._client, self._address = client, address
         self._pool = client.get_executor(pure=False)
-        self._facts = _facts()
+        self._facts = facts or of_encoding
+        self._expected = self._facts()
 
     def submit(  # type: ignore[override]
         self, function: Callable[..., Any], /, *arguments: Any
@@ -109,7 +115,7 @@ class Workers(Executor):
         """A worker's call of the function. Its result raises UserError as `awaited` does, and where
         the worker is not like the caller.
         """
-        inner = self._pool.submit(_call_if_alike, self._facts, function, *arguments)
+        inner = self._pool.submit(_call_if_alike, self._facts, self._expected, function, *arguments)
         return _Result(inner, self._client, self._address)
 
 
@@ -124,7 +130,7 @@ class _Result(Future[Any]):
         return awaited(self._inner, self._client, self._address)
 
 
-def _facts() -> dict[str, str]:
+def of_encoding() -> dict[str, str]:
     """What decides how text is encoded: code and versions."""
     package = Path(lmlab.__file__).parent
     files = [path for room in ROOMS for path in sorted((package / room).rglob("*.py"))]
@@ -135,9 +141,14 @@ def _facts() -> dict[str, str]:
     }
 
 
-def _call_if_alike(expected: dict[str, str], function: Callable[..., Any], *args: Any) -> Any:
+def _call_if_alike(
+    facts: Callable[[], dict[str, str]],
+    expected: dict[str, str],
+    function: Callable[..., Any],
+    *args: Any,
+) -> Any:
     """The call, on a worker. Raises UserError where it is not like its caller."""
-    here = _facts()
+    here = facts()
     unlike = [name for name in {**expected, **here} if expected.get(name) != here.get(name)]
     if unlike:
         raise UserError(

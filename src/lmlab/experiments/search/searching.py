@@ -12,44 +12,30 @@ is lost, the experiments in Git tell the same once more.
 import difflib
 import hashlib
 import json
-import math
 import re
-import subprocess
-import time
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import optuna
 import psutil
 from optuna.distributions import BaseDistribution
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from lmlab.core import params
 from lmlab.core.errors import UserError
-from lmlab.core.params import Tree, changed
-from lmlab.experiments import commands, git, preflight
-from lmlab.experiments.compare import experiments, lock
-from lmlab.experiments.compare.run import MEASURES
+from lmlab.core.params import Tree, Values, changed
+from lmlab.experiments import commands, git
 from lmlab.experiments.search import ranges
-from lmlab.training.status import how_it_diverged
+from lmlab.experiments.search.trials import CODE, Outcome, refused
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-Values = dict[str, Any]
-"""Values by dotted key."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a trial came to: its measure, or why it has none."""
-
-    value: float | None
-    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,6 +64,8 @@ class Search:
     """What the trials share, as hashes by what they are of; a search goes on only where these are
     the same.
     """
+    at_a_time: int = 1
+    """Trials that run at once."""
 
     def record(self) -> dict[str, Any]:
         """As plain values for JSON."""
@@ -87,13 +75,24 @@ class Search:
         }
         return asdict(self) | {"keys": ranges}
 
+    @property
+    def direction(self) -> Literal["minimize", "maximize"]:
+        """As Optuna calls it."""
+        return "maximize" if self.maximise else "minimize"
+
     def title(self, number: int) -> str:
         """The experiment of a trial."""
         return f"{self.name}-{number:04d}"
 
 
 def read(
-    name: str, typed_keys: list[str], measure: str, maximise: bool, seed: int, tree: Tree
+    name: str,
+    typed_keys: list[str],
+    measure: str,
+    maximise: bool,
+    seed: int,
+    tree: Tree,
+    at_a_time: int = 1,
 ) -> Search:
     """A search from what was typed. Raises UserError for keys that params.yaml lacks and ranges
     that cannot be.
@@ -117,7 +116,7 @@ def read(
             _check_alone(tree, key, value)
     if not keys:
         raise UserError("nothing to search; name at least one --key KEY=RANGE")
-    return Search(name, keys, measure, maximise, seed, _base(tree, list(keys)))
+    return Search(name, keys, measure, maximise, seed, _base(tree, list(keys)), at_a_time)
 
 
 def _present(tree: Tree, dotted: str) -> Any:
@@ -138,19 +137,10 @@ def _check_alone(tree: Tree, key: str, value: Any) -> None:
     """Refuse a value that its key can never have. One that does not go with other keys' values may
     go with others.
     """
-    refusal = _refused(tree, {key: value}).removeprefix("params.yaml: ")
+    refusal = refused(tree, {key: value}).removeprefix("params.yaml: ")
     # where a value has to go with another key's, it stands in brackets behind its key
     if re.match(rf"{re.escape(key)}(:| (?!\())", refusal):
         raise UserError(f"--key {refusal}")
-
-
-def _refused(tree: Tree, values: Values) -> str:
-    """Why params.yaml with these values cannot work; empty if it can."""
-    try:
-        preflight.check(changed(tree, values))
-    except UserError as error:
-        return str(error)
-    return ""
 
 
 def run(
@@ -163,16 +153,16 @@ def run(
     """Run trials until there are as many as wished, those of earlier calls included; all of them in
     order.
 
-    `run_trial` is given an experiment's name and the values to try. It may raise UserError for what
-    says nothing about the values, such as a full disk: then the search ends, and goes on with the
-    same trial when it is called again.
+    `run_trial` is given an experiment's name and the values to try, in up to `search.at_a_time`
+    threads. It may raise UserError for what says nothing about the values, such as a full disk:
+    then the search ends, and goes on with the same trial when it is called again.
     """
     storage.parent.mkdir(parents=True, exist_ok=True)
     try:
         study = optuna.create_study(
             study_name=search.name,
             storage=f"sqlite:///{storage}",
-            direction="maximize" if search.maximise else "minimize",
+            direction=search.direction,
             load_if_exists=True,
         )
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError):
@@ -181,29 +171,66 @@ def run(
         ) from None
     _check_same(search, study)
     _check_alone_at_work(search, study)
-    for abandoned in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        # its process is gone; the same point is drawn once more
-        study.tell(abandoned.number, state=TrialState.FAIL)
-    while len(done := _finished(search, study)) < trials:
-        study.sampler = optuna.samplers.TPESampler(seed=_seed(search.seed, len(done)))
-        trial = study.ask(search.keys)
-        name = search.title(len(done))
-        show(f"{name} of {trials}: {_listed(trial.params)}: begins")
-        try:
-            outcome = run_trial(name, trial.params)
-        except BaseException:
-            study.tell(trial, state=TrialState.FAIL)
-            raise
-        if outcome.value is None:
-            trial.set_user_attr("reason", outcome.reason)
-            # without a measure it counts as worse than any, so that its neighbours are avoided
-            study.tell(trial, state=TrialState.PRUNED)
-            result = outcome.reason
-        else:
-            study.tell(trial, outcome.value)
-            result = f"{search.measure} {outcome.value:.4f}"
-        show(f"{name}: {_listed(trial.params)}: {result}")
+    done = _finished(search, study)
+    running: deque[tuple[Values, Future[Outcome]]] = deque()
+    with ThreadPoolExecutor(search.at_a_time) as threads:
+        while len(done) < trials:
+            begun = len(done) + len(running)
+            if begun < trials and len(running) < search.at_a_time:
+                values = _point(search, done, [values for values, _ in running])
+                show(f"{search.title(begun)} of {trials}: {_listed(values)}: begins")
+                running.append((values, threads.submit(run_trial, search.title(begun), values)))
+                continue
+            values, future = running.popleft()
+            trial = Trial(search.title(len(done)), values, _result(future, threads))
+            study.add_trial(_for_optuna(search, trial))
+            done.append(trial)
+            outcome = trial.outcome
+            found = outcome.reason
+            if outcome.value is not None:
+                found = f"{search.measure} {outcome.value:.4f}"
+            show(f"{trial.name}: {_listed(values)}: {found}")
     return done
+
+
+def _result(future: Future[Outcome], threads: ThreadPoolExecutor) -> Outcome:
+    """What a trial came to. Where it fails, those at work end and no other begins."""
+    try:
+        return future.result()
+    except BaseException:
+        threads.shutdown(wait=False, cancel_futures=True)
+        raise
+
+
+def _point(search: Search, done: list[Trial], running: list[Values]) -> Values:
+    """The next point: drawn from what all trials gave but the last ones, `at_a_time` less one.
+
+    Those may still run when it is drawn, so that they never count, whoever ends first: a search
+    tries the same points wherever it is stopped. That their places are taken is known.
+    """
+    number = len(done) + len(running)
+    count = max(0, number - search.at_a_time + 1)
+    sampler = optuna.samplers.TPESampler(
+        seed=_seed(search.seed, number), constant_liar=search.at_a_time > 1
+    )
+    study = optuna.create_study(direction=search.direction, sampler=sampler)
+    study.add_trials([_for_optuna(search, trial) for trial in done[:count]])
+    for values in [*(trial.values for trial in done[count:]), *running]:
+        study.add_trial(_made(search, values, TrialState.RUNNING))
+    return dict(study.ask(search.keys).params)
+
+
+def _for_optuna(search: Search, trial: Trial) -> FrozenTrial:
+    if trial.outcome.value is not None:
+        return _made(search, trial.values, TrialState.COMPLETE, value=trial.outcome.value)
+    # without a measure it counts as worse than any, so that its neighbours are avoided
+    why = {"reason": trial.outcome.reason}
+    return _made(search, trial.values, TrialState.PRUNED, user_attrs=why)
+
+
+def _made(search: Search, values: Values, state: TrialState, **more: Any) -> FrozenTrial:
+    made = optuna.trial.create_trial(params=values, distributions=search.keys, state=state, **more)
+    return made
 
 
 def _seed(seed: int, number: int) -> int:
@@ -230,6 +257,7 @@ def _check_same(search: Search, study: optuna.Study) -> None:
     if before is None:
         study.set_user_attr("search", now)
         return
+    before = {"at_a_time": 1, **before}  # which older searches do not say
     for part, value in now.items():
         if part == "base":
             unlike = [what for what, hash_ in value.items() if before["base"].get(what) != hash_]
@@ -309,76 +337,13 @@ def _written(value: Any) -> str:
     )
 
 
-class Experiments:
-    """Trials as DVC experiments of the project in this folder."""
-
-    def __init__(self, search: Search, tree: Tree, logs: Path) -> None:
-        self.search, self.tree, self.logs = search, tree, logs
-
-    def run(self, name: str, values: Values) -> Outcome:
-        """The trial's outcome: of the experiment if there is one, else by running it."""
-        if refused := _refused(self.tree, values):
-            return Outcome(None, refused)
-        overrides: list[str] = []
-        for key, value in values.items():
-            overrides += ["-S", f"{key}={commands.literal(value)}"]
-        words = ("exp", "run", "--temp", "-n", name, *overrides, "evaluate")
-        _wait_for(words)
-        if (outcome := self._kept(name, values)) is not None:
-            return outcome
-        self.logs.mkdir(parents=True, exist_ok=True)
-        log = self.logs / f"{name}.log"
-        code = _dvc(log, words)
-        if (outcome := self._kept(name, values)) is not None:
-            return outcome
-        raise UserError(
-            f"{name} did not finish (dvc gave {code}): {_reason(log)} (its whole output is in"
-            f" {log})"
-        )
-
-    def _kept(self, name: str, values: Values) -> Outcome | None:
-        """The outcome of an experiment in Git; None if there is none of that name."""
-        commit = experiments.find(name)
-        if commit is None:
-            return None
-        if lock.params_at(commit) != changed(self.tree, values):
-            raise UserError(f"there is an experiment {name} with other params; give another --name")
-        return measured(json.loads(git.output("show", f"{commit}:{MEASURES}")), self.search.measure)
-
-
-def _reason(log: Path) -> str:
-    """The first error in an experiment's output; without one its last line."""
-    output = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    lines = [line for line in output if line.strip()]
-    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return next(iter(errors or lines[-1:]), "")
-
-
-def measured(results: dict[str, Any], measure: str) -> Outcome:
-    """A number of results/measures.json by its dotted key; of a run that diverged the reason why it
-    has none.
-
-    Raises UserError for a key that is not there.
-    """
-    if diverged := how_it_diverged(results):
-        return Outcome(None, diverged)
-    leaves = commands.leaves(results)
-    numbers = {key: value for key, value in leaves.items() if type(value) in (int, float)}
-    if measure not in numbers:
-        raise UserError(
-            f"--measure {measure}: no such number in {MEASURES}; {params.nearest(measure, numbers)}"
-        )
-    value = float(numbers[measure])
-    return Outcome(value) if math.isfinite(value) else Outcome(None, f"{measure} is {value}")
-
-
 def _base(tree: Tree, keys: list[str]) -> dict[str, str]:
     """What decides the results besides the searched keys, as hashes: the other params, and code
     that may be uncommitted.
     """
     try:
-        code = [git.output("rev-parse", f"HEAD:{path}") for path in ("src", "pipeline", "dvc.yaml")]
-        code.append(git.output("diff", "HEAD", "--", "src", "pipeline", "dvc.yaml"))
+        code = [git.output("rev-parse", f"HEAD:{path}") for path in CODE]
+        code.append(git.output("diff", "HEAD", "--", *CODE))
     except UserError:
         raise UserError(
             "a search needs the project's Git history with a first commit; run `git status` to see"
@@ -392,32 +357,3 @@ def _base(tree: Tree, keys: list[str]) -> dict[str, str]:
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:20]
-
-
-def _dvc(log: Path, words: tuple[str, ...]) -> int:
-    """Run DVC; its exit code."""
-    with open(log, "w", encoding="utf-8") as file:
-        started = subprocess.Popen(
-            commands.dvc_command(*words),
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env=commands.dvc_environment(),
-        )
-        try:
-            return started.wait()
-        except BaseException:
-            started.wait()  # Ctrl-C reached it too: let it stop in order
-            raise
-
-
-def _wait_for(words: tuple[str, ...]) -> None:
-    """A search that was killed leaves DVC behind, which runs its trial to the end: wait for it."""
-    while any(_runs(process, words) for process in psutil.process_iter()):
-        time.sleep(0.5)
-
-
-def _runs(process: psutil.Process, words: tuple[str, ...]) -> bool:
-    try:
-        return tuple(process.cmdline()[-len(words) :]) == words and process.cwd() == str(Path.cwd())
-    except psutil.Error:
-        return False
