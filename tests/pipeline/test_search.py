@@ -7,11 +7,14 @@ all the time is DVC's.
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -36,10 +39,14 @@ def at_work_in(workspace: Any, *words: str) -> list[psutil.Process]:
     """Processes whose command line has these words, in the workspace or a copy that DVC made below
     it.
     """
+    return at_work_in_folder(workspace.folder, *words)
+
+
+def at_work_in_folder(folder: Path, *words: str) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
-            inside = process.cwd().startswith(str(workspace.folder))
+            inside = process.cwd().startswith(str(folder))
             if inside and all(any(word in part for part in process.cmdline()) for word in words):
                 found.append(process)
         except psutil.Error:
@@ -198,3 +205,86 @@ def start_queue(workspace: Any) -> None:
         stdout=nowhere,
         check=True,
     )
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def rates(said: str) -> list[str]:
+    """The points of a search, as it tells them when they end."""
+    return [line for line in said.splitlines() if "bits_per_byte" in line]
+
+
+def test_two_trials_at_a_time_are_two_experiments(quick: Any) -> None:
+    said = quick.run(*SEARCH, "4", "--at-a-time", "2").stdout
+    shown = experiments(quick)
+    assert set(shown) == {f"rate-{number:04d}" for number in range(4)}
+    assert len({rate for _, _, rate in shown.values()}) == 4
+    quick.path(".scratch/search/rate.db").unlink()
+    assert rates(quick.run(*SEARCH, "4", "--at-a-time", "2").stdout) == rates(said)
+
+
+@pytest.fixture
+def dask(quick: Any) -> Iterator[Callable[..., Any]]:
+    """A factory: `dask("worker", folder)` starts that command there; all end with the test."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(command: str, folder: Path, *words: str) -> subprocess.Popen[bytes]:
+        made = subprocess.Popen(
+            [sys.executable, "-m", "distributed.cli.dask_" + command, *words],
+            cwd=folder,
+            env=quick.environment | {"PYTHONPATH": str(folder)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        started.append(made)
+        return made
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_workers_in_clones_of_their_own_make_the_trials(
+    quick: Any, dask: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The same points and measures as here, also where a worker is killed in the middle; another
+    commit is refused.
+    """
+    here = rates(quick.run(*SEARCH, "4", "--at-a-time", "2").stdout)
+    expected = experiments(quick)
+    quick.run("dvc", "exp", "remove", "--all-commits")
+    shutil.rmtree(quick.path(".scratch/search"))
+    clones = [tmp_path / f"clone-{number}" for number in range(2)]
+    for clone in clones:
+        quick.run("git", "clone", "-q", str(quick.folder), str(clone))
+    address = f"tcp://127.0.0.1:{free_port()}"
+    here_alone = ("--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0")
+    dask("scheduler", tmp_path, "--port", address.rpartition(":")[2], *here_alone)
+    workers = [
+        dask("worker", clone, address, "--nthreads", "1", "--no-nanny", *here_alone)
+        for clone in clones
+    ]
+    by_workers = ("--at-a-time", "2", "--cluster", address)
+    searching = subprocess.Popen(
+        [*SEARCH, "4", *by_workers],
+        cwd=quick.folder,
+        env=quick.environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    until(lambda: at_work_in_folder(clones[0], "stub.py") or searching.poll() is not None)
+    workers[0].kill()
+    said, _ = searching.communicate(timeout=300)
+    assert searching.returncode == 0
+    assert rates(said) == here
+    assert experiments(quick) == expected
+
+    quick.run("git", "commit", "-q", "--allow-empty", "-m", "another")
+    refused = quick.run(*SEARCH[:-2], "later", "--trials", "1", *by_workers, check=False)
+    assert refused.returncode == 2
+    assert "is not like this project: its commit; check out this commit there" in refused.stderr
