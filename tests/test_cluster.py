@@ -122,6 +122,48 @@ def test_nobody_at_an_address_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
             at(address)
 
 
+def tls(security: Any) -> dict[str, Any]:
+    """Dask's settings for a client that has these certificates."""
+    return certificates(security.tls_ca_file, security.tls_client_cert, security.tls_client_key)
+
+
+def certificates(ca: str, cert: str, key: str) -> dict[str, Any]:
+    section = "distributed.comm.tls"
+    return {f"{section}.ca-file": ca, f"{section}.client.cert": cert, f"{section}.client.key": key}
+
+
+def test_a_cluster_is_reached_by_tls_and_by_nobody_without_its_certificate() -> None:
+    import dask
+    from distributed import LocalCluster, Security
+
+    security, stranger = Security.temporary(), Security.temporary()
+    settings = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None}
+    with LocalCluster(
+        host="127.0.0.1", protocol="tls://", security=security, silence_logs=50, **settings
+    ) as made:
+        address = made.scheduler_address
+        assert address.startswith("tls://")
+        with dask.config.set(tls(security)), experiments_cluster.reached(address) as client:
+            assert client.submit(len, "abc").result() == 3
+        with (
+            dask.config.set(tls(stranger)),
+            pytest.raises(UserError, match=r"no scheduler answers"),
+        ):
+            at(address)
+        with pytest.raises(UserError, match=r"tls:// address needs certificates"):
+            at(address)
+
+
+def test_a_certificate_that_is_not_there_is_a_line() -> None:
+    import dask
+
+    with (
+        dask.config.set(certificates("nowhere.pem", "nowhere.pem", "nowhere.pem")),
+        pytest.raises(UserError, match=r"a certificate cannot be read: .*No such file"),
+    ):
+        at("tls://127.0.0.1:1")
+
+
 def test_without_workers_there_is_a_line() -> None:
     from distributed import LocalCluster
 

@@ -61,6 +61,8 @@ def _connected(address: str) -> Any:
             f"--cluster: {address!r} is no address of a scheduler; it looks like"
             " tcp://127.0.0.1:8786"
         )
+    if address.startswith("tls://"):
+        _check_certificates()
     try:
         return client(address, timeout=SECONDS_TO_ANSWER, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:
@@ -69,6 +71,20 @@ def _connected(address: str) -> Any:
             f"--cluster: no scheduler answers at {address} ({reason}); start one: `dask scheduler"
             " --host 127.0.0.1 --port 8786 --dashboard-address 127.0.0.1:8787`"
         ) from None
+
+
+def _check_certificates() -> None:
+    """Raise UserError where Dask's settings name no certificates, or none that can be read."""
+    import distributed
+
+    certificates: Any = distributed.Security  # its types say nothing
+    where = "distributed.comm.tls in Dask's settings (docs/machines.md)"
+    try:
+        context = certificates().get_connection_args("client")["ssl_context"]
+    except OSError as error:  # of which those of ssl are some
+        raise UserError(f"--cluster: {where}: a certificate cannot be read: {error}") from None
+    if context is None:
+        raise UserError(f"--cluster: a tls:// address needs certificates; name them in {where}")
 
 
 def awaited(future: "Future[Any]", client: Any, address: str) -> Any:
