@@ -102,6 +102,7 @@ def main(
     for size in megabytes:
         with TemporaryDirectory() as scratch:
             folder = Path(scratch)
+            os.environ["DVC_ROOT"] = scratch  # for what the stages keep until they end
             layout = Layout.below(folder)
             write_text(size, folder / "text")
             changes: dict[str, Any] = {
