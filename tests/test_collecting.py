@@ -567,6 +567,24 @@ def test_stopped_while_it_is_split_the_text_is_not_cleaned_again(
     assert files_of(tmp_path / "corpus") == files_of(tmp_path / "undisturbed")
 
 
+def test_a_document_that_was_renamed_is_another_one(
+    tmp_path: Path, small_chunks: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stopped in its middle, so that its first parts have the old name."""
+
+    class Renamed(Stopped):
+        def documents(self) -> Iterator[Document]:
+            for document in super().documents():
+                yield document._replace(name=f"new-{document.name}")
+
+    cut_after(17, WHOLE.model_copy(update={"most_dropped": 1.0}), tmp_path / "corpus")
+    params = WHOLE.model_copy(update={"most_dropped": 1.0})
+    collecting.build(params, Renamed(TEXTS, 9 * PIECES), tmp_path / "corpus")
+    assert "the text is not what was cleaned before" in capsys.readouterr().out
+    names = {row[0] for row in documents.read_rows(tmp_path / "corpus/train.parquet", ["name"])}
+    assert all(name.startswith("new-") for name in names)
+
+
 OTHERS = {
     "another piece": [["", "ONE\r", *TEXTS[0][2:]], *TEXTS[1:]],
     "another document before": [["new"], *TEXTS],

@@ -8,7 +8,8 @@ again. Where it differs, or what was kept is damaged, the work begins anew.
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -123,15 +124,16 @@ def clean(
     The cleaner counts everything, what was done before included. `hash_key` decides the documents'
     hashes. Raises UserError where the source cannot be read.
     """
+    begin = partial(_Work, cleaner, folder, hash_key, duplicates)
     before = _progress(folder)
     if before:
         done = f"{before.characters:,} characters were cleaned before"
         print(f"download: {done}; they are read again and compared", flush=True)
         try:
-            return _clean(corpus, cleaner, folder, hash_key, duplicates, before)
+            return _clean(corpus, begin, before)
         except _OtherText:
             print(f"download: the text is not what was cleaned before: {ANEW}", flush=True)
-    return _clean(corpus, cleaner, folder, hash_key, duplicates, None)
+    return _clean(corpus, begin, None)
 
 
 class _OtherText(Exception):  # noqa: N818 (not an error)
@@ -155,13 +157,9 @@ def _progress(folder: Path) -> Progress | None:
 
 
 def _clean(
-    corpus: Corpus,
-    cleaner: Cleaner,
-    folder: Path,
-    hash_key: bytes,
-    duplicates: Duplicates,
-    before: Progress | None,
+    corpus: Corpus, begin: Callable[[Progress | None], "_Work"], before: Progress | None
 ) -> CleanedText:
+    """`clean` behind what was done before. Raises _OtherText where that was of another text."""
     work: _Work | None = None
     read = _Read()
     with ProgressBar("download: cleaning", 0, "characters") as bar:
@@ -172,14 +170,13 @@ def _clean(
                 if read.events == before.events and read.hash() != before.text_hash:
                     raise _OtherText
                 continue
-            work = work or _Work(cleaner, folder, hash_key, duplicates, before)
+            work = work or begin(before)
             work.take(name, piece)
             if work.chunk_is_full:
                 work.keep(read)
     if before and read.events < before.events:
         raise _OtherText
-    work = work or _Work(cleaner, folder, hash_key, duplicates, before)
-    return work.finish(read)
+    return (work or begin(before)).finish(read)
 
 
 def _events(documents: Iterable[Document]) -> Iterator[tuple[str, str | None]]:
@@ -210,10 +207,10 @@ class _Read:
 
     def add(self, name: str, piece: str | None) -> None:
         self.events += 1
-        kind, text = ("end of", name) if piece is None else ("piece", piece)
-        encoded = text.encode("utf-8", "surrogatepass")
-        self._hash.update(f"{kind} {len(encoded)} ".encode())
-        self._hash.update(encoded)
+        for part in (name, "end" if piece is None else "piece", piece or ""):
+            encoded = part.encode("utf-8", "surrogatepass")
+            self._hash.update(f"{len(encoded)} ".encode())
+            self._hash.update(encoded)
 
     def hash(self) -> str:
         return self._hash.hexdigest()
