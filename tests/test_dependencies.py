@@ -190,7 +190,7 @@ def test_the_lists_are_those_that_the_command_writes(tmp_path: Path) -> None:
     assert dependencies.stale(PROJECT / "dvc.yaml") == []
     text = (PROJECT / "dvc.yaml").read_text()
     damaged = tmp_path / "dvc.yaml"
-    damaged.write_text(text.replace("    - src/lmlab/core\n", "    - src/lmlab/cli.py\n", 1))
+    damaged.write_text(text.replace("    - src/lmlab/core\n", "    - src/lmlab/cli/runs.py\n", 1))
     assert dependencies.stale(damaged) == ["start"]
     dependencies.write(damaged)
     assert damaged.read_text() == text

@@ -348,7 +348,7 @@ def test_the_code_of_a_point_is_what_its_run_uses_no_more_and_no_less(
     assert code.issuperset([*parts, *loop, "src/lmlab/experiments/studies/point.py"])
     unused = (
         *("src/lmlab/training/optimizers/lion.py", "src/lmlab/data/tokenizers/bpe.py"),
-        *("src/lmlab/cli.py", "src/lmlab/experiments/studies/table.py"),
+        *("src/lmlab/cli/runs.py", "src/lmlab/experiments/studies/table.py"),
         *("src/lmlab/experiments/preflight.py", "src/lmlab/evaluation/measures/induction.py"),
     )
     assert code.isdisjoint(unused)

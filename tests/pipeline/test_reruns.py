@@ -95,7 +95,7 @@ UNUSED_CODE = [
     "src/lmlab/model/layers/normalisation/layer_norm.py",
     "src/lmlab/model/layers/position/no_position.py",
     "src/lmlab/training/schedules/cosine.py",
-    "src/lmlab/cli.py",
+    "src/lmlab/cli/runs.py",
     "src/lmlab/experiments/preflight.py",
     "src/lmlab/experiments/runcache.py",
     "src/lmlab/experiments/timing.py",
