@@ -159,7 +159,7 @@ def test_a_trial_does_not_know_what_those_that_run_beside_it_give(
 
 def test_how_many_at_a_time_is_part_of_a_search(tree: Tree, tmp_path: Path) -> None:
     search(read(tree, *RANGES, at_a_time=2), 3, tmp_path)
-    with pytest.raises(UserError, match="search with other at_a_time"):
+    with pytest.raises(UserError, match="search with other at-a-time"):
         search(read(tree, *RANGES), 5, tmp_path)
 
 

@@ -157,6 +157,40 @@ def run(
     threads. It may raise UserError for what says nothing about the values, such as a full disk:
     then the search ends, and goes on with the same trial when it is called again.
     """
+    study = _opened(search, storage)
+    done = _finished(search, study)
+    running: deque[tuple[Values, Future[Outcome]]] = deque()
+    with ThreadPoolExecutor(search.at_a_time) as threads:
+        while len(done) < trials:
+            while len(running) < min(search.at_a_time, trials - len(done)):
+                name = search.title(len(done) + len(running))
+                values = _point(search, done, [values for values, _ in running])
+                show(f"{name} of {trials}: {_listed(values)}: begins")
+                running.append((values, threads.submit(run_trial, name, values)))
+            values, future = running.popleft()
+            try:
+                trial = Trial(search.title(len(done)), values, future.result())
+            except BaseException:
+                threads.shutdown(wait=False, cancel_futures=True)
+                if running:
+                    show(f"no more begin; those at work ({len(running)}) end first")
+                raise
+            study.add_trial(_for_optuna(search, trial))
+            done.append(trial)
+            show(f"{trial.name}: {_listed(values)}: {_found(search, trial.outcome)}")
+    return done
+
+
+def _found(search: Search, outcome: Outcome) -> str:
+    if outcome.value is None:
+        return outcome.reason
+    return f"{search.measure} {outcome.value:.4f}"
+
+
+def _opened(search: Search, storage: Path) -> optuna.Study:
+    """What is remembered of the search. Raises UserError where that is damaged, of another search,
+    or in use.
+    """
     storage.parent.mkdir(parents=True, exist_ok=True)
     try:
         study = optuna.create_study(
@@ -171,35 +205,7 @@ def run(
         ) from None
     _check_same(search, study)
     _check_alone_at_work(search, study)
-    done = _finished(search, study)
-    running: deque[tuple[Values, Future[Outcome]]] = deque()
-    with ThreadPoolExecutor(search.at_a_time) as threads:
-        while len(done) < trials:
-            begun = len(done) + len(running)
-            if begun < trials and len(running) < search.at_a_time:
-                values = _point(search, done, [values for values, _ in running])
-                show(f"{search.title(begun)} of {trials}: {_listed(values)}: begins")
-                running.append((values, threads.submit(run_trial, search.title(begun), values)))
-                continue
-            values, future = running.popleft()
-            trial = Trial(search.title(len(done)), values, _result(future, threads))
-            study.add_trial(_for_optuna(search, trial))
-            done.append(trial)
-            outcome = trial.outcome
-            found = outcome.reason
-            if outcome.value is not None:
-                found = f"{search.measure} {outcome.value:.4f}"
-            show(f"{trial.name}: {_listed(values)}: {found}")
-    return done
-
-
-def _result(future: Future[Outcome], threads: ThreadPoolExecutor) -> Outcome:
-    """What a trial came to. Where it fails, those at work end and no other begins."""
-    try:
-        return future.result()
-    except BaseException:
-        threads.shutdown(wait=False, cancel_futures=True)
-        raise
+    return study
 
 
 def _point(search: Search, done: list[Trial], running: list[Values]) -> Values:
@@ -229,8 +235,7 @@ def _for_optuna(search: Search, trial: Trial) -> FrozenTrial:
 
 
 def _made(search: Search, values: Values, state: TrialState, **more: Any) -> FrozenTrial:
-    made = optuna.trial.create_trial(params=values, distributions=search.keys, state=state, **more)
-    return made
+    return optuna.trial.create_trial(params=values, distributions=search.keys, state=state, **more)
 
 
 def _seed(seed: int, number: int) -> int:
@@ -269,7 +274,8 @@ def _check_same(search: Search, study: optuna.Study) -> None:
                 )
         elif before[part] != value:
             raise UserError(
-                f"--name {search.name} is a search with other {part}; give another --name"
+                f"--name {search.name} is a search with other {part.replace('_', '-')}; give"
+                " another --name"
             )
 
 
