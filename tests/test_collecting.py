@@ -477,15 +477,20 @@ class Stopped(Here):
 
 
 LONG = "Of Ångström\u2019s \u201cruler\u201d \u2013 more.\r\n"
+LONGEST = [f"{word} and " + LONG * 4 for word in ("this", "that", "these", "those", "them")]
 TEXTS = [
     ["", "one\r", "\ntwo\n" * 9],
     [LONG * 3, LONG * 5, "\ud800 half a pair", LONG],
     [],
     ["∑∑∑"],
     ["one\r", "\ntwo\n" * 9],
-    [f"{word} and " + LONG * 4 for word in ("this", "that", "these", "those", "them")],
+    LONGEST,
+    LONGEST,
+    [*LONGEST, "and a little more\n"],
+    ["one piece for a chunk of its own, " * 6],
     [LONG * 3, LONG * 5, "\ud800 half a pair", LONG + "again"],
     [" ", "\n"],
+    ["long enough for a chunk of its own, " * 6, "∑"],
     ["the end of it all, and nothing but the end\n" * 4],
 ]
 """Documents of which some are empty, some are emptied, and some are equal or nearly so."""
