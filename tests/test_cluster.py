@@ -116,7 +116,11 @@ def test_nobody_at_an_address_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
     for address, message in [
         (f"tcp://127.0.0.1:{free_port()}", "no scheduler answers at"),
         ("127.0.0.1", "is no address of a scheduler"),
-        ("tcp://127.0.0.1:nothing", "no scheduler answers at"),
+        ("tcp://127.0.0.1:nothing", "is no address of a scheduler"),
+        ("tcp://127.0.0.1:99999", "is no address of a scheduler"),
+        ("tcp://127.0.0.1", "is no address of a scheduler"),
+        ("tls://", "is no address of a scheduler"),
+        ("http://127.0.0.1:8786", "is no address of a scheduler"),
     ]:
         with pytest.raises(UserError, match=message):
             at(address)
@@ -262,3 +266,18 @@ def test_a_worker_that_would_encode_otherwise_is_refused(
         workers_ = experiments_cluster.Workers(client, address)
         workers_._expected[path] = "another"
         encoding("refused", workers_)
+
+
+def test_what_is_given_up_is_not_waited_for(
+    encoding: Callable[..., dict[str, bytes]], cluster: Any
+) -> None:
+    address = cluster.scheduler_address
+    with experiments_cluster.reached(address) as client:
+        given_up = experiments_cluster.Workers(client, address).submit(time.sleep, 60)
+        started = time.monotonic()
+        with ThreadPoolExecutor(1) as thread:
+            waiting = thread.submit(given_up.result)
+            time.sleep(1)
+            given_up.cancel()
+            assert isinstance(waiting.exception(30), UserError)
+        assert time.monotonic() - started < 30

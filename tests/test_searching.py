@@ -157,6 +157,30 @@ def test_a_trial_does_not_know_what_those_that_run_beside_it_give(
     assert last(16) != last(99)
 
 
+@pytest.mark.parametrize("error", [UserError("disk"), KeyboardInterrupt()], ids=repr)
+def test_where_it_ends_early_those_at_work_are_told(
+    error: BaseException, tree: Tree, tmp_path: Path
+) -> None:
+    told = threading.Event()
+    said: list[str] = []
+
+    def run(name: str, values: Values) -> Outcome:
+        if name.endswith("0000"):
+            raise error
+        assert told.wait(60)
+        return bowl(name, values)
+
+    def stop() -> str:
+        told.set()
+        return "they are told"
+
+    wanted = read(tree, *RANGES, at_a_time=3)
+    with pytest.raises(type(error)):
+        searching.run(wanted, 9, tmp_path / "search.db", run, said.append, stop)
+    assert said[-1] == "no more trials begin; they are told"
+    assert len(said) == 4
+
+
 def test_how_many_at_a_time_is_part_of_a_search(tree: Tree, tmp_path: Path) -> None:
     search(read(tree, *RANGES, at_a_time=2), 3, tmp_path)
     with pytest.raises(UserError, match="search with other at-a-time"):

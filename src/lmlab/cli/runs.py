@@ -181,8 +181,9 @@ def search(
     surroundings.check_experiments()
     wanted = searching.read(name, key, measure, maximise, seed, tree, at_a_time)
     folder = Path(".scratch") / "search"
-    with making.made_here_or_at(cluster, making.Experiments(measure, tree, folder / name)) as run:
-        done = searching.run(wanted, trials, folder / f"{name}.db", run, typer.echo)
+    with making.made_here_or_at(cluster, making.Experiments(measure, tree, folder / name)) as made:
+        storage = folder / f"{name}.db"
+        done = searching.run(wanted, trials, storage, made.run, typer.echo, made.stop)
     for line in searching.lines(wanted, done, tree):
         typer.echo(line)
 

@@ -4,6 +4,7 @@ A worker is a process in a clone of its own. What it is asked to do it does only
 caller, which each kind of work checks for itself.
 """
 
+import logging
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import lmlab
 from lmlab.core.errors import UserError
@@ -23,7 +25,6 @@ SECONDS_TO_ANSWER = 10
 SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_ALONE = 30.0
 """Without any worker, until work ends: one that is restarted may come back."""
-SCHEMES = ("tcp://", "tls://")
 KEPT = "what is finished is kept, so run the same command again once that is mended"
 ROOMS = ("core", "data")
 """Whose code encodes text."""
@@ -39,6 +40,8 @@ def reached(address: str) -> Iterator[Any]:
             "--cluster needs Dask's distributed: pip install 'lmlab[cluster]' (in a copy of the"
             " project: pip install -e '.[cluster]')"
         )
+    # what it has to say on its own is said below, in a line
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     client = _connected(address)
     try:
         if not client.scheduler_info(n_workers=-1)["workers"]:
@@ -56,7 +59,7 @@ def _connected(address: str) -> Any:
     import distributed
 
     client: Any = distributed.Client  # its types say nothing
-    if not address.startswith(SCHEMES):
+    if not _is_address(address):
         raise UserError(
             f"--cluster: {address!r} is no address of a scheduler; it looks like"
             " tcp://127.0.0.1:8786"
@@ -71,6 +74,15 @@ def _connected(address: str) -> Any:
             f"--cluster: no scheduler answers at {address} ({reason}); start one: `dask scheduler"
             " --host 127.0.0.1 --port 8786 --dashboard-address 127.0.0.1:8787`"
         ) from None
+
+
+def _is_address(text: str) -> bool:
+    """Whether it is tcp://HOST:PORT or tls://HOST:PORT."""
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("tcp", "tls") and bool(parts.hostname) and bool(parts.port)
+    except ValueError:  # the port is no number, or too large
+        return False
 
 
 def _check_certificates() -> None:
@@ -141,6 +153,10 @@ class _Result(Future[Any]):
     def __init__(self, inner: "Future[Any]", client: Any, address: str) -> None:
         super().__init__()
         self._inner, self._client, self._address = inner, client, address
+
+    def cancel(self) -> bool:
+        """Wait for it no longer. A call that a worker has begun goes on there."""
+        return self._inner.cancel()
 
     def result(self, timeout: float | None = None) -> Any:
         return awaited(self._inner, self._client, self._address)

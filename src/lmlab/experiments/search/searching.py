@@ -149,13 +149,15 @@ def run(
     storage: Path,
     run_trial: Callable[[str, Values], Outcome],
     show: Callable[[str], None],
+    stop: Callable[[], str] = lambda: "those at work end first",
 ) -> list[Trial]:
     """Run trials until there are as many as wished, those of earlier calls included; all of them in
     order.
 
     `run_trial` is given an experiment's name and the values to try, in up to `search.at_a_time`
     threads. It may raise UserError for what says nothing about the values, such as a full disk:
-    then the search ends, and goes on with the same trial when it is called again.
+    then the search ends, and goes on with the same trial when it is called again. Where it ends
+    early, `stop` is called and says what becomes of the other trials that have begun.
     """
     study = _opened(search, storage)
     done = _finished(search, study)
@@ -172,8 +174,7 @@ def run(
                 trial = Trial(search.title(len(done)), values, future.result())
             except BaseException:
                 threads.shutdown(wait=False, cancel_futures=True)
-                if running:
-                    show(f"no more begin; those at work ({len(running)}) end first")
+                show(f"no more trials begin; {stop()}")
                 raise
             study.add_trial(_for_optuna(search, trial))
             done.append(trial)

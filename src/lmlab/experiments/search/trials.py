@@ -8,7 +8,8 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -69,6 +70,10 @@ class Experiments:
             f" {log})"
         )
 
+    def stop(self) -> str:
+        """No more trials are asked for: what becomes of those at work."""
+        return "those at work end first"
+
     def _overrides(self, values: Values) -> Iterator[str]:
         """What makes params.yaml, as it is in this folder, the params of a trial."""
         here = commands.leaves(params.read())
@@ -91,13 +96,13 @@ class Experiments:
 
 
 @contextmanager
-def made_here_or_at(address: str, here: Experiments) -> Iterator[Callable[[str, Values], Outcome]]:
+def made_here_or_at(address: str, here: Experiments) -> Iterator["Experiments | ByWorkers"]:
     """What makes a trial: this machine, or where an address is given, the workers there."""
     if not address:
-        yield here.run
+        yield here
         return
     with cluster.reached(address) as client:
-        yield ByWorkers(here, client, address).run
+        yield ByWorkers(here, client, address)
 
 
 class ByWorkers:
@@ -110,6 +115,7 @@ class ByWorkers:
         self.here = here
         self._workers = cluster.Workers(client, address, facts)
         self._lock = threading.Lock()
+        self._asked: list[Future[Any]] = []
 
     def run(self, name: str, values: Values) -> Outcome:
         """The trial's outcome: of the experiment if there is one, else by a worker's run.
@@ -120,7 +126,9 @@ class ByWorkers:
         if (outcome := here.known(name, values)) is not None:
             return outcome
         asked = (here.measure, here.tree, here.logs, name, values)
-        bundle = self._workers.submit(run_and_bundle, *asked).result()
+        future = self._workers.submit(run_and_bundle, *asked)
+        self._asked.append(future)
+        bundle = future.result()
         with self._lock, tempfile.NamedTemporaryFile(suffix=".bundle") as file:
             file.write(bundle)
             file.flush()
@@ -131,6 +139,12 @@ class ByWorkers:
         outcome = here.known(name, values)
         assert outcome is not None
         return outcome
+
+    def stop(self) -> str:
+        """No more trials are asked for, and none is waited for: what becomes of those at work."""
+        for future in self._asked:
+            future.cancel()
+        return "workers that have begun one go on to its end"
 
 
 def facts() -> dict[str, str]:
