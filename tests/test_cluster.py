@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import test_collecting
+from ports import free_port
 from test_studies import CORPUS, folder, write  # noqa: F401 (a fixture)
 
 from lmlab.core import registry
@@ -98,12 +98,6 @@ def test_a_worker_that_is_not_like_this_project_is_refused(
     refused = pytest.raises(UserError, match=r"not like this project: code: .*training/loop\.py")
     with workers.at(cluster.scheduler_address) as run, refused:
         points_of(folder, "plain", run)
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def at(address: str) -> None:

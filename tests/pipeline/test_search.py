@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
+from ports import free_port
 
 pytestmark = pytest.mark.pipeline
 LMLAB = (sys.executable, "-c", "import pipeline; from lmlab.cli import main; main()")
@@ -205,12 +205,6 @@ def start_queue(workspace: Any) -> None:
         stdout=nowhere,
         check=True,
     )
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def rates(said: str) -> list[str]:

@@ -1,15 +1,12 @@
 """What runs gave, and which is better."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from lmlab.cli.front import app, note_faults
 from lmlab.core import errors
-
-if TYPE_CHECKING:
-    pass
 
 PANEL = "What runs gave"
 """Above these commands in `lmlab --help`."""

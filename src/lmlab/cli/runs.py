@@ -172,6 +172,7 @@ def search(
     command goes on.
     """
     from lmlab.core import params
+    from lmlab.core.scratch import scratch_folder
     from lmlab.experiments import preflight, surroundings
     from lmlab.experiments.search import searching
     from lmlab.experiments.search import trials as making
@@ -180,7 +181,7 @@ def search(
     preflight.check(tree)
     surroundings.check_experiments()
     wanted = searching.read(name, key, measure, maximise, seed, tree, at_a_time)
-    folder = Path(".scratch") / "search"
+    folder = scratch_folder("search")
     with making.made_here_or_at(cluster, making.Experiments(measure, tree, folder / name)) as made:
         storage = folder / f"{name}.db"
         done = searching.run(wanted, trials, storage, made.run, typer.echo, made.stop)
